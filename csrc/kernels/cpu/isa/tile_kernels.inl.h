@@ -1,0 +1,22 @@
+// Instantiates the vector kernels for the instruction set that the including file has set.
+// The standard headers come in with tile_kernels.h, before that file's target pragma.
+
+#include "../simd.inl.h"
+#include "../softmax.inl.h"
+#include "../sigmoid.inl.h"
+
+namespace cyclip::cpu::CYCLIP_ISA {
+
+#define CYCLIP_STRINGIZE_(x) #x
+#define CYCLIP_STRINGIZE(x) CYCLIP_STRINGIZE_(x)
+
+template <typename T>
+constexpr TileKernels<T> kTable = {CYCLIP_STRINGIZE(CYCLIP_ISA), softmax_forward<T>, softmax_backward<T>,
+                                   sigmoid_forward<T>, sigmoid_backward<T>};
+
+extern const TileKernels<float> float_kernels;
+extern const TileKernels<double> double_kernels;
+const TileKernels<float> float_kernels = kTable<float>;
+const TileKernels<double> double_kernels = kTable<double>;
+
+}  // namespace cyclip::cpu::CYCLIP_ISA

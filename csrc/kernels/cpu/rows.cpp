@@ -1,0 +1,86 @@
+#include "rows.h"
+
+#include <cmath>
+
+namespace cyclip::cpu {
+
+namespace {
+
+// Eight chains, so that the additions do not wait for one another; fixed order.
+template <typename T>
+double dot(const T* a, const T* b, int64_t d) {
+  constexpr int kChains = 8;
+  double partial[kChains] = {};
+  int64_t k = 0;
+  for (; k + kChains <= d; k += kChains) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      partial[chain] += static_cast<double>(a[k + chain]) * static_cast<double>(b[k + chain]);
+    }
+  }
+  double sum = 0;
+  for (; k < d; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+  for (const double p : partial) sum += p;
+  return sum;
+}
+
+// 1 / |x| as stored; at or below eps the norm was clamped.
+template <typename T>
+bool norm_is_clamped(T inv_norm) {
+  return inv_norm >= static_cast<T>(1 / kEps);
+}
+
+}  // namespace
+
+template <typename T>
+void row_norms(const T* x, int64_t rows, int64_t d, double* norms) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const double norm = std::sqrt(dot(x + i * d, x + i * d, d));
+    norms[i] = norm < kEps ? kEps : norm;  // keeps NaN
+  }
+}
+
+template <typename T>
+void normalized_sum_and_difference(const T* x, const T* y, const T* x_inv_norms, const T* y_inv_norms,
+                                   int64_t rows, int64_t d, T* plus, T* minus) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t k = i * d; k < (i + 1) * d; ++k) {
+      const T a = x[k] * x_inv_norms[i];
+      const T b = y[k] * y_inv_norms[i];
+      plus[k] = a + b;
+      minus[k] = a - b;
+    }
+  }
+}
+
+template <typename T>
+void subtract_projection(const T* x, const T* inv_norms, const double* row_dot, int64_t rows, int64_t d,
+                         T* gradient) {
+  for (int64_t i = 0; i < rows; ++i) {
+    if (norm_is_clamped(inv_norms[i])) continue;
+    const double inv_norm = inv_norms[i];
+    const T along = static_cast<T>(row_dot[i] * inv_norm * inv_norm);
+    for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] -= along * x[k];
+  }
+}
+
+template <typename T>
+void normalize_backward(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T inv_norm = inv_norms[i];
+    const double inner = norm_is_clamped(inv_norm) ? 0 : dot(x + i * d, gradient + i * d, d);
+    const T along = static_cast<T>(inner * inv_norm * inv_norm * inv_norm);
+    for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] = gradient[k] * inv_norm - along * x[k];
+  }
+}
+
+#define CYCLIP_INSTANTIATE(T)                                                                              \
+  template void row_norms<T>(const T*, int64_t, int64_t, double*);                                         \
+  template void normalized_sum_and_difference<T>(const T*, const T*, const T*, const T*, int64_t, int64_t, \
+                                                 T*, T*);                                                  \
+  template void subtract_projection<T>(const T*, const T*, const double*, int64_t, int64_t, T*);           \
+  template void normalize_backward<T>(const T*, const T*, int64_t, int64_t, T*);
+
+CYCLIP_INSTANTIATE(float)
+CYCLIP_INSTANTIATE(double)
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,101 @@
+// Epilogues of the pairwise sigmoid loss: softplus(-l_ij z_ij) with z = s S + b, l = 1 for the
+// positive and -1 for all others. The positive of each row is one entry, computed apart in double.
+
+namespace cyclip::cpu::CYCLIP_ISA {
+
+template <typename T>
+struct Sigmoid {
+  Vec<T> z;
+  Vec<T> decay;  // e^(-|z|), from which both softplus and its derivative follow without overflow
+};
+
+template <typename T>
+inline Sigmoid<T> sigmoid_parts(Vec<T> s, double scale, double bias) {
+  constexpr double kLog2e = 1.4426950408889634;
+  constexpr T hi = static_cast<T>(kLog2e);
+  constexpr T lo = static_cast<T>(kLog2e - static_cast<double>(hi));
+  const Vec<T> z = s * static_cast<T>(scale) + static_cast<T>(bias);
+  const Vec<T> zero = splat(T(0));
+  const Vec<T> negative = z > zero ? zero - z : z;
+  const Vec<T> lowest = splat(T(-1000));  // e^-1000 is zero; the comparison lets NaN pass
+  const Base2<T> power = exp2_split<T>(negative < lowest ? lowest : negative, hi, lo);
+  return {z, power.fraction * power_of_two<T>(power.exponent)};
+}
+
+inline double softplus(double z) {
+  return (z > 0 ? z : 0) + __builtin_log1p(__builtin_exp(-__builtin_fabs(z)));
+}
+
+inline double logistic(double z) { return 1 / (1 + __builtin_exp(-z)); }
+
+template <typename T>
+inline double entry_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
+  return static_cast<double>(tile.values[row * tile.pitch + col]) * tile.row_inv_norms[row] *
+         tile.col_inv_norms[col];
+}
+
+template <typename T>
+void sigmoid_forward(const SigmoidForward<T>& args) {
+  const Tile<T>& tile = args.tile;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const int64_t positive = positive_column(tile, row);
+    const Vec<T> zero = splat(T(0));
+    Vec<T> sum = zero;
+    for_each_vector<T>(tile.cols, positive, [&](int64_t col, auto mask) {
+      const Sigmoid<T> p = sigmoid_parts<T>(cosine(tile, row, col), args.scale, args.bias);
+      sum += choose(mask, maximum(p.z, zero) + log1p_unit<T>(p.decay), zero);
+    });
+    args.row_loss[row] += sum_lanes<T>(sum);
+    if (in_tile(tile, positive)) {
+      args.row_loss[row] += softplus(-(args.scale * entry_cosine(tile, row, positive) + args.bias));
+    }
+  }
+}
+
+template <typename T>
+void sigmoid_backward(const SigmoidBackward<T>& args) {
+  const Tile<T>& tile = args.tile;
+  T* col_dot = args.column_scratch;
+  for (int64_t col = 0; col < padded(tile.cols); ++col) col_dot[col] = 0;
+
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    T* values = tile.values + row * tile.pitch;
+    const int64_t positive = positive_column(tile, row);
+    const bool has_positive = in_tile(tile, positive);
+    const double positive_cosine = has_positive ? entry_cosine(tile, row, positive) : 0;
+    const T row_grad = static_cast<T>(args.row_grad[row]);
+    const T scale = static_cast<T>(args.scale);
+    const Vec<T> zero = splat(T(0)), one = splat(T(1));
+    Vec<T> row_dot = zero, row_slope = zero;
+    for_each_vector<T>(tile.cols, positive, [&](int64_t col, auto mask) {
+      const Vec<T> s = cosine(tile, row, col);
+      const Sigmoid<T> p = sigmoid_parts<T>(s, args.scale, args.bias);
+      const Vec<T> numerator = p.z > zero ? one : p.decay;
+      const Vec<T> slope = choose(mask, row_grad * numerator / (one + p.decay), zero);
+      const Vec<T> dot = choose(mask, slope * s, zero);
+      row_dot += dot;
+      row_slope += slope;
+      store(col_dot + col, load<Vec<T>>(col_dot + col) + dot);
+      const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);
+      store(values + col, choose(mask, slope * scale * tile.row_inv_norms[row] * inv_norm, zero));
+    });
+    double dot = sum_lanes<T>(row_dot), slope = sum_lanes<T>(row_slope);
+    if (has_positive) {
+      const double z = args.scale * positive_cosine + args.bias;
+      const double positive_slope = -args.row_grad[row] * logistic(-z);
+      const double inv_norms = static_cast<double>(tile.row_inv_norms[row]) * tile.col_inv_norms[positive];
+      values[positive] = static_cast<T>(positive_slope * args.scale * inv_norms);
+      args.sums.col_dot[positive] += args.scale * positive_slope * positive_cosine;
+      dot += positive_slope * positive_cosine;
+      slope += positive_slope;
+    }
+    args.sums.row_dot[row] += args.scale * dot;
+    *args.sums.scale += dot;
+    *args.sums.bias += slope;
+  }
+  for (int64_t col = 0; col < tile.cols; ++col) {
+    args.sums.col_dot[col] += args.scale * static_cast<double>(col_dot[col]);
+  }
+}
+
+}  // namespace cyclip::cpu::CYCLIP_ISA

@@ -1,0 +1,133 @@
+// The CPU kernels as seen from outside: argument structs, and a table of function pointers that is
+// filled once per instruction set (isa/*.cpp) and chosen at run time (dispatch.cpp).
+//
+// A *tile* is a small block of the similarity matrix, rows = images, columns = texts, that a matrix
+// product has just written and that is still in cache. T is the compute type, float or double.
+// Symbols follow docs/gradients.md: S cosine, s logit scale, z = s S, W softmax weight, G = dL/dS.
+
+#pragma once
+
+#include <cstdint>
+
+namespace cyclip::cpu {
+
+// Integer lane that goes with T: exponents of powers of two are kept and applied as integers.
+template <typename T>
+struct LaneOf;
+template <>
+struct LaneOf<float> {
+  using Int = int32_t;
+};
+template <>
+struct LaneOf<double> {
+  using Int = int64_t;
+};
+template <typename T>
+using LaneInt = typename LaneOf<T>::Int;
+
+// Vector kernels read and write whole vectors at the right edge of a tile, so tile pitches and all
+// per-column arrays are padded to a multiple of this many elements. Padding may hold anything.
+inline constexpr int64_t kColumnPadding = 16;
+
+constexpr int64_t padded(int64_t cols) { return (cols + kColumnPadding - 1) / kColumnPadding * kColumnPadding; }
+
+// Exponent of a maximum over nothing: far below any real one, and still safe to subtract.
+inline constexpr int32_t kNoShift = -(1 << 28);
+
+// The part of the similarity matrix that one tile covers.
+template <typename T>
+struct Tile {
+  T* values;               // [rows, pitch]; raw dot products <x_i, y_j> on entry
+  int64_t pitch;           // elements between rows, a multiple of kColumnPadding
+  int64_t rows, cols;      //
+  int64_t row_begin;       // global index of row 0
+  int64_t col_begin;       // global index of column 0
+  int64_t offset;          // the positive of global row i is global column i + offset
+  const T* row_inv_norms;  // [rows]
+  const T* col_inv_norms;  // [cols]
+};
+
+// z log2(e) = S (scale_hi + scale_lo): two terms, so that rounding s log2(e) to T costs nothing.
+template <typename T>
+struct Base2Scale {
+  T hi, lo;
+};
+
+// Running statistics of a set of rows (or columns) over their negatives:
+// sum_j 2^(z'_ij) = sum[i] 2^shift[i], and the largest cosine with its global index (-1: none yet).
+template <typename T>
+struct NegativeStatistics {
+  LaneInt<T>* shift;
+  double* sum;
+  T* hardest;
+  LaneInt<T>* hardest_index;
+};
+
+template <typename T>
+struct SoftmaxForward {
+  Tile<T> tile;  // overwritten with cosines
+  Base2Scale<T> scale;
+  NegativeStatistics<T> row_statistics;  // [rows], updated
+  NegativeStatistics<T> col_statistics;  // [cols], updated
+  double* positive;                      // [rows], written where the positive lies in the tile
+  T* column_scratch;                     // [2, padded(cols)]
+};
+
+// Weights W_ij = row_weight_i 2^(z'_ij - row_shift_i) + col_weight_j 2^(z'_ij - col_shift_j).
+template <typename T>
+struct SoftmaxWeights {
+  const LaneInt<T>* row_shift;
+  const T* row_weight;
+  const LaneInt<T>* col_shift;
+  const T* col_weight;
+};
+
+// Sums that the normalization and the scalars need: p_i = sum_j G_ij S_ij and the same over columns.
+struct GradientSums {
+  double* row_dot;  // [rows], added to
+  double* col_dot;  // [cols], added to
+  double* scale;    // [1], added to: dL/ds
+  double* bias;     // [1], added to: dL/db (sigmoid only)
+};
+
+template <typename T>
+struct SoftmaxBackward {
+  Tile<T> tile;  // overwritten with H_ij = G_ij / (|x_i| |y_j|)
+  Base2Scale<T> scale_base2;
+  double scale;
+  SoftmaxWeights<T> weights;
+  GradientSums sums;
+  T* column_scratch;  // [padded(cols)]
+};
+
+template <typename T>
+struct SigmoidForward {
+  Tile<T> tile;  // left as dot products
+  double scale, bias;
+  double* row_loss;  // [rows], added to
+};
+
+template <typename T>
+struct SigmoidBackward {
+  Tile<T> tile;  // overwritten with H_ij
+  double scale, bias;
+  const double* row_grad;  // [rows], dL/d(row_loss)
+  GradientSums sums;
+  T* column_scratch;  // [padded(cols)]
+};
+
+// One instruction set's kernels.
+template <typename T>
+struct TileKernels {
+  const char* isa;
+  void (*softmax_forward)(const SoftmaxForward<T>&);
+  void (*softmax_backward)(const SoftmaxBackward<T>&);
+  void (*sigmoid_forward)(const SigmoidForward<T>&);
+  void (*sigmoid_backward)(const SigmoidBackward<T>&);
+};
+
+// The best table that this processor can run.
+template <typename T>
+const TileKernels<T>& tile_kernels();
+
+}  // namespace cyclip::cpu

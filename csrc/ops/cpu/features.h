@@ -1,0 +1,61 @@
+// One tower's features, ready for the kernels.
+
+#pragma once
+
+#include "../../kernels/cpu/rows.h"
+#include "../../kernels/cpu/tile_kernels.h"
+#include "../checks.h"
+#include "buffer.h"
+#include "gemm.h"
+#include "parallel.h"
+
+namespace cyclip::cpu {
+
+inline constexpr int64_t kRowBlock = 256;  // rows per task of the row-wise kernels
+
+// Features in the compute type T (16-bit inputs are widened, which is exact), contiguous, with the
+// inverses of their norms. Features stay raw: normalization is folded into the tile kernels.
+template <typename T>
+struct Features {
+  Tensor tensor;  // owns `data`
+  const T* data;
+  int64_t rows, d;
+  Buffer<double> norms;
+  Buffer<T> inv_norms;  // padded for vector loads; rounded once, from the double norm
+
+  explicit Features(const Tensor& features)
+      : tensor(torch::stable::contiguous(torch::stable::to(features, kDtype<T>))),
+        data(tensor.template const_data_ptr<T>()),
+        rows(features.size(0)),
+        d(features.size(1)),
+        norms(rows),
+        inv_norms(padded(rows)) {
+    for_each_block(rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      row_norms(data + begin * d, end - begin, d, norms.data() + begin);
+      for (int64_t i = begin; i < end; ++i) inv_norms[i] = static_cast<T>(1 / norms[i]);
+    });
+  }
+
+  const T* row(int64_t i) const { return data + i * d; }
+
+  Matrix<const T> block(int64_t begin, int64_t end) const { return {row(begin), end - begin, d, d}; }
+};
+
+// Calls f with a value of the compute type of `features`: double for float64, else float.
+template <typename F>
+auto with_compute_type(const Tensor& features, const F& f) {
+  return features.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+inline double scalar_value(const Tensor& scalar, const char* name) {
+  STD_TORCH_CHECK(scalar.numel() == 1, name, " must hold one number, got shape ", shape_of(scalar));
+  return *torch::stable::to(scalar, ScalarType::Double).const_data_ptr<double>();
+}
+
+inline Tensor scalar_tensor(double value) {
+  Tensor tensor = empty<double>({});
+  *tensor.mutable_data_ptr<double>() = value;
+  return tensor;
+}
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,197 @@
+// Softmax statistics of the negatives, and the gradient through them.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "../../kernels/cpu/sparse_gradients.h"
+#include "../checks.h"
+#include "gradient_panels.h"
+
+namespace cyclip::cpu {
+
+namespace {
+
+constexpr double kLn2 = 0.69314718055994531;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Partial statistics of one side of the matrix: `parts` vectors of `size` entries.
+template <typename T>
+class PartialStatistics {
+ public:
+  PartialStatistics(int64_t parts, int64_t size)
+      : parts_(parts),
+        pitch_(padded(size)),
+        shift_(parts * pitch_, kNoShift),
+        sum_(parts * pitch_, 0),
+        hardest_(parts * pitch_, kNoShift),
+        hardest_index_(parts * pitch_, -1) {}
+
+  NegativeStatistics<T> at(int64_t part, int64_t entry) {
+    const int64_t i = part * pitch_ + entry;
+    return {shift_.data() + i, sum_.data() + i, hardest_.data() + i, hardest_index_.data() + i};
+  }
+
+  // Merges the parts of each entry, in order. Parts come in order of index, so of tied hardest negatives
+  // the first wins.
+  void merge(int64_t size, double* lse, double* hardest, int64_t* hardest_index) {
+    for_each_block(size, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t entry = begin; entry < end; ++entry) {
+        merge_entry(entry, lse + entry, hardest + entry, hardest_index + entry);
+      }
+    });
+  }
+
+ private:
+  void merge_entry(int64_t entry, double* lse, double* hardest, int64_t* hardest_index) {
+    LaneInt<T> shift = kNoShift;
+    for (int64_t part = 0; part < parts_; ++part) shift = std::max(shift, shift_[part * pitch_ + entry]);
+    double sum = 0;
+    *hardest = -kInfinity;
+    *hardest_index = -1;
+    for (int64_t i = entry; i < parts_ * pitch_; i += pitch_) {
+      sum += std::ldexp(sum_[i], static_cast<int>(shift_[i] - shift));
+      if (hardest_index_[i] >= 0 && hardest_[i] > *hardest) {
+        *hardest = hardest_[i];
+        *hardest_index = hardest_index_[i];
+      }
+    }
+    *lse = sum == 0 ? -kInfinity : kLn2 * (static_cast<double>(shift) + std::log2(sum));
+    // Comparisons pass over NaN; the sum does not.
+    if (std::isnan(sum)) *hardest = sum;
+  }
+
+  int64_t parts_, pitch_;
+  Buffer<LaneInt<T>> shift_;
+  Buffer<double> sum_;
+  Buffer<T> hardest_;
+  Buffer<LaneInt<T>> hardest_index_;
+};
+
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename T>
+Statistics forward(const Tensor& image_features, const Tensor& text_features, double scale, int64_t offset) {
+  const Features<T> image(image_features), text(text_features);
+  const int64_t n = image.rows, m = text.rows;
+  const Regions regions(n, m);
+  PartialStatistics<T> row_parts(regions.across, n), col_parts(regions.down, m);
+  Tensor positive = empty<double>({n});
+  double* positive_data = positive.mutable_data_ptr<double>();
+  std::fill_n(positive_data, n, 0.0);
+
+  const TileKernels<T>& kernels = tile_kernels<T>();
+  const Base2Scale<T> base2 = base2_scale<T>(scale);
+  regions.for_each_tile(image, text, offset, [&](int64_t i, int64_t j, const Tile<T>& tile, T* scratch) {
+    kernels.softmax_forward({tile, base2, row_parts.at(j, tile.row_begin), col_parts.at(i, tile.col_begin),
+                             positive_data + tile.row_begin, scratch});
+  });
+
+  Tensor row_lse = empty<double>({n}), col_lse = empty<double>({m});
+  Tensor row_hardest = empty<double>({n}), col_hardest = empty<double>({m});
+  Tensor row_index = empty<int64_t>({n}), col_index = empty<int64_t>({m});
+  row_parts.merge(n, row_lse.mutable_data_ptr<double>(), row_hardest.mutable_data_ptr<double>(),
+                  row_index.mutable_data_ptr<int64_t>());
+  col_parts.merge(m, col_lse.mutable_data_ptr<double>(), col_hardest.mutable_data_ptr<double>(),
+                  col_index.mutable_data_ptr<int64_t>());
+  return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index};
+}
+
+// Softmax weights g e^(z - lse) in base 2: an integer shift next to lse / ln 2, what it leaves over folded
+// into the weight.
+template <typename T>
+struct Weights {
+  Buffer<LaneInt<T>> shift;
+  Buffer<T> weight;
+
+  Weights(const double* lse, const double* grad, int64_t size)
+      : shift(padded(size), 0), weight(size + kColumnPadding, 0) {
+    for (int64_t i = 0; i < size; ++i) {
+      if (lse[i] == -kInfinity) continue;  // no negatives: nothing to weigh
+      if (std::isnan(lse[i])) {
+        weight[i] = std::numeric_limits<T>::quiet_NaN();
+        continue;
+      }
+      const double base2 = lse[i] / kLn2;
+      const double nearest = std::nearbyint(base2);
+      shift[i] = static_cast<LaneInt<T>>(nearest);
+      weight[i] = static_cast<T>(grad[i] * std::exp2(nearest - base2));
+    }
+  }
+};
+
+// Contiguous float64 or int64 vector of a checked argument.
+template <typename E>
+struct Vector {
+  Tensor tensor;
+  const E* data;
+  Vector(const Tensor& argument, int64_t size, const char* name)
+      : tensor((check_vector(argument, size, kDtype<E>, name), torch::stable::contiguous(argument))),
+        data(tensor.template const_data_ptr<E>()) {}
+};
+
+}  // namespace
+
+Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
+                           int64_t offset) {
+  check_feature_pair(image_features, text_features);
+  const double scale = scalar_value(logit_scale, "logit_scale");
+  return with_compute_type(image_features, [&](auto type) {
+    return forward<decltype(type)>(image_features, text_features, scale, offset);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
+    const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, int64_t offset,
+    const Tensor& row_lse, const Tensor& col_lse, const Tensor& positive, const Tensor& row_hardest,
+    const Tensor& col_hardest, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
+    const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
+    const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad) {
+  check_feature_pair(image_features, text_features);
+  const int64_t n = image_features.size(0), m = text_features.size(0);
+  const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
+  const Vector<double> positive_(positive, n, "positive");
+  const Vector<double> row_hardest_(row_hardest, n, "row_hardest"), col_hardest_(col_hardest, m, "col_hardest");
+  const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");
+  const Vector<int64_t> col_index_(col_hardest_index, m, "col_hardest_index");
+  const Vector<double> grad_row_(grad_row_lse, n, "grad_row_lse"), grad_col_(grad_col_lse, m, "grad_col_lse");
+  const Vector<double> grad_positive_(grad_positive, n, "grad_positive");
+  const Vector<double> grad_row_hardest_(grad_row_hardest, n, "grad_row_hardest");
+  const Vector<double> grad_col_hardest_(grad_col_hardest, m, "grad_col_hardest");
+  const double scale = scalar_value(logit_scale, "logit_scale");
+
+  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
+    using T = decltype(type);
+    const Features<T> image(image_features), text(text_features);
+    const Weights<T> rows(row_lse_.data, grad_row_.data, n), cols(col_lse_.data, grad_col_.data, m);
+    const WantedGradients wanted = {needs_image_grad, needs_text_grad};
+    FeatureGradients<T> grads(image, text, wanted);
+    const TileKernels<T>& kernels = tile_kernels<T>();
+    const Base2Scale<T> base2 = base2_scale<T>(scale);
+
+    const auto fill = [&](const Tile<T>& tile, const GradientSums& sums, T* scratch) {
+      const int64_t r = tile.row_begin, c = tile.col_begin;
+      const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
+                                         cols.weight.data() + c};
+      kernels.softmax_backward({tile, base2, scale, weights, sums, scratch});
+      add_sparse_gradients(tile,
+                           {grad_positive_.data + r, positive_.data + r, grad_row_hardest_.data + r,
+                            row_hardest_.data + r, row_index_.data + r, grad_col_hardest_.data + c,
+                            col_hardest_.data + c, col_index_.data + c},
+                           sums);
+    };
+    const ScalarGradients scalars =
+        feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);
+    return {torch::stable::to(grads.image, image_features.scalar_type()),
+            torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale)};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {
+  m.impl("pair_statistics", TORCH_BOX(&pair_statistics));
+  m.impl("pair_statistics_backward", TORCH_BOX(&pair_statistics_backward));
+}
+
+}  // namespace cyclip::cpu

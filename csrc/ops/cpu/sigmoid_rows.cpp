@@ -1,0 +1,64 @@
+// The pairwise sigmoid loss, row by row, and its gradient.
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../checks.h"
+#include "gradient_panels.h"
+
+namespace cyclip::cpu {
+
+Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
+                    const Tensor& logit_bias, int64_t offset) {
+  check_feature_pair(image_features, text_features);
+  const double scale = scalar_value(logit_scale, "logit_scale"), bias = scalar_value(logit_bias, "logit_bias");
+  const int64_t n = image_features.size(0), m = text_features.size(0);
+  const Regions regions(n, m);
+  Buffer<double> parts(regions.across * n, 0);
+  with_compute_type(image_features, [&](auto type) {
+    using T = decltype(type);
+    const Features<T> image(image_features), text(text_features);
+    regions.for_each_tile(image, text, offset, [&](int64_t, int64_t j, const Tile<T>& tile, T*) {
+      tile_kernels<T>().sigmoid_forward({tile, scale, bias, parts.data() + j * n + tile.row_begin});
+    });
+  });
+  Tensor row_loss = empty<double>({n});
+  double* out = row_loss.mutable_data_ptr<double>();
+  std::fill_n(out, n, 0.0);
+  for (int64_t part = 0; part < regions.across; ++part) {
+    for (int64_t i = 0; i < n; ++i) out[i] += parts[part * n + i];
+  }
+  return row_loss;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
+    const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, const Tensor& logit_bias,
+    int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad) {
+  check_feature_pair(image_features, text_features);
+  check_vector(grad_rows, image_features.size(0), ScalarType::Double, "grad_rows");
+  const double scale = scalar_value(logit_scale, "logit_scale"), bias = scalar_value(logit_bias, "logit_bias");
+  const Tensor row_grads = torch::stable::contiguous(grad_rows);
+  const double* row_grad = row_grads.const_data_ptr<double>();
+  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+    using T = decltype(type);
+    const Features<T> image(image_features), text(text_features);
+    const WantedGradients wanted = {needs_image_grad, needs_text_grad};
+    FeatureGradients<T> grads(image, text, wanted);
+    const auto fill = [&](const Tile<T>& tile, const GradientSums& sums, T* scratch) {
+      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grad + tile.row_begin, sums, scratch});
+    };
+    const ScalarGradients scalars =
+        feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);
+    return {torch::stable::to(grads.image, image_features.scalar_type()),
+            torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale),
+            scalar_tensor(scalars.bias)};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {
+  m.impl("sigmoid_rows", TORCH_BOX(&sigmoid_rows));
+  m.impl("sigmoid_rows_backward", TORCH_BOX(&sigmoid_rows_backward));
+}
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,43 @@
+// The operators of torch.ops.cyclip_ext. Every backend implements these schemas; what each operator
+// means is documented where Python registers its derivative, cyclip_ext/ops.py.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cyclip_ext, m) {
+  m.def("row_norms(Tensor features) -> Tensor");
+
+  m.def(
+      "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0) -> "
+      "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
+      "Tensor row_hardest_index, Tensor col_hardest_index)");
+  m.def(
+      "pair_statistics_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset, "
+      "Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
+      "Tensor row_hardest_index, Tensor col_hardest_index, "
+      "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
+      "Tensor grad_col_hardest, bool needs_image_grad=True, bool needs_text_grad=True) -> "
+      "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
+
+  m.def(
+      "sigmoid_rows(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, "
+      "int offset=0) -> Tensor");
+  m.def(
+      "sigmoid_rows_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, "
+      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad=True, "
+      "bool needs_text_grad=True) -> "
+      "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad, Tensor logit_bias_grad)");
+
+  m.def(
+      "cycle_grams(Tensor image_features, Tensor text_features) -> "
+      "(Tensor plus_gram, Tensor minus_gram, Tensor cross_gram)");
+  m.def(
+      "cycle_grams_backward(Tensor image_features, Tensor text_features, Tensor grad_plus_gram, "
+      "Tensor grad_minus_gram, Tensor grad_cross_gram) -> (Tensor image_grad, Tensor text_grad)");
+
+  m.def(
+      "cycle_direct(Tensor image_features, Tensor text_features) -> "
+      "(Tensor in_modal_sum, Tensor cross_modal_sum)");
+  m.def(
+      "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor grad_in_modal_sum, "
+      "Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
+}

@@ -1,0 +1,38 @@
+"""cyclip_ext: exact, fused, linear-memory losses for CLIP-style pretraining, and a loop around them.
+
+    from cyclip_ext import CyCLIPLoss
+
+| module | what lives there |
+| --- | --- |
+| `losses`, `functional` | the public losses, as modules and as functions |
+| `reference` | the same losses as dense formulas: the specification |
+| `ops` | the native operators: loading, shapes, derivatives |
+| `info` | `python -m cyclip_ext.info`: what is installed and usable |
+| `data`, `models`, `training`, `evaluation` | the pretraining and evaluation loop |
+
+Importing the package imports torch and nothing else; the loop's modules are imported by name.
+Dependencies point one way: ops <- functional <- losses <- training; evaluation never imports
+training.
+"""
+
+from .functional import (
+    contrastive_loss,
+    cycle_consistency,
+    hinge_margin_loss,
+    margin_loss,
+    sigmoid_loss,
+)
+from .losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIPLoss",
+    "CyCLIPLoss",
+    "SigLIPLoss",
+    "contrastive_loss",
+    "cycle_consistency",
+    "hinge_margin_loss",
+    "margin_loss",
+    "sigmoid_loss",
+]

@@ -1,0 +1,302 @@
+"""The losses as functions, on the native operators or on the dense reference.
+
+Every function takes raw or normalized features of both towers, [N, d], in float32, float64,
+bfloat16 or float16 (mixed dtypes are promoted), and returns a scalar: float64 for float64 features,
+float32 for all others. Autocast does not reach inside. Memory grows as N d with the native backend,
+as N^2 with the reference.
+
+`backend` chooses the implementation:
+    "auto"       the native operators where they exist for the device, else the reference with one
+                 warning
+    "native"     the native operators, or a RuntimeError that says why they are missing
+    "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
+
+NaN and infinity in the features make the loss and its gradients NaN, without an exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+
+Backend = Literal["auto", "native", "reference"]
+Reduction = Literal["batchmean", "mean"]
+
+
+class PairStatistics(NamedTuple):
+    """What the losses need to know of the similarity matrix; float64 with the native backend."""
+
+    row_lse: Tensor  # [N] log sum_{j != i} e^(s S_ij), over the negatives of image i
+    col_lse: Tensor  # [N] the same over the negatives of text j
+    positive: Tensor  # [N] S_ii
+    row_hardest: Tensor  # [N] max_{j != i} S_ij; -inf without negatives
+    col_hardest: Tensor  # [N]
+
+
+def contrastive_loss(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [N, d]
+    logit_scale: Tensor | float,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Symmetric cross-entropy over cosines scaled by `logit_scale` (already exponentiated).
+
+    L = 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj],  z = s S.
+    Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-40 is exact, not zero.
+
+    Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
+    Source: Radford et al. 2021; Goel et al. 2022, eq. 1.
+    """
+    image, text, scale = _prepare(image_features, text_features, logit_scale)
+    statistics = pair_statistics(image, text, scale, backend=backend)
+    return _as_loss(contrastive_from_statistics(statistics, scale), image)
+
+
+def cycle_consistency(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [N, d]
+    *,
+    in_modal: float = 0.25,
+    cross_modal: float = 0.25,
+    reduction: Reduction = "batchmean",
+    backend: Backend = "auto",
+) -> Tensor:
+    """in_modal * L_in + cross_modal * L_cross of CyCLIP.
+
+    L_in = 1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2,  L_cross = 1/N sum_jk (S_jk - S_kj)^2.
+    `reduction="mean"` divides by N^2 instead; weights do not carry over from one to the other.
+    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for N >= d (docs/cycle.md).
+
+    Raises: ValueError or TypeError for features that do not fit or an unknown reduction.
+    Source: Goel et al. 2022, eq. 3 and 4.
+    """
+    image, text, _ = _prepare(image_features, text_features, 1.0)
+    in_modal_loss, cross_modal_loss = cycle_terms(image, text, reduction=reduction, backend=backend)
+    return _as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, image)
+
+
+def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """1/N sum_i (1 - S_ii): positive pairs only; [N, d] each. O(N d) in every backend.
+
+    Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
+    """
+    image, text, _ = _prepare(image_features, text_features, 1.0)
+    with _without_autocast(image):
+        return _as_loss(reference.margin_loss(_compute(image), _compute(text)), image)
+
+
+def hinge_margin_loss(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [N, d]
+    hinge_margin: float = 0.2,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts; g = `hinge_margin`.
+
+    Of tied hardest negatives the first counts. Zero for N = 1.
+    """
+    image, text, scale = _prepare(image_features, text_features, 1.0)
+    statistics = pair_statistics(image, text, scale, backend=backend)
+    return _as_loss(hinge_from_statistics(statistics, hinge_margin), image)
+
+
+def sigmoid_loss(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [N, d]
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
+
+    Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
+    """
+    image, text, scale = _prepare(image_features, text_features, logit_scale)
+    bias = _scalar(logit_bias, "logit_bias", image)
+    if _use_native("sigmoid_rows", image, backend):
+        return _as_loss(torch.ops.cyclip_ext.sigmoid_rows(image, text, scale, bias).mean(), image)
+    with _without_autocast(image):
+        return _as_loss(reference.sigmoid_loss(_compute(image), _compute(text), scale, bias), image)
+
+
+# ------------------------------------------------- building blocks of cyclip_ext.losses
+#
+# These take features that `_prepare` has checked, and return unrounded results.
+
+
+def pair_statistics(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, *, backend: Backend
+) -> PairStatistics:
+    """One pass over the similarity matrix, for every loss and statistic that looks at it."""
+    if _use_native("pair_statistics", image_features, backend):
+        outputs = torch.ops.cyclip_ext.pair_statistics(image_features, text_features, logit_scale)
+        return PairStatistics(*outputs[:5])
+    with _without_autocast(image_features):
+        sim = reference.similarity(_compute(image_features), _compute(text_features))
+        diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
+        logits = (logit_scale * sim).masked_fill(diagonal, -torch.inf)
+        return PairStatistics(
+            logits.logsumexp(dim=1),
+            logits.logsumexp(dim=0),
+            *reference.positives_and_hardest_negatives(sim),
+        )
+
+
+def contrastive_from_statistics(statistics: PairStatistics, logit_scale: Tensor) -> Tensor:
+    """-log softmax of the positive is softplus(lse - z): no cancellation, however small."""
+    logit = logit_scale * statistics.positive
+    zero = torch.zeros_like(logit)
+    image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
+    text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
+    return (image_to_text + text_to_image).mean() / 2
+
+
+def hinge_from_statistics(statistics: PairStatistics, hinge_margin: float) -> Tensor:
+    short_of_margin = hinge_margin - statistics.positive
+    rows = (short_of_margin + statistics.row_hardest).relu()
+    cols = (short_of_margin + statistics.col_hardest).relu()
+    return (rows + cols).mean() / 2
+
+
+def cycle_terms(
+    image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """(L_in, L_cross), by d x d Gram matrices where N >= d and by pairs where N < d."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
+        )
+    n, d = image_features.shape
+    native = _use_native("cycle_grams", image_features, backend)
+    if not native:
+        with _without_autocast(image_features):
+            features = _compute(image_features), _compute(text_features)
+            return (
+                reference.in_modal_loss(*features, reduction),
+                reference.cross_modal_loss(*features, reduction),
+            )
+    if n < d:
+        sums = torch.ops.cyclip_ext.cycle_direct(image_features, text_features)
+    else:
+        sums = cycle_sums_from_grams(
+            *torch.ops.cyclip_ext.cycle_grams(image_features, text_features)
+        )
+    count = n if reduction == "batchmean" else n * n
+    return sums[0] / count, sums[1] / count
+
+
+def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """N L_in = (a + b)/2 and N L_cross = (a - b)/2 with a = <A, B>, b = <K, K'>, in float64."""
+    plus, minus, cross = plus.double(), minus.double(), cross.double()
+    a = (plus * minus).sum()
+    b = (cross * cross.T).sum()
+    return (a + b) / 2, (a - b) / 2
+
+
+# ------------------------------------------------- arguments
+
+
+def _prepare(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the arguments, promotes mixed dtypes, and makes the scale a 0-dim tensor."""
+    for name, features in (("image_features", image_features), ("text_features", text_features)):
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
+        if features.dim() != 2:
+            raise ValueError(f"{name} must be [N, d], got shape {list(features.shape)}")
+        if 0 in features.shape:
+            raise ValueError(
+                f"{name} must not be empty, got shape {list(features.shape)}; skip empty batches"
+            )
+        if not features.is_floating_point() or features.dtype.itemsize < 2:
+            raise TypeError(
+                f"{name} must be float32, float64, bfloat16 or float16, got {features.dtype}; "
+                "convert it with .float()"
+            )
+    if image_features.shape != text_features.shape:
+        raise ValueError(
+            "image_features and text_features must have the same shape, got "
+            f"{list(image_features.shape)} and {list(text_features.shape)}; row i of one must pair "
+            "with row i of the other"
+        )
+    if image_features.device != text_features.device:
+        raise ValueError(
+            "image_features and text_features must be on one device, got "
+            f"{image_features.device} and {text_features.device}; move one with .to()"
+        )
+    dtype = torch.promote_types(image_features.dtype, text_features.dtype)
+    scale = _scalar(logit_scale, "logit_scale", image_features)
+    return image_features.to(dtype), text_features.to(dtype), scale
+
+
+def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        if isinstance(value, (int, float)):
+            return torch.tensor(float(value), dtype=torch.float64, device=features.device)
+        raise TypeError(f"{name} must be a tensor or a number, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a scalar, got shape {list(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point scalar, got {value.dtype}")
+    if value.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of the features, {features.device}, got {value.device}; "
+            "move it with .to()"
+        )
+    return value.reshape(())
+
+
+def _compute(features: Tensor) -> Tensor:
+    """16-bit features are computed in float32; the conversion is exact."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _as_loss(loss: Tensor, features: Tensor) -> Tensor:
+    return loss.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+
+
+def _without_autocast(features: Tensor) -> torch.autocast:
+    return torch.autocast(features.device.type, enabled=False)
+
+
+def _use_native(operator: str, features: Tensor, backend: Backend) -> bool:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
+    if backend == "reference":
+        return False
+    device = features.device.type
+    if ops.has_operator(operator, device):
+        return True
+    if backend == "native":
+        raise RuntimeError(
+            f"backend='native': {_why_missing(operator, device)}. "
+            "`python -m cyclip_ext.info` shows what is installed; backend='reference' runs anywhere"
+        )
+    _warn_once(operator, device)
+    return False
+
+
+def _why_missing(operator: str, device: str) -> str:
+    status = ops.backend_status().get(device)
+    if status is None:
+        return f"there are no native operators for {device} tensors"
+    return status.reason or f"{operator} has no {device} kernel in this version"
+
+
+@functools.cache
+def _warn_once(operator: str, device: str) -> None:
+    warnings.warn(
+        f"cyclip_ext computes with the dense PyTorch reference, in O(N^2) memory: "
+        f"{_why_missing(operator, device)}",
+        stacklevel=2,
+    )

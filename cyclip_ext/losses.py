@@ -1,0 +1,185 @@
+"""The losses as modules, called as open_clip calls its own.
+
+    loss = CyCLIPLoss()
+    total = loss(image_features, text_features, model.logit_scale.exp())
+
+All are stateless. With `output_dict=True` they return a dictionary whose entries ending in `_loss`
+are weighted and sum to the total, so that open_clip's trainer can use them unchanged. Constructed
+with `statistics=True` they add measurements of the batch to it, under names that do not end in
+`_loss`, detached; leave that off where a trainer sums all values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .functional import Backend, PairStatistics, Reduction
+
+
+class _PairwiseLoss(nn.Module):
+    """The call shape that all losses share; subclasses compute the weighted terms."""
+
+    def __init__(self, backend: Backend, statistics: bool) -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        self.statistics = statistics
+
+    def forward(
+        self,
+        image_features: Tensor,  # [N, d]
+        text_features: Tensor,  # [N, d]
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of a batch of pairs.
+
+        Args:
+            image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
+                of the other; float32, float64, bfloat16 or float16.
+            logit_scale: s, already exponentiated; a scalar.
+            logit_bias: b, only of the sigmoid loss.
+            output_dict: return the weighted terms by name instead of their sum.
+
+        Raises: ValueError or TypeError naming the argument that does not fit.
+        """
+        terms, measured = self.terms(image_features, text_features, logit_scale, logit_bias)
+        if output_dict:
+            return {**terms, **measured}
+        return torch.stack(list(terms.values())).sum()
+
+    def terms(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms, and the statistics (empty unless asked for)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        public = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        return ", ".join(f"{name}={value!r}" for name, value in public.items())
+
+
+class CyCLIPLoss(_PairwiseLoss):
+    """Contrastive loss with cycle consistency and margin terms.
+
+    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin, each term as in
+    docs/losses.md; a term of weight zero is not computed.
+
+    Args:
+        in_modal, cross_modal: weights of the cycle terms (Goel et al. 2022: 0.25 each). In the
+            default reduction the terms grow with the batch, so weights belong to a batch size.
+        margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
+        hinge: weight of the hinge on the hardest negative.
+        hinge_margin: the margin g of the hinge, a cosine.
+        reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
+        backend: "auto", "native" or "reference"; see cyclip_ext.functional.
+        statistics: add measurements of the batch to the dictionary.
+    """
+
+    def __init__(
+        self,
+        in_modal: float = 0.25,
+        cross_modal: float = 0.25,
+        margin: float = 0.0,
+        hinge: float = 0.0,
+        *,
+        hinge_margin: float = 0.2,
+        reduction: Reduction = "batchmean",
+        backend: Backend = "auto",
+        statistics: bool = False,
+    ) -> None:
+        super().__init__(backend, statistics)
+        self.in_modal = in_modal
+        self.cross_modal = cross_modal
+        self.margin = margin
+        self.hinge = hinge
+        self.hinge_margin = hinge_margin
+        self.reduction: Reduction = reduction
+
+    def terms(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if logit_bias is not None:
+            raise ValueError("logit_bias has no place in a softmax loss; use SigLIPLoss or drop it")
+        image, text, scale = functional._prepare(image_features, text_features, logit_scale)
+        pairs = functional.pair_statistics(image, text, scale, backend=self.backend)
+        terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale)}
+        if self.in_modal or self.cross_modal:
+            in_modal, cross_modal = functional.cycle_terms(
+                image, text, reduction=self.reduction, backend=self.backend
+            )
+            if self.in_modal:
+                terms["in_modal_loss"] = self.in_modal * in_modal
+            if self.cross_modal:
+                terms["cross_modal_loss"] = self.cross_modal * cross_modal
+        if self.margin:
+            terms["margin_loss"] = self.margin * (1 - pairs.positive).mean()
+        if self.hinge:
+            hinge = functional.hinge_from_statistics(pairs, self.hinge_margin)
+            terms["hinge_loss"] = self.hinge * hinge
+        terms = {name: functional._as_loss(term, image) for name, term in terms.items()}
+        return terms, _batch_statistics(pairs) if self.statistics else {}
+
+
+class CLIPLoss(CyCLIPLoss):
+    """The contrastive loss alone, as open_clip's ClipLoss on one device."""
+
+    def __init__(self, *, backend: Backend = "auto", statistics: bool = False) -> None:
+        super().__init__(in_modal=0.0, cross_modal=0.0, backend=backend, statistics=statistics)
+
+
+class SigLIPLoss(_PairwiseLoss):
+    """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023); needs `logit_bias`.
+
+    The dictionary's one loss is called "contrastive_loss", as in open_clip.
+    """
+
+    def __init__(self, *, backend: Backend = "auto", statistics: bool = False) -> None:
+        super().__init__(backend, statistics)
+
+    def terms(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if logit_bias is None:
+            raise ValueError(
+                "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
+            )
+        loss = functional.sigmoid_loss(
+            image_features, text_features, logit_scale, logit_bias, backend=self.backend
+        )
+        measured = {}
+        if self.statistics:
+            with torch.no_grad():
+                prepared = functional._prepare(image_features, text_features, logit_scale)
+                measured = _batch_statistics(
+                    functional.pair_statistics(*prepared, backend=self.backend)
+                )
+        return {"contrastive_loss": loss}, measured
+
+
+def _batch_statistics(pairs: PairStatistics) -> dict[str, Tensor]:
+    """Means over the batch, detached; a tie with the positive counts as a miss."""
+    positive = pairs.positive.detach().float()
+    image_margin = positive - pairs.row_hardest.detach().float()
+    text_margin = positive - pairs.col_hardest.detach().float()
+    return {
+        "positive_similarity": positive.mean(),
+        "image_margin": image_margin.mean(),
+        "text_margin": text_margin.mean(),
+        "image_accuracy": (image_margin > 0).float().mean(),
+        "text_accuracy": (text_margin > 0).float().mean(),
+    }

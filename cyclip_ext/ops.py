@@ -1,0 +1,287 @@
+"""The native operators: loads the libraries, registers shapes (fake) and derivatives (autograd).
+
+Importing this module never fails for want of a library; `backend_status()` says what is there and
+why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
+
+    row_norms(x)                          max(|x_i|, 1e-12); [N]
+    pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
+    sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
+    cycle_grams(x, y)                     A = P'P, B = M'M, K = P'M; [d, d] each
+    cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
+
+with x [n, d] image features and y [m, d] text features, raw, of one dtype: float32, float64,
+bfloat16 or float16. 16-bit inputs are widened to float32. The positive of row i is column
+i + offset, so that a rank can hand in its rows of a larger batch. Operators with a `_backward` name
+compute the derivatives; they can not be differentiated again and say so.
+
+What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """What became of one native library; `reason` is empty when it is loaded."""
+
+    built: bool
+    loaded: bool
+    reason: str
+
+
+def backend_status() -> dict[str, BackendStatus]:
+    """The state of the "cpu" and the "cuda" library of this installation."""
+    return dict(_STATUS)
+
+
+def has_operator(name: str, device_type: str) -> bool:
+    """Whether `torch.ops.cyclip_ext.<name>` has a kernel for this device type ("cpu", "cuda")."""
+    if not _STATUS["cpu"].loaded:  # the schemas live there
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"cyclip_ext::{name}", device_type.upper()
+    )
+
+
+def _build_reason(library: str) -> str:
+    """Why setup.py did not build a library, in its own words."""
+    try:
+        info = json.loads((_PACKAGE / "_build_info.json").read_text())
+        return str(info["libraries"][library]["reason"])
+    except (OSError, KeyError, ValueError):
+        return f"the {library} library was not built; install with `pip install .` and a C++ compiler"
+
+
+def _load(library: str, file_stem: str) -> BackendStatus:
+    paths = sorted(_PACKAGE.glob(f"{file_stem}.*so")) + sorted(_PACKAGE.glob(f"{file_stem}.*pyd"))
+    if not paths:
+        return BackendStatus(False, False, _build_reason(library))
+    try:
+        torch.ops.load_library(str(paths[0]))
+    except (OSError, RuntimeError) as error:
+        remedy = "reinstall cyclip_ext beside this torch"
+        return BackendStatus(True, False, f"loading {paths[0].name} failed: {error}; {remedy}")
+    return BackendStatus(True, True, "")
+
+
+def _load_all() -> dict[str, BackendStatus]:
+    cpu = _load("cpu", "_C")
+    if torch.version.cuda is None:
+        cuda = BackendStatus(
+            bool(list(_PACKAGE.glob("_C_cuda.*"))), False, "this torch is built without CUDA"
+        )
+    elif not cpu.loaded:
+        cuda = BackendStatus(False, False, f"it needs the cpu library: {cpu.reason}")
+    else:
+        cuda = _load("cuda", "_C_cuda")
+    return {"cpu": cpu, "cuda": cuda}
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def _accumulation_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _float64(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+def _grad_like(features: Tensor, needed: bool) -> Tensor:
+    """Backward operators return no rows for a tower that needs no gradient."""
+    n, d = features.shape
+    return features.new_empty((n if needed else 0, d))
+
+
+def _row_norms_fake(features: Tensor) -> Tensor:
+    return features.new_empty(features.shape[:1], dtype=_accumulation_dtype(features))
+
+
+def _pair_statistics_fake(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, offset: int = 0
+) -> tuple[Tensor, ...]:
+    n, m = image_features.shape[0], text_features.shape[0]
+    return (
+        *(_float64(image_features, size) for size in (n, m, n, n, m)),
+        *(image_features.new_empty((size,), dtype=torch.int64) for size in (n, m)),
+    )
+
+
+def _pair_statistics_backward_fake(
+    image_features: Tensor, text_features: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs_image_grad, needs_text_grad = args[-2:]
+    return (
+        _grad_like(image_features, needs_image_grad),
+        _grad_like(text_features, needs_text_grad),
+        _float64(image_features),
+    )
+
+
+def _sigmoid_rows_fake(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    offset: int = 0,
+) -> Tensor:
+    return _float64(image_features, image_features.shape[0])
+
+
+def _sigmoid_rows_backward_fake(
+    image_features: Tensor, text_features: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = _pair_statistics_backward_fake(image_features, text_features, *args)
+    return (*grads, _float64(image_features))
+
+
+def _cycle_grams_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, ...]:
+    d, dtype = image_features.shape[1], _accumulation_dtype(image_features)
+    return tuple(image_features.new_empty((d, d), dtype=dtype) for _ in range(3))
+
+
+def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    return _float64(image_features), _float64(image_features)
+
+
+def _both_grads_fake(
+    image_features: Tensor, text_features: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    return _grad_like(image_features, True), _grad_like(text_features, True)
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
+    return grad.to(argument.dtype).reshape(argument.shape) if needed else None
+
+
+def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, logit_scale, offset = inputs
+    ctx.offset = offset
+    ctx.mark_non_differentiable(*output[5:])
+    ctx.save_for_backward(image_features, text_features, logit_scale, *output)
+
+
+def _pair_statistics_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    image_features, text_features, logit_scale, *output = ctx.saved_tensors
+    image_needed, text_needed, scale_needed = ctx.needs_input_grad[:3]
+    image_grad, text_grad, scale_grad = torch.ops.cyclip_ext.pair_statistics_backward(
+        image_features,
+        text_features,
+        logit_scale,
+        ctx.offset,
+        *output,
+        *grads[:5],
+        image_needed,
+        text_needed,
+    )
+    return (
+        image_grad if image_needed else None,
+        text_grad if text_needed else None,
+        _like_input(scale_grad, logit_scale, scale_needed),
+        None,
+    )
+
+
+def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.offset = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _sigmoid_rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+    image_features, text_features, logit_scale, logit_bias = ctx.saved_tensors
+    image_needed, text_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
+    image_grad, text_grad, scale_grad, bias_grad = torch.ops.cyclip_ext.sigmoid_rows_backward(
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        ctx.offset,
+        grad_rows,
+        image_needed,
+        text_needed,
+    )
+    return (
+        image_grad if image_needed else None,
+        text_grad if text_needed else None,
+        _like_input(scale_grad, logit_scale, scale_needed),
+        _like_input(bias_grad, logit_bias, bias_needed),
+        None,
+    )
+
+
+def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.cyclip_ext.cycle_grams_backward(*ctx.saved_tensors, *grads)
+
+
+def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.cyclip_ext.cycle_direct_backward(*ctx.saved_tensors, *grads)
+
+
+def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Tensor:
+    (features,) = ctx.saved_tensors
+    norms = torch.ops.cyclip_ext.row_norms(features.detach())
+    # Where the norm was clamped to eps it is a constant.
+    slope = torch.where(norms > 1e-12, grad_norms / norms, 0.0)
+    return (features * slope[:, None]).to(features.dtype)
+
+
+def _once_differentiable(name: str) -> Any:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            f"cyclip_ext::{name} cannot be differentiated twice; "
+            'use backend="reference" for second derivatives'
+        )
+
+    return refuse
+
+
+def _register() -> None:
+    fakes = {
+        "row_norms": _row_norms_fake,
+        "pair_statistics": _pair_statistics_fake,
+        "pair_statistics_backward": _pair_statistics_backward_fake,
+        "sigmoid_rows": _sigmoid_rows_fake,
+        "sigmoid_rows_backward": _sigmoid_rows_backward_fake,
+        "cycle_grams": _cycle_grams_fake,
+        "cycle_grams_backward": _both_grads_fake,
+        "cycle_direct": _cycle_direct_fake,
+        "cycle_direct_backward": _both_grads_fake,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"cyclip_ext::{name}", fake)
+        if name.endswith("_backward"):
+            torch.library.register_autograd(f"cyclip_ext::{name}", _once_differentiable(name))
+    derivatives = {
+        "row_norms": (_row_norms_backward, _save_features),
+        "pair_statistics": (_pair_statistics_backward, _pair_statistics_setup),
+        "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
+        "cycle_grams": (_cycle_grams_backward, _save_features),
+        "cycle_direct": (_cycle_direct_backward, _save_features),
+    }
+    for name, (backward, setup_context) in derivatives.items():
+        torch.library.register_autograd(
+            f"cyclip_ext::{name}", backward, setup_context=setup_context
+        )
+
+
+_STATUS = _load_all()
+if _STATUS["cpu"].loaded:
+    _register()

@@ -1,0 +1,162 @@
+"""The losses as formulas: dense, in any floating dtype, for reading and for float64 truth.
+
+This module is the specification. Each function is one row of the table in docs/losses.md, written
+the way the papers write it, with the N x N matrices in full; the operators must agree with it.
+It imports nothing but torch, holds no state, and is differentiable any number of times.
+
+    x^ = x / max(|x|, eps)      S = x^ y^'      z = s S      s: logit scale (exponentiated)
+
+Shapes throughout: image_features and text_features [N, d]; every loss returns a scalar in the
+dtype of the features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-12  # as in torch.nn.functional.normalize
+
+
+def normalize(features: Tensor) -> Tensor:
+    """x^ = x / max(|x|, eps), row by row; [N, d] -> [N, d]. A zero row stays zero."""
+    return torch.nn.functional.normalize(features, dim=-1, eps=EPS)
+
+
+def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """S_ij = <x^_i, y^_j>, the cosine of image i and text j; [N, M]."""
+    return normalize(image_features) @ normalize(text_features).T
+
+
+def contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+) -> Tensor:
+    """Symmetric InfoNCE: 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj].
+
+    Source: Radford et al. 2021; Goel et al. 2022, eq. 1.
+    """
+    logits = logit_scale * similarity(image_features, text_features)
+    positive = logits.diagonal()
+    image_to_text = (logits.logsumexp(dim=1) - positive).mean()
+    text_to_image = (logits.logsumexp(dim=0) - positive).mean()
+    return (image_to_text + text_to_image) / 2
+
+
+def cross_modal_loss(
+    image_features: Tensor, text_features: Tensor, reduction: str = "batchmean"
+) -> Tensor:
+    """1/N sum_jk (S_jk - S_kj)^2: image j against text k as text j against image k.
+
+    `reduction="mean"` divides by N^2 instead of N. Source: Goel et al. 2022, eq. 3.
+    """
+    sim = similarity(image_features, text_features)
+    return _reduce(sim - sim.T, reduction)
+
+
+def in_modal_loss(
+    image_features: Tensor, text_features: Tensor, reduction: str = "batchmean"
+) -> Tensor:
+    """1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2: images as far apart as their texts.
+
+    `reduction="mean"` divides by N^2 instead of N. Source: Goel et al. 2022, eq. 4.
+    """
+    image_sim = similarity(image_features, image_features)
+    text_sim = similarity(text_features, text_features)
+    return _reduce(image_sim - text_sim, reduction)
+
+
+def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """1/N sum_i (1 - S_ii): pulls positive pairs together, pushes nothing apart.
+
+    Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
+    """
+    return (1 - positive_similarity(image_features, text_features)).mean()
+
+
+def hinge_margin_loss(
+    image_features: Tensor, text_features: Tensor, hinge_margin: float = 0.2
+) -> Tensor:
+    """1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over columns.
+
+    Zero for N = 1, where there is no negative to keep away from.
+    """
+    sim = similarity(image_features, text_features)
+    positive, row_hardest, col_hardest = positives_and_hardest_negatives(sim)
+    rows = (hinge_margin - positive + row_hardest).relu()
+    cols = (hinge_margin - positive + col_hardest).relu()
+    return (rows + cols).mean() / 2
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+) -> Tensor:
+    """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
+
+    Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
+    """
+    logits = logit_scale * similarity(image_features, text_features) + logit_bias
+    n = logits.shape[0]
+    labels = 2 * torch.eye(n, dtype=logits.dtype, device=logits.device) - 1
+    return -torch.nn.functional.logsigmoid(labels * logits).sum() / n
+
+
+def square_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """1/N sum_i |x_i - y_i|^2 on the raw features: regression of one tower on the other.
+
+    The negative example of Chen et al. 2024: its minimizer is a conditional mean, which aligns the
+    towers and yet need not separate classes, so zero-shot transfer fails.
+    """
+    return (image_features - text_features).square().sum(dim=-1).mean()
+
+
+def cyclip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    in_modal: float = 0.25,
+    cross_modal: float = 0.25,
+    margin: float = 0.0,
+    hinge: float = 0.0,
+    hinge_margin: float = 0.2,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """L = L_con + a_in L_in + a_cross L_cross + a_mar L_mar + a_hin L_hin."""
+    features = image_features, text_features
+    return (
+        contrastive_loss(*features, logit_scale)
+        + in_modal * in_modal_loss(*features, reduction)
+        + cross_modal * cross_modal_loss(*features, reduction)
+        + margin * margin_loss(*features)
+        + hinge * hinge_margin_loss(*features, hinge_margin)
+    )
+
+
+def positive_similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """S_ii, the cosine of each pair; [N]."""
+    return (normalize(image_features) * normalize(text_features)).sum(dim=-1)
+
+
+def positives_and_hardest_negatives(sim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S_ii, max_{j != i} S_ij and max_{i != j} S_ij of a square similarity matrix; each [N].
+
+    Of tied negatives the first counts, in value and gradient. With no negatives the maximum is -inf.
+    """
+    diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
+    negatives = sim.masked_fill(diagonal, -torch.inf)
+    return sim.diagonal(), negatives.max(dim=1).values, negatives.max(dim=0).values
+
+
+def _reduce(difference: Tensor, reduction: str) -> Tensor:
+    n = difference.shape[0]
+    total = difference.square().sum()
+    if reduction == "batchmean":
+        return total / n
+    if reduction == "mean":
+        return total / n**2
+    raise ValueError(f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}")
