@@ -172,18 +172,19 @@ def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     image_features, text_features, logit_scale, offset = inputs
     ctx.offset = offset
     ctx.mark_non_differentiable(*output[5:])
-    ctx.save_for_backward(image_features, text_features, logit_scale, *output)
+    row_lse, col_lse, _, _, _, *indices = output
+    ctx.save_for_backward(image_features, text_features, logit_scale, row_lse, col_lse, *indices)
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    image_features, text_features, logit_scale, *output = ctx.saved_tensors
+    image_features, text_features, logit_scale, *saved = ctx.saved_tensors
     image_needed, text_needed, scale_needed = ctx.needs_input_grad[:3]
     image_grad, text_grad, scale_grad = torch.ops.cyclip_ext.pair_statistics_backward(
         image_features,
         text_features,
         logit_scale,
         ctx.offset,
-        *output,
+        *saved,
         *grads[:5],
         image_needed,
         text_needed,

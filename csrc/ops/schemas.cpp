@@ -12,8 +12,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor row_hardest_index, Tensor col_hardest_index)");
   m.def(
       "pair_statistics_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset, "
-      "Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
-      "Tensor row_hardest_index, Tensor col_hardest_index, "
+      "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, "
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
       "Tensor grad_col_hardest, bool needs_image_grad=True, bool needs_text_grad=True) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");

@@ -53,23 +53,11 @@ void normalized_sum_and_difference(const T* x, const T* y, const T* x_inv_norms,
 }
 
 template <typename T>
-void subtract_projection(const T* x, const T* inv_norms, const double* row_dot, int64_t rows, int64_t d,
-                         T* gradient) {
+void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient) {
   for (int64_t i = 0; i < rows; ++i) {
     if (norm_is_clamped(inv_norms[i])) continue;
-    const double inv_norm = inv_norms[i];
-    const T along = static_cast<T>(row_dot[i] * inv_norm * inv_norm);
-    for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] -= along * x[k];
-  }
-}
-
-template <typename T>
-void normalize_backward(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const T inv_norm = inv_norms[i];
-    const double inner = norm_is_clamped(inv_norm) ? 0 : dot(x + i * d, gradient + i * d, d);
-    const T along = static_cast<T>(inner * inv_norm * inv_norm * inv_norm);
-    for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] = gradient[k] * inv_norm - along * x[k];
+    const double along = dot(x + i * d, gradient + i * d, d) / dot(x + i * d, x + i * d, d);
+    for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] = static_cast<T>(gradient[k] - along * x[k]);
   }
 }
 
@@ -77,8 +65,7 @@ void normalize_backward(const T* x, const T* inv_norms, int64_t rows, int64_t d,
   template void row_norms<T>(const T*, int64_t, int64_t, double*);                                         \
   template void normalized_sum_and_difference<T>(const T*, const T*, const T*, const T*, int64_t, int64_t, \
                                                  T*, T*);                                                  \
-  template void subtract_projection<T>(const T*, const T*, const double*, int64_t, int64_t, T*);           \
-  template void normalize_backward<T>(const T*, const T*, int64_t, int64_t, T*);
+  template void subtract_projection<T>(const T*, const T*, int64_t, int64_t, T*);
 
 CYCLIP_INSTANTIATE(float)
 CYCLIP_INSTANTIATE(double)

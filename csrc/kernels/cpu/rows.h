@@ -18,15 +18,9 @@ template <typename T>
 void normalized_sum_and_difference(const T* x, const T* y, const T* x_inv_norms, const T* y_inv_norms,
                                    int64_t rows, int64_t d, T* plus, T* minus);
 
-// gradient[i] -= row_dot_i x_i / |x_i|^2: the part of dL/dx_i along x_i, which a change of norm cannot see.
-// `gradient` holds sum_j H_ij y_j, row_dot_i = sum_j G_ij S_ij. Where |x_i| <= eps the norm is the
-// constant eps, and there is no such part.
+// gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
+// the constant eps and the gradient stays as it is.
 template <typename T>
-void subtract_projection(const T* x, const T* inv_norms, const double* row_dot, int64_t rows, int64_t d,
-                         T* gradient);
-
-// The derivative of normalization: gradient_i <- (g_i - <g_i, x^_i> x^_i) / |x_i|, in place.
-template <typename T>
-void normalize_backward(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient);
+void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient);
 
 }  // namespace cyclip::cpu

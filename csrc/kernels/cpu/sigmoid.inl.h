@@ -55,9 +55,6 @@ void sigmoid_forward(const SigmoidForward<T>& args) {
 template <typename T>
 void sigmoid_backward(const SigmoidBackward<T>& args) {
   const Tile<T>& tile = args.tile;
-  T* col_dot = args.column_scratch;
-  for (int64_t col = 0; col < padded(tile.cols); ++col) col_dot[col] = 0;
-
   for (int64_t row = 0; row < tile.rows; ++row) {
     T* values = tile.values + row * tile.pitch;
     const int64_t positive = positive_column(tile, row);
@@ -72,10 +69,8 @@ void sigmoid_backward(const SigmoidBackward<T>& args) {
       const Sigmoid<T> p = sigmoid_parts<T>(s, args.scale, args.bias);
       const Vec<T> numerator = p.z > zero ? one : p.decay;
       const Vec<T> slope = choose(mask, row_grad * numerator / (one + p.decay), zero);
-      const Vec<T> dot = choose(mask, slope * s, zero);
-      row_dot += dot;
+      row_dot += choose(mask, slope * s, zero);
       row_slope += slope;
-      store(col_dot + col, load<Vec<T>>(col_dot + col) + dot);
       const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);
       store(values + col, choose(mask, slope * scale * tile.row_inv_norms[row] * inv_norm, zero));
     });
@@ -85,16 +80,11 @@ void sigmoid_backward(const SigmoidBackward<T>& args) {
       const double positive_slope = -args.row_grad[row] * logistic(-z);
       const double inv_norms = static_cast<double>(tile.row_inv_norms[row]) * tile.col_inv_norms[positive];
       values[positive] = static_cast<T>(positive_slope * args.scale * inv_norms);
-      args.sums.col_dot[positive] += args.scale * positive_slope * positive_cosine;
       dot += positive_slope * positive_cosine;
       slope += positive_slope;
     }
-    args.sums.row_dot[row] += args.scale * dot;
-    *args.sums.scale += dot;
-    *args.sums.bias += slope;
-  }
-  for (int64_t col = 0; col < tile.cols; ++col) {
-    args.sums.col_dot[col] += args.scale * static_cast<double>(col_dot[col]);
+    args.scalars->scale += dot;
+    args.scalars->bias += slope;
   }
 }
 

@@ -120,16 +120,12 @@ void softmax_forward(const SoftmaxForward<T>& args) {
   for (int64_t col = 0; col < tile.cols; ++col) columns.sum[col] += static_cast<double>(col_sum[col]);
 }
 
-// Turns a tile of dot products into the panel H and adds to the sums: one exponential per entry.
+// Turns a tile of dot products into H: one exponential per entry, and the sum for dL/ds on the way.
 template <typename T>
 void softmax_backward(const SoftmaxBackward<T>& args) {
   const Tile<T>& tile = args.tile;
   const SoftmaxWeights<T>& weights = args.weights;
   const T scale = static_cast<T>(args.scale);
-  T* col_dot = args.column_scratch;
-  for (int64_t col = 0; col < padded(tile.cols); ++col) col_dot[col] = 0;
-  double scale_gradient = 0;
-
   for (int64_t row = 0; row < tile.rows; ++row) {
     T* values = tile.values + row * tile.pitch;
     const IntVec<T> row_shift = splat_int<T>(weights.row_shift[row]);
@@ -143,20 +139,12 @@ void softmax_backward(const SoftmaxBackward<T>& args) {
       const Vec<T> by_col = load<Vec<T>>(weights.col_weight + col) * power_of_two<T>(z.exponent - col_shift);
       const Vec<T> zero = splat(T(0));
       const Vec<T> w = choose(mask, z.fraction * (by_row + by_col), zero);
-      const Vec<T> dot = choose(mask, w * s, zero);
-      row_dot += dot;
-      store(col_dot + col, load<Vec<T>>(col_dot + col) + dot);
+      row_dot += choose(mask, w * s, zero);
       const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);
       store(values + col, choose(mask, w * scale * tile.row_inv_norms[row] * inv_norm, zero));
     });
-    const double dot = sum_lanes<T>(row_dot);
-    args.sums.row_dot[row] += args.scale * dot;
-    scale_gradient += dot;
+    args.scalars->scale += sum_lanes<T>(row_dot);
   }
-  for (int64_t col = 0; col < tile.cols; ++col) {
-    args.sums.col_dot[col] += args.scale * static_cast<double>(col_dot[col]);
-  }
-  *args.sums.scale += scale_gradient;
 }
 
 }  // namespace cyclip::cpu::CYCLIP_ISA

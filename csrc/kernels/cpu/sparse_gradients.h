@@ -6,20 +6,16 @@
 
 namespace cyclip::cpu {
 
-// Gradients and the cosines they belong to, both as the forward pass stored them.
 struct SparseGradients {
-  const double* positive;             // [rows]
-  const double* positive_cosine;      // [rows]
-  const double* row_hardest;          // [rows]
-  const double* row_hardest_cosine;   // [rows]
-  const int64_t* row_hardest_index;   // [rows], global column or -1
-  const double* col_hardest;          // [cols]
-  const double* col_hardest_cosine;   // [cols]
-  const int64_t* col_hardest_index;   // [cols], global row or -1
+  const double* positive;            // [rows]
+  const double* row_hardest;         // [rows]
+  const int64_t* row_hardest_index;  // [rows], global column or -1
+  const double* col_hardest;         // [cols]
+  const int64_t* col_hardest_index;  // [cols], global row or -1
 };
 
-// Adds them to a tile that softmax_backward has turned into H, and to its sums.
+// Adds them to a tile that softmax_backward has turned into H.
 template <typename T>
-void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse, const GradientSums& sums);
+void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse);
 
 }  // namespace cyclip::cpu

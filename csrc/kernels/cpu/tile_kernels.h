@@ -82,12 +82,9 @@ struct SoftmaxWeights {
   const T* col_weight;
 };
 
-// Sums that the normalization and the scalars need: p_i = sum_j G_ij S_ij and the same over columns.
-struct GradientSums {
-  double* row_dot;  // [rows], added to
-  double* col_dot;  // [cols], added to
-  double* scale;    // [1], added to: dL/ds
-  double* bias;     // [1], added to: dL/db (sigmoid only)
+// dL/ds and, for the sigmoid loss, dL/db.
+struct ScalarGradients {
+  double scale = 0, bias = 0;
 };
 
 template <typename T>
@@ -96,8 +93,7 @@ struct SoftmaxBackward {
   Base2Scale<T> scale_base2;
   double scale;
   SoftmaxWeights<T> weights;
-  GradientSums sums;
-  T* column_scratch;  // [padded(cols)]
+  ScalarGradients* scalars;  // added to
 };
 
 template <typename T>
@@ -109,11 +105,10 @@ struct SigmoidForward {
 
 template <typename T>
 struct SigmoidBackward {
-  Tile<T> tile;  // overwritten with H_ij
+  Tile<T> tile;                    // overwritten with H_ij
   double scale, bias;
-  const double* row_grad;  // [rows], dL/d(row_loss)
-  GradientSums sums;
-  T* column_scratch;  // [padded(cols)]
+  const double* row_grad;          // [rows], dL/d(row_loss)
+  ScalarGradients* scalars;        // added to
 };
 
 // One instruction set's kernels.

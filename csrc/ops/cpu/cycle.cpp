@@ -35,20 +35,23 @@ struct Factors {
   }
 };
 
-// From dL/dP and dL/dM of rows [begin, end) to the gradients of the raw features: dL/dX^ = dL/dP + dL/dM,
-// dL/dY^ = dL/dP - dL/dM, then the derivative of normalization.
+// From dL/dP and dL/dM of rows [begin, end) to the gradients of the raw features: dL/dX^ = dL/dP + dL/dM and
+// dL/dY^ = dL/dP - dL/dM, then the derivative of normalization, (g - <g, x^> x^) / |x|.
 template <typename T>
 void finish_gradients(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end,
                       const T* grad_plus, const T* grad_minus, T* image_grad, T* text_grad) {
   const int64_t d = image.d, rows = end - begin;
   T* image_out = image_grad + begin * d;
   T* text_out = text_grad + begin * d;
-  for (int64_t k = 0; k < rows * d; ++k) {
-    image_out[k] = grad_plus[k] + grad_minus[k];
-    text_out[k] = grad_plus[k] - grad_minus[k];
+  for (int64_t i = 0; i < rows; ++i) {
+    const T image_inv_norm = image.inv_norms[begin + i], text_inv_norm = text.inv_norms[begin + i];
+    for (int64_t k = i * d; k < (i + 1) * d; ++k) {
+      image_out[k] = (grad_plus[k] + grad_minus[k]) * image_inv_norm;
+      text_out[k] = (grad_plus[k] - grad_minus[k]) * text_inv_norm;
+    }
   }
-  normalize_backward(image.row(begin), image.inv_norms.data() + begin, rows, d, image_out);
-  normalize_backward(text.row(begin), text.inv_norms.data() + begin, rows, d, text_out);
+  subtract_projection(image.row(begin), image.inv_norms.data() + begin, rows, d, image_out);
+  subtract_projection(text.row(begin), text.inv_norms.data() + begin, rows, d, text_out);
 }
 
 // W = P M' for all pairs.

@@ -145,15 +145,12 @@ Statistics pair_statistics(const Tensor& image_features, const Tensor& text_feat
 
 std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, int64_t offset,
-    const Tensor& row_lse, const Tensor& col_lse, const Tensor& positive, const Tensor& row_hardest,
-    const Tensor& col_hardest, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
+    const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
     const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad) {
   check_feature_pair(image_features, text_features);
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
-  const Vector<double> positive_(positive, n, "positive");
-  const Vector<double> row_hardest_(row_hardest, n, "row_hardest"), col_hardest_(col_hardest, m, "col_hardest");
   const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");
   const Vector<int64_t> col_index_(col_hardest_index, m, "col_hardest_index");
   const Vector<double> grad_row_(grad_row_lse, n, "grad_row_lse"), grad_col_(grad_col_lse, m, "grad_col_lse");
@@ -171,16 +168,13 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const TileKernels<T>& kernels = tile_kernels<T>();
     const Base2Scale<T> base2 = base2_scale<T>(scale);
 
-    const auto fill = [&](const Tile<T>& tile, const GradientSums& sums, T* scratch) {
+    const auto fill = [&](const Tile<T>& tile, ScalarGradients* scalars) {
       const int64_t r = tile.row_begin, c = tile.col_begin;
       const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
                                          cols.weight.data() + c};
-      kernels.softmax_backward({tile, base2, scale, weights, sums, scratch});
-      add_sparse_gradients(tile,
-                           {grad_positive_.data + r, positive_.data + r, grad_row_hardest_.data + r,
-                            row_hardest_.data + r, row_index_.data + r, grad_col_hardest_.data + c,
-                            col_hardest_.data + c, col_index_.data + c},
-                           sums);
+      kernels.softmax_backward({tile, base2, scale, weights, scalars});
+      add_sparse_gradients(tile, {grad_positive_.data + r, grad_row_hardest_.data + r, row_index_.data + r,
+                                  grad_col_hardest_.data + c, col_index_.data + c});
     };
     const ScalarGradients scalars =
         feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);

@@ -45,8 +45,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
     const Features<T> image(image_features), text(text_features);
     const WantedGradients wanted = {needs_image_grad, needs_text_grad};
     FeatureGradients<T> grads(image, text, wanted);
-    const auto fill = [&](const Tile<T>& tile, const GradientSums& sums, T* scratch) {
-      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grad + tile.row_begin, sums, scratch});
+    const auto fill = [&](const Tile<T>& tile, ScalarGradients* scalars) {
+      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grad + tile.row_begin, scalars});
     };
     const ScalarGradients scalars =
         feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);
