@@ -40,7 +40,8 @@ class _PairwiseLoss(nn.Module):
             image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
-            logit_bias: b, only of the sigmoid loss.
+            logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
+                it where a model has one, and it changes nothing: every logit shifts alike.
             output_dict: return the weighted terms by name instead of their sum.
 
         Raises: ValueError or TypeError naming the argument that does not fit.
@@ -109,8 +110,6 @@ class CyCLIPLoss(_PairwiseLoss):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if logit_bias is not None:
-            raise ValueError("logit_bias has no place in a softmax loss; use SigLIPLoss or drop it")
         image, text, scale = functional._prepare(image_features, text_features, logit_scale)
         pairs = functional.pair_statistics(image, text, scale, backend=self.backend)
         terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale)}

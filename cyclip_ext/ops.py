@@ -12,7 +12,7 @@ why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
 with x [n, d] image features and y [m, d] text features, raw, of one dtype: float32, float64,
 bfloat16 or float16. 16-bit inputs are widened to float32. The positive of row i is column
 i + offset, so that a rank can hand in its rows of a larger batch. Operators with a `_backward` name
-compute the derivatives; they can not be differentiated again and say so.
+compute the derivatives; they can not be differentiated again and say so (`row_norms` can).
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """
@@ -46,11 +46,7 @@ def backend_status() -> dict[str, BackendStatus]:
 
 def has_operator(name: str, device_type: str) -> bool:
     """Whether `torch.ops.cyclip_ext.<name>` has a kernel for this device type ("cpu", "cuda")."""
-    if not _STATUS["cpu"].loaded:  # the schemas live there
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"cyclip_ext::{name}", device_type.upper()
-    )
+    return (name, device_type) in _KERNELS
 
 
 def _build_reason(library: str) -> str:
@@ -238,7 +234,7 @@ def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Tensor:
     (features,) = ctx.saved_tensors
-    norms = torch.ops.cyclip_ext.row_norms(features.detach())
+    norms = torch.ops.cyclip_ext.row_norms(features)
     # Where the norm was clamped to eps it is a constant.
     slope = torch.where(norms > 1e-12, grad_norms / norms, 0.0)
     return (features * slope[:, None]).to(features.dtype)
@@ -254,35 +250,51 @@ def _once_differentiable(name: str) -> Any:
     return refuse
 
 
+_FAKES: dict[str, Any] = {
+    "row_norms": _row_norms_fake,
+    "pair_statistics": _pair_statistics_fake,
+    "pair_statistics_backward": _pair_statistics_backward_fake,
+    "sigmoid_rows": _sigmoid_rows_fake,
+    "sigmoid_rows_backward": _sigmoid_rows_backward_fake,
+    "cycle_grams": _cycle_grams_fake,
+    "cycle_grams_backward": _both_grads_fake,
+    "cycle_direct": _cycle_direct_fake,
+    "cycle_direct_backward": _both_grads_fake,
+}
+
+_DERIVATIVES: dict[str, tuple[Any, Any]] = {
+    "row_norms": (_row_norms_backward, _save_features),
+    "pair_statistics": (_pair_statistics_backward, _pair_statistics_setup),
+    "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
+    "cycle_grams": (_cycle_grams_backward, _save_features),
+    "cycle_direct": (_cycle_direct_backward, _save_features),
+}
+
+
 def _register() -> None:
-    fakes = {
-        "row_norms": _row_norms_fake,
-        "pair_statistics": _pair_statistics_fake,
-        "pair_statistics_backward": _pair_statistics_backward_fake,
-        "sigmoid_rows": _sigmoid_rows_fake,
-        "sigmoid_rows_backward": _sigmoid_rows_backward_fake,
-        "cycle_grams": _cycle_grams_fake,
-        "cycle_grams_backward": _both_grads_fake,
-        "cycle_direct": _cycle_direct_fake,
-        "cycle_direct_backward": _both_grads_fake,
-    }
-    for name, fake in fakes.items():
+    for name, fake in _FAKES.items():
         torch.library.register_fake(f"cyclip_ext::{name}", fake)
         if name.endswith("_backward"):
             torch.library.register_autograd(f"cyclip_ext::{name}", _once_differentiable(name))
-    derivatives = {
-        "row_norms": (_row_norms_backward, _save_features),
-        "pair_statistics": (_pair_statistics_backward, _pair_statistics_setup),
-        "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
-        "cycle_grams": (_cycle_grams_backward, _save_features),
-        "cycle_direct": (_cycle_direct_backward, _save_features),
-    }
-    for name, (backward, setup_context) in derivatives.items():
+    for name, (backward, setup_context) in _DERIVATIVES.items():
         torch.library.register_autograd(
             f"cyclip_ext::{name}", backward, setup_context=setup_context
         )
 
 
+def _registered_kernels() -> frozenset[tuple[str, str]]:
+    """Looked up once, so that torch.compile meets a constant."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(
+        (name, device)
+        for name in _FAKES
+        for device in ("cpu", "cuda")
+        if has_kernel(f"cyclip_ext::{name}", device.upper())
+    )
+
+
 _STATUS = _load_all()
-if _STATUS["cpu"].loaded:
+_KERNELS: frozenset[tuple[str, str]] = frozenset()
+if _STATUS["cpu"].loaded:  # the schemas live there
     _register()
+    _KERNELS = _registered_kernels()

@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "pair_statistics_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset, "
       "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, "
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
-      "Tensor grad_col_hardest, bool needs_image_grad=True, bool needs_text_grad=True) -> "
+      "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
 
   m.def(
@@ -22,8 +22,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "int offset=0) -> Tensor");
   m.def(
       "sigmoid_rows_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, "
-      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad=True, "
-      "bool needs_text_grad=True) -> "
+      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad, bool needs_text_grad) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad, Tensor logit_bias_grad)");
 
   m.def(

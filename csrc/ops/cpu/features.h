@@ -24,7 +24,7 @@ struct Features {
   Buffer<T> inv_norms;  // padded for vector loads; rounded once, from the double norm
 
   explicit Features(const Tensor& features)
-      : tensor(torch::stable::contiguous(torch::stable::to(features, kDtype<T>))),
+      : tensor(aligned(torch::stable::contiguous(torch::stable::to(features, kDtype<T>)))),
         data(tensor.template const_data_ptr<T>()),
         rows(features.size(0)),
         d(features.size(1)),
@@ -37,6 +37,13 @@ struct Features {
   }
 
   const T* row(int64_t i) const { return data + i * d; }
+
+  // The library's matrix products add in another order where memory is aligned otherwise, so a view into
+  // a larger tensor would give other last bits than its clone. Fresh memory is aligned to 64 bytes.
+  static Tensor aligned(const Tensor& features) {
+    const auto address = reinterpret_cast<uintptr_t>(features.const_data_ptr());
+    return address % 64 == 0 ? features : torch::stable::clone(features);
+  }
 
   Matrix<const T> block(int64_t begin, int64_t end) const { return {row(begin), end - begin, d, d}; }
 };

@@ -1,0 +1,95 @@
+"""The setuptools commands: compile what was planned, and leave a record in the package.
+
+The record, cyclip_ext/_build_info.json, is what `python -m cyclip_ext.info` explains a missing
+backend with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from setuptools import Command, Extension
+from setuptools.command.build_py import build_py
+
+from build_support.plan import OLDEST_PYTHON, TORCH_TARGET, Plan
+
+RECORD = "_build_info.json"
+
+
+def commands_for(plan: Plan) -> dict[str, type[Command]]:
+    """The `cmdclass` of setup()."""
+    commands = {"build_py": _recording_build_py(plan)}
+    if plan.extensions():
+        commands["build_ext"] = _recording_build_ext(plan)
+    return commands
+
+
+def options_for(plan: Plan) -> dict[str, dict[str, str]]:
+    """The `options` of setup(): one wheel for all Pythons from the oldest on."""
+    return {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}} if plan.extensions() else {}
+
+
+def _recording_build_py(plan: Plan) -> type[Command]:
+    class BuildPy(build_py):
+        """Copies the Python files; says what is going to be missing beside them."""
+
+        def run(self) -> None:
+            super().run()
+            for backend, reason in plan.missing.items():
+                self.warn(f"cyclip_ext gets no {backend} library: {reason}")
+            _write_record(self, plan)
+
+    return BuildPy
+
+
+def _recording_build_ext(plan: Plan) -> type[Command]:
+    # Both are read by torch when its module is imported or used. torch guesses the toolkit from
+    # the folder of nvcc, which is wrong for a wrapper script, and the architectures from the GPU
+    # it sees, of which there may be none. nvcc itself refuses host compilers it cannot use.
+    if plan.cuda is not None:
+        os.environ["CUDA_HOME"] = str(plan.cuda.home)
+    if plan.architectures is not None:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = plan.architectures
+        os.environ.setdefault("TORCH_DONT_CHECK_COMPILER_ABI", "1")
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildExt(BuildExtension):
+        """Compiles with ninja; a library that may fail is reported instead of ending the build."""
+
+        def build_extension(self, ext: Extension) -> None:
+            try:
+                super().build_extension(ext)
+            except Exception:
+                if not ext.optional:
+                    raise
+                reason = "it did not compile; `CYCLIP_BUILD_CUDA=1 pip install -v .` shows why"
+                self.warn(f"cyclip_ext gets no cuda library: {reason}")
+                plan.missing["cuda"] = reason
+                _write_record(self, plan)
+
+    return BuildExt
+
+
+def _write_record(command: Command, plan: Plan) -> None:
+    build: Any = command.get_finalized_command("build_py")
+    folder = Path() if build.editable_mode else Path(build.build_lib)
+    record = {
+        "version": command.distribution.get_version(),
+        "python": platform.python_version(),
+        "torch": plan.torch.version if plan.torch else None,
+        "torch_target": TORCH_TARGET,
+        "cxx": plan.cxx.description if plan.cxx else None,
+        "nvcc": plan.cuda.version if plan.cuda else None,
+        "cuda_architectures": plan.architectures,
+        "libraries": {
+            backend: {"built": backend not in plan.missing, "reason": plan.missing.get(backend, "")}
+            for backend in ("cpu", "cuda")
+        },
+    }
+    path = folder / "cyclip_ext" / RECORD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

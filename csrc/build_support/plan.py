@@ -1,0 +1,172 @@
+"""Decides which of the two libraries is built here, and says why one is not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension
+
+from build_support.toolchain import (
+    CudaToolkit,
+    CxxCompiler,
+    Torch,
+    architectures_for,
+    find_cuda,
+    find_cxx,
+    find_torch,
+)
+
+# Symbols of torch 2.10 and no later ones: what is built against any torch runs under all since.
+TORCH_TARGET = "2.10"
+TORCH_TARGET_VERSION = "0x020a000000000000"  # one byte each: major, minor, patch, ... (version.h)
+OLDEST_PYTHON = "cp310"
+
+COMMON_FLAGS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+CXX_FLAGS = [
+    *("-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-g0"),
+    # The exponential's argument reduction (simd.inl.h) is exact with fused multiply-adds.
+    "-ffp-contract=fast",
+    # No -ffast-math: the kernels rely on infinities, NaN and a fixed order of summation. These
+    # two only give up errno and floating-point traps, which nobody reads, and let loops vectorize.
+    *("-fno-math-errno", "-fno-trapping-math"),
+]
+NVCC_FLAGS = ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
+
+
+@dataclass
+class Plan:
+    """What a build is going to do.
+
+    `missing` names each backend that is not built, with the reason and, where there is one, the
+    remedy; a backend that is not in it is built.
+    """
+
+    torch: Torch | None
+    cxx: CxxCompiler | None
+    cuda: CudaToolkit | None
+    missing: dict[str, str] = field(default_factory=dict)
+    cuda_required: bool = False
+
+    def extensions(self) -> list[Extension]:
+        libraries = []
+        if "cpu" not in self.missing:
+            libraries.append(self._cpu_library())
+        if "cuda" not in self.missing:
+            libraries.append(self._cuda_library())
+        return libraries
+
+    @property
+    def architectures(self) -> str | None:
+        if "cuda" in self.missing or self.cuda is None:
+            return None
+        return architectures_for(self.cuda)
+
+    def _cpu_library(self) -> Extension:
+        return self._library(
+            "cyclip_ext._C",
+            sources=_sources(
+                "csrc/ops/*.cpp", "csrc/ops/cpu/**/*.cpp", "csrc/kernels/cpu/**/*.cpp"
+            ),
+            libraries=["torch_cpu"],
+        )
+
+    def _cuda_library(self) -> Extension:
+        assert self.cuda is not None
+        library = self._library(
+            "cyclip_ext._C_cuda",
+            sources=_sources("csrc/ops/cuda/**/*.cpp", "csrc/kernels/cuda/**/*.cu"),
+            libraries=["torch_cpu", "torch_cuda", "cudart"],
+        )
+        library.library_dirs.append(str(self.cuda.home / "lib64"))
+        library.define_macros.append(("USE_CUDA", None))  # torch declares its CUDA functions
+        # Unasked for, a CUDA library that fails to compile must not cost the CPU library.
+        library.optional = not self.cuda_required
+        return library
+
+    def _library(self, name: str, *, sources: list[str], libraries: list[str]) -> Extension:
+        assert self.torch is not None
+        # As system headers, so that their warnings are not ours.
+        system = ["-isystem", str(self.torch.root / "include")]
+        if self.cuda is not None:
+            system += ["-isystem", str(self.cuda.home / "include")]
+        relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # in messages, wherever it was built
+        cxx_flags = [*COMMON_FLAGS, *CXX_FLAGS, relative_names, *system]
+        nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS, *system]
+        if self._warnings_are_errors():
+            cxx_flags.append("-Werror")
+            nvcc_flags += ["-Xcompiler=-Werror", "--Werror=all-warnings"]
+        return Extension(
+            name,
+            sources=sources,
+            include_dirs=["csrc"],
+            library_dirs=[str(self.torch.root / "lib")],
+            libraries=libraries,
+            extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+            language="c++",
+            py_limited_api=True,
+        )
+
+    def _warnings_are_errors(self) -> bool:
+        """Strict with the compiler the project is checked with, lenient with all others.
+
+        A newer compiler has new warnings; they must not keep a user from installing.
+        """
+        stated = os.environ.get("CYCLIP_WERROR")
+        if stated is not None:
+            return stated == "1"
+        return self.cxx is not None and self.cxx.is_tested
+
+
+def _sources(*patterns: str) -> list[str]:
+    return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
+
+
+def make_plan() -> Plan:
+    """Look at this machine and at the environment variables.
+
+    Raises SystemExit where CUDA was demanded (CYCLIP_BUILD_CUDA=1 or FORCE_CUDA=1) and cannot be
+    built.
+    """
+    plan = Plan(torch=find_torch(), cxx=find_cxx(), cuda=find_cuda())
+    reason = _why_no_cpu(plan)
+    if reason:
+        plan.missing["cpu"] = reason
+    demand = os.environ.get("CYCLIP_BUILD_CUDA", os.environ.get("FORCE_CUDA") or None)
+    plan.cuda_required = demand == "1"
+    reason = "CYCLIP_BUILD_CUDA=0 was set" if demand == "0" else reason or _why_no_cuda(plan)
+    if reason and plan.cuda_required:
+        raise SystemExit(f"cyclip_ext: the CUDA library was demanded, but {reason}")
+    if reason:
+        plan.missing["cuda"] = reason
+    return plan
+
+
+def _why_no_cpu(plan: Plan) -> str:
+    if sys.platform == "win32":
+        return "native libraries are not built on Windows yet"
+    if plan.cxx is None:
+        command = os.environ.get("CXX", "c++")
+        return f"there is no C++ compiler ({command}); install g++ or clang++ and install again"
+    if plan.torch is None:
+        return "torch was not found at build time; install torch and install again"
+    return ""
+
+
+def _why_no_cuda(plan: Plan) -> str:
+    assert plan.torch is not None
+    if plan.torch.cuda is None:
+        return f"torch {plan.torch.version} is a build without CUDA; install one with CUDA"
+    major = plan.torch.cuda.partition(".")[0]
+    if plan.cuda is None:
+        where = os.environ.get("CUDA_HOME", "PATH or /usr/local/cuda")
+        return f"no nvcc in {where}; install the CUDA {major} toolkit or set CUDA_HOME to it"
+    if plan.cuda.major != major:
+        return (
+            f"nvcc of {plan.cuda.home} is CUDA {plan.cuda.version}, but torch "
+            f"{plan.torch.version} uses CUDA {plan.torch.cuda}; set CUDA_HOME to a CUDA {major} "
+            f"toolkit, or install a torch for CUDA {plan.cuda.major}"
+        )
+    return ""

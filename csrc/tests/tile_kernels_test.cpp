@@ -1,0 +1,229 @@
+// The epilogues of the similarity tile, in every instruction set that this processor has, against the
+// plain loops of their definition. Shapes leave ragged vectors, and the positives run through the
+// tile, beside it, and along its edge.
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "kernels/cpu/tile_kernels.h"
+
+namespace cyclip::cpu::baseline {
+extern const TileKernels<float> float_kernels;
+extern const TileKernels<double> double_kernels;
+}  // namespace cyclip::cpu::baseline
+
+namespace cyclip::test {
+
+namespace {
+
+using namespace cyclip::cpu;
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kScale = 20;
+constexpr double kBias = -3;
+
+struct Shape {
+  int64_t rows, cols, offset;
+};
+
+constexpr Shape kShapes[] = {{1, 1, 0},   {1, 1, 5},    {3, 7, 0},     {5, 16, 2},   {4, 17, -1},
+                             {9, 33, 24}, {2, 31, -40}, {16, 64, 100}, {13, 100, 87}};
+
+// A tile of random dot products. Nothing may depend on its padding, which is NaN.
+template <typename T>
+struct Problem {
+  Shape shape;
+  int64_t pitch;
+  std::vector<T> dots, row_inv_norms, col_inv_norms;
+
+  explicit Problem(Shape shape)
+      : shape(shape),
+        pitch(padded(shape.cols)),
+        dots(shape.rows * pitch, std::numeric_limits<T>::quiet_NaN()),
+        row_inv_norms(shape.rows),
+        col_inv_norms(pitch, std::numeric_limits<T>::quiet_NaN()) {
+    std::mt19937 random(static_cast<unsigned>(shape.rows * 1000 + shape.cols));
+    std::uniform_real_distribution<T> cosine(-1, 1), inv_norm(T(0.5), T(2));
+    for (T& value : row_inv_norms) value = inv_norm(random);
+    for (int64_t col = 0; col < shape.cols; ++col) col_inv_norms[col] = inv_norm(random);
+    for (int64_t row = 0; row < shape.rows; ++row) {
+      for (int64_t col = 0; col < shape.cols; ++col) {
+        dots[row * pitch + col] = cosine(random) / (row_inv_norms[row] * col_inv_norms[col]);
+      }
+    }
+  }
+
+  double cosine(int64_t row, int64_t col) const {
+    return static_cast<double>(dots[row * pitch + col]) * row_inv_norms[row] * col_inv_norms[col];
+  }
+  double inv_norms(int64_t row, int64_t col) const {
+    return static_cast<double>(row_inv_norms[row]) * col_inv_norms[col];
+  }
+  bool is_positive(int64_t row, int64_t col) const { return col == row + shape.offset; }
+
+  // The kernels overwrite the tile: each gets a copy of its own.
+  Tile<T> tile(std::vector<T>* values) const {
+    *values = dots;
+    return {values->data(),      pitch, shape.rows, shape.cols, 0, 0, shape.offset, row_inv_norms.data(),
+            col_inv_norms.data()};
+  }
+};
+
+template <typename T>
+Base2Scale<T> base2_scale() {
+  const T hi = static_cast<T>(kScale * kLog2e);
+  return {hi, static_cast<T>(kScale * kLog2e - static_cast<double>(hi))};
+}
+
+template <typename T>
+struct Statistics {
+  std::vector<LaneInt<T>> shift, index;
+  std::vector<double> sum;
+  std::vector<T> hardest;
+
+  explicit Statistics(int64_t size)
+      : shift(size, kNoShift), index(size, -1), sum(size, 0), hardest(size, static_cast<T>(kNoShift)) {}
+
+  NegativeStatistics<T> view() { return {shift.data(), sum.data(), hardest.data(), index.data()}; }
+
+  void expect(int64_t entry, double exponentials, double hardest_cosine, int64_t hardest_index, double tolerance,
+              const std::string& what) const {
+    check_close(sum[entry] == 0 ? 0 : std::ldexp(sum[entry], shift[entry]) / exponentials,
+                exponentials == 0 ? 0 : 1, kScale * tolerance, what + " sum of exponentials");
+    check_close(index[entry], static_cast<double>(hardest_index), 0, what + " hardest index");
+    if (hardest_index >= 0) check_close(hardest[entry], hardest_cosine, tolerance, what + " hardest");
+  }
+};
+
+// Statistics of one line (row or column) from their definition.
+struct Line {
+  double exponentials = 0, hardest = -2;
+  int64_t index = -1;
+
+  void add(double cosine, int64_t position) {
+    exponentials += std::exp(kScale * cosine);
+    if (cosine > hardest) {
+      hardest = cosine;
+      index = position;
+    }
+  }
+};
+
+template <typename T>
+void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
+                          const std::string& name) {
+  const auto [rows, cols, offset] = problem.shape;
+  std::vector<T> values, scratch(2 * problem.pitch);
+  std::vector<double> positive(rows, 0);
+  Statistics<T> row_statistics(rows), col_statistics(problem.pitch);
+  kernels.softmax_forward({problem.tile(&values), base2_scale<T>(), row_statistics.view(), col_statistics.view(),
+                           positive.data(), scratch.data()});
+
+  std::vector<Line> row_lines(rows), col_lines(cols);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      const double s = problem.cosine(row, col);
+      if (problem.is_positive(row, col)) {
+        check_close(positive[row], s, tolerance, name + " positive");
+      } else {
+        row_lines[row].add(s, col);
+        col_lines[col].add(s, row);
+      }
+    }
+  }
+  const auto expect = [&](const Statistics<T>& statistics, const std::vector<Line>& lines, const char* side) {
+    for (size_t i = 0; i < lines.size(); ++i) {
+      statistics.expect(i, lines[i].exponentials, lines[i].hardest, lines[i].index, tolerance, name + side);
+    }
+  };
+  expect(row_statistics, row_lines, " row");
+  expect(col_statistics, col_lines, " column");
+}
+
+template <typename T>
+void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
+                           const std::string& name) {
+  const auto [rows, cols, offset] = problem.shape;
+  // Shifts as of a row whose largest z' is about 20: all weights stay below one or so.
+  const std::vector<LaneInt<T>> row_shift(rows, 28), col_shift(problem.pitch, 29);
+  const std::vector<T> row_weight(rows, T(0.25)), col_weight(problem.pitch, T(0.5));
+  std::vector<T> values;
+  ScalarGradients scalars;
+  kernels.softmax_backward({problem.tile(&values),
+                            base2_scale<T>(),
+                            kScale,
+                            {row_shift.data(), row_weight.data(), col_shift.data(), col_weight.data()},
+                            &scalars});
+  double scale_gradient = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      const double s = problem.cosine(row, col);
+      const double z = kScale * kLog2e * s;
+      const double weight = 0.25 * std::exp2(z - 28) + 0.5 * std::exp2(z - 29);
+      const double slope = problem.is_positive(row, col) ? 0 : weight;
+      scale_gradient += slope * s;
+      check_close(values[row * problem.pitch + col], kScale * slope * problem.inv_norms(row, col),
+                  kScale * tolerance, name + " panel");
+    }
+  }
+  check_close(scalars.scale, scale_gradient, cols * kScale * kScale * tolerance, name + " scale");
+}
+
+template <typename T>
+void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
+                  const std::string& name) {
+  const auto [rows, cols, offset] = problem.shape;
+  std::vector<T> values;
+  std::vector<double> row_loss(rows, 0), row_grad(rows, 0.75);
+  ScalarGradients scalars;
+  kernels.sigmoid_forward({problem.tile(&values), kScale, kBias, row_loss.data()});
+  kernels.sigmoid_backward({problem.tile(&values), kScale, kBias, row_grad.data(), &scalars});
+  double scale_gradient = 0, bias_gradient = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    double loss = 0;
+    for (int64_t col = 0; col < cols; ++col) {
+      const double s = problem.cosine(row, col);
+      const double label = problem.is_positive(row, col) ? 1 : -1;
+      const double z = label * (kScale * s + kBias);
+      const double slope = -0.75 * label / (1 + std::exp(z));
+      loss += std::log1p(std::exp(-z));
+      scale_gradient += slope * s;
+      bias_gradient += slope;
+      check_close(values[row * problem.pitch + col], kScale * slope * problem.inv_norms(row, col),
+                  kScale * kScale * tolerance, name + " panel");
+    }
+    check_close(row_loss[row], loss, cols * kScale * tolerance, name + " loss");
+  }
+  check_close(scalars.scale, scale_gradient, cols * kScale * kScale * tolerance, name + " scale");
+  check_close(scalars.bias, bias_gradient, cols * kScale * tolerance, name + " bias");
+}
+
+template <typename T>
+void test_all(const TileKernels<T>& kernels) {
+  const double tolerance = 8 * std::numeric_limits<T>::epsilon();
+  for (const Shape& shape : kShapes) {
+    const Problem<T> problem(shape);
+    const std::string name =
+        std::string(kernels.isa) + " [" + std::to_string(shape.rows) + ", " + std::to_string(shape.cols) + "]";
+    test_softmax_forward(kernels, problem, tolerance, name + " softmax_forward");
+    test_softmax_backward(kernels, problem, tolerance, name + " softmax_backward");
+    test_sigmoid(kernels, problem, tolerance, name + " sigmoid");
+  }
+}
+
+}  // namespace
+
+}  // namespace cyclip::test
+
+int main() {
+  using namespace cyclip;
+  test::test_all(cpu::baseline::float_kernels);
+  test::test_all(cpu::baseline::double_kernels);
+  test::test_all(cpu::tile_kernels<float>());
+  test::test_all(cpu::tile_kernels<double>());
+  return test::exit_code();
+}

@@ -1,0 +1,234 @@
+"""Clip art and stamps from Debian packages, added to the emoji: `--train-data debian`.
+
+Open Clip Art has titles and keywords as their authors typed them (noisy, as on the web), Tux
+Paint's stamps one careful line each. Both only train: evaluation stays that of the emoji, and
+fashion-mnist joins as a set far from anything seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .emoji import load_emoji
+from .pictures import Classes, MemoryPairs, PictureData, PictureSet, decode_squares
+from .records import BadRecord, MissingData, SkipReport, clean_caption
+
+ROOT = Path("/usr/share")
+PACKAGES = {  # Debian package: what it puts below ROOT
+    "openclipart-png": "openclipart/png",
+    "openclipart-svg": "openclipart/svg",
+    "tuxpaint-stamps-default": "tuxpaint/stamps",
+    "dataset-fashion-mnist": "datasets/fashion-mnist",
+}
+FASHION_CLASSES = (  # in the order of the data set's labels: (name, subgroup, group)
+    ("t-shirt", "tops", "clothing"),
+    ("trousers", "bottoms", "clothing"),
+    ("pullover", "tops", "clothing"),
+    ("dress", "dresses", "clothing"),
+    ("coat", "outerwear", "clothing"),
+    ("sandal", "shoes", "accessories"),
+    ("shirt", "tops", "clothing"),
+    ("sneaker", "shoes", "accessories"),
+    ("bag", "bags", "accessories"),
+    ("ankle boot", "shoes", "accessories"),
+)
+
+# A title given to this many drawings names the collection they came with, not what they show.
+_COLLECTION = 8
+_COLLECTION_TITLE = re.compile(r"Clipart by |Part of the |$")
+_KEYWORDS_IN_CAPTION = 3
+_DESCRIPTION_WORDS = 15
+_NOT_KEYWORDS = {"", "hash"}  # "hash" is a trace of the library's export script
+_WORK = "{http://web.resource.org/cc/}Work"
+_DC = "{http://purl.org/dc/elements/1.1/}"
+_RDF_ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+
+Captioned = tuple[Path, tuple[str, ...]]
+
+
+def load_debian(size: int = 64, root: Path = ROOT) -> PictureData:
+    """Emoji, openclipart and tuxpaint stamps to train on; emoji and fashion-mnist to evaluate.
+
+    Raises MissingData with the apt line where a package is absent, and as load_emoji.
+    """
+    missing = [name for name, folder in PACKAGES.items() if not (root / folder).is_dir()]
+    if missing:
+        raise MissingData(
+            f"the Debian data needs {', '.join(missing)}: apt install {' '.join(PACKAGES)}"
+        )
+    emoji = load_emoji(size)
+    skipped = emoji.skipped
+    clipart = read_openclipart(root / "openclipart", skipped)
+    stamps = read_stamps(root / "tuxpaint/stamps", skipped)
+    found = _without_copies(clipart + stamps, skipped)
+    kept, images = decode_squares([(str(path), path) for path, _ in found], size, skipped)
+    fashion = {"fashion_mnist": load_fashion_mnist("test", root)}
+    return replace(
+        emoji,
+        name="debian",
+        train=MemoryPairs(
+            source="debian (openclipart, tuxpaint, emoji)",
+            images=torch.cat([emoji.train.images, images]),
+            captions=emoji.train.captions + tuple(found[i][1] for i in kept),
+        ),
+        evaluation=emoji.evaluation | fashion,
+    )
+
+
+def read_openclipart(folder: Path, skipped: SkipReport) -> list[Captioned]:
+    """PNG files with captions from the metadata of the SVG file of the same name.
+
+    Captions: the title, the title with the first keywords, and a short description. Where the
+    title is that of a whole collection, the words of the file's name stand in for it. Counted as
+    skipped: links (the drawing again, under another heading), broken metadata, no name at all, and
+    names that many drawings share: their pairs would be each other's negatives.
+    """
+    drawings: list[tuple[Path, str, list[str], str]] = []
+    for svg in sorted((folder / "svg").rglob("*.svg")):
+        if svg.is_symlink():
+            skipped.add("link to another drawing", str(svg))
+            continue
+        try:
+            title, keywords, description = _svg_metadata(svg)
+        except (ElementTree.ParseError, OSError):
+            skipped.add("broken metadata", str(svg))
+            continue
+        png = folder / "png" / svg.relative_to(folder / "svg").with_suffix(".png")
+        drawings.append((png, title, keywords, description))
+
+    titles = Counter(title.lower() for _, title, _, _ in drawings)
+    named = [
+        (png, _file_words(png) if _is_collection(title, titles) else title, keywords, description)
+        for png, title, keywords, description in drawings
+    ]
+    uses = Counter(name.lower() for _, name, _, _ in named)
+    found: list[Captioned] = []
+    for png, name, keywords, description in named:
+        if not name:
+            skipped.add("empty caption", str(png))
+        elif uses[name.lower()] >= _COLLECTION:
+            skipped.add("one caption for many drawings", str(png))
+        else:
+            texts = [name]
+            if keywords:
+                texts.append(", ".join([name, *keywords[:_KEYWORDS_IN_CAPTION]]))
+            if 0 < len(description.split()) <= _DESCRIPTION_WORDS and "@" not in description:
+                texts.append(description)
+            found.append((png, tuple(dict.fromkeys(texts))))
+    return found
+
+
+def read_stamps(folder: Path, skipped: SkipReport) -> list[Captioned]:
+    """PNG stamps with the English line of the .txt file beside them."""
+    found: list[Captioned] = []
+    for png in sorted(folder.rglob("*.png")):
+        # A picture drawn for the mirrored stamp shares the text of the plain one.
+        text = png.with_name(re.sub(r"_(mirror|flip)+$", "", png.stem) + ".txt")
+        try:
+            # The first line is English; translations follow as "de.utf8=...".
+            caption = clean_caption(text.read_text(encoding="utf-8").split("\n", 1)[0])
+        except FileNotFoundError:
+            caption = ""
+        except UnicodeDecodeError:
+            skipped.add("bad encoding", str(text))
+            continue
+        if caption:
+            found.append((png, (caption,)))
+        else:
+            skipped.add("empty caption", str(png))
+    return found
+
+
+def load_fashion_mnist(split: str, root: Path = ROOT) -> PictureSet:
+    """The "train" (60,000) or "test" (10,000) pictures, grey on black, 28 pixels square.
+
+    Raises ValueError for another split, MissingData with the apt line where the package is absent,
+    BadRecord where its files are damaged.
+    """
+    prefixes = {"train": "train", "test": "t10k"}
+    if split not in prefixes:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    folder = root / PACKAGES["dataset-fashion-mnist"]
+    if not folder.is_dir():
+        raise MissingData(f"no fashion-mnist in {folder}: apt install dataset-fashion-mnist")
+    grey = _read_idx(folder / f"{prefixes[split]}-images-idx3-ubyte.gz")
+    labels = _read_idx(folder / f"{prefixes[split]}-labels-idx1-ubyte.gz")
+    images = np.empty((len(grey), 4, *grey.shape[1:]), dtype=np.uint8)
+    images[:, :3] = grey[:, None]
+    images[:, 3] = 255
+    return PictureSet(
+        source=f"fashion-mnist/{split}",
+        images=torch.from_numpy(images),
+        captions=tuple((FASHION_CLASSES[label][0],) for label in labels),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        classes=Classes.build(FASHION_CLASSES),
+        domains=torch.zeros(len(labels), dtype=torch.int64),
+        domain_names=("fashion-mnist",),
+    )
+
+
+def _svg_metadata(svg: Path) -> tuple[str, list[str], str]:
+    """Title, keywords and description of one drawing; empty where they are absent."""
+    for _, work in ElementTree.iterparse(svg):
+        if work.tag == _WORK:  # stop here: the drawing itself, which follows, is large
+            break
+    else:
+        return "", [], ""
+    # Artists sign among the keywords; who drew it is not what it shows.
+    artists = {clean_caption(e.text or "").lower() for e in work.iter(f"{_DC}title")}
+    words = [clean_caption(e.text or "").replace("_", " ").lower() for e in work.iter(_RDF_ITEM)]
+    return (
+        clean_caption((work.findtext(f"{_DC}title") or "").replace("_", " ")),
+        [word for word in words if word not in _NOT_KEYWORDS and word not in artists],
+        clean_caption(work.findtext(f"{_DC}description") or ""),
+    )
+
+
+def _is_collection(title: str, titles: Counter[str]) -> bool:
+    return titles[title.lower()] >= _COLLECTION or bool(_COLLECTION_TITLE.match(title))
+
+
+def _file_words(png: Path) -> str:
+    """The words of a file's name, without numbers: "jigsaw_red_10.png" -> "jigsaw red"."""
+    return clean_caption(re.sub(r"[\W\d_]+", " ", png.stem))
+
+
+def _without_copies(found: list[Captioned], skipped: SkipReport) -> list[Captioned]:
+    """The first of each set of byte-identical pictures: copies are false negatives in a batch."""
+    seen: set[bytes] = set()
+    first: list[Captioned] = []
+    for path, captions in found:
+        try:
+            digest = blake2b(path.read_bytes(), digest_size=16).digest()
+        except FileNotFoundError:
+            skipped.add("missing", str(path))
+            continue
+        if digest in seen:
+            skipped.add("copy of another picture", str(path))
+        else:
+            seen.add(digest)
+            first.append((path, captions))
+    return first
+
+
+def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """An array of bytes in the IDX format of MNIST (LeCun): magic, big-endian sizes, data."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        dimensions = data[3]
+        shape = np.frombuffer(data, ">u4", count=dimensions, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except FileNotFoundError:
+        raise BadRecord("missing", str(path)) from None
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise BadRecord(f"damaged ({error})", str(path)) from None

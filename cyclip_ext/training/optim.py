@@ -1,0 +1,86 @@
+"""AdamW without decay where decay does harm, the schedule, and the temperature's bounds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from .config import OptimConfig
+
+MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = 1.0, 100.0  # Radford et al. 2021, section 2.5
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """Groups for AdamW, each with "lr_factor": decayed weights, the rest, the temperature.
+
+    Decayed are the parameters of two or more dimensions. Norms and biases have one, and shrinking
+    them changes the scale of activations; temperature and bias of the logits have none or one.
+    Parameters that take no gradient are in no group.
+    """
+    decayed, plain, temperature = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.split(".")[-1] == "logit_scale":
+            temperature.append(parameter)
+        elif parameter.ndim >= 2:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.wd, "lr_factor": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": temperature, "weight_decay": 0.0, "lr_factor": config.logit_scale_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW over `parameter_groups`. Call it after `fix_logit_scale`."""
+    return AdamW(
+        parameter_groups(model, config),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of step `step` out of `steps`, both counted from the run's first step, 0.
+
+    Linear from lr/warmup at step 0 to lr at step warmup - 1, then half a cosine that would reach
+    zero at step `steps`.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    return config.lr * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def fix_logit_scale(model: nn.Module, scale: float) -> None:
+    """Hold the (exponentiated) logit scale at `scale`: it gets no gradient from now on."""
+    logit_scale = _logit_scale(model)
+    with torch.no_grad():
+        logit_scale.fill_(math.log(scale))
+    logit_scale.requires_grad_(False)
+
+
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep the stored logarithm within [ln 1, ln 100]; call it after each optimizer step."""
+    with torch.no_grad():
+        _logit_scale(model).clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))
+
+
+def _logit_scale(model: nn.Module) -> Tensor:
+    logit_scale = model.logit_scale
+    assert isinstance(logit_scale, Tensor)  # of every CLIP-like model
+    return logit_scale

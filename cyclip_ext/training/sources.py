@@ -1,0 +1,94 @@
+"""Opens what a run trains on, and what it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data import (
+    NAMED,
+    Pairs,
+    PictureData,
+    Record,
+    emoji_available,
+    load_named,
+    open_pairs,
+)
+from .config import DataConfig
+
+PICTURE_SIZE = 64  # pixels, kept a little above the model's so that augmentation loses nothing
+
+# Of pairs from files, this many at most and this share at most are kept for validation.
+HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What `open_data` opened.
+
+    train: the training pairs. pictures: sets with classes, for zero-shot, of a named data set.
+    validation: pairs for retrieval, of files. Exactly one of the two is there.
+    description: counts and what was skipped, for the log.
+    """
+
+    train: Pairs
+    description: str
+    pictures: PictureData | None = None
+    validation: Pairs | None = None
+
+
+def open_data(config: DataConfig) -> RunData:
+    """Open `train_data` and `val_data`.
+
+    Raises MissingData where a named data set is not installed, ValueError for files beside one.
+    """
+    name = config.train_data
+    note = ""
+    if name == "auto":
+        name = "emoji" if emoji_available() else "shapes"
+        if name == "shapes":
+            note = (
+                "training on procedural shapes; for the default data, real drawings: "
+                "pip install 'cyclip_ext[demo]'\n"
+            )
+    if name in NAMED:
+        for flag, value in (("val-data", config.val_data), ("images", config.images)):
+            if value is not None:
+                raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
+        pictures = load_named(name, size=PICTURE_SIZE)
+        return RunData(pictures.train, note + pictures.describe(), pictures=pictures)
+    pairs = open_pairs(name, images=config.images)
+    if config.val_data is not None:
+        train, validation = pairs, open_pairs(config.val_data, images=config.images)
+    else:
+        train, validation = split_pairs(pairs)
+    description = (
+        f"{pairs.source}: {len(train):,} training pairs, {len(validation):,} for validation; "
+        f"{pairs.skipped}"
+    )
+    return RunData(train, description, validation=validation)
+
+
+def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """(training, validation): evenly spaced records are kept out, the same for every seed."""
+    count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
+    spacing = len(pairs) // count
+    held_out = [i * spacing for i in range(count)]
+    kept_out = set(held_out)
+    rest = [i for i in range(len(pairs)) if i not in kept_out]
+    return Part(pairs, rest), Part(pairs, held_out)
+
+
+class Part(Pairs):
+    """Some records of another source, by index."""
+
+    def __init__(self, pairs: Pairs, indices: list[int]) -> None:
+        self.pairs = pairs
+        self.indices = indices
+        self.source = pairs.source
+        self.skipped = pairs.skipped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.pairs[self.indices[index]]

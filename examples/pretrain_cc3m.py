@@ -1,0 +1,16 @@
+"""Pretrain CLIP-style towers with CyCLIP's losses, evaluate them, and write a report.
+
+    python examples/pretrain_cc3m.py                          emoji drawings, 5 minutes on 2 cores
+    python examples/pretrain_cc3m.py --compare --seeds 0 1 2  CLIP against CyCLIP and two more
+    python examples/pretrain_cc3m.py --train-data PATH        CC3M: tar shards, TSV or CSV
+    python examples/pretrain_cc3m.py --resume logs/NAME       continue after Ctrl-C
+
+Settings: --help. The code is in cyclip_ext/training.
+"""
+
+import sys
+
+from cyclip_ext.training.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

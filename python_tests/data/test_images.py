@@ -1,0 +1,149 @@
+"""The decoding policy: what comes out is upright 8-bit RGB, or a counted reason."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclip_ext.data.images import open_image, square_rgba
+from cyclip_ext.data.records import BadRecord
+
+from .files import BLUE, RED, encode, halves, jpeg, png_bomb
+
+
+def near(pixel: object, expected: tuple[int, ...], tolerance: int = 12) -> bool:
+    return bool(np.abs(np.subtract(pixel, expected)).max() <= tolerance)  # type: ignore[call-overload]
+
+
+def ends(image: Image.Image) -> tuple[object, object]:
+    middle = image.height // 2
+    return image.getpixel((3, middle)), image.getpixel((image.width - 4, middle))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(halves()),
+        encode(halves("P")),
+        encode(halves("RGBA")),
+        encode(halves("CMYK"), "JPEG", quality=95, subsampling=0),
+        encode(halves("YCbCr"), "JPEG", quality=95, subsampling=0),
+        encode(halves(), "GIF"),
+        encode(halves(), "WEBP", lossless=True),
+        encode(halves(), "BMP"),
+    ],
+    ids=["rgb", "palette", "rgba", "cmyk", "jpeg", "gif", "webp", "bmp"],
+)
+def test_every_mode_becomes_the_same_rgb(data: bytes) -> None:
+    image = open_image(data, "x")
+    assert image.mode == "RGB"
+    left, right = ends(image)
+    assert near(left, RED)
+    assert near(right, BLUE)
+
+
+def test_transparency_goes_onto_white_or_is_kept() -> None:
+    image = halves("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 20, 20))  # black, but invisible: naive conversion shows black
+    left, right = ends(open_image(encode(image), "x"))
+    assert left == (255, 255, 255)
+    assert right == BLUE
+    kept = open_image(encode(image), "x", keep_alpha=True)
+    assert kept.mode == "RGBA"
+    assert kept.getpixel((3, 10))[3] == 0  # type: ignore[index]
+
+
+def test_transparent_palette_entry_goes_onto_white() -> None:
+    image = halves("P")
+    left, right = ends(open_image(encode(image, transparency=image.getpixel((0, 0))), "x"))
+    assert left == (255, 255, 255)
+    assert near(right, BLUE)
+
+
+def test_grey_with_alpha() -> None:
+    image = Image.new("LA", (8, 8), (100, 255))
+    image.putpixel((0, 0), (0, 0))
+    opened = open_image(encode(image), "x")
+    assert opened.getpixel((0, 0)) == (255, 255, 255)
+    assert opened.getpixel((4, 4)) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(format: str) -> None:
+    ramp = np.array([[0, 128 * 257, 255 * 257]], dtype=np.uint16)
+    image = open_image(encode(Image.fromarray(ramp), format), "x")
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3]
+
+
+def test_float_tiff_of_zero_to_one() -> None:
+    image = open_image(encode(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"), "x")
+    assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]  # type: ignore[index]
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn by 90 degrees clockwise to show
+    image = open_image(encode(halves(), "JPEG", exif=exif, quality=95, subsampling=0), "x")
+    assert image.size == (20, 40)
+    assert near(image.getpixel((10, 3)), RED)
+    assert near(image.getpixel((10, 36)), BLUE)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<!DOCTYPE html><html>404</html>", "not an image"),
+        (jpeg()[: len(jpeg()) // 2], "truncated"),
+        (encode(halves())[:-30], "truncated"),
+        (encode(halves())[:40] + b"\0" * 60, "not an image"),
+        (png_bomb(), "too many pixels"),
+        (png_bomb(10_000), "too many pixels"),  # below the size at which Pillow itself refuses
+        (b"\0" * 5000, "not an image"),
+    ],
+    ids=["empty", "html", "half", "tail", "overwritten", "bomb", "small bomb", "zeros"],
+)
+def test_damage_is_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadRecord) as caught:
+        open_image(data, "some/name.jpg")
+    assert caught.value.reason == reason
+    assert str(caught.value) == f"some/name.jpg: {reason}"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadRecord) as caught:
+        open_image(tmp_path / "none.jpg", "none.jpg")
+    assert caught.value.reason == "missing"
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF")
+def test_no_prefix_of_a_file_raises_anything_else() -> None:
+    for whole in (jpeg(), encode(halves("P")), encode(halves(), "GIF"), encode(halves(), "TIFF")):
+        for cut in range(0, len(whole), max(1, len(whole) // 60)):
+            with contextlib.suppress(BadRecord):
+                open_image(whole[:cut], "x")
+
+
+def test_square_keeps_proportions_and_clean_edges() -> None:
+    pixels = square_rgba(halves("RGBA"), 16)
+    assert pixels.shape == (4, 16, 16)
+    assert pixels.dtype == np.uint8
+    assert (pixels[3, :4] == 0).all()  # 2:1 picture: transparent above and below
+    assert (pixels[3, 5:11] == 255).all()
+    # Invisible pixels are often stored as black or green: none of it may show at the edge.
+    ring = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
+    ring.paste((255, 0, 0, 255), (16, 16, 48, 48))
+    small = square_rgba(ring, 24)
+    visible = small[3] > 32
+    assert small[1][visible].max() <= 8
+
+
+def test_bytes_and_path_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(halves()))
+    one = open_image(tmp_path / "a.png", "a")
+    two = open_image(encode(halves()), "a")
+    assert one.tobytes() == two.tobytes()

@@ -1,0 +1,178 @@
+"""Shards: samples found through the index equal what tarfile reads; damage costs only itself."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cyclip_ext.data.records import BadRecord
+from cyclip_ext.data.tar import BrokenTar, TarPairs, read_members
+
+from .files import encode, halves, jpeg, write_tar
+
+PNG = encode(halves())
+
+
+def members(count: int, start: int = 0) -> list[tuple[str, bytes]]:
+    """What img2dataset writes."""
+    return [
+        item
+        for i in range(start, start + count)
+        for item in (
+            (f"{i:09d}.jpg", PNG),
+            (f"{i:09d}.json", json.dumps({"caption": f"json {i}", "url": "u"}).encode()),
+            (f"{i:09d}.txt", f"caption {i}".encode()),
+        )
+    ]
+
+
+def reason(pairs: TarPairs, index: int) -> str:
+    with pytest.raises(BadRecord) as caught:
+        pairs[index]
+    return caught.value.reason
+
+
+def test_samples_of_several_shards(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{i}.tar", members(3, 3 * i)) for i in range(2)]
+    pairs = TarPairs(shards)
+    assert len(pairs) == 6
+    assert pairs.skipped.total == 0
+    assert [pairs[i].captions for i in (5, 0, 3)] == [
+        ("caption 5",),
+        ("caption 0",),
+        ("caption 3",),
+    ]
+    assert pairs[2].image.size == (40, 20)
+
+
+def test_caption_from_json_without_txt(tmp_path: Path) -> None:
+    data = [
+        ("a.jpg", PNG),
+        ("a.json", b'{"caption": "one"}'),
+        ("b.jpg", PNG),
+        ("b.json", b'{"caption": ["two", " ", "three\\nlines"]}'),
+    ]
+    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    assert [pairs[i].captions for i in range(2)] == [("one",), ("two", "three lines")]
+
+
+def test_bad_samples_are_counted_where_they_show(tmp_path: Path) -> None:
+    data = [
+        ("a.jpg", PNG),  # no caption file: known from the index
+        ("b.txt", b"no image"),
+        ("c.jpg", jpeg()[:300]),
+        ("c.txt", b"cut picture"),
+        ("d.jpg", PNG),
+        ("d.txt", b" \n"),
+        ("e.jpg", PNG),
+        ("e.txt", b"\xff\xfe latin"),
+        ("f.jpg", PNG),
+        ("f.json", b"{broken"),
+        ("g.jpg", b""),
+        ("g.txt", b"empty picture"),
+        ("h.jpg", PNG),
+        ("h.txt", b"good"),
+    ]
+    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    assert pairs.skipped.counts == {"no caption file": 1, "no image file": 1}
+    assert len(pairs) == 6
+    found = [reason(pairs, i) for i in range(5)]
+    expected = ["truncated", "empty caption", "bad encoding", "broken metadata", "empty file"]
+    assert found == expected
+    assert pairs[5].captions == ("good",)
+
+
+def test_keys_end_at_the_first_dot_and_include_the_folder(tmp_path: Path) -> None:
+    data = [
+        ("x/1.seg.png", b"not this one"),
+        ("x/1.jpg", PNG),
+        ("x/1.txt", b"first"),
+        ("y/1.jpg", PNG),
+        ("y/1.txt", b"second"),
+    ]
+    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    assert [pairs[i].captions[0] for i in range(2)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_members_agree_with_tarfile(tmp_path: Path, format: int) -> None:
+    names = ["short.txt", "d" * 60 + "/" + "e" * 60 + ".jpg"]
+    if format != tarfile.USTAR_FORMAT:
+        names += ["f" * 300 + ".jpg", "ünï/cødé.txt"]
+    path = write_tar(tmp_path / "a.tar", [(n, n.encode() * i) for i, n in enumerate(names)], format)
+    with path.open("rb") as file:
+        ours = [(m.name, m.offset, m.size) for m in read_members(file)]
+    with tarfile.open(path) as tar:
+        theirs = [(m.name, m.offset_data, m.size) for m in tar]
+    assert ours == theirs
+
+
+def test_other_kinds_of_members_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(PNG)
+    (tmp_path / "in" / "a.txt").write_bytes(b"caption")
+    (tmp_path / "in" / "link.jpg").symlink_to("a.jpg")
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "in", arcname="in")
+    pairs = TarPairs([path])
+    assert [pairs[i].captions for i in range(len(pairs))] == [("caption",)]
+
+
+def test_broken_end_keeps_what_came_before(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", members(4)).read_bytes()
+    with (tmp_path / "a.tar").open("rb") as file:
+        third = next(m for m in read_members(file) if m.name == "000000002.jpg")
+    for cut in (third.offset + 10, third.offset - 100):  # inside data, inside a header
+        (tmp_path / "b.tar").write_bytes(whole[:cut])
+        pairs = TarPairs([tmp_path / "b.tar"])
+        assert len(pairs) == 2
+        assert pairs.skipped.counts["broken tar"] == 1
+        assert pairs[1].captions == ("caption 1",)
+
+
+def test_overwritten_header_is_damage_not_nonsense(tmp_path: Path) -> None:
+    data = bytearray(write_tar(tmp_path / "a.tar", members(3)).read_bytes())
+    with (tmp_path / "a.tar").open("rb") as file:
+        second = next(m for m in read_members(file) if m.name == "000000001.jpg")
+    data[second.offset - 512 : second.offset - 400] = b"x" * 112
+    (tmp_path / "a.tar").write_bytes(data)
+    pairs = TarPairs([tmp_path / "a.tar"])
+    assert len(pairs) == 1
+    assert pairs.skipped.counts["broken tar"] == 1
+
+
+def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"<html>" * 1000)
+    pairs = TarPairs([tmp_path / "a.tar"])
+    assert len(pairs) == 0
+    assert pairs.skipped.counts["broken tar"] == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 10_000), noise=st.binary(min_size=1, max_size=64))
+def test_no_damage_escapes_as_another_error(tmp_path: Path, position: int, noise: bytes) -> None:
+    data = bytearray(write_tar(tmp_path / "a.tar", members(2)).read_bytes())
+    position %= len(data)
+    data[position : position + len(noise)] = noise
+    (tmp_path / "b.tar").write_bytes(data)
+    with (tmp_path / "b.tar").open("rb") as file:
+        try:
+            for member in read_members(file):
+                assert member.offset + member.size <= len(data)
+        except BrokenTar:
+            pass
+
+
+def test_survives_pickling_with_open_files(tmp_path: Path) -> None:
+    pairs = TarPairs([write_tar(tmp_path / "a.tar", members(2))])
+    assert pairs[0].captions == ("caption 0",)
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert copy[1].captions == ("caption 1",)
+    assert pairs[1].captions == ("caption 1",)

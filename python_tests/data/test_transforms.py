@@ -1,0 +1,107 @@
+"""Augmentation and rendering of RGBA tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from cyclip_ext.data.loader import STILL
+from cyclip_ext.data.transforms import MEAN, STD, Augment, file_transform, render
+
+
+def raw(images: torch.Tensor) -> torch.Tensor:
+    """Undo the normalization."""
+    return images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+
+
+def disc(size: int = 32) -> torch.Tensor:
+    """An orange disc in the middle; around it, invisible green."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    inside = ((x - (size - 1) / 2) ** 2 + (y - (size - 1) / 2) ** 2) < (size / 4) ** 2
+    image = torch.tensor([0, 255, 0, 0], dtype=torch.uint8)[:, None, None].repeat(1, size, size)
+    image[:, inside] = torch.tensor([255, 128, 0, 255], dtype=torch.uint8)[:, None]
+    return image
+
+
+def test_render_shows_the_picture_on_white() -> None:
+    out = raw(render(disc()[None], 32))[0]
+    assert out.shape == (3, 32, 32)
+    assert torch.allclose(out[:, 0, 0], torch.ones(3), atol=1e-5)
+    assert torch.allclose(out[:, 16, 16], torch.tensor([1, 128 / 255, 0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 24, 32, 48])
+def test_resizing_leaves_no_fringe(size: int) -> None:
+    out = raw(render(disc()[None], size))[0]
+    # Every pixel lies between orange and white: red stays full, invisible green never shows.
+    assert out[0].min() > 0.999
+    assert (out[1] >= 128 / 255 - 1e-4).all()
+
+
+def test_still_equals_render() -> None:
+    still = STILL(disc()[None], 32, torch.rand(1, Augment.DRAWS))
+    assert torch.allclose(still, render(disc()[None], 32), atol=1e-5)
+
+
+def test_shift_moves_by_the_stated_share() -> None:
+    random = torch.full((1, Augment.DRAWS), 0.5)
+    random[0, 2] = 1.0  # all the way in x
+    moved = raw(
+        Augment(shift=0.25, scale=(1, 1), rotation=0, background=0, brightness=0)(
+            disc()[None], 32, random
+        )
+    )[0]
+    centre = raw(render(disc()[None], 32))[0]
+    assert torch.allclose(moved[:, :, :24], centre[:, :, 8:], atol=1e-4)
+
+
+def test_scale_makes_the_drawing_smaller() -> None:
+    def covered(scale: float) -> float:
+        view = Augment(shift=0, scale=(scale, scale), rotation=0, background=0, brightness=0)
+        out = raw(view(disc()[None], 32, torch.rand(1, Augment.DRAWS)))[0]
+        return float((out[2] < 0.5).float().mean())
+
+    assert covered(0.5) / covered(1.0) == pytest.approx(0.25, rel=0.15)
+
+
+def test_rotation_by_a_right_angle() -> None:
+    image = disc()
+    image[:, :16] = 0  # lower half only
+    random = torch.full((1, Augment.DRAWS), 0.5)
+    random[0, 1] = 1.0
+    turned = Augment(shift=0, scale=(1, 1), rotation=90, background=0, brightness=0)(
+        image[None], 32, random
+    )
+    upright = render(image[None], 32)
+    expected = {k: torch.rot90(upright, k, (2, 3)) for k in (1, -1)}
+    assert any(torch.allclose(turned, e, atol=1e-4) for e in expected.values())
+
+
+def test_background_and_brightness_stay_in_range() -> None:
+    images = disc()[None].repeat(200, 1, 1, 1)
+    out = raw(Augment()(images, 24, torch.rand(200, Augment.DRAWS)))
+    assert out.min() >= -1e-5
+    assert out.max() <= 1 + 1e-5
+    corners = out[:, :, 0, 0]
+    assert corners.std(0).min() > 0.1  # backgrounds differ
+    assert out.is_contiguous()
+
+
+def test_inputs_are_left_alone() -> None:
+    images = disc()[None]
+    before = images.clone()
+    Augment()(images, 24, torch.rand(1, Augment.DRAWS))
+    render(images, 24)
+    assert torch.equal(images, before)
+
+
+def test_file_transform_or_a_clear_error() -> None:
+    try:
+        transform = file_transform(24, train=True)
+    except RuntimeError as error:
+        assert "torchvision" in str(error)  # noqa: PT017 - both outcomes are right, by machine
+        return
+    out = transform(Image.new("RGB", (40, 30), "white"))
+    assert out.shape == (3, 24, 24)
+    assert torch.allclose(raw(out), torch.ones(3, 24, 24), atol=1e-4)

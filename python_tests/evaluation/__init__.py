@@ -1,0 +1,1 @@
+"""Metrics against brute force and hand-computed values. No model is trained here."""

@@ -1,0 +1,95 @@
+"""Features that break naive code, each a function (n, d, generator) -> two float64 tensors [n, d].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+Towers = tuple[Tensor, Tensor]
+
+
+def _randn(n: int, d: int, generator: Generator) -> Tensor:
+    return torch.randn(n, d, dtype=torch.float64, generator=generator)
+
+
+def _random(n: int, d: int, generator: Generator) -> Towers:
+    return _randn(n, d, generator), _randn(n, d, generator)
+
+
+def _aligned(n: int, d: int, generator: Generator) -> Towers:
+    """Pairs differing by 1e-3: the cycle terms cancel, the contrastive loss is tiny at s = 100."""
+    image = _randn(n, d, generator)
+    return image, image + 1e-3 * _randn(n, d, generator)
+
+
+def _duplicates(n: int, d: int, generator: Generator) -> Towers:
+    """Half of the pairs appear twice: negatives as good as the positive."""
+    image, text = _random(n, d, generator)
+    half = n // 2
+    for tower in image, text:
+        tower[half : 2 * half] = tower[:half]
+    return image, text
+
+
+def _narrow_cone(n: int, d: int, generator: Generator) -> Towers:
+    """All rows within a few degrees of one direction, as towers are at initialization."""
+    axis = _randn(1, d, generator)
+    image, text = _random(n, d, generator)
+    return axis + 0.05 * image, axis + 0.05 * text
+
+
+def _modality_gap(n: int, d: int, generator: Generator) -> Towers:
+    """The towers on opposite sides of the sphere: every cosine is negative."""
+    axis = _randn(1, d, generator)
+    image, text = _random(n, d, generator)
+    return image + 3 * axis, text - 3 * axis
+
+
+def _zero_rows(n: int, d: int, generator: Generator) -> Towers:
+    image, text = _random(n, d, generator)
+    image[0] = 0
+    text[-1] = 0
+    return image, text
+
+
+def _ties(n: int, d: int, generator: Generator) -> Towers:
+    """Three prototypes with entries 0 and +-1 and a norm of 1 or 2: cosines exact in any precision."""
+    width = 4 if d >= 4 else 1
+    prototypes = torch.zeros(3, d, dtype=torch.float64)
+    for row in prototypes:
+        where = torch.randperm(d, generator=generator)[:width]
+        row[where] = torch.randint(0, 2, (width,), generator=generator).double() * 2 - 1
+    image, text = (prototypes[torch.randint(0, 3, (n,), generator=generator)] for _ in range(2))
+    return image, text
+
+
+INPUTS: dict[str, Callable[[int, int, Generator], Towers]] = {
+    "random": _random,
+    "aligned": _aligned,
+    "duplicates": _duplicates,
+    "narrow_cone": _narrow_cone,
+    "modality_gap": _modality_gap,
+    "zero_rows": _zero_rows,
+    "ties": _ties,
+}
+
+
+def make_features(
+    kind: str, n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Towers:
+    """The features of one kind, rounded to `dtype`."""
+    generator = Generator().manual_seed(seed)
+    image, text = INPUTS[kind](n, d, generator)
+    return image.to(dtype), text.to(dtype)
+
+
+def random_like(outputs: tuple[Tensor, ...], seed: int = 0) -> tuple[Tensor, ...]:
+    """Random upstream gradients: a uniform one hides wrong per-row factors."""
+    generator = Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+        for out in outputs
+    )

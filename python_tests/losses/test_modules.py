@@ -1,0 +1,237 @@
+"""The nn.Modules: one call for all of them, open_clip's dictionary, weights and statistics."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+import cyclip_ext
+from cyclip_ext import functional, reference
+
+from .backends import BACKENDS
+from .inputs import make_features
+
+STATISTICS = {
+    "positive_similarity",
+    "image_margin",
+    "text_margin",
+    "image_accuracy",
+    "text_accuracy",
+}
+WEIGHTS = {"in_modal": 0.3, "cross_modal": 0.2, "margin": 0.1, "hinge": 0.4}
+KEY = {name: f"{name}_loss" for name in WEIGHTS}
+
+
+def _terms(image: Tensor, text: Tensor) -> dict[str, Tensor]:
+    return {
+        "in_modal": reference.in_modal_loss(image, text),
+        "cross_modal": reference.cross_modal_loss(image, text),
+        "margin": reference.margin_loss(image, text),
+        "hinge": reference.hinge_margin_loss(image, text),
+    }
+
+
+def _modules(backend: str, **options: bool) -> dict[str, torch.nn.Module]:
+    return {
+        "CLIPLoss": cyclip_ext.CLIPLoss(backend=backend, **options),
+        "CyCLIPLoss": cyclip_ext.CyCLIPLoss(
+            margin=0.1, hinge=0.2, backend=backend, **options
+        ),
+        "SigLIPLoss": cyclip_ext.SigLIPLoss(backend=backend, **options),
+    }
+
+
+MODULES = list(_modules("auto"))
+
+
+@pytest.mark.parametrize("off", [(), ("in_modal",), ("cross_modal",), ("margin",), ("hinge",), tuple(WEIGHTS)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dictionary_holds_the_weighted_terms(off: tuple[str, ...], backend: str) -> None:
+    """Wrong: a weight, a term that is switched off, or a dictionary that does not sum to the loss."""
+    image, text = make_features("random", 7, 5)
+    weights = {name: 0.0 if name in off else weight for name, weight in WEIGHTS.items()}
+    loss = cyclip_ext.CyCLIPLoss(**weights, backend=backend)
+    parts = loss(image, text, torch.tensor(9.0).double(), output_dict=True)
+    assert list(parts) == ["contrastive_loss", *(KEY[n] for n in WEIGHTS if n not in off)]
+    for name, value in _terms(image, text).items():
+        if name not in off:
+            torch.testing.assert_close(parts[KEY[name]], weights[name] * value)
+    total = loss(image, text, torch.tensor(9.0).double())
+    torch.testing.assert_close(sum(parts.values()), total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(total, reference.cyclip_loss(image, text, 9.0, **weights))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_defaults_are_the_papers(backend: str) -> None:
+    """Wrong: CyCLIPLoss() is not CyCLIP with both lambdas 0.25 and the 1/N form."""
+    image, text = make_features("random", 7, 5)
+    loss = cyclip_ext.CyCLIPLoss(backend=backend)
+    torch.testing.assert_close(
+        loss(image, text, 9.0),
+        reference.contrastive_loss(image, text, 9.0)
+        + 0.25 * reference.in_modal_loss(image, text)
+        + 0.25 * reference.cross_modal_loss(image, text),
+    )
+    assert list(loss(image, text, 9.0, output_dict=True)) == [
+        "contrastive_loss",
+        "in_modal_loss",
+        "cross_modal_loss",
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_the_sum_of_the_dictionary(backend: str) -> None:
+    """Wrong: open_clip's trainer, which sums the dictionary, trains on other gradients."""
+    loss = _modules(backend, statistics=True)["CyCLIPLoss"]
+    gradients = []
+    for as_dict in False, True:
+        image, text = make_features("random", 7, 5)
+        leaves = [t.requires_grad_() for t in (image, text, torch.tensor(9.0).double())]
+        value = loss(*leaves, output_dict=as_dict)
+        if as_dict:
+            value = sum(v for key, v in value.items() if key.endswith("_loss"))
+        value.backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@pytest.mark.parametrize("hinge_margin", [0.1, 0.5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_options_reach_the_terms(reduction: str, hinge_margin: float, backend: str) -> None:
+    """Wrong: reduction or hinge_margin is accepted and forgotten."""
+    image, text = make_features("random", 7, 5)
+    loss = cyclip_ext.CyCLIPLoss(
+        **WEIGHTS, hinge_margin=hinge_margin, reduction=reduction, backend=backend
+    )
+    expected = reference.cyclip_loss(
+        image, text, 9.0, **WEIGHTS, hinge_margin=hinge_margin, reduction=reduction
+    )
+    torch.testing.assert_close(loss(image, text, 9.0), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clip_and_siglip(backend: str) -> None:
+    """Wrong: the two plain losses, or the keys of their dictionaries."""
+    image, text = make_features("random", 7, 5)
+    clip = cyclip_ext.CLIPLoss(backend=backend)
+    siglip = cyclip_ext.SigLIPLoss(backend=backend)
+    expected = {
+        "clip": reference.contrastive_loss(image, text, 9.0),
+        "siglip": reference.sigmoid_loss(image, text, 9.0, -5.0),
+    }
+    torch.testing.assert_close(clip(image, text, 9.0), expected["clip"])
+    torch.testing.assert_close(siglip(image, text, 9.0, -5.0), expected["siglip"])
+    torch.testing.assert_close(
+        clip(image, text, 9.0, output_dict=True), {"contrastive_loss": expected["clip"]}
+    )
+    torch.testing.assert_close(
+        siglip(image, text, 9.0, -5.0, output_dict=True), {"contrastive_loss": expected["siglip"]}
+    )
+
+
+@pytest.mark.parametrize("module", ["CLIPLoss", "CyCLIPLoss"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bias_does_not_matter_to_a_softmax(module: str, backend: str) -> None:
+    """Wrong: models with a logit bias cannot be trained with the softmax losses, as in open_clip."""
+    image, text = make_features("random", 7, 5)
+    loss = _modules(backend)[module]
+    assert torch.equal(loss(image, text, 9.0, -5.0), loss(image, text, 9.0))
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("kind", ["random", "aligned", "modality_gap", "ties", "zero_rows"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics(module: str, kind: str, backend: str) -> None:
+    """Wrong: margins, in-batch accuracy or mean positive similarity against loops."""
+    n = 9
+    leaves = [t.requires_grad_() for t in make_features(kind, n, 5)]
+    parts = _modules(backend, statistics=True)[module](*leaves, 9.0, -5.0, output_dict=True)
+    statistics = {key: value for key, value in parts.items() if not key.endswith("_loss")}
+    assert statistics.keys() == STATISTICS
+    assert all(v.shape == () and not v.requires_grad for v in statistics.values())
+    sim = reference.similarity(*leaves).tolist()
+    margins = {
+        "image": [sim[i][i] - max(sim[i][j] for j in range(n) if j != i) for i in range(n)],
+        "text": [sim[i][i] - max(sim[j][i] for j in range(n) if j != i) for i in range(n)],
+    }
+    expected = {"positive_similarity": sum(sim[i][i] for i in range(n)) / n}
+    for side, values in margins.items():
+        expected[f"{side}_margin"] = sum(values) / n
+        expected[f"{side}_accuracy"] = sum(v > 0 for v in values) / n  # a tie is not a hit
+    for key, value in expected.items():
+        assert statistics[key].item() == pytest.approx(value, rel=1e-6, abs=1e-6), key  # float32
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_leave_the_loss_alone(module: str, backend: str) -> None:
+    """Wrong: asking for statistics changes the loss, or adds to it."""
+    image, text = make_features("random", 9, 5)
+    values = [
+        _modules(backend, statistics=asked)[module](image, text, 9.0, -5.0)
+        for asked in (False, True)
+    ]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_as_open_clip_calls_it(backend: str) -> None:
+    """Wrong: not a drop-in for open_clip.loss.ClipLoss (call, keys, value)."""
+    open_clip_loss = pytest.importorskip("open_clip.loss", exc_type=ImportError)
+    image, text = make_features("random", 9, 5, dtype=torch.float32)
+    model_out = {
+        "image_features": torch.nn.functional.normalize(image, dim=1),
+        "text_features": torch.nn.functional.normalize(text, dim=1),
+        "logit_scale": torch.tensor(14.3),
+    }
+    expected = open_clip_loss.ClipLoss()(**model_out, output_dict=True)
+    actual = cyclip_ext.CLIPLoss(backend=backend)(**model_out, output_dict=True)
+    torch.testing.assert_close(actual, expected)
+    model_out["logit_bias"] = torch.tensor(-5.0)
+    expected = open_clip_loss.SigLipLoss()(**model_out, output_dict=True)
+    actual = cyclip_ext.SigLIPLoss(backend=backend)(**model_out, output_dict=True)
+    assert list(actual.values())[0].item() == pytest.approx(
+        list(expected.values())[0].item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stateless(module: str, backend: str) -> None:
+    """Wrong: a loss in a checkpoint, in a copied model or in another process carries state."""
+    loss = _modules(backend)[module]
+    assert not list(loss.parameters()) and not loss.state_dict()
+    image, text = make_features("random", 9, 5)
+    expected = loss(image, text, 9.0, -5.0)
+    for other in copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)):
+        assert torch.equal(other(image, text, 9.0, -5.0), expected)
+    assert torch.equal(loss.eval()(image, text, 9.0, -5.0), expected)
+
+
+def test_repr_tells_the_options() -> None:
+    """Wrong: a printed configuration does not say which loss was trained."""
+    text = repr(cyclip_ext.CyCLIPLoss(0.3, 0.2, margin=0.1, reduction="mean"))
+    for word in "in_modal=0.3", "cross_modal=0.2", "margin=0.1", "reduction='mean'":
+        assert word in text
+    for name, module in _modules("reference").items():
+        assert name in repr(module)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_functions_are_the_terms_of_the_module(backend: str) -> None:
+    """Wrong: module and functions are two implementations that drift apart."""
+    image, text = make_features("random", 7, 5)
+    parts = cyclip_ext.CyCLIPLoss(**WEIGHTS, backend=backend)(image, text, 9.0, output_dict=True)
+    f = functional
+    expected = {
+        "contrastive_loss": f.contrastive_loss(image, text, 9.0, backend=backend),
+        "margin_loss": 0.1 * f.margin_loss(image, text),
+        "hinge_loss": 0.4 * f.hinge_margin_loss(image, text, backend=backend),
+    }
+    for key, value in expected.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-12, atol=0)

@@ -1,0 +1,237 @@
+"""Every operator of torch.ops.cyclip_ext in float64: values, first derivatives, refusal of second."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from cyclip_ext import reference
+
+from . import truth
+from .backends import needs_native
+from .inputs import make_features, random_like
+
+pytestmark = needs_native
+
+ops = torch.ops.cyclip_ext
+
+SQUARE = [(1, 1), (1, 5), (2, 3), (5, 3), (3, 7), (17, 4), (33, 40)]  # (N, d)
+# (n, m, offset): blocks of a distributed batch, also those that hold no positive at all
+RECTANGLES = [(1, 4, 0), (1, 4, 3), (4, 1, 0), (3, 8, 5), (3, 8, 7), (5, 4, -2), (4, 3, 9), (6, 6, -6)]
+STATISTICS = truth.PairStatistics._fields[:5]
+
+
+def _float64(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _rectangle(n: int, m: int, d: int = 3) -> tuple[Tensor, Tensor]:
+    image, text = make_features("random", max(n, m), d, seed=n + 10 * m)
+    return image[:n], text[:m]
+
+
+def _gradients(outputs, inputs, weights) -> tuple[Tensor, ...]:  # noqa: ANN001
+    return torch.autograd.grad(outputs, inputs, weights, allow_unused=True, materialize_grads=True)
+
+
+def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: int = 0) -> None:  # noqa: ANN001
+    """Values and gradients of the floating outputs agree, under random upstream gradients."""
+    results = []
+    for function in operator, dense:
+        leaves = tuple(t.detach().clone().requires_grad_() for t in inputs)
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        floating = tuple(out for out in outputs if out.is_floating_point())
+        assert all(out.dtype == torch.float64 for out in floating)
+        gradients = _gradients(floating, leaves, random_like(floating, seed))
+        results.append((outputs, gradients))
+    (values, gradients), (expected_values, expected_gradients) = results
+    torch.testing.assert_close(tuple(values), tuple(expected_values), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), SQUARE)
+def test_row_norms(n: int, d: int) -> None:
+    """Wrong: norms, or their floor of 1e-12 for zero rows."""
+    features, _ = make_features("zero_rows", n, d)
+    expected = features.norm(dim=1).clamp_min(1e-12)
+    torch.testing.assert_close(ops.row_norms(features), expected)
+    for dtype in torch.float32, torch.bfloat16:
+        low = features.to(dtype)
+        actual = ops.row_norms(low)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, low.double().norm(dim=1).clamp_min(1e-12).float())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 14.3, 100.0])
+@pytest.mark.parametrize(("n", "d"), SQUARE)
+def test_pair_statistics(n: int, d: int, scale: float) -> None:
+    """Wrong: a statistic of the square batch or its gradient, under a random upstream gradient."""
+    image, text = make_features("random", n, d)
+    assert_same_derivatives(ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale)))
+
+
+@pytest.mark.parametrize(("n", "m", "offset"), RECTANGLES)
+def test_pair_statistics_of_a_block(n: int, m: int, offset: int) -> None:
+    """Wrong: the distributed case (rectangle, positives off the diagonal or outside)."""
+    assert_same_derivatives(
+        lambda x, y, s: ops.pair_statistics(x, y, s, offset),
+        lambda x, y, s: truth.pair_statistics(x, y, s, offset),
+        (*_rectangle(n, m), _float64(7.0)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["duplicates", "narrow_cone", "modality_gap", "zero_rows", "ties"])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_pair_statistics_of_hard_inputs(kind: str, scale: float) -> None:
+    """Wrong: ties (the first counts), zero rows, or a sum that under- or overflows."""
+    image, text = make_features(kind, 24, 8)
+    if kind == "duplicates":  # exact ties of cosines that are rounded: no first one to speak of
+        image[12:], text[12:] = image[12:] * 1.01 + 0.01, text[12:] * 1.01 - 0.01
+    assert_same_derivatives(ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale)))
+
+
+@pytest.mark.parametrize("used", range(5), ids=STATISTICS)
+def test_pair_statistics_one_output_used(used: int) -> None:
+    """Wrong: an output that nobody differentiates disturbs the one that somebody does."""
+    assert_same_derivatives(
+        lambda *inputs: ops.pair_statistics(*inputs, 1)[used],
+        lambda *inputs: truth.pair_statistics(*inputs, 1)[used],
+        (*_rectangle(5, 7), _float64(7.0)),
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted", [w for w in itertools.product([True, False], repeat=3) if any(w)], ids=str
+)
+def test_pair_statistics_partial_gradients(wanted: tuple[bool, ...]) -> None:
+    """Wrong: a gradient depends on which others are wanted, or one that is not wanted appears."""
+    inputs = (*_rectangle(5, 5), _float64(7.0))
+    full = tuple(t.clone().requires_grad_() for t in inputs)
+    part = tuple(t.clone().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True))
+    gradients = []
+    for leaves in full, part:
+        outputs = ops.pair_statistics(*leaves)[:5]
+        torch.autograd.backward(outputs, random_like(outputs))
+        gradients.append([t.grad for t in leaves])
+    for w, of_all, of_some in zip(wanted, *gradients, strict=True):
+        if w:
+            torch.testing.assert_close(of_some, of_all, rtol=1e-12, atol=1e-14)
+        else:
+            assert of_some is None
+
+
+@pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
+@pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
+def test_cycle_grams(n: int, d: int, kind: str) -> None:
+    """Wrong: P'P, M'M or P'M of the normalized rows, or their gradients."""
+
+    def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        x, y = reference.normalize(image), reference.normalize(text)
+        plus, minus = x + y, x - y
+        return plus.T @ plus, minus.T @ minus, plus.T @ minus
+
+    assert_same_derivatives(ops.cycle_grams, dense, make_features(kind, n, d))
+
+
+@pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
+@pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
+def test_cycle_direct(n: int, d: int, kind: str) -> None:
+    """Wrong: one of the two sums of squares on the N < d route, or its gradient."""
+
+    def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        return (
+            n * reference.in_modal_loss(image, text),
+            n * reference.cross_modal_loss(image, text),
+        )
+
+    assert_same_derivatives(ops.cycle_direct, dense, make_features(kind, n, d))
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 3), (3, 7), (40, 33), (70, 20)])
+@pytest.mark.parametrize("kind", ["random", "aligned", "narrow_cone"])
+def test_both_cycle_routes_agree(n: int, d: int, kind: str) -> None:
+    """Wrong: the loss jumps where the shape switches the route."""
+
+    def by_grams(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        pp, mm, pm = ops.cycle_grams(image, text)
+        a, b = (pp * mm).sum(), (pm * pm.T).sum()
+        return (a + b) / 2, (a - b) / 2
+
+    assert_same_derivatives(ops.cycle_direct, by_grams, make_features(kind, n, d))
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "offset"), [(1, 1, 0), (5, 5, 0), (33, 33, 0), *RECTANGLES], ids=str
+)
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1e-3, 0.0), (100.0, -5.0)])
+def test_sigmoid_rows(n: int, m: int, offset: int, scale: float, bias: float) -> None:
+    """Wrong: a row's loss, or the gradient of features, scale or bias under random upstream."""
+
+    def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        logits = scale * reference.similarity(image, text) + bias
+        positive = torch.arange(m)[None, :] == torch.arange(n)[:, None] + offset
+        return truth.softplus(torch.where(positive, -logits, logits)).sum(dim=1)
+
+    assert_same_derivatives(
+        lambda x, y, s, b: ops.sigmoid_rows(x, y, s, b, offset),
+        dense,
+        (*_rectangle(n, m), _float64(scale), _float64(bias)),
+    )
+
+
+def _calls(seed: int = 0) -> dict[str, tuple]:
+    image, text = make_features("random", 4, 3, seed=seed)
+    block, scale, bias = text[:3], _float64(5.0), _float64(-2.0)
+    return {
+        "row_norms": (ops.row_norms, (image,)),
+        "pair_statistics": (lambda *a: ops.pair_statistics(*a)[:5], (image, text, scale)),
+        "pair_statistics_block": (lambda *a: ops.pair_statistics(*a, -1)[:5], (image, block, scale)),
+        "cycle_grams": (ops.cycle_grams, (image, text)),
+        "cycle_direct": (ops.cycle_direct, (image, text)),
+        "sigmoid_rows": (ops.sigmoid_rows, (image, text, scale, bias)),
+        "sigmoid_rows_block": (lambda *a: ops.sigmoid_rows(*a, 1), (image, block, scale, bias)),
+    }
+
+
+@pytest.mark.parametrize("name", _calls())
+def test_gradcheck(name: str) -> None:
+    """Wrong: a gradient against finite differences, with no formula of ours in between."""
+    function, inputs = _calls()[name]
+    assert torch.autograd.gradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
+
+
+def test_second_derivative_of_row_norms() -> None:
+    """Wrong: the one operator whose derivative is plain PyTorch stops at the first."""
+    function, inputs = _calls()["row_norms"]
+    assert torch.autograd.gradgradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
+
+
+@pytest.mark.parametrize("name", [name for name in _calls() if name != "row_norms"])
+def test_second_derivatives_are_refused(name: str) -> None:
+    """Wrong: a double backward returns zeros or nonsense instead of saying that there is none."""
+    function, inputs = _calls()[name]
+    leaves = tuple(t.clone().requires_grad_() for t in inputs)
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    first = torch.autograd.grad(
+        outputs, leaves, tuple(map(torch.ones_like, outputs)), create_graph=True
+    )
+    with pytest.raises((NotImplementedError, RuntimeError), match="(?i)second|double|twice|reference"):
+        torch.autograd.grad(sum(g.sum() for g in first), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_have_the_dtype_of_their_inputs(dtype: torch.dtype) -> None:
+    """Wrong: a bfloat16 tower receives a gradient of another dtype."""
+    for function, inputs in _calls().values():
+        leaves = tuple(
+            t.to(dtype if t.dim() else torch.float32).requires_grad_() for t in inputs
+        )
+        outputs = function(*leaves)
+        outputs = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+        gradients = torch.autograd.grad(outputs, leaves, tuple(map(torch.ones_like, outputs)))
+        assert [g.dtype for g in gradients] == [t.dtype for t in leaves]

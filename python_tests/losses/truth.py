@@ -1,0 +1,76 @@
+"""The formulas once more, dense and in float64, written to stay exact where the reference cancels.
+
+cyclip_ext.reference computes LSE_j z_ij - z_ii, which rounds to zero when the positive dominates.
+Here the sum runs over the negatives alone and the loss is softplus(lse - z_ii), so that a loss of
+1e-40 and its gradients are right to float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cyclip_ext import reference
+
+
+class PairStatistics(NamedTuple):
+    """What the operator pair_statistics returns, in its order."""
+
+    row_lse: Tensor  # [n]
+    col_lse: Tensor  # [m]
+    positive: Tensor  # [n]
+    row_hardest: Tensor  # [n]
+    col_hardest: Tensor  # [m]
+    row_hardest_index: Tensor  # [n] int64
+    col_hardest_index: Tensor  # [m] int64
+
+
+def pair_statistics(
+    image_features: Tensor,  # [n, d]
+    text_features: Tensor,  # [m, d]
+    logit_scale: Tensor | float,
+    offset: int = 0,
+) -> PairStatistics:
+    """Row i's positive is column i + offset, where there is one; every other entry is a negative."""
+    n, m = image_features.shape[0], text_features.shape[0]
+    sim = reference.similarity(image_features, text_features)
+    column = torch.arange(m)[None, :]
+    is_positive = column == torch.arange(n)[:, None] + offset
+    positive = torch.where(is_positive, sim, 0).sum(dim=1)
+    row_lse, row_hardest, row_index = _over_negatives(sim, logit_scale, ~is_positive)
+    col_lse, col_hardest, col_index = _over_negatives(sim.T, logit_scale, ~is_positive.T)
+    return PairStatistics(
+        row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index
+    )
+
+
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
+) -> Tensor:
+    """1/(2N) sum_i softplus(row_lse_i - z_ii) + softplus(col_lse_i - z_ii)."""
+    stats = pair_statistics(image_features, text_features, logit_scale)
+    positive = logit_scale * stats.positive
+    return (softplus(stats.row_lse - positive) + softplus(stats.col_lse - positive)).mean() / 2
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), exact at both ends and with gradient 1/2 at 0; torch's own becomes x at 20."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def _over_negatives(
+    sim: Tensor, logit_scale: Tensor | float, is_negative: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    any_negative = is_negative.any(dim=1)
+    none = torch.full_like(sim[:, 0], -torch.inf)
+    # A row without negatives goes through as zeros: the gradient of logsumexp over only -inf is NaN.
+    keep = is_negative | ~any_negative[:, None]
+    lse = (logit_scale * sim).masked_fill(~keep, -torch.inf).logsumexp(dim=1)
+    hardest, index = sim.masked_fill(~keep, -torch.inf).max(dim=1)
+    return (
+        torch.where(any_negative, lse, none),
+        torch.where(any_negative, hardest, none),
+        torch.where(any_negative, index, -1),
+    )

@@ -1,0 +1,70 @@
+"""Models by name: shapes, interface, padding, errors."""
+
+import math
+
+import pytest
+import torch
+
+from cyclip_ext.models import ImageConfig, MiniCLIP, TextConfig, create_model, list_models
+
+
+def tiny(**options: float) -> MiniCLIP:
+    torch.manual_seed(0)
+    return MiniCLIP(
+        16,
+        ImageConfig(image_size=16, widths=(4, 8)),
+        TextConfig(context_length=6, vocab_size=32, width=8, heads=2, layers=1),
+        init_logit_scale=options.pop("init_logit_scale", 1.0),
+        **options,
+    )
+
+
+def test_encoders_and_forward() -> None:
+    model = tiny().eval()
+    images, texts = torch.randn(3, 3, 16, 16), torch.tensor([[5, 6, 0, 0, 0, 0]] * 3)
+    assert model.encode_image(images).shape == model.encode_text(texts).shape == (3, 16)
+    output = model(images, texts)
+    assert set(output) == {"image_features", "text_features", "logit_scale"}
+    torch.testing.assert_close(output["image_features"].norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(output["image_features"], model.encode_image(images, normalize=True))
+    assert output["logit_scale"].item() == pytest.approx(math.e)
+    model.output_dict = False
+    assert len(model(images, texts)) == 3
+    assert len(tiny(init_logit_bias=-10.0)(images, texts)) == 4
+
+
+def test_text_features_do_not_depend_on_padding() -> None:
+    model = tiny().eval()
+    short, long = torch.tensor([[5, 6, 7, 0, 0, 0]]), torch.tensor([[5, 6, 7, 8, 9, 10]])
+    alone = model.encode_text(short)
+    beside = model.encode_text(torch.cat([long, short]))[1:]
+    torch.testing.assert_close(alone, beside)
+    assert not model.encode_text(torch.zeros(1, 6, dtype=torch.long)).isnan().any()
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_every_own_configuration_builds() -> None:
+    assert "mini" in list_models()
+    for name in list_models():
+        created = create_model(name)
+        created.model.eval()
+        tokens = created.tokenizer(["a red circle", "two words"])
+        size = created.image_size
+        with torch.no_grad():
+            images = created.model.encode_image(torch.randn(2, 3, size, size))
+            texts = created.model.encode_text(tokens)
+        assert images.shape == texts.shape, name
+        assert created.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_sigmoid_start() -> None:
+    model = create_model("mini", sigmoid=True).model
+    assert model.logit_bias.item() == -10
+    assert model.logit_scale.item() == pytest.approx(math.log(10))
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match="'nonesuch' is unknown; this package has mini"):
+        create_model("nonesuch")

@@ -1,0 +1,69 @@
+"""A run small enough for a test: shapes of 16 pixels, towers of a few thousand parameters."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cyclip_ext.data import PictureData, load_shapes
+from cyclip_ext.models import CreatedModel, ImageConfig, MiniCLIP, TextConfig
+from cyclip_ext.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from cyclip_ext.training.loop import Trainer
+from cyclip_ext.training.sources import RunData
+
+CONTEXT, VOCABULARY = 12, 509
+
+
+def tokenizer(texts: list[str]) -> Tensor:
+    """Words by checksum: open_clip's tokenizer is not importable everywhere."""
+    tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
+    for row, text in enumerate(texts):
+        for column, word in enumerate(text.split()[:CONTEXT]):
+            tokens[row, column] = 1 + zlib.crc32(word.encode()) % (VOCABULARY - 1)
+    return tokens
+
+
+def create_tiny(name: str = "tiny", *, sigmoid: bool = False) -> CreatedModel:
+    """In place of cyclip_ext.models.create_model."""
+    model = MiniCLIP(
+        16,
+        ImageConfig(image_size=16, widths=(8, 16)),
+        TextConfig(context_length=CONTEXT, vocab_size=VOCABULARY, width=16, heads=2),
+        init_logit_scale=2.0,
+        init_logit_bias=-10.0 if sigmoid else None,
+    )
+    return CreatedModel(name, model, tokenizer, 16)
+
+
+@lru_cache
+def shapes() -> PictureData:
+    """The procedural set, made once."""
+    return load_shapes(size=16)
+
+
+def settings(epochs: int = 2, **optim: float) -> TrainConfig:
+    """The configuration of a tiny run."""
+    return TrainConfig(
+        data=DataConfig(train_data="shapes", batch_size=64),
+        optim=OptimConfig(warmup=5, **optim),  # type: ignore[arg-type]
+        run=RunConfig(epochs=epochs, precision="fp32", val_frequency=1, device="cpu"),
+    )
+
+
+def tiny_trainer(folder: Path, config: TrainConfig | None = None) -> Trainer:
+    """A Trainer on shapes, at its first step."""
+    config = config or settings()
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.run.seed)
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    return Trainer(config, data, create_tiny(), folder)
+
+
+def with_loss(config: TrainConfig, **changes: object) -> TrainConfig:
+    """The same run with another loss."""
+    return replace(config, loss=replace(config.loss, **changes))  # type: ignore[arg-type]

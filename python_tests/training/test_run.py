@@ -1,0 +1,177 @@
+"""A tiny run from end to end: it learns, leaves a whole folder, resumes exactly, stops cleanly."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cyclip_ext.training import run
+from cyclip_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from cyclip_ext.training.compare import run_comparison
+from cyclip_ext.training.loop import DivergedError, Trainer
+from cyclip_ext.training.main import main
+from cyclip_ext.training.report import MetricsLog
+from cyclip_ext.training.sources import RunData
+
+from .parts import create_tiny, settings, shapes, tiny_trainer, with_loss
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "create_model", create_tiny)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_command_line_run_learns_and_leaves_a_complete_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train-data", "shapes", "--epochs", "6", "--batch-size", "64", "--warmup", "5"]
+    words += ["--precision", "fp32", "--logs", str(tmp_path), "--name", "r", "--margin", "0.1"]
+    assert main(words) == 0
+    folder = tmp_path / "r"
+    records = MetricsLog(folder / "metrics.jsonl").read("train")
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    assert records[-1]["margin_loss_raw"] == pytest.approx(10 * records[-1]["margin_loss"])
+    assert records[-1]["loss"] == pytest.approx(
+        sum(value for name, value in records[-1].items() if name.endswith("_loss"))
+    )
+    result = json.loads((folder / "result.json").read_text())
+    assert {"in_domain", "validation", "shifted", "all_shifted"} <= set(result["metrics"])
+    assert {"acc1", "acc5", "group_acc1", "subgroup_acc1", "consistency@1"} <= set(
+        result["metrics"]["shifted"]
+    )
+    for name in ("config.json", "report.md", "checkpoints/last.pt", "checkpoints/best.pt"):
+        assert (folder / name).is_file(), name
+    shown = capsys.readouterr().out
+    assert "training pictures" in shown
+    assert "losses:" in shown
+    assert "shifted" in shown
+    # The folder is not overwritten by accident.
+    assert main(words) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_at", [3, 7, 10])
+def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
+    whole = tiny_trainer(tmp_path / "whole")
+    assert whole.fit()
+    assert 0 < stop_at < whole.total_steps
+    broken = tiny_trainer(tmp_path / "broken")
+    step = broken._train_step
+
+    def train_step(*arguments: Any) -> dict[str, float]:
+        if broken.step == stop_at - 1:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C during this step
+        return step(*arguments)
+
+    broken._train_step = train_step  # type: ignore[method-assign]
+    assert not broken.fit()
+    assert broken.step == stop_at
+
+    resumed = tiny_trainer(tmp_path / "broken")
+    torch.rand(3)  # whatever the global generator did in between
+    resumed.restore(load_checkpoint(tmp_path / "broken"))
+    assert resumed.step == stop_at
+    assert resumed.fit()
+    assert_identical(weights(whole), weights(resumed))
+    assert resumed.log.read("train")[-1]["step"] == whole.total_steps
+
+
+def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+
+    def train_step(*arguments: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    trainer._train_step = train_step  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resume_refuses_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_trainer(tmp_path / "a")
+    trainer.save("last.pt")
+    assert main(["--resume", str(tmp_path / "a"), "--lr", "0.5"]) == 1
+    assert "lr 0.002 (now 0.5)" in capsys.readouterr().err
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.visual.projection.weight.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"step 0 .*contrastive_loss nan.*logit scale"):
+        trainer.fit()
+
+
+def test_torn_checkpoint_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+
+    def fails(state: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, {"epoch": 2})
+    assert load_checkpoint(path)["epoch"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoint_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "x.pt").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_other_losses_train(tmp_path: Path, loss: str) -> None:
+    config = with_loss(settings(epochs=1), loss=loss)
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    result = run.run_training(config, data, tmp_path)
+    assert result is not None
+    assert result["label"] == config.label()
+
+
+def test_comparison_is_complete_and_does_not_repeat_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    config = settings(epochs=1)
+    assert run_comparison(config, data, tmp_path, [0, 1])
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("±") > 8
+    assert "CLIP, scale held at 100" in report
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 4
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained again"))
+    assert run_comparison(config, data, tmp_path, [0, 1])
+    with pytest.raises(ValueError, match="other settings: lr"):
+        run_comparison(settings(epochs=1, lr=1.0), data, tmp_path, [0, 1])
+
+
+def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (10, 20, 30):
+        log.write("train", step, loss=1.0)
+    with log.path.open("a") as file:
+        file.write('{"kind": "tr')  # killed while writing
+    log.truncate(20)
+    assert [record["step"] for record in log.read("train")] == [10, 20]
