@@ -224,15 +224,15 @@ def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> Any:
     return torch.ops.cyclip_ext.cycle_grams_backward(*ctx.saved_tensors, *grads)
 
 
-def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
     return torch.ops.cyclip_ext.cycle_direct_backward(*ctx.saved_tensors, *grads)
 
 
-def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Tensor:
+def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Any:
     (features,) = ctx.saved_tensors
     norms = torch.ops.cyclip_ext.row_norms(features)
     # Where the norm was clamped to eps it is a constant.

@@ -41,8 +41,8 @@ inline void check_feature_pair(const Tensor& image_features, const Tensor& text_
   check_features(image_features, "image_features");
   check_features(text_features, "text_features");
   STD_TORCH_CHECK(image_features.size(1) == text_features.size(1),
-                  "image_features and text_features must have the same width d, got ",
-                  shape_of(image_features), " and ", shape_of(text_features));
+                  "image_features and text_features must have the same width d, got ", shape_of(image_features),
+                  " and ", shape_of(text_features));
   STD_TORCH_CHECK(image_features.scalar_type() == text_features.scalar_type(),
                   "image_features and text_features must have the same dtype; convert one with .to()");
 }

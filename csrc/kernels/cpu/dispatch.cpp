@@ -4,10 +4,10 @@
 
 namespace cyclip::cpu {
 
-#define CYCLIP_DECLARE(isa)                         \
-  namespace isa {                                   \
-  extern const TileKernels<float> float_kernels;    \
-  extern const TileKernels<double> double_kernels;  \
+#define CYCLIP_DECLARE(isa)                        \
+  namespace isa {                                  \
+  extern const TileKernels<float> float_kernels;   \
+  extern const TileKernels<double> double_kernels; \
   }
 
 CYCLIP_DECLARE(baseline)

@@ -61,10 +61,10 @@ void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d
   }
 }
 
-#define CYCLIP_INSTANTIATE(T)                                                                              \
-  template void row_norms<T>(const T*, int64_t, int64_t, double*);                                         \
-  template void normalized_sum_and_difference<T>(const T*, const T*, const T*, const T*, int64_t, int64_t, \
-                                                 T*, T*);                                                  \
+#define CYCLIP_INSTANTIATE(T)                                                                                  \
+  template void row_norms<T>(const T*, int64_t, int64_t, double*);                                             \
+  template void normalized_sum_and_difference<T>(const T*, const T*, const T*, const T*, int64_t, int64_t, T*, \
+                                                 T*);                                                          \
   template void subtract_projection<T>(const T*, const T*, int64_t, int64_t, T*);
 
 CYCLIP_INSTANTIATE(float)

@@ -22,9 +22,7 @@ inline Sigmoid<T> sigmoid_parts(Vec<T> s, double scale, double bias) {
   return {z, power.fraction * power_of_two<T>(power.exponent)};
 }
 
-inline double softplus(double z) {
-  return (z > 0 ? z : 0) + __builtin_log1p(__builtin_exp(-__builtin_fabs(z)));
-}
+inline double softplus(double z) { return (z > 0 ? z : 0) + __builtin_log1p(__builtin_exp(-__builtin_fabs(z))); }
 
 inline double logistic(double z) { return 1 / (1 + __builtin_exp(-z)); }
 

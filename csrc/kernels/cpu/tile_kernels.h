@@ -105,10 +105,10 @@ struct SigmoidForward {
 
 template <typename T>
 struct SigmoidBackward {
-  Tile<T> tile;                    // overwritten with H_ij
+  Tile<T> tile;  // overwritten with H_ij
   double scale, bias;
-  const double* row_grad;          // [rows], dL/d(row_loss)
-  ScalarGradients* scalars;        // added to
+  const double* row_grad;    // [rows], dL/d(row_loss)
+  ScalarGradients* scalars;  // added to
 };
 
 // One instruction set's kernels.

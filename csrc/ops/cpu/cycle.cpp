@@ -18,7 +18,8 @@ constexpr int64_t kGramRows = 2048;  // rows of P and M in memory at a time
 
 // P and M of the rows [begin, end).
 template <typename T>
-void fill_factors(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end, T* plus, T* minus) {
+void fill_factors(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end, T* plus,
+                  T* minus) {
   normalized_sum_and_difference(image.row(begin), text.row(begin), image.inv_norms.data() + begin,
                                 text.inv_norms.data() + begin, end - begin, image.d, plus, minus);
 }
@@ -82,7 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, con
       const int64_t end = std::min(n, begin + kGramRows), rows = end - begin;
       const Factors<T> factors(image, text, begin, end);
       const Matrix<const T> plus = {factors.plus.data(), rows, d, d}, minus = {factors.minus.data(), rows, d, d};
-      const std::pair<Matrix<const T>, Matrix<const T>> products[3] = {{plus, plus}, {minus, minus}, {plus, minus}};
+      const std::pair<Matrix<const T>, Matrix<const T>> products[3] = {
+          {plus, plus}, {minus, minus}, {plus, minus}};
       const int64_t block = gradient_block(d), blocks = ceil_div(d, block);
       for_each_task(3 * blocks, [&](int64_t task) {
         const int64_t which = task / blocks, first = task % blocks * block, last = std::min(d, first + block);
@@ -150,15 +152,16 @@ std::tuple<Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tens
     const Factors<T> factors(image, text, 0, n);
     Buffer<T> w(n * n);
     pair_products(factors, n, image.d, w.data());
-    double in_modal = 0, cross_modal = 0;
+    double diagonal = 0, in_modal = 0, cross_modal = 0;
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
+      diagonal += static_cast<double>(w[i * n + i]) * w[i * n + i];
+      for (int64_t j = 0; j < i; ++j) {
         const double forth = w[i * n + j], back = w[j * n + i];
         in_modal += (forth + back) * (forth + back);
         cross_modal += (forth - back) * (forth - back);
       }
     }
-    return {scalar_tensor(in_modal / 4), scalar_tensor(cross_modal / 4)};
+    return {scalar_tensor(diagonal + in_modal / 2), scalar_tensor(cross_modal / 2)};
   });
 }
 

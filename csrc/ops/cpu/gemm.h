@@ -31,8 +31,7 @@ void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b
   };
   const Tensor out = view(c), left = view(a), right = view(b);
   if (accumulate) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
   } else {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
   }

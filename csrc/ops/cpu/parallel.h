@@ -22,9 +22,8 @@ void for_each_task(int64_t count, const F& f) {
 // The same over ranges [begin, end) of at most `block` rows.
 template <typename F>
 void for_each_block(int64_t rows, int64_t block, const F& f) {
-  for_each_task((rows + block - 1) / block, [&](int64_t task) {
-    f(task * block, std::min(rows, (task + 1) * block));
-  });
+  for_each_task((rows + block - 1) / block,
+                [&](int64_t task) { f(task * block, std::min(rows, (task + 1) * block)); });
 }
 
 }  // namespace cyclip::cpu

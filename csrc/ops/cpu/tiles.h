@@ -32,7 +32,14 @@ Tile<T> make_tile(const Features<T>& image, const Features<T>& text, int64_t row
   const int64_t rows = row_end - row_begin, cols = col_end - col_begin;
   gemm<T>({values, rows, cols, pitch}, image.block(row_begin, row_end),
           text.block(col_begin, col_end).transposed());
-  return {values,    pitch,  rows, cols, row_begin, col_begin, offset, image.inv_norms.data() + row_begin,
+  return {values,
+          pitch,
+          rows,
+          cols,
+          row_begin,
+          col_begin,
+          offset,
+          image.inv_norms.data() + row_begin,
           text.inv_norms.data() + col_begin};
 }
 
