@@ -1,4 +1,4 @@
-"""Options common to all tests: reproducible hypothesis examples, markers, what is under test."""
+"""Options common to all tests: reproducible hypothesis examples, what is under test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("reproducible")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: compiles code or trains; leave out with -m 'not slow'")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

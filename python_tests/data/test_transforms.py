@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -47,18 +49,14 @@ def test_still_equals_render() -> None:
 def test_shift_moves_by_the_stated_share() -> None:
     random = torch.full((1, Augment.DRAWS), 0.5)
     random[0, 2] = 1.0  # all the way in x
-    moved = raw(
-        Augment(shift=0.25, scale=(1, 1), rotation=0, background=0, brightness=0)(
-            disc()[None], 32, random
-        )
-    )[0]
+    moved = raw(replace(STILL, shift=0.25)(disc()[None], 32, random))[0]
     centre = raw(render(disc()[None], 32))[0]
     assert torch.allclose(moved[:, :, :24], centre[:, :, 8:], atol=1e-4)
 
 
 def test_scale_makes_the_drawing_smaller() -> None:
     def covered(scale: float) -> float:
-        view = Augment(shift=0, scale=(scale, scale), rotation=0, background=0, brightness=0)
+        view = replace(STILL, scale=(scale, scale))
         out = raw(view(disc()[None], 32, torch.rand(1, Augment.DRAWS)))[0]
         return float((out[2] < 0.5).float().mean())
 
@@ -70,12 +68,30 @@ def test_rotation_by_a_right_angle() -> None:
     image[:, :16] = 0  # lower half only
     random = torch.full((1, Augment.DRAWS), 0.5)
     random[0, 1] = 1.0
-    turned = Augment(shift=0, scale=(1, 1), rotation=90, background=0, brightness=0)(
-        image[None], 32, random
-    )
+    turned = replace(STILL, rotation=90)(image[None], 32, random)
     upright = render(image[None], 32)
     expected = {k: torch.rot90(upright, k, (2, 3)) for k in (1, -1)}
     assert any(torch.allclose(turned, e, atol=1e-4) for e in expected.values())
+
+
+def test_stretch_keeps_the_area() -> None:
+    random = torch.full((1, Augment.DRAWS), 0.5)
+    random[0, 9] = 1.0
+
+    def extent(view: Augment) -> tuple[int, int]:
+        dark = raw(view(disc()[None], 32, random))[0, 2] < 0.5
+        return int(dark.any(0).sum()), int(dark.any(1).sum())
+
+    assert extent(STILL) == (16, 16)
+    assert extent(replace(STILL, stretch=1.25)) == (20, 12)  # width, height
+
+
+def test_contrast_is_about_the_middle_grey() -> None:
+    random = torch.full((1, Augment.DRAWS), 0.5)
+    random[0, 10] = 0.0  # contrast down
+    out = raw(replace(STILL, contrast=2)(disc()[None], 32, random))[0]
+    assert torch.allclose(out[:, 0, 0], torch.full((3,), 0.75), atol=1e-5)
+    assert torch.allclose(out[:, 16, 16], torch.tensor([0.75, 0.25 + 64 / 255, 0.25]), atol=1e-5)
 
 
 def test_background_and_brightness_stay_in_range() -> None:

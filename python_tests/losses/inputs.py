@@ -1,5 +1,4 @@
-"""Features that break naive code, each a function (n, d, generator) -> two float64 tensors [n, d].
-"""
+"""Features that break naive code: functions (n, d, generator) -> two float64 tensors [n, d]."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ def _zero_rows(n: int, d: int, generator: Generator) -> Towers:
 
 
 def _ties(n: int, d: int, generator: Generator) -> Towers:
-    """Three prototypes with entries 0 and +-1 and a norm of 1 or 2: cosines exact in any precision."""
+    """Three prototypes of entries 0 and +-1 and norm 1 or 2: cosines exact in any precision."""
     width = 4 if d >= 4 else 1
     prototypes = torch.zeros(3, d, dtype=torch.float64)
     for row in prototypes:

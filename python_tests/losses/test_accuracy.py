@@ -41,7 +41,7 @@ SHAPES_OF_SCALE = {
     1e-3: [(2, 3), (129, 72)],
     1.0: [(1, 72), (5, 1), (300, 3)],
     14.3: [(2, 513), (5, 3), (129, 513), (300, 72)],
-    100.0: [(1, 1), (2, 1), (2, 3), (5, 3), (5, 72), (5, 513), (129, 72), (300, 72), (1025, 513)],
+    100.0: [(1, 1), (2, 1), (2, 3), (5, 3), (5, 72), (5, 513), (129, 72), (300, 72), (1025, 129)],
 }
 SHAPES = sorted({shape for shapes in SHAPES_OF_SCALE.values() for shape in shapes})
 
@@ -63,7 +63,7 @@ def _roundings_of_pairs(exact: Loss, inputs: Inputs, results: list[Tensor]) -> l
     """By G = dL/dS: gradients are differences of sums of |G_ij| over a row or a column."""
     image, text, scale = _float64(inputs)
     sim = reference.similarity(image, text).requires_grad_()
-    with mock.patch.object(reference, "similarity", lambda *_: sim):
+    with mock.patch.object(reference, "similarity", return_value=sim):
         (gradient,) = torch.autograd.grad(exact(image, text, scale), sim)
     rows, cols = (float(gradient.abs().sum(dim=dim).norm()) for dim in (1, 0))
     s, n = float(scale), image.shape[0]
@@ -191,7 +191,7 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 
 def _fits(n: int, dtype: torch.dtype) -> bool:
     """Dense bfloat16 is slow on a CPU without bfloat16 instructions; large shapes in float32."""
-    return n <= 300 or dtype == torch.float32
+    return n <= 129 or dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 SHAPES = [(1, 1), (1, 4), (2, 3), (5, 3), (3, 7), (16, 16), (37, 20), (20, 37)]
 
 
-def value_and_gradients(loss, image: Tensor, text: Tensor, *scalars: float) -> list[Tensor]:  # noqa: ANN001
-    """The loss, times 3 so that the upstream gradient is not one, and the gradients of all inputs."""
+def value_and_gradients(loss, image: Tensor, text: Tensor, *scalars: float) -> list[Tensor]:
+    """The loss, and the gradients of all inputs under an upstream gradient that is not one."""
     leaves = [
         t.detach().clone().requires_grad_()
         for t in (image, text, *(torch.tensor(v, dtype=image.dtype) for v in scalars))
@@ -30,7 +30,7 @@ def value_and_gradients(loss, image: Tensor, text: Tensor, *scalars: float) -> l
     return [value.detach(), *gradients]
 
 
-def assert_same(loss, expected, image: Tensor, text: Tensor, *scalars: float) -> None:  # noqa: ANN001
+def assert_same(loss, expected, image: Tensor, text: Tensor, *scalars: float) -> None:
     torch.testing.assert_close(
         value_and_gradients(loss, image, text, *scalars),
         value_and_gradients(expected, image, text, *scalars),
@@ -64,8 +64,10 @@ def test_cycle(
         lambda x, y: functional.cycle_consistency(
             x, y, in_modal=in_modal, cross_modal=cross_modal, reduction=reduction, backend=backend
         ),
-        lambda x, y: in_modal * reference.in_modal_loss(x, y, reduction)
-        + cross_modal * reference.cross_modal_loss(x, y, reduction),
+        lambda x, y: (
+            in_modal * reference.in_modal_loss(x, y, reduction)
+            + cross_modal * reference.cross_modal_loss(x, y, reduction)
+        ),
         *make_features("random", n, d),
     )
 
@@ -77,7 +79,8 @@ def test_cycle_without_weights_is_zero(backend: str) -> None:
     assert loss.item() == 0
     if loss.requires_grad:
         loss.backward()
-        assert not image.grad.any() and not text.grad.any()
+        assert not image.grad.any()
+        assert not text.grad.any()
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
@@ -136,9 +139,7 @@ def test_gradcheck(name: str, n: int, d: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", _losses("auto"))
-@pytest.mark.parametrize(
-    "wanted", [w for w in itertools.product([True, False], repeat=4)], ids=str
-)
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=4)), ids=str)
 def test_partial_gradients(name: str, wanted: tuple[bool, ...], backend: str) -> None:
     """Wrong: freezing one tower or the temperature changes the gradients of the others."""
     image, text = make_features("random", 6, 4)
@@ -172,7 +173,7 @@ def test_partial_gradients(name: str, wanted: tuple[bool, ...], backend: str) ->
     ],
     ids=str,
 )
-def test_dtypes(name, image_dtype, text_dtype, loss_dtype, backend: str) -> None:  # noqa: ANN001
+def test_dtypes(name, image_dtype, text_dtype, loss_dtype, backend: str) -> None:
     """Wrong: towers of mixed precision, the dtype of the loss, or that of the gradients."""
     image, text = make_features("random", 6, 4)
     expected = _losses("reference")[name](image, text, 5.0, -2.0)
@@ -186,7 +187,7 @@ def test_dtypes(name, image_dtype, text_dtype, loss_dtype, backend: str) -> None
 
 
 @pytest.mark.parametrize("as_scale", [float, torch.tensor, lambda v: torch.tensor([v])])
-def test_forms_of_the_scale(as_scale, backend: str) -> None:  # noqa: ANN001
+def test_forms_of_the_scale(as_scale, backend: str) -> None:
     """Wrong: a float, a 0-dim and a 1-element tensor do not mean the same temperature."""
     image, text = make_features("random", 6, 4, dtype=torch.float32)
     expected = reference.contrastive_loss(image, text, 14.0)

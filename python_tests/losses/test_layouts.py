@@ -64,7 +64,10 @@ def test_layout(backend: str, layout: str, dtype: torch.dtype, swap: bool) -> No
     results = []
     for kind, loss in ((dtype, lambda *a: _total(*a, backend)), (torch.float64, _expected)):
         leaves = base.to(kind).clone().requires_grad_(), other.to(kind).clone().requires_grad_()
-        value = loss(*order(view(leaves[0]), leaves[1]), scale.to(torch.float32 if kind != torch.float64 else kind))
+        value = loss(
+            *order(view(leaves[0]), leaves[1]),
+            scale.to(torch.float32 if kind != torch.float64 else kind),
+        )
         value.backward()
         results.append([value.detach().double(), *(leaf.grad.double() for leaf in leaves)])
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 0.05}[dtype]

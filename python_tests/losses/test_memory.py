@@ -18,7 +18,7 @@ from .inputs import make_features
 pytestmark = needs_native
 
 
-def _saved_bytes(loss, n: int, d: int) -> int:  # noqa: ANN001
+def _saved_bytes(loss, n: int, d: int) -> int:
     """Bytes of distinct storages that the graph of one loss keeps until its backward."""
     features = [t.requires_grad_() for t in make_features("random", n, d, dtype=torch.float32)]
     scale = torch.tensor(14.3, requires_grad=True)

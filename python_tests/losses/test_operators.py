@@ -1,4 +1,4 @@
-"""Every operator of torch.ops.cyclip_ext in float64: values, first derivatives, refusal of second."""
+"""Every operator of torch.ops.cyclip_ext in float64: values, gradients, refusal of second ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ ops = torch.ops.cyclip_ext
 
 SQUARE = [(1, 1), (1, 5), (2, 3), (5, 3), (3, 7), (17, 4), (33, 40)]  # (N, d)
 # (n, m, offset): blocks of a distributed batch, also those that hold no positive at all
-RECTANGLES = [(1, 4, 0), (1, 4, 3), (4, 1, 0), (3, 8, 5), (3, 8, 7), (5, 4, -2), (4, 3, 9), (6, 6, -6)]
+RECTANGLES = [
+    (1, 4, 0),
+    (1, 4, 3),
+    (4, 1, 0),
+    (3, 8, 5),
+    (3, 8, 7),
+    (5, 4, -2),
+    (4, 3, 9),
+    (6, 6, -6),
+]
 STATISTICS = truth.PairStatistics._fields[:5]
 
 
@@ -33,11 +42,11 @@ def _rectangle(n: int, m: int, d: int = 3) -> tuple[Tensor, Tensor]:
     return image[:n], text[:m]
 
 
-def _gradients(outputs, inputs, weights) -> tuple[Tensor, ...]:  # noqa: ANN001
+def _gradients(outputs, inputs, weights) -> tuple[Tensor, ...]:
     return torch.autograd.grad(outputs, inputs, weights, allow_unused=True, materialize_grads=True)
 
 
-def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: int = 0) -> None:  # noqa: ANN001
+def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: int = 0) -> None:
     """Values and gradients of the floating outputs agree, under random upstream gradients."""
     results = []
     for function in operator, dense:
@@ -71,7 +80,9 @@ def test_row_norms(n: int, d: int) -> None:
 def test_pair_statistics(n: int, d: int, scale: float) -> None:
     """Wrong: a statistic of the square batch or its gradient, under a random upstream gradient."""
     image, text = make_features("random", n, d)
-    assert_same_derivatives(ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale)))
+    assert_same_derivatives(
+        ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale))
+    )
 
 
 @pytest.mark.parametrize(("n", "m", "offset"), RECTANGLES)
@@ -91,7 +102,9 @@ def test_pair_statistics_of_hard_inputs(kind: str, scale: float) -> None:
     image, text = make_features(kind, 24, 8)
     if kind == "duplicates":  # exact ties of cosines that are rounded: no first one to speak of
         image[12:], text[12:] = image[12:] * 1.01 + 0.01, text[12:] * 1.01 - 0.01
-    assert_same_derivatives(ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale)))
+    assert_same_derivatives(
+        ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale))
+    )
 
 
 @pytest.mark.parametrize("used", range(5), ids=STATISTICS)
@@ -189,7 +202,10 @@ def _calls(seed: int = 0) -> dict[str, tuple]:
     return {
         "row_norms": (ops.row_norms, (image,)),
         "pair_statistics": (lambda *a: ops.pair_statistics(*a)[:5], (image, text, scale)),
-        "pair_statistics_block": (lambda *a: ops.pair_statistics(*a, -1)[:5], (image, block, scale)),
+        "pair_statistics_block": (
+            lambda *a: ops.pair_statistics(*a, -1)[:5],
+            (image, block, scale),
+        ),
         "cycle_grams": (ops.cycle_grams, (image, text)),
         "cycle_direct": (ops.cycle_direct, (image, text)),
         "sigmoid_rows": (ops.sigmoid_rows, (image, text, scale, bias)),
@@ -220,7 +236,9 @@ def test_second_derivatives_are_refused(name: str) -> None:
     first = torch.autograd.grad(
         outputs, leaves, tuple(map(torch.ones_like, outputs)), create_graph=True
     )
-    with pytest.raises((NotImplementedError, RuntimeError), match="(?i)second|double|twice|reference"):
+    with pytest.raises(
+        (NotImplementedError, RuntimeError), match=r"(?i)second|double|twice|reference"
+    ):
         torch.autograd.grad(sum(g.sum() for g in first), leaves)
 
 
@@ -228,9 +246,7 @@ def test_second_derivatives_are_refused(name: str) -> None:
 def test_gradients_have_the_dtype_of_their_inputs(dtype: torch.dtype) -> None:
     """Wrong: a bfloat16 tower receives a gradient of another dtype."""
     for function, inputs in _calls().values():
-        leaves = tuple(
-            t.to(dtype if t.dim() else torch.float32).requires_grad_() for t in inputs
-        )
+        leaves = tuple(t.to(dtype if t.dim() else torch.float32).requires_grad_() for t in inputs)
         outputs = function(*leaves)
         outputs = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
         gradients = torch.autograd.grad(outputs, leaves, tuple(map(torch.ones_like, outputs)))

@@ -179,7 +179,7 @@ def test_gradients_are_orthogonal_to_the_features(
     chosen=st.tuples(weights, weights, weights, weights),
     hinge_margin=st.floats(0.0, 1.0), reduction=st.sampled_from(["batchmean", "mean"]),
 )  # fmt: skip
-def test_any_weights(backend, shape, seed, scale, chosen, hinge_margin, reduction) -> None:  # noqa: ANN001
+def test_any_weights(backend, shape, seed, scale, chosen, hinge_margin, reduction) -> None:
     """Wrong: some combination of weights and options of CyCLIPLoss."""
     image, text = make_features("random", *shape, seed=seed % 1000)
     options = dict(zip(("in_modal", "cross_modal", "margin", "hinge"), chosen, strict=True))

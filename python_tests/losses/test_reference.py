@@ -1,4 +1,4 @@
-"""The specification itself: against loops, hand values, the papers' own form and other libraries."""
+"""The specification itself: against loops, hand values, the papers' form and other libraries."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_scale_gets_no_gradient_from_the_cycle_terms() -> None:
     ],
     ids=["cyclip", "sigmoid", "square"],
 )
-def test_differentiable_twice(loss) -> None:  # noqa: ANN001
+def test_differentiable_twice(loss) -> None:
     """Wrong: the reference cannot serve as truth for gradients and their gradients."""
     image, text = make_features("random", 3, 4)
     scalars = torch.tensor(5.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)

@@ -33,7 +33,7 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
 ) -> PairStatistics:
-    """Row i's positive is column i + offset, where there is one; every other entry is a negative."""
+    """Row i's positive is column i + offset, where there is one; all else are negatives."""
     n, m = image_features.shape[0], text_features.shape[0]
     sim = reference.similarity(image_features, text_features)
     column = torch.arange(m)[None, :]
@@ -65,7 +65,7 @@ def _over_negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     any_negative = is_negative.any(dim=1)
     none = torch.full_like(sim[:, 0], -torch.inf)
-    # A row without negatives goes through as zeros: the gradient of logsumexp over only -inf is NaN.
+    # A row without negatives goes through as it is: over -inf alone, logsumexp has gradient NaN.
     keep = is_negative | ~any_negative[:, None]
     lse = (logit_scale * sim).masked_fill(~keep, -torch.inf).logsumexp(dim=1)
     hardest, index = sim.masked_fill(~keep, -torch.inf).max(dim=1)

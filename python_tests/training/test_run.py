@@ -84,6 +84,8 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
     assert resumed.step == stop_at
     assert resumed.fit()
     assert_identical(weights(whole), weights(resumed))
+    with pytest.raises(ValueError, match="weights only"):
+        resumed.restore(load_checkpoint(tmp_path / "broken" / "checkpoints" / "best.pt"))
     assert resumed.log.read("train")[-1]["step"] == whole.total_steps
 
 
@@ -104,7 +106,7 @@ def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
 def test_resume_refuses_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_trainer(tmp_path / "a")
-    trainer.save("last.pt")
+    trainer.save()
     assert main(["--resume", str(tmp_path / "a"), "--lr", "0.5"]) == 1
     assert "lr 0.002 (now 0.5)" in capsys.readouterr().err
 
