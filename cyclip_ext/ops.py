@@ -6,7 +6,7 @@ why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
     row_norms(x)                          max(|x_i|, 1e-12); [N]
     pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
-    cycle_grams(x, y)                     A = P'P, B = M'M, K = P'M; [d, d] each
+    cycle_grams(x, y)                     A = P'P, B = M'M, K = P'M; [d, d] each, float64
     cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
 
 with x [n, d] image features and y [m, d] text features, raw, of one dtype: float32, float64,
@@ -143,8 +143,8 @@ def _sigmoid_rows_backward_fake(
 
 
 def _cycle_grams_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, ...]:
-    d, dtype = image_features.shape[1], _accumulation_dtype(image_features)
-    return tuple(image_features.new_empty((d, d), dtype=dtype) for _ in range(3))
+    d = image_features.shape[1]
+    return tuple(_float64(image_features, d, d) for _ in range(3))
 
 
 def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def test_saved_tensors_grow_linearly(name: str) -> None:
 
 @pytest.mark.parametrize("n", [33, 512])
 def test_saved_tensors_of_the_direct_cycle_route(n: int) -> None:
-    """Wrong: the route for N < d keeps more than the features (its N x N workspace is passing)."""
+    """Wrong: the route for N < 2d keeps more than the features (its N x N workspace is passing)."""
     d = 2 * n
     assert _saved_bytes(LOSSES["cycle"], n, d) <= 2 * 2 * n * d * 4 + 4096
 

@@ -153,7 +153,7 @@ def test_cycle_grams(n: int, d: int, kind: str) -> None:
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
 @pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
 def test_cycle_direct(n: int, d: int, kind: str) -> None:
-    """Wrong: one of the two sums of squares on the N < d route, or its gradient."""
+    """Wrong: one of the two sums of squares on the N < 2d route, or its gradient."""
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         return (

@@ -39,13 +39,14 @@ void row_norms(const T* x, int64_t rows, int64_t d, double* norms) {
   }
 }
 
-template <typename T>
-void normalized_sum_and_difference(const T* x, const T* y, const T* x_inv_norms, const T* y_inv_norms,
-                                   int64_t rows, int64_t d, T* plus, T* minus) {
+template <typename T, typename Out>
+void normalized_sum_and_difference(const T* x, const T* y, const double* x_norms, const double* y_norms,
+                                   int64_t rows, int64_t d, Out* plus, Out* minus) {
   for (int64_t i = 0; i < rows; ++i) {
+    const Out x_inv_norm = static_cast<Out>(1 / x_norms[i]), y_inv_norm = static_cast<Out>(1 / y_norms[i]);
     for (int64_t k = i * d; k < (i + 1) * d; ++k) {
-      const T a = x[k] * x_inv_norms[i];
-      const T b = y[k] * y_inv_norms[i];
+      const Out a = static_cast<Out>(x[k]) * x_inv_norm;
+      const Out b = static_cast<Out>(y[k]) * y_inv_norm;
       plus[k] = a + b;
       minus[k] = a - b;
     }
@@ -61,13 +62,17 @@ void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d
   }
 }
 
-#define CYCLIP_INSTANTIATE(T)                                                                                  \
-  template void row_norms<T>(const T*, int64_t, int64_t, double*);                                             \
-  template void normalized_sum_and_difference<T>(const T*, const T*, const T*, const T*, int64_t, int64_t, T*, \
-                                                 T*);                                                          \
+#define CYCLIP_INSTANTIATE(T)                                      \
+  template void row_norms<T>(const T*, int64_t, int64_t, double*); \
   template void subtract_projection<T>(const T*, const T*, int64_t, int64_t, T*);
+#define CYCLIP_INSTANTIATE_FACTORS(T, Out)                                                                       \
+  template void normalized_sum_and_difference<T, Out>(const T*, const T*, const double*, const double*, int64_t, \
+                                                      int64_t, Out*, Out*);
 
 CYCLIP_INSTANTIATE(float)
 CYCLIP_INSTANTIATE(double)
+CYCLIP_INSTANTIATE_FACTORS(float, float)
+CYCLIP_INSTANTIATE_FACTORS(float, double)
+CYCLIP_INSTANTIATE_FACTORS(double, double)
 
 }  // namespace cyclip::cpu

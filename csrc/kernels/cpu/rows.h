@@ -13,10 +13,10 @@ inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 template <typename T>
 void row_norms(const T* x, int64_t rows, int64_t d, double* norms);
 
-// plus = x^ + y^ and minus = x^ - y^, the factors P and M of the cycle terms.
-template <typename T>
-void normalized_sum_and_difference(const T* x, const T* y, const T* x_inv_norms, const T* y_inv_norms,
-                                   int64_t rows, int64_t d, T* plus, T* minus);
+// plus = x^ + y^ and minus = x^ - y^, the factors P and M of the cycle terms; Out is T or double.
+template <typename T, typename Out>
+void normalized_sum_and_difference(const T* x, const T* y, const double* x_norms, const double* y_norms,
+                                   int64_t rows, int64_t d, Out* plus, Out* minus);
 
 // gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
 // the constant eps and the gradient stays as it is.

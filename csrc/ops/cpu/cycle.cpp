@@ -1,6 +1,6 @@
 // Cycle consistency by both routes (docs/cycle.md), with P = X^ + Y^ and M = X^ - Y^:
-//   Gram route, N >= d:  A = P'P, B = M'M, K = P'M, each d x d;
-//   direct route, N < d: W = P M', N x N and smaller than the features.
+//   Gram route, N >= 2d:  A = P'P, B = M'M, K = P'M, each d x d;
+//   direct route, N < 2d: W = P M', N x N and no larger than the features of both towers.
 
 #include <torch/csrc/stable/library.h>
 
@@ -17,23 +17,28 @@ namespace {
 constexpr int64_t kGramRows = 2048;  // rows of P and M in memory at a time
 
 // P and M of the rows [begin, end).
-template <typename T>
-void fill_factors(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end, T* plus,
-                  T* minus) {
-  normalized_sum_and_difference(image.row(begin), text.row(begin), image.inv_norms.data() + begin,
-                                text.inv_norms.data() + begin, end - begin, image.d, plus, minus);
+template <typename Out, typename T>
+void fill_factors(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end, Out* plus,
+                  Out* minus) {
+  normalized_sum_and_difference(image.row(begin), text.row(begin), image.norms.data() + begin,
+                                text.norms.data() + begin, end - begin, image.d, plus, minus);
 }
 
-template <typename T>
+template <typename Out>
 struct Factors {
-  Buffer<T> plus, minus;
+  int64_t rows, d;
+  Buffer<Out> plus_data, minus_data;
 
+  template <typename T>
   Factors(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end)
-      : plus((end - begin) * image.d), minus((end - begin) * image.d) {
-    for_each_block(end - begin, kRowBlock, [&](int64_t i, int64_t j) {
-      fill_factors(image, text, begin + i, begin + j, plus.data() + i * image.d, minus.data() + i * image.d);
+      : rows(end - begin), d(image.d), plus_data(rows * d), minus_data(rows * d) {
+    for_each_block(rows, kRowBlock, [&](int64_t i, int64_t j) {
+      fill_factors(image, text, begin + i, begin + j, plus_data.data() + i * d, minus_data.data() + i * d);
     });
   }
+
+  Matrix<const Out> plus() const { return {plus_data.data(), rows, d, d}; }
+  Matrix<const Out> minus() const { return {minus_data.data(), rows, d, d}; }
 };
 
 // From dL/dP and dL/dM of rows [begin, end) to the gradients of the raw features: dL/dX^ = dL/dP + dL/dM and
@@ -57,10 +62,11 @@ void finish_gradients(const Features<T>& image, const Features<T>& text, int64_t
 
 // W = P M' for all pairs.
 template <typename T>
-void pair_products(const Factors<T>& factors, int64_t n, int64_t d, T* w) {
-  const Matrix<const T> plus = {factors.plus.data(), n, d, d}, minus = {factors.minus.data(), n, d, d};
+void pair_products(const Factors<T>& factors, T* w) {
+  const int64_t n = factors.rows;
   for_each_block(n, gradient_block(n), [&](int64_t begin, int64_t end) {
-    gemm<T>({w + begin * n, end - begin, n, n}, plus.row_block(begin, end), minus.transposed());
+    gemm<T>({w + begin * n, end - begin, n, n}, factors.plus().row_block(begin, end),
+            factors.minus().transposed());
   });
 }
 
@@ -71,30 +77,38 @@ void check_square(const Tensor& tensor, int64_t d, const char* name) {
 
 }  // namespace
 
+// In double whatever the features are: where all images and texts lie in a narrow cone, A and B share
+// next to nothing of their one large direction, <A, B> is small beside |A||B|, and an entry rounded to
+// float would show. On this route, N >= 2d, the price is small beside the products over all pairs.
 std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, const Tensor& text_features) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
-    using T = decltype(type);
-    const Features<T> image(image_features), text(text_features);
-    const int64_t n = image.rows, d = image.d;
-    Tensor grams[3] = {empty<T>({d, d}), empty<T>({d, d}), empty<T>({d, d})};
+  const int64_t n = image_features.size(0), d = image_features.size(1);
+  Tensor grams[3] = {empty<double>({d, d}), empty<double>({d, d}), empty<double>({d, d})};
+  const int64_t block = std::min<int64_t>(gradient_block(d), 128), blocks = ceil_div(d, block);
+  with_compute_type(image_features, [&](auto type) {
+    const Features<decltype(type)> image(image_features), text(text_features);
     for (int64_t begin = 0; begin < n; begin += kGramRows) {
-      const int64_t end = std::min(n, begin + kGramRows), rows = end - begin;
-      const Factors<T> factors(image, text, begin, end);
-      const Matrix<const T> plus = {factors.plus.data(), rows, d, d}, minus = {factors.minus.data(), rows, d, d};
-      const std::pair<Matrix<const T>, Matrix<const T>> products[3] = {
-          {plus, plus}, {minus, minus}, {plus, minus}};
-      const int64_t block = gradient_block(d), blocks = ceil_div(d, block);
+      const Factors<double> factors(image, text, begin, std::min(n, begin + kGramRows));
+      const Matrix<const double> p = factors.plus(), m = factors.minus();
+      const std::pair<Matrix<const double>, Matrix<const double>> products[3] = {{p, p}, {m, m}, {p, m}};
       for_each_task(3 * blocks, [&](int64_t task) {
         const int64_t which = task / blocks, first = task % blocks * block, last = std::min(d, first + block);
-        T* out = grams[which].template mutable_data_ptr<T>() + first * d;
-        gemm<T>({out, last - first, d, d}, products[which].first.transposed().row_block(first, last),
-                products[which].second, /*accumulate=*/begin > 0);
+        const int64_t cols = which < 2 ? last : d;  // A and B are symmetric: up to the diagonal is enough
+        const Matrix<const double> left = products[which].first.transposed().row_block(first, last);
+        const Matrix<const double> right = products[which].second.transposed().row_block(0, cols).transposed();
+        gemm<double>({grams[which].mutable_data_ptr<double>() + first * d, last - first, cols, d}, left, right,
+                     /*accumulate=*/begin > 0);
       });
     }
-    return {grams[0], grams[1], grams[2]};
   });
+  for (int which = 0; which < 2; ++which) {
+    double* gram = grams[which].mutable_data_ptr<double>();
+    for (int64_t i = 0; i < d; ++i) {
+      for (int64_t j = i + 1; j < d; ++j) gram[i * d + j] = gram[j * d + i];
+    }
+  }
+  return {grams[0], grams[1], grams[2]};
 }
 
 // For upstream gradients a, b, k of A, B, K: dL/dP = P (a + a') + M k',  dL/dM = M (b + b') + P k.
@@ -151,7 +165,7 @@ std::tuple<Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tens
     const int64_t n = image.rows;
     const Factors<T> factors(image, text, 0, n);
     Buffer<T> w(n * n);
-    pair_products(factors, n, image.d, w.data());
+    pair_products(factors, w.data());
     double diagonal = 0, in_modal = 0, cross_modal = 0;
     for (int64_t i = 0; i < n; ++i) {
       diagonal += static_cast<double>(w[i * n + i]) * w[i * n + i];
@@ -180,7 +194,7 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
     FeatureGradients<T> grads(image, text, {true, true});
     const Factors<T> factors(image, text, 0, n);
     Buffer<T> w(n * n);
-    pair_products(factors, n, d, w.data());
+    pair_products(factors, w.data());
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j <= i; ++j) {
         const double forth = w[i * n + j], back = w[j * n + i];
@@ -189,7 +203,7 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
       }
     }
     const Matrix<const T> grad_w = {w.data(), n, n, n};
-    const Matrix<const T> p = {factors.plus.data(), n, d, d}, m = {factors.minus.data(), n, d, d};
+    const Matrix<const T> p = factors.plus(), m = factors.minus();
     for_each_block(n, gradient_block(n), [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin;
       Buffer<T> grad_plus(rows * d), grad_minus(rows * d);
