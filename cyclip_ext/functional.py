@@ -171,10 +171,7 @@ def cycle_terms(
     image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
 ) -> tuple[Tensor, Tensor]:
     """(L_in, L_cross), by d x d Gram matrices where N >= 2d, by pairs below: what is cheaper."""
-    if reduction not in get_args(Reduction):
-        raise ValueError(
-            f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
-        )
+    check_options(reduction=reduction, backend=backend)
     n, d = image_features.shape
     native = _use_native("cycle_grams", image_features, backend)
     if not native:
@@ -202,6 +199,16 @@ def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[T
 
 
 # ------------------------------------------------- arguments
+
+
+def check_options(*, backend: Backend = "auto", reduction: Reduction = "batchmean") -> None:
+    """Raises ValueError for a value that no loss knows."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
+        )
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
 
 
 def _prepare(
@@ -269,8 +276,7 @@ def _without_autocast(features: Tensor) -> torch.autocast:
 
 
 def _use_native(operator: str, features: Tensor, backend: Backend) -> bool:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
+    check_options(backend=backend)
     if backend == "reference":
         return False
     device = features.device.type

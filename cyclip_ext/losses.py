@@ -23,6 +23,7 @@ class _PairwiseLoss(nn.Module):
 
     def __init__(self, backend: Backend, statistics: bool) -> None:
         super().__init__()
+        functional.check_options(backend=backend)
         self.backend: Backend = backend
         self.statistics = statistics
 
@@ -96,6 +97,7 @@ class CyCLIPLoss(_PairwiseLoss):
         statistics: bool = False,
     ) -> None:
         super().__init__(backend, statistics)
+        functional.check_options(reduction=reduction)
         self.in_modal = in_modal
         self.cross_modal = cross_modal
         self.margin = margin

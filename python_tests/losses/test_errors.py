@@ -148,10 +148,8 @@ def test_unknown_reduction(reduction: object, backend: str) -> None:
             _features(4, 3), _features(4, 3), reduction=reduction, backend=backend
         )
     assert repr(reduction) in str(error.value)
-    with pytest.raises(ValueError, match="reduction"):
-        cyclip_ext.CyCLIPLoss(reduction=reduction, backend=backend)(
-            _features(4, 3), _features(4, 3), 1.0
-        )
+    with pytest.raises(ValueError, match="reduction"):  # before the data is loaded, at any weights
+        cyclip_ext.CyCLIPLoss(in_modal=0, cross_modal=0, reduction=reduction, backend=backend)
 
 
 def test_unknown_backend(backend: str) -> None:
@@ -161,6 +159,9 @@ def test_unknown_backend(backend: str) -> None:
         with pytest.raises(ValueError, match=r"backend.*native.*reference") as error:
             _losses(wrong)[name](_features(4, 3), _features(4, 3))
         assert repr(wrong) in str(error.value)
+    for module in (cyclip_ext.CLIPLoss, cyclip_ext.CyCLIPLoss, cyclip_ext.SigLIPLoss):
+        with pytest.raises(ValueError, match="backend"):
+            module(backend=wrong)
 
 
 @needs_native
