@@ -1,4 +1,4 @@
-"""cyclip_ext: exact, fused, linear-memory losses for CLIP-style pretraining, and a loop around them.
+"""Exact, fused, linear-memory losses for CLIP-style pretraining, and a loop around them.
 
     from cyclip_ext import CyCLIPLoss
 

@@ -55,7 +55,7 @@ def _build_reason(library: str) -> str:
         info = json.loads((_PACKAGE / "_build_info.json").read_text())
         return str(info["libraries"][library]["reason"])
     except (OSError, KeyError, ValueError):
-        return f"the {library} library was not built; install with `pip install .` and a C++ compiler"
+        return f"it was not built; `pip install .` with a C++ compiler builds the {library} library"
 
 
 def _load(library: str, file_stem: str) -> BackendStatus:

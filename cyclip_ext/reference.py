@@ -145,7 +145,7 @@ def positive_similarity(image_features: Tensor, text_features: Tensor) -> Tensor
 def positives_and_hardest_negatives(sim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """S_ii, max_{j != i} S_ij and max_{i != j} S_ij of a square similarity matrix; each [N].
 
-    Of tied negatives the first counts, in value and gradient. With no negatives the maximum is -inf.
+    Of tied negatives the first counts, in value and gradient. Without negatives: -inf.
     """
     diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
     negatives = sim.masked_fill(diagonal, -torch.inf)
@@ -159,4 +159,6 @@ def _reduce(difference: Tensor, reduction: str) -> Tensor:
         return total / n
     if reduction == "mean":
         return total / n**2
-    raise ValueError(f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}")
+    raise ValueError(
+        f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
+    )

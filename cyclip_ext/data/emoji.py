@@ -106,12 +106,11 @@ def read_concepts() -> dict[str, Concept]:
             continue
         character = "".join(chr(int(point, 16)) for point in row["unified"].split("-"))
         known = aliases.get(character, {})
-        names = [row["name"], known.get("en", ""), *row["short_names"], *known.get("alias", [])]
+        names = [known.get("en", ""), row["name"], *row["short_names"], *known.get("alias", [])]
         if row["name"] in repeated:  # one name for two drawings: the short name tells them apart
-            names[0] = row["short_name"]
+            names[1] = row["short_name"]
         subgroup = _words(row["subcategory"])
         captions = dict.fromkeys(filter(None, map(_words, names)))
-        captions[f"{_words(names[0])}, {subgroup}"] = None
         code = normalize_code(row["unified"])
         concepts[code] = Concept(code, tuple(captions), subgroup, _words(row["category"]))
     return concepts

@@ -80,7 +80,9 @@ def make_loader(
 
 
 # No change at all: what `make_loader` uses where augment is None.
-STILL = Augment(shift=0, scale=(1, 1), rotation=0, background=0, brightness=0)
+STILL = Augment(
+    shift=0, scale=(1, 1), stretch=1, rotation=0, background=0, contrast=1, brightness=0
+)
 
 
 class MemoryLoader:

@@ -92,7 +92,8 @@ def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunD
         for label, runs in collected.items()
     }
     times = [run["train_seconds"] for runs in collected.values() for run in runs]
-    title = f"Comparison on {data.train.source.split('/')[0]}, seeds {', '.join(map(str, seeds))}"
+    listed = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+    title = f"Comparison on {data.train.source.split('/')[0]}, {listed}"
     lines = [
         f"# {title}",
         "",

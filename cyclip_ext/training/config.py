@@ -64,7 +64,7 @@ class RunConfig:
     """How long, how, and where to."""
 
     model: str = _option("mini", "a name of cyclip_ext.models.list_models() or of open_clip")
-    epochs: int = _option(30, "passes over the training pairs")
+    epochs: int = _option(40, "passes over the training pairs")
     seed: int = _option(0, "decides initialization, order, captions and augmentation")
     precision: str = _option(
         "auto", "amp_bf16: towers under autocast; auto: that, where the machine has it", PRECISIONS

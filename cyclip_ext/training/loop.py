@@ -103,12 +103,12 @@ class Trainer:
             while self.epoch < self.config.run.epochs:
                 self._train_epoch(progress)
                 if self.interrupted:
-                    self.save(LAST)
+                    self.save()
                     return False
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 if self.epoch % self.config.run.val_frequency == 0 or self._finished():
                     self._validate(progress)
-                self.save(LAST)
+                self.save()
         return True
 
     def _finished(self) -> bool:
@@ -173,12 +173,14 @@ class Trainer:
         progress.write(f"  epoch {self.epoch:>3}  validation: {shown}")
         if score > self.best:
             self.best = score
-            self.save(BEST)
+            # For use, not to continue from: no optimizer, a third of the size.
+            state = {"config": self.config.to_dict(), "model": self.model.state_dict()}
+            save_checkpoint(self.folder / "checkpoints" / BEST, state)
 
-    def save(self, name: str) -> None:
-        """Write the whole state to checkpoints/<name>."""
+    def save(self) -> None:
+        """Write the whole state to checkpoints/last.pt."""
         save_checkpoint(
-            self.folder / "checkpoints" / name,
+            self.folder / "checkpoints" / LAST,
             {
                 "config": self.config.to_dict(),
                 "model": self.model.state_dict(),
@@ -191,7 +193,12 @@ class Trainer:
         )
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `save` wrote."""
+        """Continue from a state that `save` wrote.
+
+        Raises ValueError for a checkpoint of weights only, such as best.pt.
+        """
+        if "optimizer" not in state:
+            raise ValueError("this checkpoint holds weights only (best.pt): continue from last.pt")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])

@@ -78,10 +78,10 @@ def columns_of(results: Results) -> list[tuple[str, str, str]]:
 
 def summary_table(results: Results) -> str:
     """The metrics of SUMMARY, narrow enough for a terminal, in percent."""
-    wanted = {s: {m: row[m] for m in SUMMARY if m in row} for s, row in results.items()}
-    lines = [f"{'':<20}" + "".join(f"{heading:>12}" for heading in SUMMARY.values())]
-    for name, row in wanted.items():
-        cells = (f"{100 * row[m]:12.1f}" if m in row else " " * 12 for m in SUMMARY)
+    metrics = [m for m in SUMMARY if any(m in row for row in results.values())]
+    lines = [f"{'':<20}" + "".join(f"{SUMMARY[m]:>12}" for m in metrics)]
+    for name, row in results.items():
+        cells = (f"{100 * row[m]:12.1f}" if m in row else " " * 12 for m in metrics)
         lines.append(f"{name:<20}" + "".join(cells))
     return "\n".join(lines)
 

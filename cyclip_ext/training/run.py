@@ -35,11 +35,12 @@ def run_training(
         raise FileExistsError(
             f"{folder} holds a run already: continue it with --resume {folder}, or choose a --name"
         )
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     torch.manual_seed(config.run.seed)
     created = create_model(config.run.model, sigmoid=config.loss.loss == "siglip")
     trainer = Trainer(config, data, created, folder)
+    # Only now: settings that cannot work leave no folder behind.
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     if resume is not None:
         trainer.restore(resume)
     print(f"\n{config.label()}, seed {config.run.seed} -> {folder}")
