@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Literal, NamedTuple, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops, reference
 
@@ -49,7 +51,7 @@ def contrastive_loss(
     """Symmetric cross-entropy over cosines scaled by `logit_scale` (already exponentiated).
 
     L = 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj],  z = s S.
-    Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-40 is exact, not zero.
+    Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-30 is exact, not zero.
 
     Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
     Source: Radford et al. 2021; Goel et al. 2022, eq. 1.
@@ -154,7 +156,9 @@ def pair_statistics(
 def contrastive_from_statistics(statistics: PairStatistics, logit_scale: Tensor) -> Tensor:
     """-log softmax of the positive is softplus(lse - z): no cancellation, however small."""
     logit = logit_scale * statistics.positive
-    zero = torch.zeros_like(logit)
+    zero = 0 * logit  # keeps NaN
+    if logit.numel() == 1:  # no negatives: lse = -inf, which second derivatives would not survive
+        return zero.sum()
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
     return (image_to_text + text_to_image).mean() / 2
@@ -271,8 +275,11 @@ def _as_loss(loss: Tensor, features: Tensor) -> Tensor:
     return loss.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
 
 
-def _without_autocast(features: Tensor) -> torch.autocast:
-    return torch.autocast(features.device.type, enabled=False)
+def _without_autocast(features: Tensor) -> AbstractContextManager[Any]:
+    device_type = features.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _use_native(operator: str, features: Tensor, backend: Backend) -> bool:
@@ -280,6 +287,12 @@ def _use_native(operator: str, features: Tensor, backend: Backend) -> bool:
     if backend == "reference":
         return False
     device = features.device.type
+    if forward_ad._current_level >= 0:  # operators would drop the tangents without a word
+        if backend == "native":
+            raise RuntimeError(
+                "backend='native' has no forward-mode derivatives; use 'reference' or 'auto'"
+            )
+        return False
     if ops.has_operator(operator, device):
         return True
     if backend == "native":

@@ -174,13 +174,14 @@ class SigLIPLoss(_PairwiseLoss):
 
 def _batch_statistics(pairs: PairStatistics) -> dict[str, Tensor]:
     """Means over the batch, detached; a tie with the positive counts as a miss."""
-    positive = pairs.positive.detach().float()
-    image_margin = positive - pairs.row_hardest.detach().float()
-    text_margin = positive - pairs.col_hardest.detach().float()
-    return {
+    positive = pairs.positive.detach()
+    image_margin = positive - pairs.row_hardest.detach()
+    text_margin = positive - pairs.col_hardest.detach()
+    means = {
         "positive_similarity": positive.mean(),
         "image_margin": image_margin.mean(),
         "text_margin": text_margin.mean(),
-        "image_accuracy": (image_margin > 0).float().mean(),
-        "text_accuracy": (text_margin > 0).float().mean(),
+        "image_accuracy": (image_margin > 0).double().mean(),
+        "text_accuracy": (text_margin > 0).double().mean(),
     }
+    return {name: mean.float() for name, mean in means.items()}

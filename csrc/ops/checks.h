@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdlib>
 #include <string>
 
 namespace cyclip {
@@ -45,6 +46,11 @@ inline void check_feature_pair(const Tensor& image_features, const Tensor& text_
                   " and ", shape_of(text_features));
   STD_TORCH_CHECK(image_features.scalar_type() == text_features.scalar_type(),
                   "image_features and text_features must have the same dtype; convert one with .to()");
+}
+
+// Rows and columns both number below 2^31, so a larger offset could only overflow.
+inline void check_offset(int64_t offset) {
+  STD_TORCH_CHECK(std::abs(offset) < (int64_t{1} << 31), "offset must lie within +-2^31, got ", offset);
 }
 
 inline void check_equal_rows(const Tensor& image_features, const Tensor& text_features) {

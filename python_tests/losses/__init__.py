@@ -4,6 +4,7 @@ Shared by the tests (no test functions here):
     inputs.py            features that break naive code
     truth.py             the formulas once more, in float64, exact where the reference cancels
     backends.py          which backends are present, and the marks that depend on it
+    programs.py          programs in an interpreter of their own
 
     test_reference.py    the specification itself, against loops, hand values and other libraries
     test_operators.py    every operator of torch.ops.cyclip_ext against truth.py, and gradcheck
@@ -16,7 +17,7 @@ Shared by the tests (no test functions here):
     test_errors.py       what a wrong argument is told
     test_memory.py       no N x N storage: saved tensors and peak
     test_determinism.py  the same bits in every run and for every number of threads
-    test_torch.py        opcheck, fake tensors, torch.compile, autocast, inference mode
+    test_torch.py        opcheck, fake tensors, torch.compile, autocast, derivatives of all kinds
     test_modules.py      the nn.Modules: dictionary, weights, statistics, open_clip's call
     test_import.py       import cyclip_ext needs torch alone
 

@@ -40,6 +40,13 @@ def _narrow_cone(n: int, d: int, generator: Generator) -> Towers:
     return axis + 0.05 * image, axis + 0.05 * text
 
 
+def _two_cones(n: int, d: int, generator: Generator) -> Towers:
+    """Each tower in a narrow cone of its own: cosines near 1 within a tower, a gap between."""
+    axes = _randn(2, d, generator)
+    image, text = _random(n, d, generator)
+    return axes[0] + 0.05 * image, axes[1] + 0.05 * text
+
+
 def _modality_gap(n: int, d: int, generator: Generator) -> Towers:
     """The towers on opposite sides of the sphere: every cosine is negative."""
     axis = _randn(1, d, generator)
@@ -70,6 +77,7 @@ INPUTS: dict[str, Callable[[int, int, Generator], Towers]] = {
     "aligned": _aligned,
     "duplicates": _duplicates,
     "narrow_cone": _narrow_cone,
+    "two_cones": _two_cones,
     "modality_gap": _modality_gap,
     "zero_rows": _zero_rows,
     "ties": _ties,

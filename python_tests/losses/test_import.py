@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import cyclip_ext
 
-
-def _run(program: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+from .programs import run_program
 
 
 def test_losses_without_torchvision_and_open_clip() -> None:
     """Wrong: the losses cannot be used beside a torchvision that does not fit the torch."""
-    _run(
+    run_program(
         "import sys\n"
         "for name in 'torchvision', 'open_clip', 'timm', 'PIL':\n"
         "    sys.modules[name] = None  # import raises ImportError\n"
@@ -30,7 +23,7 @@ def test_losses_without_torchvision_and_open_clip() -> None:
 
 def test_import_loads_torch_alone() -> None:
     """Wrong: importing the package drags in what only training or data need."""
-    loaded = _run(
+    loaded = run_program(
         "import sys, torch\n"
         "before = set(sys.modules)\n"
         "import cyclip_ext\n"

@@ -238,3 +238,40 @@ def test_features_changed_after_the_forward_are_noticed(backend: str) -> None:
         features.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode(backend: str) -> None:
+    """Wrong: the tangent is dropped without a word, which is what operators do by themselves."""
+    image, text = make_features("random", 6, 4)
+    direction = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(features: torch.Tensor, which: str) -> torch.Tensor:
+        return functional.contrastive_loss(features, text, 5.0, backend=which)
+
+    if backend == "native":
+        with pytest.raises(RuntimeError, match=r"forward-mode.*reference"):
+            torch.func.jvp(lambda x: loss(x, "native"), (image,), (direction,))
+    step = 1e-6 * direction
+    difference = (loss(image + step, "reference") - loss(image - step, "reference")) / 2e-6
+    for which in ("auto", "reference"):
+        _, tangent = torch.func.jvp(lambda x, w=which: loss(x, w), (image,), (direction,))
+        assert tangent == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_second_derivative_of_a_single_pair() -> None:
+    """Wrong: the logarithm of no negatives leaves NaN in what is a constant zero."""
+    image, text = (f.requires_grad_() for f in make_features("random", 1, 4))
+    loss = functional.contrastive_loss(image, text, 5.0, backend="reference")
+    first = torch.autograd.grad(loss, (image, text), create_graph=True)
+    second = torch.autograd.grad(sum(g.sum() for g in first), (image, text))
+    assert all((g == 0).all() for g in (*first, *second))
+
+
+@pytest.mark.parametrize("scale", [1e7, float("inf"), float("nan")])
+@needs_native
+def test_scales_beyond_reason(scale: float) -> None:
+    """Wrong: a scale that leaves the kernels' range gives a finite number."""
+    features = make_features("random", 4, 3)
+    assert functional.contrastive_loss(*features, scale, backend="native").isnan()
+    assert functional.sigmoid_loss(*features, scale, 0.0, backend="native").isnan()

@@ -7,8 +7,8 @@ namespace cyclip::cpu {
 namespace {
 
 // Eight chains, so that the additions do not wait for one another; fixed order.
-template <typename T>
-double dot(const T* a, const T* b, int64_t d) {
+template <typename A, typename B>
+double dot(const A* a, const B* b, int64_t d) {
   constexpr int kChains = 8;
   double partial[kChains] = {};
   int64_t k = 0;
@@ -62,17 +62,30 @@ void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d
   }
 }
 
+template <typename T, typename Work>
+void normalize_backward(const T* x, const double* norms, const Work* normalized_gradient, int64_t rows, int64_t d,
+                        T* gradient) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* x_row = x + i * d;
+    const Work* g = normalized_gradient + i * d;
+    const double along = norms[i] <= kEps ? 0 : dot(x_row, g, d) / dot(x_row, x_row, d);
+    const double inv_norm = 1 / norms[i];
+    for (int64_t k = 0; k < d; ++k) gradient[i * d + k] = static_cast<T>((g[k] - along * x_row[k]) * inv_norm);
+  }
+}
+
 #define CYCLIP_INSTANTIATE(T)                                      \
   template void row_norms<T>(const T*, int64_t, int64_t, double*); \
   template void subtract_projection<T>(const T*, const T*, int64_t, int64_t, T*);
-#define CYCLIP_INSTANTIATE_FACTORS(T, Out)                                                                       \
-  template void normalized_sum_and_difference<T, Out>(const T*, const T*, const double*, const double*, int64_t, \
-                                                      int64_t, Out*, Out*);
+#define CYCLIP_INSTANTIATE_WORK(T, Work)                                                                          \
+  template void normalized_sum_and_difference<T, Work>(const T*, const T*, const double*, const double*, int64_t, \
+                                                       int64_t, Work*, Work*);                                    \
+  template void normalize_backward<T, Work>(const T*, const double*, const Work*, int64_t, int64_t, T*);
 
 CYCLIP_INSTANTIATE(float)
 CYCLIP_INSTANTIATE(double)
-CYCLIP_INSTANTIATE_FACTORS(float, float)
-CYCLIP_INSTANTIATE_FACTORS(float, double)
-CYCLIP_INSTANTIATE_FACTORS(double, double)
+CYCLIP_INSTANTIATE_WORK(float, float)
+CYCLIP_INSTANTIATE_WORK(float, double)
+CYCLIP_INSTANTIATE_WORK(double, double)
 
 }  // namespace cyclip::cpu

@@ -23,4 +23,9 @@ void normalized_sum_and_difference(const T* x, const T* y, const double* x_norms
 template <typename T>
 void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient);
 
+// The derivative of normalization, from dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|, rounded to T only at the end.
+template <typename T, typename Work>
+void normalize_backward(const T* x, const double* norms, const Work* normalized_gradient, int64_t rows, int64_t d,
+                        T* gradient);
+
 }  // namespace cyclip::cpu

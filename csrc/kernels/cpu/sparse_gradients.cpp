@@ -12,12 +12,16 @@ void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse) {
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t positive = tile.row_begin + row + tile.offset - tile.col_begin;
     if (positive >= 0 && positive < tile.cols) add(row, positive, sparse.positive[row]);
-    const int64_t hardest = sparse.row_hardest_index[row] - tile.col_begin;
-    if (hardest >= 0 && hardest < tile.cols) add(row, hardest, sparse.row_hardest[row]);
+    const int64_t hardest = sparse.row_hardest_index[row];
+    if (hardest >= tile.col_begin && hardest < tile.col_begin + tile.cols) {
+      add(row, hardest - tile.col_begin, sparse.row_hardest[row]);
+    }
   }
   for (int64_t col = 0; col < tile.cols; ++col) {
-    const int64_t hardest = sparse.col_hardest_index[col] - tile.row_begin;
-    if (hardest >= 0 && hardest < tile.rows) add(hardest, col, sparse.col_hardest[col]);
+    const int64_t hardest = sparse.col_hardest_index[col];
+    if (hardest >= tile.row_begin && hardest < tile.row_begin + tile.rows) {
+      add(hardest - tile.row_begin, col, sparse.col_hardest[col]);
+    }
   }
 }
 

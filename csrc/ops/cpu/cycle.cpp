@@ -41,23 +41,19 @@ struct Factors {
   Matrix<const Out> minus() const { return {minus_data.data(), rows, d, d}; }
 };
 
-// From dL/dP and dL/dM of rows [begin, end) to the gradients of the raw features: dL/dX^ = dL/dP + dL/dM and
-// dL/dY^ = dL/dP - dL/dM, then the derivative of normalization, (g - <g, x^> x^) / |x|.
-template <typename T>
-void finish_gradients(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end,
-                      const T* grad_plus, const T* grad_minus, T* image_grad, T* text_grad) {
+// From dL/dP and dL/dM of rows [begin, end), which are overwritten, to the gradients of the raw features:
+// dL/dX^ = dL/dP + dL/dM and dL/dY^ = dL/dP - dL/dM, then the derivative of normalization.
+template <typename T, typename Work>
+void finish_gradients(const Features<T>& image, const Features<T>& text, int64_t begin, int64_t end, Work* plus,
+                      Work* minus, T* image_grad, T* text_grad) {
   const int64_t d = image.d, rows = end - begin;
-  T* image_out = image_grad + begin * d;
-  T* text_out = text_grad + begin * d;
-  for (int64_t i = 0; i < rows; ++i) {
-    const T image_inv_norm = image.inv_norms[begin + i], text_inv_norm = text.inv_norms[begin + i];
-    for (int64_t k = i * d; k < (i + 1) * d; ++k) {
-      image_out[k] = (grad_plus[k] + grad_minus[k]) * image_inv_norm;
-      text_out[k] = (grad_plus[k] - grad_minus[k]) * text_inv_norm;
-    }
+  for (int64_t k = 0; k < rows * d; ++k) {
+    const Work sum = plus[k] + minus[k], difference = plus[k] - minus[k];
+    plus[k] = sum;
+    minus[k] = difference;
   }
-  subtract_projection(image.row(begin), image.inv_norms.data() + begin, rows, d, image_out);
-  subtract_projection(text.row(begin), text.inv_norms.data() + begin, rows, d, text_out);
+  normalize_backward(image.row(begin), image.norms.data() + begin, plus, rows, d, image_grad + begin * d);
+  normalize_backward(text.row(begin), text.norms.data() + begin, minus, rows, d, text_grad + begin * d);
 }
 
 // W = P M' for all pairs.
@@ -70,9 +66,21 @@ void pair_products(const Factors<T>& factors, T* w) {
   });
 }
 
-void check_square(const Tensor& tensor, int64_t d, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == d && tensor.size(1) == d, name, " must be [", d, ", ", d,
-                  "], got shape ", shape_of(tensor));
+// A checked [d, d] argument, contiguous.
+Tensor square_matrix(const Tensor& argument, int64_t d, const char* name) {
+  STD_TORCH_CHECK(argument.dim() == 2 && argument.size(0) == d && argument.size(1) == d &&
+                      argument.scalar_type() == ScalarType::Double,
+                  name, " must be a float64 matrix [", d, ", ", d, "], got shape ", shape_of(argument));
+  return torch::stable::contiguous(argument);
+}
+
+Buffer<double> symmetric_sum(const Tensor& matrix, int64_t d) {
+  const double* from = matrix.const_data_ptr<double>();
+  Buffer<double> sum(d * d);
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j < d; ++j) sum[i * d + j] = from[i * d + j] + from[j * d + i];
+  }
+  return sum;
 }
 
 }  // namespace
@@ -111,42 +119,38 @@ std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, con
   return {grams[0], grams[1], grams[2]};
 }
 
-// For upstream gradients a, b, k of A, B, K: dL/dP = P (a + a') + M k',  dL/dM = M (b + b') + P k.
+// For upstream gradients a, b, k of A, B, K: dL/dP = P (a + a') + M k',  dL/dM = M (b + b') + P k. In double
+// for the reason given above: what is left of these products is as small beside them.
 std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, const Tensor& text_features,
                                                 const Tensor& grad_plus_gram, const Tensor& grad_minus_gram,
                                                 const Tensor& grad_cross_gram) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
   const int64_t n = image_features.size(0), d = image_features.size(1);
-  check_square(grad_plus_gram, d, "grad_plus_gram");
-  check_square(grad_minus_gram, d, "grad_minus_gram");
-  check_square(grad_cross_gram, d, "grad_cross_gram");
+  const Tensor grad_a = square_matrix(grad_plus_gram, d, "grad_plus_gram");
+  const Tensor grad_b = square_matrix(grad_minus_gram, d, "grad_minus_gram");
+  const Tensor grad_k = square_matrix(grad_cross_gram, d, "grad_cross_gram");
+  const Buffer<double> a = symmetric_sum(grad_a, d), b = symmetric_sum(grad_b, d);
+  const double* k = grad_k.const_data_ptr<double>();
+  const Matrix<const double> a_ = {a.data(), d, d, d}, b_ = {b.data(), d, d, d}, k_ = {k, d, d, d};
+  // With equal weights of the two terms <K, K'> drops out.
+  const bool has_cross = std::any_of(k, k + d * d, [](double entry) { return entry != 0; });
+
   return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
     const Features<T> image(image_features), text(text_features);
     FeatureGradients<T> grads(image, text, {true, true});
-    const auto symmetric_sum = [&](const Tensor& grad) {
-      const Tensor prepared = torch::stable::contiguous(torch::stable::to(grad, kDtype<T>));
-      const T* from = prepared.const_data_ptr<T>();
-      Buffer<T> sum(d * d);
-      for (int64_t i = 0; i < d; ++i) {
-        for (int64_t j = 0; j < d; ++j) sum[i * d + j] = from[i * d + j] + from[j * d + i];
-      }
-      return sum;
-    };
-    const Buffer<T> a = symmetric_sum(grad_plus_gram), b = symmetric_sum(grad_minus_gram);
-    const Tensor cross = torch::stable::contiguous(torch::stable::to(grad_cross_gram, kDtype<T>));
-    const Matrix<const T> a_ = {a.data(), d, d, d}, b_ = {b.data(), d, d, d};
-    const Matrix<const T> k_ = {cross.const_data_ptr<T>(), d, d, d};
     for_each_block(n, gradient_block(n), [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin;
-      Buffer<T> plus(rows * d), minus(rows * d), grad_plus(rows * d), grad_minus(rows * d);
+      Buffer<double> plus(rows * d), minus(rows * d), grad_plus(rows * d), grad_minus(rows * d);
       fill_factors(image, text, begin, end, plus.data(), minus.data());
-      const Matrix<const T> p = {plus.data(), rows, d, d}, m = {minus.data(), rows, d, d};
-      gemm<T>({grad_plus.data(), rows, d, d}, p, a_);
-      gemm<T>({grad_plus.data(), rows, d, d}, m, k_.transposed(), /*accumulate=*/true);
-      gemm<T>({grad_minus.data(), rows, d, d}, m, b_);
-      gemm<T>({grad_minus.data(), rows, d, d}, p, k_, /*accumulate=*/true);
+      const Matrix<const double> p = {plus.data(), rows, d, d}, m = {minus.data(), rows, d, d};
+      gemm<double>({grad_plus.data(), rows, d, d}, p, a_);
+      gemm<double>({grad_minus.data(), rows, d, d}, m, b_);
+      if (has_cross) {
+        gemm<double>({grad_plus.data(), rows, d, d}, m, k_.transposed(), /*accumulate=*/true);
+        gemm<double>({grad_minus.data(), rows, d, d}, p, k_, /*accumulate=*/true);
+      }
       finish_gradients(image, text, begin, end, grad_plus.data(), grad_minus.data(), grads.image_data(),
                        grads.text_data());
     });

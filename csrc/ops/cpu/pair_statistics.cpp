@@ -15,6 +15,7 @@ namespace cyclip::cpu {
 namespace {
 
 constexpr double kLn2 = 0.69314718055994531;
+constexpr double kLargestShift = -kNoShift;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Partial statistics of one side of the matrix: `parts` vectors of `size` entries.
@@ -115,7 +116,7 @@ struct Weights {
         continue;
       }
       const double base2 = lse[i] / kLn2;
-      const double nearest = std::nearbyint(base2);
+      const double nearest = std::clamp(std::nearbyint(base2), -kLargestShift, kLargestShift);
       shift[i] = static_cast<LaneInt<T>>(nearest);
       weight[i] = static_cast<T>(grad[i] * std::exp2(nearest - base2));
     }
@@ -137,6 +138,7 @@ struct Vector {
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                            int64_t offset) {
   check_feature_pair(image_features, text_features);
+  check_offset(offset);
   const double scale = scalar_value(logit_scale, "logit_scale");
   return with_compute_type(image_features, [&](auto type) {
     return forward<decltype(type)>(image_features, text_features, scale, offset);
@@ -149,6 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad) {
   check_feature_pair(image_features, text_features);
+  check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
   const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");

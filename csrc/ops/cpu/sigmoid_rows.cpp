@@ -12,7 +12,9 @@ namespace cyclip::cpu {
 Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                     const Tensor& logit_bias, int64_t offset) {
   check_feature_pair(image_features, text_features);
-  const double scale = scalar_value(logit_scale, "logit_scale"), bias = scalar_value(logit_bias, "logit_bias");
+  check_offset(offset);
+  const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
+  const double bias = scalar_value(logit_bias, "logit_bias");
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Regions regions(n, m);
   Buffer<double> parts(regions.across * n, 0);
@@ -36,8 +38,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, const Tensor& logit_bias,
     int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad) {
   check_feature_pair(image_features, text_features);
+  check_offset(offset);
   check_vector(grad_rows, image_features.size(0), ScalarType::Double, "grad_rows");
-  const double scale = scalar_value(logit_scale, "logit_scale"), bias = scalar_value(logit_bias, "logit_bias");
+  const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
+  const double bias = scalar_value(logit_bias, "logit_bias");
   const Tensor row_grads = torch::stable::contiguous(grad_rows);
   const double* row_grad = row_grads.const_data_ptr<double>();
   return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
