@@ -25,11 +25,15 @@ template <typename T>
 struct VectorOf {
   typedef T Vec __attribute__((vector_size(CYCLIP_VECTOR_BYTES)));
   typedef LaneInt<T> Int __attribute__((vector_size(CYCLIP_VECTOR_BYTES)));
+  typedef typename LaneOf<T>::Unsigned Unsigned __attribute__((vector_size(CYCLIP_VECTOR_BYTES)));
 };
 template <typename T>
 using Vec = typename VectorOf<T>::Vec;
 template <typename T>
 using IntVec = typename VectorOf<T>::Int;
+
+template <typename T>
+using UnsignedVec = typename VectorOf<T>::Unsigned;
 
 template <typename T>
 inline constexpr int64_t kLanes = CYCLIP_VECTOR_BYTES / sizeof(T);
@@ -82,19 +86,27 @@ inline double sum_lanes(Vec<T> v) {
   return sum;
 }
 
+// a - b that wraps: the exponent of a NaN or an infinity may be anything, which then multiplies
+// a fraction that is NaN.
+template <typename T>
+inline IntVec<T> wrapping_subtract(IntVec<T> a, IntVec<T> b) {
+  return reinterpret_cast<IntVec<T>>(reinterpret_cast<UnsignedVec<T>>(a) - reinterpret_cast<UnsignedVec<T>>(b));
+}
+
 // Nearest integer of each |x| < 2^22 (2^51 for double), by letting the adder round.
 template <typename T>
 inline IntVec<T> nearest_integer(Vec<T> x) {
   const Vec<T> magic = splat<T>(FloatFormat<T>::kRoundingMagic);
-  return reinterpret_cast<IntVec<T>>(x + magic) - reinterpret_cast<IntVec<T>>(magic);
+  return wrapping_subtract<T>(reinterpret_cast<IntVec<T>>(x + magic), reinterpret_cast<IntVec<T>>(magic));
 }
 
 // 2^e for integers e, flushed to zero below the smallest normal number.
 template <typename T>
 inline Vec<T> power_of_two(IntVec<T> e) {
   constexpr LaneInt<T> bias = FloatFormat<T>::kBias;
-  e = maximum(e, splat_int<T>(-bias));
-  return reinterpret_cast<Vec<T>>((e + bias) << FloatFormat<T>::kMantissaBits);
+  const IntVec<T> flushed = maximum(e, splat_int<T>(-bias));
+  const auto biased = reinterpret_cast<UnsignedVec<T>>(flushed) + static_cast<typename LaneOf<T>::Unsigned>(bias);
+  return reinterpret_cast<Vec<T>>(biased << FloatFormat<T>::kMantissaBits);
 }
 
 // 2^f for |f| <= 1/2 as 1 + f q(f), q interpolated at Chebyshev nodes; relative error 5e-9 for float
@@ -138,7 +150,8 @@ inline Base2<T> exp2_split(Vec<T> x, T hi, T lo) {
   const Vec<T> k = rounded - magic;
   // With a fused multiply-add the difference x hi - k is exact but for its own last bit.
   const Vec<T> f = (x * hi - k) + x * lo;
-  return {exp2_fraction(f), reinterpret_cast<IntVec<T>>(rounded) - reinterpret_cast<IntVec<T>>(magic)};
+  return {exp2_fraction(f),
+          wrapping_subtract<T>(reinterpret_cast<IntVec<T>>(rounded), reinterpret_cast<IntVec<T>>(magic))};
 }
 
 // log(1 + u) for 0 <= u <= 1, as 2 atanh(u / (2 + u)): its argument is at most 1/3, so the series is short.

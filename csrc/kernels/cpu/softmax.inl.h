@@ -111,8 +111,9 @@ void softmax_forward(const SoftmaxForward<T>& args) {
       const Base2<T> z = exp2_split<T>(s, args.scale.hi, args.scale.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(columns.shift + col);
       const Vec<T> zero = splat(T(0));
-      row_sum += choose(mask, z.fraction * power_of_two<T>(z.exponent - row_shift), zero);
-      const Vec<T> to_column = choose(mask, z.fraction * power_of_two<T>(z.exponent - col_shift), zero);
+      row_sum += choose(mask, z.fraction * power_of_two<T>(wrapping_subtract<T>(z.exponent, row_shift)), zero);
+      const Vec<T> to_column =
+          choose(mask, z.fraction * power_of_two<T>(wrapping_subtract<T>(z.exponent, col_shift)), zero);
       store(col_sum + col, load<Vec<T>>(col_sum + col) + to_column);
     });
     rows.sum[row] += sum_lanes<T>(row_sum);
@@ -135,8 +136,9 @@ void softmax_backward(const SoftmaxBackward<T>& args) {
       const Vec<T> s = cosine(tile, row, col);
       const Base2<T> z = exp2_split<T>(s, args.scale_base2.hi, args.scale_base2.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(weights.col_shift + col);
-      const Vec<T> by_row = row_weight * power_of_two<T>(z.exponent - row_shift);
-      const Vec<T> by_col = load<Vec<T>>(weights.col_weight + col) * power_of_two<T>(z.exponent - col_shift);
+      const Vec<T> by_row = row_weight * power_of_two<T>(wrapping_subtract<T>(z.exponent, row_shift));
+      const Vec<T> by_col =
+          load<Vec<T>>(weights.col_weight + col) * power_of_two<T>(wrapping_subtract<T>(z.exponent, col_shift));
       const Vec<T> zero = splat(T(0));
       const Vec<T> w = choose(mask, z.fraction * (by_row + by_col), zero);
       row_dot += choose(mask, w * s, zero);

@@ -17,10 +17,12 @@ struct LaneOf;
 template <>
 struct LaneOf<float> {
   using Int = int32_t;
+  using Unsigned = uint32_t;
 };
 template <>
 struct LaneOf<double> {
   using Int = int64_t;
+  using Unsigned = uint64_t;
 };
 template <typename T>
 using LaneInt = typename LaneOf<T>::Int;
