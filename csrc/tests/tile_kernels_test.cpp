@@ -202,8 +202,39 @@ void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, doub
   check_close(scalars.bias, bias_gradient, cols * kScale * tolerance, name + " bias");
 }
 
+// NaN and infinity leave their row and column with a sum that is not a number, and no undefined behaviour
+// on the way; the sanitizers see to the latter.
+template <typename T>
+void test_not_finite(const TileKernels<T>& kernels, T bad, const std::string& name) {
+  constexpr int64_t kBadRow = 2, kBadCol = 5;
+  Problem<T> problem({7, 19, 0});
+  problem.dots[kBadRow * problem.pitch + kBadCol] = bad;
+  const auto [rows, cols, offset] = problem.shape;
+  std::vector<T> values, scratch(2 * problem.pitch);
+  std::vector<double> positive(rows, 0);
+  Statistics<T> row_statistics(rows), col_statistics(problem.pitch);
+  kernels.softmax_forward({problem.tile(&values), base2_scale<T>(), row_statistics.view(), col_statistics.view(),
+                           positive.data(), scratch.data()});
+  for (int64_t row = 0; row < rows; ++row) {
+    check_close(std::isfinite(row_statistics.sum[row]), row != kBadRow, 0, name + " finite row sum");
+  }
+  for (int64_t col = 0; col < cols; ++col) {
+    check_close(std::isfinite(col_statistics.sum[col]), col != kBadCol, 0, name + " finite column sum");
+  }
+
+  std::vector<double> row_loss(rows, 0);
+  kernels.sigmoid_forward({problem.tile(&values), kScale, kBias, row_loss.data()});
+  for (int64_t row = 0; row < rows; ++row) {
+    check_close(std::isfinite(row_loss[row]) || bad < 0, row != kBadRow || bad < 0, 0, name + " finite row loss");
+  }
+}
+
 template <typename T>
 void test_all(const TileKernels<T>& kernels) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  for (const T bad : {std::numeric_limits<T>::quiet_NaN(), kInfinity, -kInfinity}) {
+    test_not_finite(kernels, bad, std::string(kernels.isa) + " with " + std::to_string(bad));
+  }
   const double tolerance = 8 * std::numeric_limits<T>::epsilon();
   for (const Shape& shape : kShapes) {
     const Problem<T> problem(shape);
