@@ -113,22 +113,32 @@ struct Line {
   }
 };
 
+// What softmax_forward makes of one tile.
+template <typename T>
+struct SoftmaxResult {
+  std::vector<double> positive;
+  Statistics<T> rows, cols;
+
+  SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem)
+      : positive(problem.shape.rows, 0), rows(problem.shape.rows), cols(problem.pitch) {
+    std::vector<T> values, scratch(2 * problem.pitch);
+    kernels.softmax_forward(
+        {problem.tile(&values), base2_scale<T>(), rows.view(), cols.view(), positive.data(), scratch.data()});
+  }
+};
+
 template <typename T>
 void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
                           const std::string& name) {
   const auto [rows, cols, offset] = problem.shape;
-  std::vector<T> values, scratch(2 * problem.pitch);
-  std::vector<double> positive(rows, 0);
-  Statistics<T> row_statistics(rows), col_statistics(problem.pitch);
-  kernels.softmax_forward({problem.tile(&values), base2_scale<T>(), row_statistics.view(), col_statistics.view(),
-                           positive.data(), scratch.data()});
+  const SoftmaxResult<T> result(kernels, problem);
 
   std::vector<Line> row_lines(rows), col_lines(cols);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t col = 0; col < cols; ++col) {
       const double s = problem.cosine(row, col);
       if (problem.is_positive(row, col)) {
-        check_close(positive[row], s, tolerance, name + " positive");
+        check_close(result.positive[row], s, tolerance, name + " positive");
       } else {
         row_lines[row].add(s, col);
         col_lines[col].add(s, row);
@@ -140,8 +150,8 @@ void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& probl
       statistics.expect(i, lines[i].exponentials, lines[i].hardest, lines[i].index, tolerance, name + side);
     }
   };
-  expect(row_statistics, row_lines, " row");
-  expect(col_statistics, col_lines, " column");
+  expect(result.rows, row_lines, " row");
+  expect(result.cols, col_lines, " column");
 }
 
 template <typename T>
@@ -210,18 +220,15 @@ void test_not_finite(const TileKernels<T>& kernels, T bad, const std::string& na
   Problem<T> problem({7, 19, 0});
   problem.dots[kBadRow * problem.pitch + kBadCol] = bad;
   const auto [rows, cols, offset] = problem.shape;
-  std::vector<T> values, scratch(2 * problem.pitch);
-  std::vector<double> positive(rows, 0);
-  Statistics<T> row_statistics(rows), col_statistics(problem.pitch);
-  kernels.softmax_forward({problem.tile(&values), base2_scale<T>(), row_statistics.view(), col_statistics.view(),
-                           positive.data(), scratch.data()});
+  const SoftmaxResult<T> result(kernels, problem);
   for (int64_t row = 0; row < rows; ++row) {
-    check_close(std::isfinite(row_statistics.sum[row]), row != kBadRow, 0, name + " finite row sum");
+    check_close(std::isfinite(result.rows.sum[row]), row != kBadRow, 0, name + " finite row sum");
   }
   for (int64_t col = 0; col < cols; ++col) {
-    check_close(std::isfinite(col_statistics.sum[col]), col != kBadCol, 0, name + " finite column sum");
+    check_close(std::isfinite(result.cols.sum[col]), col != kBadCol, 0, name + " finite column sum");
   }
 
+  std::vector<T> values;
   std::vector<double> row_loss(rows, 0);
   kernels.sigmoid_forward({problem.tile(&values), kScale, kBias, row_loss.data()});
   for (int64_t row = 0; row < rows; ++row) {
