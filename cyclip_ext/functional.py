@@ -54,7 +54,7 @@ def contrastive_loss(
     Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-30 is exact, not zero.
 
     Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
-    Source: Radford et al. 2021; Goel et al. 2022, eq. 1.
+    Source: Radford et al. 2021; Goel et al. 2022.
     """
     image, text, scale = _prepare(image_features, text_features, logit_scale)
     statistics = pair_statistics(image, text, scale, backend=backend)
@@ -77,7 +77,7 @@ def cycle_consistency(
     Cost O(N d min(N, d)), memory O(N d): no N x N matrix for N >= 2d (docs/cycle.md).
 
     Raises: ValueError or TypeError for features that do not fit or an unknown reduction.
-    Source: Goel et al. 2022, eq. 3 and 4.
+    Source: Goel et al. 2022, cross-modal and in-modal consistency.
     """
     image, text, _ = _prepare(image_features, text_features, 1.0)
     in_modal_loss, cross_modal_loss = cycle_terms(image, text, reduction=reduction, backend=backend)

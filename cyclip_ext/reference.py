@@ -35,7 +35,7 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric InfoNCE: 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj].
 
-    Source: Radford et al. 2021; Goel et al. 2022, eq. 1.
+    Source: Radford et al. 2021; Goel et al. 2022.
     """
     logits = logit_scale * similarity(image_features, text_features)
     positive = logits.diagonal()
@@ -49,7 +49,8 @@ def cross_modal_loss(
 ) -> Tensor:
     """1/N sum_jk (S_jk - S_kj)^2: image j against text k as text j against image k.
 
-    `reduction="mean"` divides by N^2 instead of N. Source: Goel et al. 2022, eq. 3.
+    `reduction="mean"` divides by N^2 instead of N.
+    Source: Goel et al. 2022, cross-modal consistency.
     """
     sim = similarity(image_features, text_features)
     return _reduce(sim - sim.T, reduction)
@@ -60,7 +61,8 @@ def in_modal_loss(
 ) -> Tensor:
     """1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2: images as far apart as their texts.
 
-    `reduction="mean"` divides by N^2 instead of N. Source: Goel et al. 2022, eq. 4.
+    `reduction="mean"` divides by N^2 instead of N.
+    Source: Goel et al. 2022, in-modal consistency.
     """
     image_sim = similarity(image_features, image_features)
     text_sim = similarity(text_features, text_features)
