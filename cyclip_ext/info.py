@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import cyclip_ext
 from cyclip_ext.ops import BackendStatus, backend_status
 
 _RECORD = Path(__file__).with_name("_build_info.json")
@@ -23,7 +24,7 @@ _RECORD = Path(__file__).with_name("_build_info.json")
 def describe() -> str:
     """The whole report, one fact per line."""
     facts = {
-        "cyclip_ext": _version_of("cyclip_ext"),
+        "cyclip_ext": f"{cyclip_ext.__version__}, in {Path(cyclip_ext.__file__).parent}",
         "Python": platform.python_version(),
         "torch": f"{torch.__version__} ({_cuda_of_torch()})",
         "open_clip": _version_of("open_clip_torch"),
@@ -57,13 +58,13 @@ def _build() -> str:
     except (OSError, ValueError):
         return "unknown: no record of a build; install with pip"
     tools = {
-        "torch": record["torch"],
-        "C++": record["cxx"],
-        "nvcc": record["nvcc"],
-        "GPU architectures": record["cuda_architectures"],
+        "torch": record.get("torch"),
+        "C++": record.get("cxx"),
+        "nvcc": record.get("nvcc"),
+        "GPU architectures": record.get("cuda_architectures"),
     }
     used = ", ".join(f"{tool} {value}" for tool, value in tools.items() if value)
-    return f"{used}; runs under torch {record['torch_target']} and later"
+    return f"{used}; runs under torch {record.get('torch_target')} and later"
 
 
 def _version_of(distribution: str) -> str:

@@ -55,7 +55,8 @@ def _build_reason(library: str) -> str:
         info = json.loads((_PACKAGE / "_build_info.json").read_text())
         return str(info["libraries"][library]["reason"])
     except (OSError, KeyError, ValueError):
-        return f"it was not built; `pip install .` with a C++ compiler builds the {library} library"
+        needed = {"cpu": "a C++ compiler", "cuda": "nvcc and a torch built for CUDA"}[library]
+        return f"there is no record of a build; `pip install .` builds it, given {needed}"
 
 
 def _load(library: str, file_stem: str) -> BackendStatus:
