@@ -43,8 +43,11 @@ class Loader(Protocol):
         """Steps per epoch; the incomplete last batch is dropped."""
         ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from step `start` on, the same each time they are asked for."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
+        """The batches of one epoch from step `start` on, the same each time they are asked for.
+
+        None stands for a batch of which no record could be read: it is a step all the same.
+        """
         ...
 
 
@@ -117,7 +120,7 @@ class FileLoader:
     """Batches of any Pairs, decoded and transformed by torch's DataLoader.
 
     A record that turns out bad is left out of its batch and counted; a batch of bad records only is
-    left out altogether.
+    None, so that the steps of an epoch are the same however it is entered.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class FileLoader:
     def __len__(self) -> int:
         return len(self.pairs) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
         """See Loader.epoch."""
         order = [
             indices.tolist()
@@ -155,8 +158,7 @@ class FileLoader:
         for batch in batches:
             for reason, where in batch.skipped:
                 self.skipped.add(reason, where)
-            if batch.texts:
-                yield batch
+            yield batch if batch.texts else None
 
 
 def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:

@@ -22,10 +22,18 @@ NAMED: dict[str, Callable[[int], PictureData]] = {
     "debian": load_debian,
 }
 
+_FLAGS = {  # argument of open_pairs: flag of the command line
+    "images": "--images",
+    "first_row": "--first-row",
+    "separator": "--csv-separator",
+    "image_key": "--csv-img-key",
+    "caption_key": "--csv-caption-key",
+}
+
 _ACCEPTED = f"""accepted are
   {", ".join(NAMED)}: sets that come with their own evaluation
   00000.tar, a folder of .tar files, 'cc3m/{{00000..00331}}.tar' or 'cc3m/*.tar': img2dataset shards
-  a .tsv of caption<TAB>url (Google's CC3M) with images=<folder of downloaded files>
+  a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>
   a .csv or .tsv with a header that has an image and a caption column"""
 
 
@@ -63,9 +71,11 @@ def open_pairs(
         "caption_key": caption_key,
     }
     given = {name for name, value in table_arguments.items() if value is not None}
+    google_arguments = {"images": images is not None, "first_row": first_row != 0}
+    google_given = {name for name, present in google_arguments.items() if present}
     shards = _shards(path)
     if shards:
-        _refuse(path, "tar shards", given | ({"images"} if images else set()))
+        _refuse(path, "tar shards", given | google_given)
         return TarPairs(shards, keep_alpha=keep_alpha)
     file = Path(path)
     if not file.is_file():
@@ -78,11 +88,11 @@ def open_pairs(
         _refuse(path, "a TSV of captions and addresses", given)
         if images is None:
             raise ValueError(
-                f"{path} lists web addresses: images must name the folder the files were "
-                "downloaded to, got None"
+                f"{path} lists web addresses: images (--images) must name the folder the files "
+                "were downloaded to, got None"
             )
         return read_google_tsv(file, Path(images), first_row=first_row, keep_alpha=keep_alpha)
-    _refuse(path, "a table with a header", {"images"} if images else set())
+    _refuse(path, "a table with a header", google_given)
     return read_table(
         file,
         separator=separator,
@@ -110,9 +120,12 @@ def expand_braces(pattern: str) -> list[str]:
 def _shards(path: str) -> list[Path]:
     """The .tar files a path stands for, sorted within each glob; none where it is no such path."""
     shards: list[Path] = []
-    for name in expand_braces(path):
+    # What exists is taken by its name, even one with braces or brackets in it.
+    for name in [path] if Path(path).exists() else expand_braces(path):
         if Path(name).is_dir():
             shards.extend(sorted(Path(name).glob("*.tar")))
+        elif name.endswith(".tar") and Path(name).exists():
+            shards.append(Path(name))
         elif name.endswith(".tar"):
             matches = sorted(map(Path, glob.glob(name)))
             if not matches:
@@ -124,6 +137,6 @@ def _shards(path: str) -> list[Path]:
 def _refuse(path: str, what: str, arguments: set[str]) -> None:
     if arguments:
         raise ValueError(
-            f"{path} is {what}: {', '.join(sorted(arguments))} "
+            f"{path} is {what}: {', '.join(f'{n} ({_FLAGS[n]})' for n in sorted(arguments))} "
             f"do{'es' if len(arguments) == 1 else ''} not apply"
         )

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from .images import IMAGE_SUFFIXES, open_image
@@ -27,27 +28,31 @@ NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
 
 
 class TablePairs(Pairs):
-    """Rows of a table: paths of image files and captions."""
+    """Image files of a table, each with the captions of all rows that name it."""
 
     def __init__(
         self,
         source: str,
-        rows: list[tuple[str, str]],  # (path, caption)
+        rows: Iterable[tuple[str, str]],  # (path, caption)
         skipped: SkipReport,
         keep_alpha: bool = False,
     ) -> None:
         self.source = source
         self.skipped = skipped
         self.keep_alpha = keep_alpha
-        self._rows = rows
+        # One record per image: rows of their own would put one image into training and validation.
+        captions_of: dict[str, list[str]] = {}
+        for path, caption in rows:
+            captions_of.setdefault(path, []).append(caption)
+        self._records = [(path, tuple(captions)) for path, captions in captions_of.items()]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """Read and decode row `index`; BadRecord where that fails."""
-        path, caption = self._rows[index]
-        return Record(open_image(Path(path), path, keep_alpha=self.keep_alpha), (caption,), path)
+        """Read and decode image `index`, in order of first mention; BadRecord where that fails."""
+        path, captions = self._records[index]
+        return Record(open_image(Path(path), path, keep_alpha=self.keep_alpha), captions, path)
 
 
 def read_table(
@@ -63,23 +68,30 @@ def read_table(
     separator: of the columns; default: a tab if the header has one, otherwise a comma.
     image_key, caption_key: names of the columns; default: the first of IMAGE_KEYS and CAPTION_KEYS
     that the header has. Relative image paths are relative to the file's folder. Rows that name the
-    same image stay separate records. That an image exists is found out on reading it.
+    same image become one record with several captions. That an image exists is found out on
+    reading it.
 
-    Raises ValueError where a column is not in the header (names the header).
+    Raises ValueError where a column is not in the header (names the header), and with the line
+    where a quote is never closed or the separator is not one character.
     """
+    if separator is not None and len(separator) != 1:
+        raise ValueError(f"separator (--csv-separator) must be one character, got {separator!r}")
     skipped = SkipReport()
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = (line.replace("\0", "") for line in file)
+        # The blank line at the end is a row of its own, unless a quote is still open there.
+        lines = chain((line.replace("\0", "") for line in file), ["\n"])
         first = next(lines, "")
         if separator is None:
             separator = "\t" if "\t" in first else ","
-        header = next(csv.reader([first], delimiter=separator), [])
-        image_column = _column(path, header, "image_key", image_key, IMAGE_KEYS)
-        caption_column = _column(path, header, "caption_key", caption_key, CAPTION_KEYS)
+        header = next(_csv_rows(path, [first], separator, 1), (1, []))[1]
+        image_column = _column(path, header, "image_key (--csv-img-key)", image_key, IMAGE_KEYS)
+        caption_column = _column(
+            path, header, "caption_key (--csv-caption-key)", caption_key, CAPTION_KEYS
+        )
         rows: list[tuple[str, str]] = []
-        reader = csv.reader(lines, delimiter=separator)
-        for fields in reader:
-            where = f"{path}:{reader.line_num + 1}"
+        line, fields = 2, list[str]()
+        for line, fields in _csv_rows(path, lines, separator, 2):
+            where = f"{path}:{line}"
             if not fields:
                 continue
             if len(fields) <= max(image_column, caption_column):
@@ -92,6 +104,8 @@ def read_table(
                 skipped.add("no image named", where)
                 continue
             rows.append((str(path.parent / fields[image_column]), caption))
+        if fields:
+            raise ValueError(f"{path}:{line}: a quote is opened in this row and never closed")
     return TablePairs(f"table {path}", rows, skipped, keep_alpha)
 
 
@@ -129,7 +143,7 @@ def read_google_tsv(
     if best == "row number" and first_row == 0 and "0" not in files and str(last + 1) in files:
         raise ValueError(
             f"the file names in {images} seem to count from 1 (no 0, but {last + 1}): "
-            "pass first_row=1"
+            "pass --first-row 1 (first_row=1)"
         )
     naming = dict(NAMINGS)[best]
     found: list[tuple[str, str]] = []
@@ -140,6 +154,22 @@ def read_google_tsv(
         else:
             found.append((file, caption))
     return TablePairs(f"{path} with images by {best} in {images}", found, skipped, keep_alpha)
+
+
+def _csv_rows(
+    path: Path, lines: Iterable[str], separator: str, start: int
+) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, fields) of each row; csv's errors as ValueError with the line."""
+    reader = csv.reader(lines, delimiter=separator)
+    while True:
+        line = start + reader.line_num
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # mostly an open quote: a field of 128 KiB
+            raise ValueError(f"{path}:{line}: {error}; is a quote never closed?") from None
+        yield line, fields
 
 
 def is_google_tsv(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -19,6 +20,7 @@ from .images import IMAGE_SUFFIXES, open_image
 from .records import BadRecord, Pairs, Record, SkipReport, clean_caption
 
 _BLOCK = 512
+_OPEN_SHARDS = 64  # CC12M has 1,240 shards, a process mostly 1,024 descriptors
 _CAPTION_SUFFIXES = (".txt", ".json")  # in order of preference
 
 
@@ -35,12 +37,24 @@ class Member:
     size: int
 
 
+class _OpenFile:
+    """A descriptor that closes with its last user: another thread may evict a file being read."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class TarPairs(Pairs):
     """Samples of tar shards: members of one name up to the first dot, image beside .txt or .json.
 
     The caption is the whole .txt, or else "caption" of the .json (a string or a list of strings).
     Samples without image or caption, and what follows a break in an archive, are counted in
-    `skipped`. Reading is by position, so threads and forked workers can share one object.
+    `skipped`. Reading is by position, so threads and forked workers can share one object; the 64
+    shards used last stay open.
     """
 
     def __init__(self, shards: Sequence[Path], *, keep_alpha: bool = False) -> None:
@@ -55,7 +69,7 @@ class TarPairs(Pairs):
             rows.extend((number, *row) for row in _samples(shard, self.skipped))
         # columns: shard, image offset, image size, caption offset, caption size, caption is JSON
         self._index = np.array(rows, dtype=np.int64).reshape(-1, 6)
-        self._files: dict[int, int] = {}  # shard -> descriptor, opened on first use
+        self._files: OrderedDict[int, _OpenFile] = OrderedDict()  # by shard, used last at the end
 
     def __len__(self) -> int:
         return len(self._index)
@@ -64,24 +78,27 @@ class TarPairs(Pairs):
         """Read and decode sample `index`; BadRecord where that fails."""
         shard, image_at, image_size, text_at, text_size, is_json = self._index[index].tolist()
         where = f"{self.shards[shard]} at byte {image_at}"
-        captions = _captions(self._read(shard, text_at, text_size), bool(is_json), where)
-        image = open_image(
-            self._read(shard, image_at, image_size), where, keep_alpha=self.keep_alpha
-        )
-        return Record(image, captions, where)
+        try:
+            text = self._read(shard, text_at, text_size)
+            data = self._read(shard, image_at, image_size)
+        except OSError as error:
+            raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+        if len(text) < text_size or len(data) < image_size:
+            raise BadRecord("unreadable (shard cut off since it was opened)", where)
+        captions = _captions(text, bool(is_json), where)
+        return Record(open_image(data, where, keep_alpha=self.keep_alpha), captions, where)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        descriptor = self._files.get(shard)
-        if descriptor is None:
-            descriptor = self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
-        return os.pread(descriptor, size, offset)
+        # Each step is atomic, so threads at worst open a shard twice.
+        file = self._files.pop(shard, None) or _OpenFile(self.shards[shard])
+        self._files[shard] = file
+        if len(self._files) > _OPEN_SHARDS:
+            self._files.popitem(last=False)
+        return os.pread(file.descriptor, size, offset)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_files": {}}  # descriptors mean nothing in another process
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        # Descriptors mean nothing in another process.
+        return self.__dict__ | {"_files": OrderedDict[int, _OpenFile]()}
 
 
 def _samples(shard: Path, skipped: SkipReport) -> Iterator[tuple[int, int, int, int, bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import require_finite
 from .zero_shot import zero_shot_predict
 
 CHUNK = 1024
@@ -22,6 +23,7 @@ def knn_predict(
     """
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k must be in 1 .. {len(train_features)} (training pictures), got {k}")
+    require_finite(image_features=image_features, train_features=train_features)
     predictions = []
     for rows in image_features.split(CHUNK):
         neighbours = train_labels[(rows @ train_features.T).topk(k).indices]  # nearest first

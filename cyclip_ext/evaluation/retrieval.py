@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import require_finite
+
 CHUNK = 1024  # queries per similarity block: memory is CHUNK x candidates, never N x M
 
 
@@ -24,6 +26,7 @@ def retrieval_metrics(
     All captions are queries and candidates, none is skipped. A tie with a foreign candidate counts
     against the model.
     """
+    require_finite(image_features=image_features, text_features=text_features)
     directions = {
         "image_retrieval": (text_features, image_features, text_labels, image_labels),
         "text_retrieval": (image_features, text_features, image_labels, text_labels),

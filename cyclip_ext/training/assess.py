@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import BadRecord, MemoryPairs, Pairs, PictureData, PictureSet, render
+from ..data import (
+    BadRecord,
+    MemoryPairs,
+    Pairs,
+    PictureData,
+    PictureSet,
+    SkipReport,
+    render,
+)
 from ..data.transforms import file_transform
 from ..evaluation import (
     class_embeddings,
@@ -34,11 +42,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Assessor:
-    """Measures one model. autocast: precision context of the image tower, see precision.py."""
+    """Measures one model.
+
+    autocast: precision context of the image tower, see precision.py. notify: shows a line.
+    """
 
     created: CreatedModel
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
+    notify: Callable[[str], None] = print
 
     def validate(self, data: RunData) -> Metrics:
         """The quick measurement between epochs, on the validation set alone."""
@@ -108,27 +120,36 @@ class Assessor:
         return metrics
 
     def retrieve_pairs(self, pairs: Pairs) -> Metrics:
-        """Retrieval among pairs from files; unreadable ones are left out."""
+        """Retrieval among pairs from files; unreadable ones are left out, counted and shown.
+
+        Raises ValueError where none can be read.
+        """
         transform = file_transform(self.created.image_size, train=False)
         captions: list[tuple[str, ...]] = []
+        skipped = SkipReport()
 
         def batches() -> Iterator[Tensor]:
             pending = []
             for index in range(len(pairs)):
                 try:
                     record = pairs[index]
-                except BadRecord:
+                except BadRecord as bad:
+                    skipped.add(bad.reason, bad.where)
                     continue
                 captions.append(record.captions)
                 pending.append(transform(record.image))
                 if len(pending) == BATCH:
                     yield torch.stack(pending).to(self.device)
                     pending = []
+            if not captions:
+                raise ValueError(f"no record of {pairs.source} can be read: {skipped}")
             if pending:
                 yield torch.stack(pending).to(self.device)
 
         model: Any = self.created.model
         images = embed_images(model, batches(), autocast=self.autocast)
+        if skipped.total:
+            self.notify(f"  validation data: {skipped}")
         texts = [text for entry in captions for text in entry]
         owners = [i for i, entry in enumerate(captions) for _ in entry]
         return retrieval_metrics(

@@ -13,7 +13,7 @@ from .report import comparison_table, plot_results
 from .run import read_result, resume_state, run_training
 from .sources import RunData
 
-MARGIN = 0.1
+MARGIN = 0.1  # where --margin is not given
 
 
 def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
@@ -26,7 +26,7 @@ def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
     losses = {
         "clip": LossConfig(loss="clip"),
         "cyclip": cyclip,
-        "cyclip-margin": replace(cyclip, margin=MARGIN),
+        "cyclip-margin": replace(cyclip, margin=config.loss.margin or MARGIN),
         "clip-scale-100": LossConfig(loss="clip"),
     }
     configs = {}
@@ -43,14 +43,17 @@ def run_comparison(config: TrainConfig, data: RunData, folder: Path, seeds: Sequ
     Runs that are complete are not repeated and an interrupted one is continued, so that the same
     command resumes the whole. Table and plot are renewed after each seed.
 
-    Raises ValueError where a run in the folder was made with other settings.
+    Raises ValueError where a run in the folder was made with other settings, or a seed is repeated.
     """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds must differ, got {', '.join(map(str, seeds))}; drop the repeats")
     collected: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:
         for name, method in comparison(config).items():
             method = replace(method, run=replace(method.run, seed=seed))
             result = _complete(method, data, folder / f"{name}-seed{seed}")
             if result is None:
+                print("give the same --compare command again to continue")
                 return False
             collected.setdefault(method.label(), []).append(result)
         _report(collected, folder, data)

@@ -12,6 +12,10 @@ PRECISIONS = ("auto", "fp32", "amp_bf16")
 LOSSES = ("cyclip", "clip", "siglip")
 
 
+class SetupError(ValueError):
+    """This machine cannot serve a setting; nothing was started."""
+
+
 def _option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -28,7 +32,15 @@ class DataConfig:
     val_data: str | None = _option(
         None, "pairs for retrieval, where train-data is a path; default: a part of train-data"
     )
-    images: str | None = _option(None, "folder of the downloaded pictures of a TSV or CSV")
+    images: str | None = _option(
+        None, "folder of the downloaded pictures of Google's caption<TAB>url TSV, for it only"
+    )
+    first_row: int = _option(0, "number of the first row in the file names below images: 0 or 1")
+    csv_separator: str | None = _option(
+        None, "of a table with a header; default: a tab if the header has one, else a comma"
+    )
+    csv_img_key: str | None = _option(None, "its image column; default: image, filepath, ...")
+    csv_caption_key: str | None = _option(None, "its caption column; default: caption, title, text")
     batch_size: int = _option(128, "pairs per step")
     workers: int = _option(0, "processes that decode files; 0: none besides this one")
 
@@ -93,6 +105,7 @@ class TrainConfig:
             ("val-frequency", self.run.val_frequency, 1),
             ("warmup", self.optim.warmup, 0),
             ("workers", self.data.workers, 0),
+            ("first-row", self.data.first_row, 0),
         ):
             if value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")

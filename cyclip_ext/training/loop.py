@@ -69,10 +69,11 @@ class Trainer:
             augment=Augment() if data.pictures is not None else None,
             workers=config.data.workers,
         )
-        self.assessor = Assessor(created, self.device, self.autocast)
+        self.assessor = Assessor(created, self.device, self.autocast, notify=tqdm.write)
         self.epoch = 0
         self.step_in_epoch = 0
         self.best = -math.inf
+        self.validation_due = False  # an epoch is complete and saved, but not yet measured
         self.interrupted = False
         self.log = MetricsLog(folder / "metrics.jsonl")
 
@@ -100,15 +101,20 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the end: True. False after an interruption; `last.pt` is then up to date."""
         with _interruptible(self), self._progress() as progress:
+            if self.validation_due:
+                self._validate(progress)
             while self.epoch < self.config.run.epochs:
                 self._train_epoch(progress)
                 if self.interrupted:
                     self.save()
                     return False
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
-                if self.epoch % self.config.run.val_frequency == 0 or self._finished():
+                self.validation_due = (
+                    self.epoch % self.config.run.val_frequency == 0 or self._finished()
+                )
+                self.save()  # before validating: an error there must not cost the epoch
+                if self.validation_due:
                     self._validate(progress)
-                self.save()
         return True
 
     def _finished(self) -> bool:
@@ -118,6 +124,12 @@ class Trainer:
         self.model.train()
         window = _Window(self.config)
         for batch in self.loader.epoch(self.epoch, start=self.step_in_epoch):
+            if batch is None:  # no record of it could be read: a step that is not taken, yet counts
+                self.step_in_epoch += 1
+                progress.update()
+                if self.interrupted:
+                    return
+                continue
             rate = learning_rate(self.step, self.total_steps, self.config.optim)
             terms = self._train_step(batch, rate)
             self.step_in_epoch += 1
@@ -166,6 +178,7 @@ class Trainer:
         return values
 
     def _validate(self, progress: tqdm[Any]) -> None:
+        """Measure, keep the best weights, and save that it is done."""
         metrics = self.assessor.validate(self.data)
         self.log.write("validation", self.step, epoch=self.epoch, **metrics)
         score = metrics[SELECTION_METRIC[self.data.pictures is not None]]
@@ -176,6 +189,8 @@ class Trainer:
             # For use, not to continue from: no optimizer, a third of the size.
             state = {"config": self.config.to_dict(), "model": self.model.state_dict()}
             save_checkpoint(self.folder / "checkpoints" / BEST, state)
+        self.validation_due = False
+        self.save()
 
     def save(self) -> None:
         """Write the whole state to checkpoints/last.pt."""
@@ -189,6 +204,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "step_in_epoch": self.step_in_epoch,
                 "best": self.best,
+                "validation_due": self.validation_due,
             },
         )
 
@@ -204,6 +220,7 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.best = state["best"]
+        self.validation_due = state.get("validation_due", False)
         self.log.truncate(self.step)
 
     def _progress(self) -> tqdm[Any]:

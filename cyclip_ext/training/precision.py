@@ -8,12 +8,23 @@ from typing import Any
 
 import torch
 
+from .config import SetupError
+
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": cuda where there is one, else the CPU."""
+    """The device of that name; "auto": cuda where there is one, else the CPU.
+
+    Raises SetupError where there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise SetupError(f"--device {name} cannot be used: {reason}; try --device auto") from error
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from .. import ops
 from ..models import create_model
-from .checkpoint import load_checkpoint
+from .checkpoint import LAST, load_checkpoint
 from .config import TrainConfig
 from .loop import Trainer
 from .report import plot_results, plot_training, write_run_report
@@ -26,12 +26,12 @@ def run_training(
     """Train, evaluate and report in `folder`; the content of its result.json.
 
     resume: a loaded checkpoint to continue from. None after an interruption; checkpoints/last.pt
-    then has the state.
+    then has the state. A folder with neither a checkpoint nor a result is started anew.
 
     Raises DivergedError where the loss is not finite, FileExistsError where the folder holds a run
     that is not being resumed.
     """
-    if resume is None and (folder / "checkpoints").exists():
+    if resume is None and (_last(folder).is_file() or (folder / RESULT).is_file()):
         raise FileExistsError(
             f"{folder} holds a run already: continue it with --resume {folder}, or choose a --name"
         )
@@ -43,6 +43,8 @@ def run_training(
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     if resume is not None:
         trainer.restore(resume)
+    else:  # killed before its first checkpoint, a run leaves records of steps that are lost
+        trainer.log.path.unlink(missing_ok=True)
     print(f"\n{config.label()}, seed {config.run.seed} -> {folder}")
     print(
         f"  model {created.name}: {created.parameters:,} parameters, pictures of "
@@ -55,10 +57,7 @@ def run_training(
     )
     start = time.perf_counter()
     if not trainer.fit():
-        print(
-            f"interrupted at step {trainer.step}: continue with "
-            f"--resume {trainer.folder / 'checkpoints' / 'last.pt'}"
-        )
+        print(f"interrupted at step {trainer.step}")
         return None
     trained = time.perf_counter() - start
     if trainer.loader.skipped.total:
@@ -106,9 +105,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def resume_state(folder: Path) -> dict[str, Any] | None:
     """The last checkpoint in a run folder, None where there is none yet."""
-    if not (folder / "checkpoints" / "last.pt").is_file():
-        return None
-    return load_checkpoint(folder)
+    return load_checkpoint(folder) if _last(folder).is_file() else None
+
+
+def _last(folder: Path) -> Path:
+    return folder / "checkpoints" / LAST
 
 
 def backend_line(device: torch.device) -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from ..data import (
     NAMED,
+    BadRecord,
     Pairs,
     PictureData,
     Record,
+    SkipReport,
     emoji_available,
     load_named,
     open_pairs,
@@ -39,7 +41,8 @@ class RunData:
 def open_data(config: DataConfig) -> RunData:
     """Open `train_data` and `val_data`.
 
-    Raises MissingData where a named data set is not installed, ValueError for files beside one.
+    Raises MissingData where a named data set is not installed, ValueError for files beside one, for
+    too few pairs and for validation pairs of which none can be read.
     """
     name = config.train_data
     note = ""
@@ -51,16 +54,25 @@ def open_data(config: DataConfig) -> RunData:
                 "pip install 'cyclip_ext[demo]'\n"
             )
     if name in NAMED:
-        for flag, value in (("val-data", config.val_data), ("images", config.images)):
+        for flag, value in (
+            ("val-data", config.val_data),
+            ("images", config.images),
+            ("first-row", config.first_row or None),
+            ("csv-separator", config.csv_separator),
+            ("csv-img-key", config.csv_img_key),
+            ("csv-caption-key", config.csv_caption_key),
+        ):
             if value is not None:
                 raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
         pictures = load_named(name, size=PICTURE_SIZE)
         return RunData(pictures.train, note + pictures.describe(), pictures=pictures)
-    pairs = open_pairs(name, images=config.images)
+    pairs = _open_files(name, config)
     if config.val_data is not None:
-        train, validation = pairs, open_pairs(config.val_data, images=config.images)
+        _require(pairs, 1)
+        train, validation = pairs, _open_files(config.val_data, config)
     else:
         train, validation = split_pairs(pairs)
+    require_readable(validation)
     description = (
         f"{pairs.source}: {len(train):,} training pairs, {len(validation):,} for validation; "
         f"{pairs.skipped}"
@@ -68,14 +80,54 @@ def open_data(config: DataConfig) -> RunData:
     return RunData(train, description, validation=validation)
 
 
+def _open_files(path: str, config: DataConfig) -> Pairs:
+    separator = config.csv_separator
+    return open_pairs(
+        path,
+        images=config.images,
+        first_row=config.first_row,
+        separator="\t" if separator == r"\t" else separator,  # as a shell passes '\t' on
+        image_key=config.csv_img_key,
+        caption_key=config.csv_caption_key,
+    )
+
+
+def _require(pairs: Pairs, least: int) -> None:
+    if len(pairs) < least:
+        raise ValueError(
+            f"no usable pairs in {pairs.source}: {len(pairs)} found, at least {least} needed; "
+            f"{pairs.skipped}"
+        )
+
+
 def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
-    """(training, validation): evenly spaced records are kept out, the same for every seed."""
+    """(training, validation): evenly spaced records are kept out, the same for every seed.
+
+    Raises ValueError, with what was skipped, for fewer than two records.
+    """
+    _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
     spacing = len(pairs) // count
     held_out = [i * spacing for i in range(count)]
     kept_out = set(held_out)
     rest = [i for i in range(len(pairs)) if i not in kept_out]
     return Part(pairs, rest), Part(pairs, held_out)
+
+
+def require_readable(pairs: Pairs) -> None:
+    """Raises ValueError where no validation record can be read: better now than after an epoch."""
+    skipped = SkipReport()
+    for index in range(len(pairs)):
+        try:
+            pairs[index]
+        except BadRecord as bad:
+            skipped.add(bad.reason, bad.where)
+        else:
+            return
+    raise ValueError(
+        f"no validation record of {pairs.source} can be read ({skipped}); check --val-data and "
+        "--images"
+    )
 
 
 class Part(Pairs):

@@ -95,7 +95,10 @@ def test_bad_files_are_left_out_and_counted(table: str, workers: int) -> None:
     assert loader.skipped.counts == {"truncated": 4}
     assert "4 truncated (e.g. " in str(loader.skipped)
     single = FileLoader(open_pairs(table), 1, crop, seed=0, workers=workers)
-    assert len(list(single.epoch(0))) == 19  # batches of nothing do not appear
+    batches = list(single.epoch(0))
+    assert [batch is None for batch in batches].count(True) == 4  # steps of nothing, yet steps
+    tail = list(single.epoch(0, start=11))
+    assert [batch is None for batch in tail] == [batch is None for batch in batches[11:]]
 
 
 def test_captions_vary_over_epochs_evenly() -> None:

@@ -45,6 +45,14 @@ def test_a_missing_shard_of_a_range_is_an_error(shards: Path) -> None:
         open_pairs(f"{shards}/{{00002..00003}}.tar")
 
 
+@pytest.mark.parametrize("name", ["a[1]", "{a,b}"])
+def test_what_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    shard = write_tar(tmp_path / name / f"{name}.tar", [("0.jpg", PNG), ("0.txt", b"hello")])
+    for path in (shard, shard.parent):
+        assert open_pairs(str(path))[0].captions == ("hello",)
+
+
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "t.csv").write_text("image,caption\na.png,hello\n")
@@ -55,11 +63,13 @@ def test_tables(tmp_path: Path) -> None:
     pairs = open_pairs(str(tmp_path / "g.tsv"), images=str(tmp_path / "images"))
     assert pairs[0].captions == ("hello",)
     assert "row number" in pairs.source
-    with pytest.raises(ValueError, match="images must name the folder"):
+    with pytest.raises(ValueError, match=r"--images. must name the folder"):
         open_pairs(str(tmp_path / "g.tsv"))
-    with pytest.raises(ValueError, match="images does not apply"):
+    with pytest.raises(ValueError, match=r"--images. does not apply"):
         open_pairs(str(tmp_path / "t.csv"), images="x")
-    with pytest.raises(ValueError, match="caption_key, image_key do not apply"):
+    with pytest.raises(ValueError, match=r"--first-row. does not apply"):
+        open_pairs(str(tmp_path / "t.csv"), first_row=1)
+    with pytest.raises(ValueError, match=r"--csv-caption-key., image_key .* do not apply"):
         open_pairs(str(tmp_path / "g.tsv"), image_key="a", caption_key="b")
 
 

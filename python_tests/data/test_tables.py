@@ -126,10 +126,44 @@ def test_keys_and_separator_can_be_set(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     pairs = read_table(tmp_path / "t.csv", separator=";", image_key="bild", caption_key="text")
     assert pairs[0].captions == ("hallo",)
-    with pytest.raises(ValueError, match=r"columns \['bild;text;caption'\], but image_key is"):
+    with pytest.raises(
+        ValueError, match=r"columns \['bild;text;caption'\], but image_key .--csv-img-key. is"
+    ):
         read_table(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match="caption_key is 'titel'"):
+    with pytest.raises(ValueError, match=r"--csv-separator. must be one character, got '::'"):
+        read_table(tmp_path / "t.csv", separator="::")
+    with pytest.raises(ValueError, match=r"--csv-caption-key. is 'titel'"):
         read_table(tmp_path / "t.csv", separator=";", image_key="bild", caption_key="titel")
+
+
+def test_rows_of_one_image_are_one_record(tmp_path: Path) -> None:
+    """Otherwise retrieval counts four of five right captions as wrong, and the split leaks."""
+    rows = [(f"{i}.png", f"caption {i} {k}") for k in range(5) for i in range(20)]
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    for i in range(20):
+        picture(tmp_path / f"{i}.png")
+    pairs = read_table(tmp_path / "t.csv")
+    assert len(pairs) == 20
+    assert [pairs[i].captions for i in range(20)] == [
+        tuple(f"caption {i} {k}" for k in range(5)) for i in range(20)
+    ]
+
+
+def test_google_rows_of_one_address_are_one_record(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("".join(f"caption {k}\t{URLS[0]}\n" for k in range(3)))
+    picture(tmp_path / "images" / NAMES["md5"](0))
+    pairs = read_google_tsv(tmp_path / "t.tsv", tmp_path / "images")
+    assert [pairs[i].captions for i in range(len(pairs))] == [
+        ("caption 0", "caption 1", "caption 2")
+    ]
+
+
+@pytest.mark.parametrize("more", [1, 20_000])  # to the end of the file, to csv's longest field
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path, more: int) -> None:
+    text = 'image,caption\na.png,one\nb.png,"open\n' + "c.png,three\n" * more
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"t\.csv:3: .*never closed"):
+        read_table(tmp_path / "t.csv")
 
 
 def test_absolute_paths(tmp_path: Path) -> None:

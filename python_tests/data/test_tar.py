@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cyclip_ext.data.records import BadRecord
-from cyclip_ext.data.tar import BrokenTar, TarPairs, read_members
+from cyclip_ext.data.tar import _OPEN_SHARDS, BrokenTar, TarPairs, read_members
 
 from .files import encode, halves, jpeg, write_tar
 
@@ -176,3 +177,34 @@ def test_survives_pickling_with_open_files(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(pairs))
     assert copy[1].captions == ("caption 1",)
     assert pairs[1].captions == ("caption 1",)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_few_shards_are_open_at_once(tmp_path: Path) -> None:
+    """One descriptor per shard for good ends CC12M, 1,240 shards, at `ulimit -n`."""
+
+    def descriptors() -> int:
+        return sum(
+            str(tmp_path) in os.path.realpath(f"/proc/self/fd/{number}")
+            for number in os.listdir("/proc/self/fd")
+        )
+
+    count = 2 * _OPEN_SHARDS
+    pairs = TarPairs([write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(count)])
+    for _ in range(2):
+        assert [pairs[i].captions for i in range(count)] == [
+            (f"caption {i}",) for i in range(count)
+        ]
+    assert descriptors() == _OPEN_SHARDS
+    del pairs
+    assert descriptors() == 0
+
+
+def test_a_shard_that_shrinks_or_goes_away_spoils_its_records_only(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(3)]
+    pairs = TarPairs(shards)
+    shards[0].write_bytes(shards[0].read_bytes()[:600])
+    shards[1].unlink()
+    assert reason(pairs, 0) == "unreadable (shard cut off since it was opened)"
+    assert reason(pairs, 1) == "unreadable (FileNotFoundError)"
+    assert pairs[2].captions == ("caption 2",)

@@ -19,6 +19,8 @@ def test_majority_and_ties() -> None:
     assert knn_predict(query, train, labels, 3).item() == 3
     with pytest.raises(ValueError, match="got 5"):
         knn_predict(query, train, labels, 5)
+    with pytest.raises(ValueError, match="train_features must be finite"):
+        knn_predict(query, train * torch.nan, labels, 1)
 
 
 def test_consistency_asks_for_agreement_not_for_truth() -> None:

@@ -56,3 +56,9 @@ def test_ties_count_against_the_model() -> None:
 def test_nothing_in_common_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to retrieve"):
         retrieval_metrics(torch.ones(2, 1), torch.ones(2, 1), torch.zeros(2), torch.ones(2))
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    good, broken, labels = torch.ones(2, 1), torch.full((2, 1), torch.nan), torch.arange(2)
+    with pytest.raises(ValueError, match="text_features must be finite"):
+        retrieval_metrics(good, broken, labels, labels)

@@ -53,6 +53,23 @@ def test_coarse_is_the_maximum_over_a_superclass() -> None:
     assert coarse_accuracy(images, classes, torch.tensor([0]), coarse) == 0
 
 
+def test_coarse_tie_counts_against_the_model() -> None:
+    # Collapsed towers score 0, whichever class comes first; ties within a superclass are no error.
+    same, coarse = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
+    assert coarse_accuracy(same, same, torch.arange(4), coarse) == 0
+    assert coarse_accuracy(same, same, torch.arange(4), torch.zeros(4, dtype=torch.long)) == 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    # NaN compares false with everything: counted as ranks it would be a perfect score.
+    broken, labels = torch.full((10, 4), value), torch.zeros(10, dtype=torch.long)
+    with pytest.raises(ValueError, match="image_features must be finite"):
+        classification_metrics(broken, torch.ones(3, 4), labels)
+    with pytest.raises(ValueError, match="class_features must be finite"):
+        coarse_accuracy(torch.ones(10, 4), broken, labels, labels)
+
+
 def test_class_embeddings_average_prompts_and_normalize() -> None:
     table = {
         "a cat": [1.0, 0.0],

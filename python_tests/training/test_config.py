@@ -59,3 +59,5 @@ def test_labels(loss: LossConfig, label: str) -> None:
 def test_comparison_carries_the_temperature_control() -> None:
     labels = [c.label() for c in comparison(TrainConfig(optim=OptimConfig(lr=1.0))).values()]
     assert labels == ["CLIP", "CyCLIP", "CyCLIP + margin 0.1", "CLIP, scale held at 100"]
+    typed = comparison(TrainConfig(loss=LossConfig(margin=0.3)))
+    assert [method.loss.margin for method in typed.values()] == [0, 0, 0.3, 0]

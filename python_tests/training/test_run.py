@@ -2,13 +2,16 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cyclip_ext.data import Batch
 from cyclip_ext.training import run
+from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from cyclip_ext.training.compare import run_comparison
 from cyclip_ext.training.loop import DivergedError, Trainer
@@ -111,6 +114,29 @@ def test_resume_refuses_other_settings(tmp_path: Path, capsys: pytest.CaptureFix
     assert "lr 0.002 (now 0.5)" in capsys.readouterr().err
 
 
+def test_batch_without_a_readable_record_keeps_the_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(tmp_path, settings(epochs=1))
+    original = trainer.loader.epoch
+
+    def epoch(epoch: int, start: int = 0) -> Iterator[Batch | None]:
+        for number, batch in enumerate(original(epoch, start)):
+            yield None if number == 1 else batch
+
+    steps = []
+    step = trainer._train_step
+
+    def train_step(*arguments: Any) -> dict[str, float]:
+        steps.append(trainer.step)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer.loader, "epoch", epoch)
+    monkeypatch.setattr(trainer, "_train_step", train_step)
+    assert trainer.fit()
+    assert steps == [0, *range(2, trainer.total_steps)]
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
     with torch.no_grad():
@@ -167,6 +193,93 @@ def test_comparison_is_complete_and_does_not_repeat_itself(
     assert run_comparison(config, data, tmp_path, [0, 1])
     with pytest.raises(ValueError, match="other settings: lr"):
         run_comparison(settings(epochs=1, lr=1.0), data, tmp_path, [0, 1])
+
+
+def test_comparison_refuses_repeated_seeds(tmp_path: Path) -> None:
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    with pytest.raises(ValueError, match="--seeds must differ, got 0, 1, 0"):
+        run_comparison(settings(epochs=1), data, tmp_path, [0, 1, 0])
+
+
+def test_interrupted_comparison_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda self: False)
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    assert not run_comparison(settings(epochs=1), data, tmp_path, [0])
+    shown = capsys.readouterr().out
+    assert "the same --compare command again" in shown
+    assert "--resume" not in shown
+
+
+def test_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    stale = MetricsLog(tmp_path / "metrics.jsonl")
+    stale.write("train", 10, loss=-1.0)
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    assert run.run_training(settings(epochs=1), data, tmp_path) is not None
+    assert all(record["loss"] > 0 for record in stale.read("train"))
+
+
+def test_error_in_validation_does_not_cost_the_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> dict[str, float]:
+        raise OSError("disk gone")
+
+    trainer = tiny_trainer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Assessor, "validate", fails)
+        with pytest.raises(OSError, match="disk gone"):
+            trainer.fit()
+    resumed = tiny_trainer(tmp_path)
+    resumed.restore(load_checkpoint(tmp_path))
+    assert (resumed.epoch, resumed.step_in_epoch) == (1, 0)
+    assert resumed.fit()
+    # The validation that failed is made up for.
+    assert [record["epoch"] for record in resumed.log.read("validation")] == [1, 2]
+    assert not load_checkpoint(tmp_path)["validation_due"]
+
+
+def test_resume_finds_the_run_from_anywhere_and_leaves_a_finished_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "64"]
+    assert main([*words, "--logs", str(tmp_path), "--name", "r"]) == 0
+    folder = tmp_path / "r"
+    before = (folder / "result.json").read_text()
+    monkeypatch.chdir(folder / "checkpoints")
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained again"))
+    capsys.readouterr()
+    assert main(["--resume", "last.pt"]) == 0
+    assert f"{folder.resolve()} is finished" in capsys.readouterr().out
+    assert (folder / "result.json").read_text() == before
+    (folder / "checkpoints" / "last.pt").rename(tmp_path / "moved.pt")
+    assert main(["--resume", str(tmp_path / "moved.pt")]) == 1
+    assert "must lie in the folder checkpoints" in capsys.readouterr().err
+
+
+def test_settings_that_the_machine_cannot_serve_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train-data", "shapes", "--logs", str(tmp_path / "logs")]
+    for device in ("tpu9", "cuda:99"):
+        assert main([*words, "--device", device]) == 2
+        assert f"--device {device} cannot be used" in capsys.readouterr().err
+    (tmp_path / "logs").touch()
+    assert main(words) == 2
+    assert "is a file" in capsys.readouterr().err
+
+    def create_model(*arguments: object, **options: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(run, "create_model", create_model)
+    words[-1] = str(tmp_path)
+    message = "models need open_clip and a torchvision that matches torch 2"
+    assert main(words) == 2
+    message = "a bug"
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(words)
 
 
 def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """What is trained on, what is measured on, and that the two do not overlap."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
-from cyclip_ext.data import PictureSet
-from cyclip_ext.training.assess import unambiguous_captions
+from cyclip_ext.data import BadRecord, Pairs, PictureSet, Record, SkipReport
+from cyclip_ext.training.assess import Assessor, unambiguous_captions
 from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
-from cyclip_ext.training.sources import open_data, split_pairs
+from cyclip_ext.training.sources import open_data, require_readable, split_pairs
 
-from .parts import shapes
+from .parts import create_tiny, shapes
 
 
 def test_validation_pairs_are_not_trained_on() -> None:
@@ -24,6 +28,64 @@ def test_validation_pairs_are_not_trained_on() -> None:
 def test_named_sets_refuse_flags_for_files() -> None:
     with pytest.raises(ValueError, match="--val-data is for files, shapes brings its own"):
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
+
+
+class Broken(Pairs):
+    """Four records, of which those from `good` on can be read."""
+
+    source = "broken.csv"
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+        self.skipped = SkipReport()
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Record:
+        if index < self.good:
+            raise BadRecord("truncated", f"{index}.jpg")
+        return Record(
+            Image.new("RGB", (16, 16), (60 * index, 9, 9)), (f"picture {index}",), str(index)
+        )
+
+
+def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
+    lines: list[str] = []
+    assessor = Assessor(create_tiny(), torch.device("cpu"), nullcontext, lines.append)
+    require_readable(Broken(2))
+    assessor.retrieve_pairs(Broken(2))
+    assert lines == ["  validation data: 2 skipped: 2 truncated (e.g. 0.jpg)"]
+    with pytest.raises(ValueError, match=r"no validation record of broken.csv .*4 truncated"):
+        require_readable(Broken(4))
+    with pytest.raises(ValueError, match=r"no record of broken.csv can be read: 4 skipped"):
+        assessor.retrieve_pairs(Broken(4))
+
+
+def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.png\tno\tcaption {i}\n" for i in range(3))
+    (tmp_path / "t.csv").write_text("bild\tcaption\tname\n" + rows)
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    path = str(tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="--csv-img-key"):
+        open_data(DataConfig(train_data=path))
+    data = open_data(
+        DataConfig(train_data=path, csv_separator=r"\t", csv_img_key="bild", csv_caption_key="name")
+    )
+    assert data.train[0].captions == ("caption 1",)
+    with pytest.raises(ValueError, match=r"--first-row. does not apply"):
+        open_data(DataConfig(train_data=path, first_row=1))
+    with pytest.raises(ValueError, match="--csv-img-key is for files, shapes brings its own"):
+        open_data(DataConfig(train_data="shapes", csv_img_key="bild"))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,a\n" * count + "b.png, \n")
+    message = rf"no usable pairs in .*t\.csv: {count} found.*1 empty caption"
+    with pytest.raises(ValueError, match=message):
+        open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
 
 
 def test_captions_of_two_classes_are_no_retrieval_queries() -> None:

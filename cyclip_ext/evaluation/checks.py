@@ -1,0 +1,16 @@
+"""What every metric asks of its embeddings."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def require_finite(**features: Tensor) -> None:
+    """Raises ValueError, naming the argument: no comparison with NaN counts against the model."""
+    for name, rows in features.items():
+        broken = int((~rows.isfinite()).flatten(1).any(1).sum())
+        if broken:
+            raise ValueError(
+                f"{name} must be finite, got NaN or infinity in {broken} of {len(rows)} rows; "
+                "the model has diverged: evaluate an earlier checkpoint"
+            )
