@@ -23,10 +23,10 @@ double dot(const A* a, const B* b, int64_t d) {
   return sum;
 }
 
-// 1 / |x| as stored; at or below eps the norm was clamped.
-template <typename T>
-bool norm_is_clamped(T inv_norm) {
-  return inv_norm >= static_cast<T>(1 / kEps);
+// c with c x = <g, x^> x^, the part of a gradient along x. A norm clamped to eps is a constant: no such part.
+template <typename T, typename G>
+double projection(const T* x, const G* gradient, double norm, int64_t d) {
+  return norm <= kEps ? 0 : dot(x, gradient, d) / (norm * norm);
 }
 
 }  // namespace
@@ -54,10 +54,9 @@ void normalized_sum_and_difference(const T* x, const T* y, const double* x_norms
 }
 
 template <typename T>
-void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient) {
+void subtract_projection(const T* x, const double* norms, int64_t rows, int64_t d, T* gradient) {
   for (int64_t i = 0; i < rows; ++i) {
-    if (norm_is_clamped(inv_norms[i])) continue;
-    const double along = dot(x + i * d, gradient + i * d, d) / dot(x + i * d, x + i * d, d);
+    const double along = projection(x + i * d, gradient + i * d, norms[i], d);
     for (int64_t k = i * d; k < (i + 1) * d; ++k) gradient[k] = static_cast<T>(gradient[k] - along * x[k]);
   }
 }
@@ -68,7 +67,7 @@ void normalize_backward(const T* x, const double* norms, const Work* normalized_
   for (int64_t i = 0; i < rows; ++i) {
     const T* x_row = x + i * d;
     const Work* g = normalized_gradient + i * d;
-    const double along = norms[i] <= kEps ? 0 : dot(x_row, g, d) / dot(x_row, x_row, d);
+    const double along = projection(x_row, g, norms[i], d);
     const double inv_norm = 1 / norms[i];
     for (int64_t k = 0; k < d; ++k) gradient[i * d + k] = static_cast<T>((g[k] - along * x_row[k]) * inv_norm);
   }
@@ -76,7 +75,7 @@ void normalize_backward(const T* x, const double* norms, const Work* normalized_
 
 #define CYCLIP_INSTANTIATE(T)                                      \
   template void row_norms<T>(const T*, int64_t, int64_t, double*); \
-  template void subtract_projection<T>(const T*, const T*, int64_t, int64_t, T*);
+  template void subtract_projection<T>(const T*, const double*, int64_t, int64_t, T*);
 #define CYCLIP_INSTANTIATE_WORK(T, Work)                                                                          \
   template void normalized_sum_and_difference<T, Work>(const T*, const T*, const double*, const double*, int64_t, \
                                                        int64_t, Work*, Work*);                                    \

@@ -21,7 +21,7 @@ void normalized_sum_and_difference(const T* x, const T* y, const double* x_norms
 // gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
 // the constant eps and the gradient stays as it is.
 template <typename T>
-void subtract_projection(const T* x, const T* inv_norms, int64_t rows, int64_t d, T* gradient);
+void subtract_projection(const T* x, const double* norms, int64_t rows, int64_t d, T* gradient);
 
 // The derivative of normalization, from dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|, rounded to T only at the end.
 template <typename T, typename Work>

@@ -66,7 +66,7 @@ ScalarGradients feature_gradients(const Features<T>& image, const Features<T>& t
         const int64_t row = panel_begin + begin;
         T* out = image_grad + row * d;
         gemm<T>({out, end - begin, d, d}, h.row_block(begin, end), text.block(0, m));
-        subtract_projection(image.row(row), image.inv_norms.data() + row, end - begin, d, out);
+        subtract_projection(image.row(row), image.norms.data() + row, end - begin, d, out);
       });
     }
     if (wanted.text) {
@@ -78,7 +78,7 @@ ScalarGradients feature_gradients(const Features<T>& image, const Features<T>& t
   }
   if (wanted.text) {
     for_each_block(m, kRowBlock, [&](int64_t begin, int64_t end) {
-      subtract_projection(text.row(begin), text.inv_norms.data() + begin, end - begin, d, text_grad + begin * d);
+      subtract_projection(text.row(begin), text.norms.data() + begin, end - begin, d, text_grad + begin * d);
     });
   }
   return scalars;
