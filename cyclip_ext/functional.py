@@ -1,9 +1,10 @@
-"""The losses as functions, on the native operators or on the dense reference.
+"""The losses as functions, on the native operators or on the dense reference; retrieval likewise.
 
 Every function takes raw or normalized features of both towers, [N, d], in float32, float64,
-bfloat16 or float16 (mixed dtypes are promoted), and returns a scalar: float64 for float64 features,
+bfloat16 or float16 (mixed dtypes are promoted). A loss is a scalar: float64 for float64 features,
 float32 for all others. Autocast does not reach inside. Memory grows as N d with the native backend,
-as N^2 with the reference.
+as N^2 with the reference. On a GPU the native backend rounds float32 features to TF32 in products
+where torch is set to do so in its own (torch.set_float32_matmul_precision).
 
 `backend` chooses the implementation:
     "auto"       the native operators where they exist for the device, else the reference with one
@@ -125,9 +126,73 @@ def sigmoid_loss(
     image, text, scale = _prepare(image_features, text_features, logit_scale)
     bias = _scalar(logit_bias, "logit_bias", image)
     if _use_native("sigmoid_rows", image, backend):
-        return _as_loss(torch.ops.cyclip_ext.sigmoid_rows(image, text, scale, bias).mean(), image)
+        rows = torch.ops.cyclip_ext.sigmoid_rows(
+            image, text, scale, bias, allow_tf32=_allow_tf32(image)
+        )
+        return _as_loss(rows.mean(), image)
     with _without_autocast(image):
         return _as_loss(reference.sigmoid_loss(_compute(image), _compute(text), scale, bias), image)
+
+
+def retrieval_ranks(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [M, d]
+    image_labels: Tensor,  # int64 [N]
+    text_labels: Tensor,  # int64 [M]
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:  # int64 [N] and [M]
+    """How many foreign candidates are at least as similar as the best own one, per image and text.
+
+    A text is an image's own where their labels are equal, foreign where they are not, and the other
+    way round: rank < k is a hit at k, and a tie with a foreign candidate counts against the model.
+    -1 where there is none of its own. Similarity is the cosine; NaN counts as -inf. Memory
+    O((N + M) d) with the native backend, O(N M) with the reference. Without derivatives.
+
+    Raises: ValueError or TypeError for features or labels that do not fit (named in the message).
+    """
+    image, text = _one_kind(image_features=image_features, text_features=text_features)
+    _check_labels(image_labels, "image_labels", image, "image_features")
+    _check_labels(text_labels, "text_labels", text, "text_features")
+    if _use_native("retrieval_ranks", image, backend):
+        row_rank, col_rank = torch.ops.cyclip_ext.retrieval_ranks(
+            image, text, image_labels, text_labels, _allow_tf32(image)
+        )
+        return row_rank, col_rank
+    with torch.no_grad(), _without_autocast(image):
+        return reference.retrieval_ranks(_compute(image), _compute(text), image_labels, text_labels)
+
+
+def similarity_top_k(
+    query_features: Tensor,  # [N, d]
+    candidate_features: Tensor,  # [M, d]
+    k: int,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:  # float64 [N, k] and int64 [N, k]
+    """Cosines of the k most similar candidates of each query, falling, and the candidates' indices.
+
+    Of equal ones the first comes first; NaN counts as -inf. Memory O((N + M) d + N k) with the
+    native backend, O(N M) with the reference. Without derivatives.
+
+    Raises: ValueError for a k outside of 1 ... M; ValueError or TypeError for features that do not
+    fit (named in the message).
+    """
+    query, candidate = _one_kind(
+        query_features=query_features, candidate_features=candidate_features
+    )
+    if not 1 <= k <= candidate.shape[0]:
+        raise ValueError(
+            f"k must lie in 1 ... {candidate.shape[0]}, the number of candidates, got {k}"
+        )
+    if _use_native("similarity_top_k", query, backend):
+        values, indices = torch.ops.cyclip_ext.similarity_top_k(
+            query, candidate, k, _allow_tf32(query)
+        )
+        return values, indices
+    with torch.no_grad(), _without_autocast(query):
+        values, indices = reference.similarity_top_k(_compute(query), _compute(candidate), k)
+        return values.double(), indices
 
 
 # ------------------------------------------------- building blocks of cyclip_ext.losses
@@ -140,7 +205,9 @@ def pair_statistics(
 ) -> PairStatistics:
     """One pass over the similarity matrix, for every loss and statistic that looks at it."""
     if _use_native("pair_statistics", image_features, backend):
-        outputs = torch.ops.cyclip_ext.pair_statistics(image_features, text_features, logit_scale)
+        outputs = torch.ops.cyclip_ext.pair_statistics(
+            image_features, text_features, logit_scale, allow_tf32=_allow_tf32(image_features)
+        )
         return PairStatistics(*outputs[:5])
     with _without_autocast(image_features):
         sim = reference.similarity(_compute(image_features), _compute(text_features))
@@ -218,8 +285,20 @@ def check_options(*, backend: Backend = "auto", reduction: Reduction = "batchmea
 def _prepare(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks the arguments, promotes mixed dtypes, and makes the scale a 0-dim tensor."""
-    for name, features in (("image_features", image_features), ("text_features", text_features)):
+    """Checks the arguments of a loss, and makes the scale a 0-dim tensor."""
+    image, text = _one_kind(image_features=image_features, text_features=text_features)
+    if image.shape != text.shape:
+        raise ValueError(
+            "image_features and text_features must have the same shape, got "
+            f"{list(image.shape)} and {list(text.shape)}; row i of one must pair "
+            "with row i of the other"
+        )
+    return image, text, _scalar(logit_scale, "logit_scale", image)
+
+
+def _one_kind(**towers: Tensor) -> tuple[Tensor, Tensor]:
+    """Checks the features of two towers, given by name, and promotes mixed dtypes."""
+    for name, features in towers.items():
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
         if features.dim() != 2:
@@ -233,20 +312,36 @@ def _prepare(
                 f"{name} must be float32, float64, bfloat16 or float16, got {features.dtype}; "
                 "convert it with .float()"
             )
-    if image_features.shape != text_features.shape:
+    names = " and ".join(towers)
+    rows, cols = towers.values()
+    if rows.shape[1] != cols.shape[1]:
         raise ValueError(
-            "image_features and text_features must have the same shape, got "
-            f"{list(image_features.shape)} and {list(text_features.shape)}; row i of one must pair "
-            "with row i of the other"
+            f"{names} must have the same width d, got {list(rows.shape)} and {list(cols.shape)}"
         )
-    if image_features.device != text_features.device:
+    if rows.device != cols.device:
         raise ValueError(
-            "image_features and text_features must be on one device, got "
-            f"{image_features.device} and {text_features.device}; move one with .to()"
+            f"{names} must be on one device, got {rows.device} and {cols.device}; "
+            "move one with .to()"
         )
-    dtype = torch.promote_types(image_features.dtype, text_features.dtype)
-    scale = _scalar(logit_scale, "logit_scale", image_features)
-    return image_features.to(dtype), text_features.to(dtype), scale
+    dtype = torch.promote_types(rows.dtype, cols.dtype)
+    return rows.to(dtype), cols.to(dtype)
+
+
+def _check_labels(labels: Tensor, name: str, features: Tensor, features_name: str) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {labels.dtype}; convert it with .long()")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"{name} must be [{features.shape[0]}], one per row of {features_name}, "
+            f"got shape {list(labels.shape)}"
+        )
+    if labels.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of {features_name}, {features.device}, "
+            f"got {labels.device}; move it with .to()"
+        )
 
 
 def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
@@ -264,6 +359,24 @@ def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
             "move it with .to()"
         )
     return value.reshape(())
+
+
+def _allow_tf32(features: Tensor) -> bool:
+    return features.is_cuda and features.dtype == torch.float32 and _torch_allows_tf32()
+
+
+def _torch_allows_tf32() -> bool:
+    """Whether torch itself multiplies float32 matrices in TF32 on a GPU.
+
+    `torch.set_float32_matmul_precision` sets what is read here. To read it by its counterpart
+    raises where somebody has used `torch.backends.cuda.matmul.fp32_precision`.
+    """
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# torch.compile cannot trace the question, but compiles again where the answer has changed. This is
+# torch.compiler.assume_constant_result without its import of the whole compiler.
+_torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _compute(features: Tensor) -> Tensor:

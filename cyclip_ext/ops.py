@@ -8,11 +8,19 @@ why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
     cycle_grams(x, y)                     A = P'P, B = M'M, K = P'M; [d, d] each, float64
     cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
+    retrieval_ranks(x, y, a, b)           number of foreign entries >= the best own one, of each row
+                                          and column; own: equal labels a [n], b [m]; int64
+    similarity_top_k(x, y, k)             the k largest cosines of each row, falling, float64, and
+                                          their columns, int64; [n, k] each
 
 with x [n, d] image features and y [m, d] text features, raw, of one dtype: float32, float64,
 bfloat16 or float16. 16-bit inputs are widened to float32. The positive of row i is column
 i + offset, so that a rank can hand in its rows of a larger batch. Operators with a `_backward` name
-compute the derivatives; they can not be differentiated again and say so (`row_norms` can).
+compute the derivatives; they can not be differentiated again and say so (`row_norms` can). Ranks
+and top-k have no derivatives: their outputs never require any.
+
+The last argument of all but row_norms and the cycle operators, `allow_tf32` (False), lets a GPU
+round float32 features to TF32 in products. The CPU ignores it.
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """
@@ -106,7 +114,11 @@ def _row_norms_fake(features: Tensor) -> Tensor:
 
 
 def _pair_statistics_fake(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, offset: int = 0
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    offset: int = 0,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -118,7 +130,7 @@ def _pair_statistics_fake(
 def _pair_statistics_backward_fake(
     image_features: Tensor, text_features: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needs_image_grad, needs_text_grad = args[-2:]
+    needs_image_grad, needs_text_grad, _allow_tf32 = args[-3:]
     return (
         _grad_like(image_features, needs_image_grad),
         _grad_like(text_features, needs_text_grad),
@@ -132,6 +144,7 @@ def _sigmoid_rows_fake(
     logit_scale: Tensor,
     logit_bias: Tensor,
     offset: int = 0,
+    allow_tf32: bool = False,
 ) -> Tensor:
     return _float64(image_features, image_features.shape[0])
 
@@ -158,6 +171,23 @@ def _both_grads_fake(
     return _grad_like(image_features, True), _grad_like(text_features, True)
 
 
+def _retrieval_ranks_fake(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(image_labels), torch.empty_like(text_labels)
+
+
+def _similarity_top_k_fake(
+    query_features: Tensor, candidate_features: Tensor, k: int, allow_tf32: bool = False
+) -> tuple[Tensor, Tensor]:
+    values = _float64(query_features, query_features.shape[0], k)
+    return values, torch.empty_like(values, dtype=torch.int64)
+
+
 # ---------------------------------------------------------------- derivatives
 
 
@@ -166,8 +196,7 @@ def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
 
 
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image_features, text_features, logit_scale, offset = inputs
-    ctx.offset = offset
+    image_features, text_features, logit_scale, ctx.offset, ctx.allow_tf32 = inputs
     ctx.mark_non_differentiable(*output[5:])
     row_lse, col_lse, _, _, _, *indices = output
     ctx.save_for_backward(image_features, text_features, logit_scale, row_lse, col_lse, *indices)
@@ -185,17 +214,19 @@ def _pair_statistics_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, 
         *grads[:5],
         image_needed,
         text_needed,
+        ctx.allow_tf32,
     )
     return (
         image_grad if image_needed else None,
         text_grad if text_needed else None,
         _like_input(scale_grad, logit_scale, scale_needed),
         None,
+        None,
     )
 
 
 def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.offset = inputs
+    *tensors, ctx.offset, ctx.allow_tf32 = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -211,12 +242,14 @@ def _sigmoid_rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, 
         grad_rows,
         image_needed,
         text_needed,
+        ctx.allow_tf32,
     )
     return (
         image_grad if image_needed else None,
         text_grad if text_needed else None,
         _like_input(scale_grad, logit_scale, scale_needed),
         _like_input(bias_grad, logit_bias, bias_needed),
+        None,
         None,
     )
 
@@ -241,6 +274,14 @@ def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Any:
     return (features * slope[:, None]).to(features.dtype)
 
 
+def _without_derivative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _never_called(ctx: Any, *grads: Tensor) -> None:
+    """What torch wants registered; without a differentiable output there is no way here."""
+
+
 def _once_differentiable(name: str) -> Any:
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -261,6 +302,8 @@ _FAKES: dict[str, Any] = {
     "cycle_grams_backward": _both_grads_fake,
     "cycle_direct": _cycle_direct_fake,
     "cycle_direct_backward": _both_grads_fake,
+    "retrieval_ranks": _retrieval_ranks_fake,
+    "similarity_top_k": _similarity_top_k_fake,
 }
 
 _DERIVATIVES: dict[str, tuple[Any, Any]] = {
@@ -269,6 +312,8 @@ _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
     "cycle_grams": (_cycle_grams_backward, _save_features),
     "cycle_direct": (_cycle_direct_backward, _save_features),
+    "retrieval_ranks": (_never_called, _without_derivative),
+    "similarity_top_k": (_never_called, _without_derivative),
 }
 
 

@@ -7,7 +7,7 @@ It imports nothing but torch, holds no state, and is differentiable any number o
     x^ = x / max(|x|, eps)      S = x^ y^'      z = s S      s: logit scale (exponentiated)
 
 Shapes throughout: image_features and text_features [N, d]; every loss returns a scalar in the
-dtype of the features.
+dtype of the features. Retrieval takes rectangles, [N, d] and [M, d], and has no derivatives.
 """
 
 from __future__ import annotations
@@ -152,6 +152,46 @@ def positives_and_hardest_negatives(sim: Tensor) -> tuple[Tensor, Tensor, Tensor
     diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
     negatives = sim.masked_fill(diagonal, -torch.inf)
     return sim.diagonal(), negatives.max(dim=1).values, negatives.max(dim=0).values
+
+
+def retrieval_ranks(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [M, d]
+    image_labels: Tensor,  # int64 [N]
+    text_labels: Tensor,  # int64 [M]
+) -> tuple[Tensor, Tensor]:
+    """#{j foreign to i: S_ij >= max_{k own to i} S_ik}, [N], and the same for texts, [M]; int64.
+
+    Own: of equal labels; foreign: of others. -1 where there is nothing of its own. NaN counts as
+    -inf.
+    """
+    sim = _comparable(similarity(image_features, text_features))
+    own = image_labels[:, None] == text_labels[None, :]
+    return _ranks(sim, own), _ranks(sim.T, own.T)
+
+
+def similarity_top_k(
+    query_features: Tensor,  # [N, d]
+    candidate_features: Tensor,  # [M, d]
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The k largest S_ij of each i, falling, and their j, int64; [N, k] each.
+
+    Of equal ones the first comes first. NaN counts as -inf.
+    """
+    sim = _comparable(similarity(query_features, candidate_features))
+    values, indices = sim.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], indices[:, :k]
+
+
+def _comparable(sim: Tensor) -> Tensor:
+    return sim.masked_fill(sim.isnan(), -torch.inf)
+
+
+def _ranks(sim: Tensor, own: Tensor) -> Tensor:
+    best = sim.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    foreign_at_least_as_near = ((sim >= best) & ~own).sum(dim=1)
+    return foreign_at_least_as_near.where(own.any(dim=1), -1)
 
 
 def _reduce(difference: Tensor, reduction: str) -> Tensor:

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -38,14 +39,14 @@ inline void check_features(const Tensor& features, const char* name) {
                   " must be float32, float64, bfloat16 or float16; convert it with .float()");
 }
 
-inline void check_feature_pair(const Tensor& image_features, const Tensor& text_features) {
-  check_features(image_features, "image_features");
-  check_features(text_features, "text_features");
-  STD_TORCH_CHECK(image_features.size(1) == text_features.size(1),
-                  "image_features and text_features must have the same width d, got ", shape_of(image_features),
-                  " and ", shape_of(text_features));
-  STD_TORCH_CHECK(image_features.scalar_type() == text_features.scalar_type(),
-                  "image_features and text_features must have the same dtype; convert one with .to()");
+inline void check_feature_pair(const Tensor& rows, const Tensor& cols, const char* row_name = "image_features",
+                               const char* col_name = "text_features") {
+  check_features(rows, row_name);
+  check_features(cols, col_name);
+  STD_TORCH_CHECK(rows.size(1) == cols.size(1), row_name, " and ", col_name, " must have the same width d, got ",
+                  shape_of(rows), " and ", shape_of(cols));
+  STD_TORCH_CHECK(rows.scalar_type() == cols.scalar_type(), row_name, " and ", col_name,
+                  " must have the same dtype; convert one with .to()");
 }
 
 // Rows and columns both number below 2^31, so a larger offset could only overflow.
@@ -59,11 +60,42 @@ inline void check_equal_rows(const Tensor& image_features, const Tensor& text_fe
                   shape_of(image_features), " and ", shape_of(text_features));
 }
 
-// A gradient or statistic that came back through autograd: float64, one entry per row.
-inline void check_vector(const Tensor& tensor, int64_t size, ScalarType dtype, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size && tensor.scalar_type() == dtype, name,
-                  " must be a vector of ", size, dtype == ScalarType::Long ? " int64" : " float64",
-                  " values, got shape ", shape_of(tensor));
+inline void check_scalar(const Tensor& scalar, const char* name) {
+  STD_TORCH_CHECK(scalar.numel() == 1, name, " must hold one number, got shape ", shape_of(scalar));
+}
+
+inline void check_k(int64_t k, const Tensor& candidate_features) {
+  STD_TORCH_CHECK(k >= 1 && k <= candidate_features.size(0), "k must lie in 1 ... ", candidate_features.size(0),
+                  ", the number of candidates, got ", k);
+}
+
+// One entry per row, contiguous: labels (int64), or statistics and gradients that came back through autograd
+// (float64, or int64 indices).
+template <typename E>
+struct Vector {
+  Tensor tensor;  // owns `data`
+  const E* data;
+
+  Vector(const Tensor& argument, int64_t size, const char* name) : tensor(checked(argument, size, name)) {
+    data = tensor.template const_data_ptr<E>();
+  }
+
+ private:
+  static Tensor checked(const Tensor& argument, int64_t size, const char* name) {
+    constexpr ScalarType dtype = torch::headeronly::CppTypeToScalarType<E>::value;
+    STD_TORCH_CHECK(argument.dim() == 1 && argument.size(0) == size && argument.scalar_type() == dtype, name,
+                    " must be a vector of ", size, dtype == ScalarType::Long ? " int64" : " float64",
+                    " values, got shape ", shape_of(argument));
+    return torch::stable::contiguous(argument);
+  }
+};
+
+// A [d, d] float64 argument, contiguous.
+inline Tensor square_matrix(const Tensor& argument, int64_t d, const char* name) {
+  STD_TORCH_CHECK(argument.dim() == 2 && argument.size(0) == d && argument.size(1) == d &&
+                      argument.scalar_type() == ScalarType::Double,
+                  name, " must be a float64 matrix [", d, ", ", d, "], got shape ", shape_of(argument));
+  return torch::stable::contiguous(argument);
 }
 
 }  // namespace cyclip

@@ -7,22 +7,24 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
   m.def("row_norms(Tensor features) -> Tensor");
 
   m.def(
-      "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0) -> "
+      "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0, "
+      "bool allow_tf32=False) -> "
       "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
       "Tensor row_hardest_index, Tensor col_hardest_index)");
   m.def(
       "pair_statistics_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset, "
       "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, "
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
-      "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad) -> "
+      "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
 
   m.def(
       "sigmoid_rows(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, "
-      "int offset=0) -> Tensor");
+      "int offset=0, bool allow_tf32=False) -> Tensor");
   m.def(
       "sigmoid_rows_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, "
-      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad, bool needs_text_grad) -> "
+      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad, bool needs_text_grad, "
+      "bool allow_tf32) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad, Tensor logit_bias_grad)");
 
   m.def(
@@ -38,4 +40,11 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
   m.def(
       "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor grad_in_modal_sum, "
       "Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
+
+  m.def(
+      "retrieval_ranks(Tensor image_features, Tensor text_features, Tensor image_labels, Tensor text_labels, "
+      "bool allow_tf32=False) -> (Tensor row_rank, Tensor col_rank)");
+  m.def(
+      "similarity_top_k(Tensor query_features, Tensor candidate_features, int k, bool allow_tf32=False) -> "
+      "(Tensor values, Tensor indices)");
 }

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from ..functional import retrieval_ranks
 from .checks import require_finite
-
-CHUNK = 1024  # queries per similarity block: memory is CHUNK x candidates, never N x M
 
 
 def retrieval_metrics(
@@ -27,29 +25,17 @@ def retrieval_metrics(
     against the model.
     """
     require_finite(image_features=image_features, text_features=text_features)
-    directions = {
-        "image_retrieval": (text_features, image_features, text_labels, image_labels),
-        "text_retrieval": (image_features, text_features, image_labels, text_labels),
-    }
+    text_rank_of_image, image_rank_of_text = retrieval_ranks(
+        image_features, text_features, image_labels, text_labels
+    )
     metrics = {}
-    for name, arguments in directions.items():
-        ranks = _ranks(*arguments)
+    for name, ranks in (
+        ("image_retrieval", image_rank_of_text),
+        ("text_retrieval", text_rank_of_image),
+    ):
+        ranks = ranks[ranks >= 0]  # the others have nothing to find
         if not len(ranks):
             raise ValueError("no text shares a label with any picture: nothing to retrieve")
         for k in ks:
             metrics[f"{name}_recall@{k}"] = (ranks < k).double().mean().item()
     return metrics
-
-
-def _ranks(
-    queries: Tensor, candidates: Tensor, query_labels: Tensor, candidate_labels: Tensor
-) -> Tensor:
-    """For each query with a candidate of its own: how many foreign ones are at least as near."""
-    ranks = []
-    for rows, labels in zip(queries.split(CHUNK), query_labels.split(CHUNK), strict=True):
-        similarity = rows @ candidates.T
-        own = labels[:, None] == candidate_labels[None, :]
-        best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        foreign_nearer = ((similarity >= best) & ~own).sum(1)
-        ranks.append(foreign_nearer[own.any(1)])
-    return torch.cat(ranks)

@@ -13,6 +13,7 @@ Shared by the tests (no test functions here):
     test_properties.py   hypothesis: shapes, values and invariances nobody thought of
     test_accuracy.py     error at most twice that of dense PyTorch in the same precision
     test_tiny_losses.py  losses of 1e-30 that dense code rounds to zero
+    test_retrieval_operators.py  ranks and top-k, which evaluation uses, against loops
     test_policies.py     NaN, inf, zero rows, N = 1
     test_errors.py       what a wrong argument is told
     test_memory.py       no N x N storage: saved tensors and peak

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cyclip_ext
 from cyclip_ext import functional
@@ -22,18 +23,19 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
     block = text[:4]
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     scale, bias = torch.tensor(5.0, dtype=kind), torch.tensor(-2.0, dtype=kind)
+    labels = torch.arange(5)
     row_lse, col_lse, *others, row_index, col_index = ops.pair_statistics(image, block, scale, -1)
     weights = random_like((row_lse, col_lse, *others))
     rows = ops.sigmoid_rows(image, block, scale, bias, -1)
     grams, sums = ops.cycle_grams(image, text), ops.cycle_direct(image, text)
     return {
         "row_norms": (image,),
-        "pair_statistics": (image, block, scale, -1),
+        "pair_statistics": (image, block, scale, -1, True),
         "pair_statistics_backward": (
             *(image, block, scale, -1, row_lse, col_lse, row_index, col_index),
-            *(*weights, True, False),
+            *(*weights, True, False, True),
         ),
-        "sigmoid_rows": (image, block, scale, bias, -1),
+        "sigmoid_rows": (image, block, scale, bias, -1, True),
         "sigmoid_rows_backward": (
             image,
             block,
@@ -43,11 +45,14 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
             *random_like((rows,)),
             False,
             True,
+            True,
         ),
         "cycle_grams": (image, text),
         "cycle_grams_backward": (image, text, *random_like(tuple(grams))),
         "cycle_direct": (image, text),
         "cycle_direct_backward": (image, text, *random_like(tuple(sums))),
+        "retrieval_ranks": (image, block, labels, labels[1:], True),
+        "similarity_top_k": (image, block, 3, True),
     }
 
 
@@ -58,6 +63,8 @@ OPERATORS = [
         for name in ("pair_statistics", "sigmoid_rows", "cycle_grams", "cycle_direct")
         for direction in ("", "_backward")
     ),
+    "retrieval_ranks",
+    "similarity_top_k",
 ]
 
 
@@ -81,7 +88,8 @@ def test_opcheck(name: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(operator, arguments)
     if not name.endswith("_backward"):
         wanting = tuple(
-            a.clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments
+            a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+            for a in arguments
         )
         torch.library.opcheck(operator, wanting)
 
@@ -99,6 +107,48 @@ def test_fake_tensors_have_the_real_shapes(name: str) -> None:
     real, fake = ((out,) if isinstance(out, Tensor) else tuple(out) for out in (real, fake))
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+
+
+@needs_native
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fake_tensors_stay_on_their_device(name: str) -> None:
+    """Wrong: torch.compile believes that an output of a GPU operator is on the CPU."""
+    arguments = _operator_calls(torch.float32)[name]
+    with FakeTensorMode():  # no GPU is needed to pretend
+        outputs = getattr(ops, name)(
+            *(
+                torch.empty(a.shape, dtype=a.dtype, device="cuda") if isinstance(a, Tensor) else a
+                for a in arguments
+            )
+        )
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    assert all(out.device.type == "cuda" for out in outputs)
+
+
+class _Calls(TorchDispatchMode):
+    """Writes down the arguments of our operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, tuple] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = function._schema.name.partition("::")
+        if namespace == "cyclip_ext":
+            self.arguments[name] = args
+        return function(*args, **(kwargs or {}))
+
+
+@needs_native
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_backward_rounds_as_forward_does(allow_tf32: bool) -> None:
+    """Wrong: the backward pass takes another precision than the forward pass was given."""
+    image, text, scale, bias = _leaves(6, 4)
+    with _Calls() as calls:
+        ops.pair_statistics(image, text, scale, 0, allow_tf32)[0].sum().backward()
+        ops.sigmoid_rows(image, text, scale, bias, 0, allow_tf32).sum().backward()
+    for name in "pair_statistics_backward", "sigmoid_rows_backward":
+        assert calls.arguments[name][-1] is allow_tf32
 
 
 def _everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:

@@ -193,8 +193,10 @@ inline void for_each_vector(int64_t cols, int64_t excluded, Step&& step) {
   };
   const int64_t before = excludes && special < whole ? special : whole;
   for (int64_t col = 0; col < before; col += kLanes<T>) step(col, AllLanes{});
-  if (before < whole) masked_step(before);
-  for (int64_t col = before + kLanes<T>; col < whole; col += kLanes<T>) step(col, AllLanes{});
+  if (before < whole) {
+    masked_step(before);
+    for (int64_t col = before + kLanes<T>; col < whole; col += kLanes<T>) step(col, AllLanes{});
+  }
   if (whole < cols) masked_step(whole);
 }
 

@@ -113,6 +113,42 @@ struct SigmoidBackward {
   ScalarGradients* scalars;  // added to
 };
 
+// An image and a text belong together where their labels are equal.
+template <typename T>
+struct Labels {
+  const LaneInt<T>* row;  // [rows]
+  const LaneInt<T>* col;  // [cols]
+};
+
+// For each row and column the largest cosine among its own entries, those of equal labels; NaN: none yet.
+template <typename T>
+struct OwnBest {
+  Tile<T> tile;  // left as dot products
+  Labels<T> labels;
+  T* row_best;  // [rows], updated
+  T* col_best;  // [cols], updated
+};
+
+// For each row and column the number of foreign entries that are at least as large as its own best.
+template <typename T>
+struct ForeignCount {
+  Tile<T> tile;
+  Labels<T> labels;
+  const T* row_best;      // [rows]
+  const T* col_best;      // [cols]
+  LaneInt<T>* row_count;  // [rows], added to
+  LaneInt<T>* col_count;  // [cols], added to
+};
+
+// For each row the `capacity` largest cosines, in falling order, and their global columns. NaN: a free place.
+template <typename T>
+struct TopK {
+  Tile<T> tile;  // overwritten with cosines
+  int64_t capacity;
+  T* values;            // [rows, capacity], updated
+  LaneInt<T>* indices;  // [rows, capacity], updated
+};
+
 // One instruction set's kernels.
 template <typename T>
 struct TileKernels {
@@ -121,6 +157,9 @@ struct TileKernels {
   void (*softmax_backward)(const SoftmaxBackward<T>&);
   void (*sigmoid_forward)(const SigmoidForward<T>&);
   void (*sigmoid_backward)(const SigmoidBackward<T>&);
+  void (*own_best)(const OwnBest<T>&);
+  void (*foreign_count)(const ForeignCount<T>&);
+  void (*top_k)(const TopK<T>&);
 };
 
 // The best table that this processor can run.

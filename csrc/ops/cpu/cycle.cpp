@@ -66,14 +66,6 @@ void pair_products(const Factors<T>& factors, T* w) {
   });
 }
 
-// A checked [d, d] argument, contiguous.
-Tensor square_matrix(const Tensor& argument, int64_t d, const char* name) {
-  STD_TORCH_CHECK(argument.dim() == 2 && argument.size(0) == d && argument.size(1) == d &&
-                      argument.scalar_type() == ScalarType::Double,
-                  name, " must be a float64 matrix [", d, ", ", d, "], got shape ", shape_of(argument));
-  return torch::stable::contiguous(argument);
-}
-
 Buffer<double> symmetric_sum(const Tensor& matrix, int64_t d) {
   const double* from = matrix.const_data_ptr<double>();
   Buffer<double> sum(d * d);

@@ -55,7 +55,7 @@ auto with_compute_type(const Tensor& features, const F& f) {
 }
 
 inline double scalar_value(const Tensor& scalar, const char* name) {
-  STD_TORCH_CHECK(scalar.numel() == 1, name, " must hold one number, got shape ", shape_of(scalar));
+  check_scalar(scalar, name);
   return *torch::stable::to(scalar, ScalarType::Double).const_data_ptr<double>();
 }
 

@@ -123,20 +123,10 @@ struct Weights {
   }
 };
 
-// Contiguous float64 or int64 vector of a checked argument.
-template <typename E>
-struct Vector {
-  Tensor tensor;
-  const E* data;
-  Vector(const Tensor& argument, int64_t size, const char* name)
-      : tensor((check_vector(argument, size, kDtype<E>, name), torch::stable::contiguous(argument))),
-        data(tensor.template const_data_ptr<E>()) {}
-};
-
 }  // namespace
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                           int64_t offset) {
+                           int64_t offset, bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const double scale = scalar_value(logit_scale, "logit_scale");
@@ -149,7 +139,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, int64_t offset,
     const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
     const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
-    const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad) {
+    const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad,
+    bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);

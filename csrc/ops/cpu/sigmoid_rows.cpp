@@ -10,7 +10,7 @@
 namespace cyclip::cpu {
 
 Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                    const Tensor& logit_bias, int64_t offset) {
+                    const Tensor& logit_bias, int64_t offset, bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
@@ -36,21 +36,19 @@ Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, c
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, const Tensor& logit_bias,
-    int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad) {
+    int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad, bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
-  check_vector(grad_rows, image_features.size(0), ScalarType::Double, "grad_rows");
+  const Vector<double> row_grads(grad_rows, image_features.size(0), "grad_rows");
   const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
   const double bias = scalar_value(logit_bias, "logit_bias");
-  const Tensor row_grads = torch::stable::contiguous(grad_rows);
-  const double* row_grad = row_grads.const_data_ptr<double>();
   return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(type);
     const Features<T> image(image_features), text(text_features);
     const WantedGradients wanted = {needs_image_grad, needs_text_grad};
     FeatureGradients<T> grads(image, text, wanted);
     const auto fill = [&](const Tile<T>& tile, ScalarGradients* scalars) {
-      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grad + tile.row_begin, scalars});
+      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grads.data + tile.row_begin, scalars});
     };
     const ScalarGradients scalars =
         feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);

@@ -51,6 +51,8 @@ Tile<T> make_tile(const Features<T>& image, const Features<T>& text, int64_t row
 // The forward schedule. The matrix is cut into at most 8 x 8 regions of whole tiles; a region is one
 // task, which owns a partial result per row and per column: at most 8 of each, so memory stays linear.
 struct Regions {
+  static constexpr int64_t kMost = 8;  // down and across
+
   int64_t rows, cols;            // of the matrix
   int64_t tile_rows, tile_cols;  //
   int64_t down, across;          // number of regions
@@ -58,7 +60,6 @@ struct Regions {
 
   Regions(int64_t rows, int64_t cols)
       : rows(rows), cols(cols), tile_rows(tile_rows_for(rows)), tile_cols(tile_cols_for(cols)) {
-    constexpr int64_t kMost = 8;
     region_rows = round_up(ceil_div(rows, kMost), tile_rows);
     region_cols = round_up(ceil_div(cols, kMost), tile_cols);
     down = ceil_div(rows, region_rows);

@@ -4,6 +4,8 @@
 #include "../simd.inl.h"
 #include "../softmax.inl.h"
 #include "../sigmoid.inl.h"
+#include "../ranks.inl.h"
+#include "../top_k.inl.h"
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -11,8 +13,9 @@ namespace cyclip::cpu::CYCLIP_ISA {
 #define CYCLIP_STRINGIZE(x) CYCLIP_STRINGIZE_(x)
 
 template <typename T>
-constexpr TileKernels<T> kTable = {CYCLIP_STRINGIZE(CYCLIP_ISA), softmax_forward<T>, softmax_backward<T>,
-                                   sigmoid_forward<T>, sigmoid_backward<T>};
+constexpr TileKernels<T> kTable = {
+    CYCLIP_STRINGIZE(CYCLIP_ISA), softmax_forward<T>, softmax_backward<T>, sigmoid_forward<T>,
+    sigmoid_backward<T>,          own_best<T>,        foreign_count<T>,    top_k<T>};
 
 extern const TileKernels<float> float_kernels;
 extern const TileKernels<double> double_kernels;

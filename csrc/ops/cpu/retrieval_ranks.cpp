@@ -1,0 +1,108 @@
+// Retrieval ranks in both directions: two passes over the tiles, the best own entries, then the foreign
+// ones that reach them.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "tiles.h"
+
+namespace cyclip::cpu {
+
+namespace {
+
+// Labels as wide as T, for vector comparisons: equal where the given ones are.
+template <typename T>
+struct DenseLabels {
+  Buffer<LaneInt<T>> image, text;
+
+  DenseLabels(const Vector<int64_t>& image_labels, int64_t n, const Vector<int64_t>& text_labels, int64_t m)
+      : image(n), text(padded(m)) {
+    std::vector<int64_t> known(image_labels.data, image_labels.data + n);
+    known.insert(known.end(), text_labels.data, text_labels.data + m);
+    std::sort(known.begin(), known.end());
+    known.erase(std::unique(known.begin(), known.end()), known.end());
+    const auto place = [&](int64_t label) {
+      return static_cast<LaneInt<T>>(std::lower_bound(known.begin(), known.end(), label) - known.begin());
+    };
+    std::transform(image_labels.data, image_labels.data + n, image.data(), place);
+    std::transform(text_labels.data, text_labels.data + m, text.data(), place);
+  }
+};
+
+// One vector of E per region across or down, padded for vector access.
+template <typename E>
+struct Parts {
+  int64_t parts, size;
+  Buffer<E> data;
+
+  Parts(int64_t parts, int64_t size, E value) : parts(parts), size(size), data(parts * padded(size), value) {}
+
+  E* at(int64_t part, int64_t entry) { return data.data() + part * padded(size) + entry; }
+};
+
+// The largest of the parts, of which NaN ones have nothing to say, into all of them.
+template <typename T>
+void share_best(Parts<T>& best) {
+  for (int64_t entry = 0; entry < best.size; ++entry) {
+    T largest = *best.at(0, entry);
+    for (int64_t part = 1; part < best.parts; ++part) largest = std::fmax(largest, *best.at(part, entry));
+    for (int64_t part = 0; part < best.parts; ++part) *best.at(part, entry) = largest;
+  }
+}
+
+template <typename T>
+Tensor ranks(Parts<T>& best, Parts<LaneInt<T>>& count) {
+  Tensor result = empty<int64_t>({best.size});
+  int64_t* rank = result.mutable_data_ptr<int64_t>();
+  for (int64_t entry = 0; entry < best.size; ++entry) {
+    rank[entry] = 0;
+    for (int64_t part = 0; part < count.parts; ++part) rank[entry] += *count.at(part, entry);
+    if (std::isnan(*best.at(0, entry))) rank[entry] = -1;
+  }
+  return result;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const Tensor& text_features,
+                                           const Tensor& image_labels, const Tensor& text_labels,
+                                           bool /*allow_tf32*/) {
+  check_feature_pair(image_features, text_features);
+  const int64_t n = image_features.size(0), m = text_features.size(0);
+  const Vector<int64_t> image_labels_(image_labels, n, "image_labels");
+  const Vector<int64_t> text_labels_(text_labels, m, "text_labels");
+  const Regions regions(n, m);
+  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(type);
+    const Features<T> image(image_features), text(text_features);
+    const DenseLabels<T> labels(image_labels_, n, text_labels_, m);
+    const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
+      return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
+    };
+    const TileKernels<T>& kernels = tile_kernels<T>();
+
+    constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
+    Parts<T> row_best(regions.across, n, kNone), col_best(regions.down, m, kNone);
+    regions.for_each_tile(image, text, 0, [&](int64_t i, int64_t j, const Tile<T>& tile, T*) {
+      kernels.own_best({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
+    });
+    share_best(row_best);
+    share_best(col_best);
+
+    Parts<LaneInt<T>> row_count(regions.across, n, 0), col_count(regions.down, m, 0);
+    regions.for_each_tile(image, text, 0, [&](int64_t i, int64_t j, const Tile<T>& tile, T*) {
+      kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin),
+                             row_count.at(j, tile.row_begin), col_count.at(i, tile.col_begin)});
+    });
+    return {ranks(row_best, row_count), ranks(col_best, col_count)};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) { m.impl("retrieval_ranks", TORCH_BOX(&retrieval_ranks)); }
+
+}  // namespace cyclip::cpu
