@@ -1,0 +1,83 @@
+// From a tile of dot products to the cosines of its negatives.
+
+#pragma once
+
+#include "lines.cuh"
+
+namespace cyclip::cuda {
+
+// Both sides' 1 / norm, and where the positives lie: that of row i in column i + offset.
+template <typename T>
+struct Pairing {
+  const T* row_inv_norms;  // [rows]
+  const T* col_inv_norms;  // [cols]
+  int64_t offset;
+};
+
+// For comparisons: NaN is worse than any number.
+template <typename T>
+__device__ inline T comparable(T cosine) {
+  return isnan(cosine) ? static_cast<T>(-INFINITY) : cosine;
+}
+
+// The offset of a pairing without positives: all entries of the matrix are negatives.
+inline constexpr int64_t kNoPositives = int64_t{1} << 40;
+
+// What stands in place of entries that are no negatives: positives, and what lies outside the matrix. No
+// cosine comes near it.
+template <typename T>
+inline constexpr T kMasked = static_cast<T>(-1267650600228229401496703205376.0);  // -2^100
+
+// A scale s' >= 0 so that 2^(s' kMasked) is zero and all else as before: below 2^-64, 2^(s' S) is 1.
+template <typename T>
+__device__ inline Base2Scale<T> masking_scale(Base2Scale<T> scale) {
+  constexpr T least = static_cast<T>(5.421010862427522e-20);  // 2^-64
+  return scale.hi < least ? Base2Scale<T>{least, 0} : scale;  // NaN stays
+}
+
+// Turns dot products into cosines, multiplying in an order in which neither product can overflow first. Calls
+// on_positive(row, cosine) where a positive lies in the tile.
+template <typename Tile, typename OnPositive>
+__device__ inline void to_cosines(typename Tile::Fragment& values, const Place<Tile>& place, const Window& window,
+                                  const Pairing<typename Tile::Accumulator>& pairing,
+                                  const OnPositive& on_positive) {
+  using T = typename Tile::Accumulator;
+  T col_inv_norms[Tile::kThreadCols];
+  CYCLIP_UNROLL
+  for (int b = 0; b < Tile::kThreadCols; ++b)
+    col_inv_norms[b] = pairing.col_inv_norms[window.inner_col(place.col(b))];
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    const T row_inv_norm = pairing.row_inv_norms[window.inner_row(place.row(a))];
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const T cosine = values[a][b] * row_inv_norm * col_inv_norms[b];
+      values[a][b] = multiply_add(cosine, T{0}, cosine);  // a dot product that overflowed is no cosine: NaN
+    }
+  }
+
+  // Of the tile's rows and columns, those that are in the matrix; the column of row 0's positive.
+  const int64_t rows = window.rows - window.row_begin, cols = window.cols - window.col_begin;
+  const int64_t positive = window.row_begin + pairing.offset - window.col_begin;
+  const bool is_whole = rows >= Tile::kRows && cols >= Tile::kCols;
+  if (is_whole && (positive >= Tile::kCols || positive <= -Tile::kRows)) return;  // as most tiles
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    const int row = place.row(a);
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const int col = place.col(b);
+      const bool is_inside = row < rows && col < cols, is_positive = col == row + positive;
+      if (is_inside && is_positive) on_positive(window.row_begin + row, values[a][b]);
+      if (!is_inside || is_positive) values[a][b] = kMasked<T>;
+    }
+  }
+}
+
+// Where nobody asks for the positives.
+struct IgnorePositives {
+  template <typename T>
+  __device__ void operator()(int64_t, T) const {}
+};
+
+}  // namespace cyclip::cuda

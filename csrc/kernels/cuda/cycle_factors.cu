@@ -1,0 +1,115 @@
+#include "cycle_factors.cuh"
+
+#include "rows.cuh"
+
+namespace cyclip::cuda {
+
+namespace {
+
+// x 1/|x|, rounded. Written as a multiply-add that adds nothing, because the compiler would fuse a plain
+// product with the difference that follows, and M of equal rows would be its rounding error and not zero.
+template <typename Work, typename T>
+__device__ Work normalized(T x, Work inv_norm) {
+  return multiply_add(static_cast<Work>(widen(x)), inv_norm, Work{0});
+}
+
+// A warp per row.
+template <typename T, typename Work>
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    cycle_factors_forward_kernel(CycleFeatures features, int64_t begin, CycleFactors<Work> factors) {
+  const int64_t local_row = warp_index();
+  if (local_row >= factors.rows) return;  // a whole warp, so that its shuffles stay complete
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t d = factors.d, row = begin + local_row;
+  const T* x = static_cast<const T*>(features.image.data) + row * features.image.pitch;
+  const T* y = static_cast<const T*>(features.text.data) + row * features.text.pitch;
+  const double x_norm = row_norm(x, d, lane), y_norm = row_norm(y, d, lane);
+  if (lane == 0) {
+    features.image_norms[row] = x_norm;
+    features.text_norms[row] = y_norm;
+  }
+  const Work x_inv_norm = static_cast<Work>(1 / x_norm), y_inv_norm = static_cast<Work>(1 / y_norm);
+  Work* plus = factors.plus + local_row * factors.pitch;
+  Work* minus = factors.minus + local_row * factors.pitch;
+  for (int64_t k = lane; k < factors.pitch; k += kWarpSize) {
+    const Work a = k < d ? normalized(x[k], x_inv_norm) : Work{0};
+    const Work b = k < d ? normalized(y[k], y_inv_norm) : Work{0};
+    plus[k] = a + b;
+    minus[k] = a - b;
+  }
+}
+
+template <typename T, typename Gradient>
+__device__ void normalize_backward(const T* x, double norm, int64_t d, int lane, const Gradient& gradient,
+                                   T* out) {
+  const double along = projection(x, norm, d, lane, gradient), inv_norm = 1 / norm;
+  for (int64_t k = lane; k < d; k += kWarpSize) out[k] = narrow<T>((gradient(k) - along * widen(x[k])) * inv_norm);
+}
+
+// A warp per row.
+template <typename T, typename Work>
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    cycle_factors_backward_kernel(CycleFeatures features, int64_t begin, CycleFactors<Work> gradients,
+                                  T* image_grad, T* text_grad) {
+  const int64_t local_row = warp_index();
+  if (local_row >= gradients.rows) return;  // a whole warp, so that its shuffles stay complete
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t d = gradients.d, row = begin + local_row;
+  const T* x = static_cast<const T*>(features.image.data) + row * features.image.pitch;
+  const T* y = static_cast<const T*>(features.text.data) + row * features.text.pitch;
+  const Work* plus = gradients.plus + local_row * gradients.pitch;
+  const Work* minus = gradients.minus + local_row * gradients.pitch;
+  const auto sum = [&](int64_t k) { return static_cast<double>(plus[k]) + static_cast<double>(minus[k]); };
+  const auto difference = [&](int64_t k) { return static_cast<double>(plus[k]) - static_cast<double>(minus[k]); };
+  normalize_backward(x, features.image_norms[row], d, lane, sum, image_grad + row * d);
+  normalize_backward(y, features.text_norms[row], d, lane, difference, text_grad + row * d);
+}
+
+// Calls f with a value of the features' type.
+template <typename Work, typename F>
+Error with_element(ElementType type, const F& f) {
+  if constexpr (std::is_same_v<Work, double>) {
+    if (type == ElementType::kFloat64) return f(double{});
+  }
+  switch (type) {
+    case ElementType::kBFloat16:
+      return f(bf16{});
+    case ElementType::kFloat16:
+      return f(f16{});
+    default:
+      return f(float{});
+  }
+}
+
+}  // namespace
+
+template <typename Work>
+Error launch_cycle_factors_forward(const CycleFeatures& features, int64_t begin, const CycleFactors<Work>& factors,
+                                   const Context& context) {
+  return with_element<Work>(features.image.type, [&](auto element) {
+    return launch(cycle_factors_forward_kernel<decltype(element), Work>, blocks_for(factors.rows * kWarpSize),
+                  dim3(kThreadsPerBlock), 0, context.stream, features, begin, factors);
+  });
+}
+
+template <typename Work>
+Error launch_cycle_factors_backward(const CycleFeatures& features, int64_t begin,
+                                    const CycleFactors<Work>& gradients, void* image_grad, void* text_grad,
+                                    const Context& context) {
+  return with_element<Work>(features.image.type, [&](auto element) {
+    using T = decltype(element);
+    return launch(cycle_factors_backward_kernel<T, Work>, blocks_for(gradients.rows * kWarpSize),
+                  dim3(kThreadsPerBlock), 0, context.stream, features, begin, gradients,
+                  static_cast<T*>(image_grad), static_cast<T*>(text_grad));
+  });
+}
+
+#define CYCLIP_INSTANTIATE(Work)                                                                               \
+  template Error launch_cycle_factors_forward<Work>(const CycleFeatures&, int64_t, const CycleFactors<Work>&,  \
+                                                    const Context&);                                           \
+  template Error launch_cycle_factors_backward<Work>(const CycleFeatures&, int64_t, const CycleFactors<Work>&, \
+                                                     void*, void*, const Context&);
+CYCLIP_INSTANTIATE(float)
+CYCLIP_INSTANTIATE(double)
+
+}  // namespace cyclip::cuda

@@ -1,0 +1,53 @@
+// What launchers share: sizes, errors, and the choice of arithmetic and tile size at run time.
+
+#pragma once
+
+#include <algorithm>
+
+#include "operators.h"
+#include "tile.cuh"
+
+namespace cyclip::cuda {
+
+// Returns from the calling launcher where a launch failed.
+#define CYCLIP_TRY(launch_expression)                                             \
+  do {                                                                            \
+    if (const Error error = (launch_expression); error != kSuccess) return error; \
+  } while (false)
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+
+// One thread per element, in blocks of this many.
+inline constexpr int kThreadsPerBlock = 256;
+inline dim3 blocks_for(int64_t elements) {
+  return dim3(static_cast<unsigned>(ceil_div(elements, kThreadsPerBlock)));
+}
+
+// Calls f with the kind of arithmetic for features of this type.
+template <typename F>
+Error with_math(ElementType type, const Context& context, const F& f) {
+  switch (type) {
+    case ElementType::kBFloat16:
+      return f(Bf16{});
+    case ElementType::kFloat16:
+      return f(F16{});
+    case ElementType::kFloat64:
+      return f(F64{});
+    default:
+      return context.allow_tf32 ? f(Tf32{}) : f(F32{});
+  }
+}
+
+// Calls f with the tile shape for a product of this many rows and columns. Large tiles read less, small
+// ones are more: below some number of large tiles, multiprocessors would stand idle.
+template <typename Math, typename F>
+Error with_tile(int64_t rows, int64_t cols, const Context& context, const F& f) {
+  if constexpr (!std::is_same_v<Math, F64>) {  // whose large tile would not fit into registers
+    using Large = LargeTile<Math>;
+    if (ceil_div(rows, Large::kRows) * ceil_div(cols, Large::kCols) >= context.large_tiles) return f(Large{});
+  }
+  return f(SmallTile<Math>{});
+}
+
+}  // namespace cyclip::cuda

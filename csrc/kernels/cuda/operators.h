@@ -1,0 +1,173 @@
+// The operators of torch.ops.cyclip_ext on the GPU, without torch: raw device pointers and sizes in,
+// a sequence of kernel launches out. What each of them computes: docs/losses.md, docs/gradients.md,
+// docs/cycle.md. This header is all that csrc/ops/cuda and the emulator's Python module include.
+//
+// Nothing here waits for the device, reads from it, or allocates except through the Workspace: a call can
+// be captured in a CUDA graph. Sizes may be odd; arguments have been checked by the caller: rows and d are
+// at least 1, rows below 2^31, offsets within +-2^31. All pointers are device pointers, aligned to their
+// type. Outputs are written whole.
+
+#pragma once
+
+#include <cstdint>
+
+#ifdef CYCLIP_EMULATE
+#include "../emulation/runtime.h"
+#else
+#include <cuda_runtime_api.h>
+namespace cyclip::cuda {
+using Stream = cudaStream_t;
+using Error = cudaError_t;
+}  // namespace cyclip::cuda
+#endif
+
+namespace cyclip::cuda {
+
+enum class ElementType { kBFloat16, kFloat16, kFloat32, kFloat64 };
+
+// One tower's features: rows of d elements, consecutive ones `pitch` elements apart.
+struct Features {
+  const void* data;
+  ElementType type;
+  int64_t rows, d, pitch;
+};
+
+// Scratch memory on the device, 256-byte aligned, uninitialized, alive until the work that is enqueued on
+// the stream is done. Torch's caching allocator, or plain memory under emulation.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+  virtual void* allocate(int64_t bytes) = 0;
+
+  template <typename T>
+  T* take(int64_t count) {
+    return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+};
+
+struct Context {
+  Workspace& workspace;
+  Stream stream;
+  bool allow_tf32 = false;  // round float32 features to TF32 in products
+  // Most bytes that a panel of gradients may take; smaller panels mean more launches.
+  int64_t panel_bytes = int64_t{256} << 20;
+  // From how many 128 x 128 tiles on a product is cut into those and not into 64 x 64.
+  int64_t large_tiles = 128;
+};
+
+// norms[i] = max(|x_i|, 1e-12): double of float64 features, float of all others.
+Error launch_row_norms_forward(const Features& features, void* norms, const Context& context);
+
+// The positive of row i is column i + offset.
+struct PairStatisticsForward {
+  Features image, text;  // [n, d], [m, d]
+  const double* logit_scale;
+  int64_t offset;
+  double* row_lse;             // [n]
+  double* col_lse;             // [m]
+  double* positive;            // [n], 0 where it lies outside
+  double* row_hardest;         // [n]
+  double* col_hardest;         // [m]
+  int64_t* row_hardest_index;  // [n], -1 without negatives
+  int64_t* col_hardest_index;  // [m]
+};
+Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Context& context);
+
+struct PairStatisticsBackward {
+  Features image, text;
+  const double* logit_scale;
+  int64_t offset;
+  const double* row_lse;             // [n]; this and the next three as the forward operator wrote them
+  const double* col_lse;             // [m]
+  const int64_t* row_hardest_index;  // [n]
+  const int64_t* col_hardest_index;  // [m]
+  const double* grad_row_lse;        // [n]; upstream gradients
+  const double* grad_col_lse;        // [m]
+  const double* grad_positive;       // [n]
+  const double* grad_row_hardest;    // [n]
+  const double* grad_col_hardest;    // [m]
+  void* image_grad;                  // [n, d] in the type of the features, dense; null: not wanted
+  void* text_grad;                   // [m, d]
+  double* logit_scale_grad;          // [1]
+};
+Error launch_pair_statistics_backward(const PairStatisticsBackward& args, const Context& context);
+
+struct SigmoidRowsForward {
+  Features image, text;
+  const double* logit_scale;
+  const double* logit_bias;
+  int64_t offset;
+  double* row_loss;  // [n]
+};
+Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context& context);
+
+struct SigmoidRowsBackward {
+  Features image, text;
+  const double* logit_scale;
+  const double* logit_bias;
+  int64_t offset;
+  const double* grad_rows;  // [n]
+  void* image_grad;         // as in PairStatisticsBackward
+  void* text_grad;
+  double* logit_scale_grad;  // [1]
+  double* logit_bias_grad;   // [1]
+};
+Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Context& context);
+
+struct CycleGramsForward {
+  Features image, text;  // [n, d] both
+  double* plus_gram;     // [d, d]
+  double* minus_gram;    // [d, d]
+  double* cross_gram;    // [d, d]
+};
+Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& context);
+
+struct CycleGramsBackward {
+  Features image, text;
+  const double* grad_plus_gram;   // [d, d], dense
+  const double* grad_minus_gram;  // [d, d]
+  const double* grad_cross_gram;  // [d, d]
+  void* image_grad;               // [n, d] in the type of the features, dense
+  void* text_grad;                // [n, d]
+};
+Error launch_cycle_grams_backward(const CycleGramsBackward& args, const Context& context);
+
+struct CycleDirectForward {
+  Features image, text;     // [n, d] both
+  double* in_modal_sum;     // [1]
+  double* cross_modal_sum;  // [1]
+};
+Error launch_cycle_direct_forward(const CycleDirectForward& args, const Context& context);
+
+struct CycleDirectBackward {
+  Features image, text;
+  const double* grad_in_modal_sum;     // [1]
+  const double* grad_cross_modal_sum;  // [1]
+  void* image_grad;                    // [n, d] in the type of the features, dense
+  void* text_grad;                     // [n, d]
+};
+Error launch_cycle_direct_backward(const CycleDirectBackward& args, const Context& context);
+
+// An image and a text belong together where their labels are equal. row_rank[i]: how many texts of other
+// labels are at least as similar to image i as the most similar text of its own label; -1 where there is
+// none of its own. col_rank[j]: the same for text j among the images. A similarity that is NaN counts as -inf.
+struct RetrievalRanksForward {
+  Features image, text;         // [n, d], [m, d]
+  const int64_t* image_labels;  // [n]
+  const int64_t* text_labels;   // [m]
+  int64_t* row_rank;            // [n]
+  int64_t* col_rank;            // [m]
+};
+Error launch_retrieval_ranks_forward(const RetrievalRanksForward& args, const Context& context);
+
+// The k most similar candidates of each query, in falling order; of equal ones the first comes first.
+// 1 <= k <= m. A similarity that is NaN counts as -inf.
+struct SimilarityTopKForward {
+  Features query, candidate;  // [n, d], [m, d]
+  int64_t k;
+  double* values;    // [n, k]
+  int64_t* indices;  // [n, k]
+};
+Error launch_similarity_top_k_forward(const SimilarityTopKForward& args, const Context& context);
+
+}  // namespace cyclip::cuda

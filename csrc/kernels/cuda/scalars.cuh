@@ -1,0 +1,91 @@
+// Element types, and arithmetic on single numbers.
+
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "primitives.cuh"
+
+namespace cyclip::cuda {
+
+// 16-bit storage. The vendor's types are not used: kernels need no more than these conversions of them.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <typename To, typename From>
+__device__ inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float widen(f16 x) { return f16_bits_to_float(x.bits); }
+
+// To nearest even. From double by way of float: results in 16 bits come from sums in float at best.
+template <typename To>
+__device__ inline To narrow(double x) {
+  if constexpr (sizeof(To) == sizeof(double)) {
+    return x;
+  } else if constexpr (sizeof(To) == sizeof(float)) {
+    return static_cast<float>(x);
+  } else {
+    const float nearest = static_cast<float>(x);
+    return To{std::is_same_v<To, bf16> ? float_to_bf16_bits(nearest) : float_to_f16_bits(nearest)};
+  }
+}
+
+// ---------------------------------------------------------------- exponentials in base 2
+
+inline constexpr double kLn2 = 0.69314718055994531;
+inline constexpr double kLog2e = 1.4426950408889634;
+
+// Exponent of a maximum over nothing: far below any real one, and still safe to subtract. Its negative is
+// the largest that is kept.
+inline constexpr int kNoShift = -(1 << 28);
+
+__device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// z log2(e) = S (hi + lo): two terms, so that rounding s log2(e) to T costs nothing. A scale beyond 1e6 has
+// no meaning as an inverse temperature and would leave the range of integer exponents: NaN.
+template <typename T>
+struct Base2Scale {
+  T hi, lo;
+};
+
+__device__ inline double usable_scale(double scale) { return fabs(scale) <= 1e6 ? scale : nan(""); }
+
+template <typename T>
+__device__ inline Base2Scale<T> base2_scale(double scale) {
+  const double value = usable_scale(scale) * kLog2e;
+  const T hi = static_cast<T>(value);
+  return {hi, static_cast<T>(value - static_cast<double>(hi))};
+}
+
+// 2^(x s' - shift), x s' never rounded by itself.
+template <typename T>
+__device__ inline T exp2_scaled(T x, Base2Scale<T> scale, T shift) {
+  const T exponent = multiply_add(x, scale.lo, multiply_add(x, scale.hi, -shift));
+  if constexpr (sizeof(T) == sizeof(float)) return exp2_approximately(exponent);
+  return exp2(exponent);
+}
+
+// The integer shift next to the exponent of 2^(largest z'); kNoShift of nothing.
+template <typename T>
+__device__ inline int shift_of(T largest) {
+  constexpr T limit = static_cast<T>(-kNoShift);
+  if (!(largest >= -limit)) return kNoShift;  // -inf, NaN
+  return static_cast<int>(rint(largest > limit ? limit : largest));
+}
+
+}  // namespace cyclip::cuda

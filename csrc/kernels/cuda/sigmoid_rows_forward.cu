@@ -1,0 +1,106 @@
+// The sigmoid loss of each row.
+
+#include "region_tiles.cuh"
+#include "sigmoid.cuh"
+
+namespace cyclip::cuda {
+
+namespace {
+
+template <typename Tile>
+struct ForwardArguments {
+  RegionTiles<Tile> tiles;
+  const double* logit_scale;
+  const double* logit_bias;
+  double* row_parts;  // [across][n]
+};
+
+// What this tile contributes to the row of this thread, if it owns one.
+//
+// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so one logarithm serves all entries of a row that
+// a thread holds. The product is kept less 1: small exponentials, which are most of them, lose no bits.
+template <typename Tile>
+__device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
+                                               const Place<Tile>& place, const typename Tile::Fragment& cosines,
+                                               const Logits<typename Tile::Accumulator>& logit) {
+  using T = typename Tile::Accumulator;
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    T linear = 0, product = 0;
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const bool counts = cosines[a][b] != kMasked<T>;
+      const T z = logit(cosines[a][b]);
+      const T u = counts ? decay(z) : T{0};
+      linear += counts && z > 0 ? z : T{0};
+      product = multiply_add(product, u, product + u);
+    }
+    scratch.put_row(place, a, linear + log1p(product), Sum{});
+  }
+  block_barrier();
+  return Window::owns_row<Tile>() ? scratch.get(Sum{}) : T{0};
+}
+
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+    sigmoid_rows_forward_kernel(ForwardArguments<Tile> args) {
+  using T = typename Tile::Accumulator;
+  using Scratch = LineScratch<Tile, T>;
+  auto& shared = dynamic_shared<RegionStorage<Tile, Scratch>>();
+  const Place<Tile> place;
+  const Logits<T> logit(args.logit_scale, args.logit_bias);
+  double of_row = 0;  // of the row that this thread owns, if it owns one
+  args.tiles.for_each(
+      shared, place, IgnorePositives{},
+      [&](const Window&, const typename Tile::Fragment& cosines) {
+        of_row += static_cast<double>(row_loss(shared.epilogue, place, cosines, logit));
+      },
+      [&](const Window& strip) {
+        if (Window::owns_row<Tile>() && strip.has_line<Tile>()) {
+          args.row_parts[blockIdx.x * strip.rows + strip.line<Tile>()] = of_row;
+        }
+        of_row = 0;
+      });
+}
+
+// Adds the parts of each row and its positive up, a warp per row.
+template <typename T>
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    merge_rows_forward_kernel(PositivePairs positives, const double* row_parts, int parts, double* row_loss) {
+  const int64_t n = positives.image.rows, row = warp_index();
+  if (row >= n) return;  // a whole warp, so that its shuffles stay complete
+  const int lane = threadIdx.x % kWarpSize;
+  static_assert(kMostRegions <= kWarpSize);
+  double loss = warp_sum(lane < parts ? row_parts[lane * n + row] : 0);
+  if (positives.exists(row)) loss += softplus(-positives.logit(positives.cosine<T>(row, lane)));
+  if (lane == 0) row_loss[row] = loss;
+}
+
+}  // namespace
+
+Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context& context) {
+  return with_math(args.image.type, context, [&](auto math) -> Error {
+    using Math = decltype(math);
+    Tower<Math> image, text;
+    CYCLIP_TRY(prepare_tower(args.image, context, &image));
+    CYCLIP_TRY(prepare_tower(args.text, context, &text));
+    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) -> Error {
+      using Tile = decltype(shape);
+      const int64_t n = image.rows;
+      const Regions regions = Regions::of<Tile>(n, text.rows);
+      double* row_parts = context.workspace.template take<double>(regions.across * n);
+      const RegionTiles<Tile> tiles = {
+          image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
+      CYCLIP_TRY(launch(sigmoid_rows_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
+                        sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
+                        ForwardArguments<Tile>{tiles, args.logit_scale, args.logit_bias, row_parts}));
+      const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
+                                       args.offset, args.logit_scale, args.logit_bias};
+      return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
+                    dim3(kThreadsPerBlock), 0, context.stream, positives, row_parts,
+                    static_cast<int>(regions.across), args.row_loss);
+    });
+  });
+}
+
+}  // namespace cyclip::cuda

@@ -1,0 +1,159 @@
+// The k most similar candidates of each query: a sorted list per row and region, then one merge per row.
+
+#include "region_tiles.cuh"
+#include "tower.cuh"
+
+namespace cyclip::cuda {
+
+namespace {
+
+// Few, so that they can be merged in registers.
+inline constexpr int kMostLists = 8;
+
+// Each row's most similar candidates of one region, sorted; of equal ones the first comes first.
+template <typename T>
+struct Lists {
+  T* values;  // [regions][rows][capacity]
+  int* indices;
+  int64_t rows, capacity;
+  int64_t region_cols, cols;  // of a region, of the matrix
+
+  // A list is never longer than its region is wide, so all of them together take no more than a row of the
+  // matrix, or 8 k where that is less.
+  static Lists allocate(const Regions& regions, int64_t rows, int64_t cols, int64_t k, Workspace& workspace) {
+    const int64_t capacity = std::min(k, regions.cols), places = regions.across * rows * capacity;
+    return {workspace.take<T>(places), workspace.take<int>(places), rows, capacity, regions.cols, cols};
+  }
+
+  __device__ int64_t at(int64_t region, int64_t row) const { return (region * rows + row) * capacity; }
+
+  // Of a list that has seen its whole region.
+  __device__ int64_t length(int64_t region) const {
+    const int64_t left = cols - region * region_cols;
+    return left < capacity ? (left > 0 ? left : 0) : capacity;
+  }
+};
+
+// Puts a candidate that comes after all others into the sorted entries before `place`, those behind it move up.
+template <typename T>
+__device__ void insert(T value, int index, int64_t place, T* values, int* indices) {
+  for (; place > 0 && value > values[place - 1]; --place) {
+    values[place] = values[place - 1];
+    indices[place] = indices[place - 1];
+  }
+  values[place] = value;
+  indices[place] = index;
+}
+
+// One row of a tile by one thread, in order. `seen`: how many candidates of the region came before.
+template <typename T>
+__device__ void scan_row(const T* cosines, int64_t count, int64_t col_begin, int64_t seen, int64_t capacity,
+                         T* values, int* indices) {
+  T least = seen >= capacity ? values[capacity - 1] : T{0};
+  for (int64_t col = 0; col < count; ++col) {
+    const int64_t listed = seen + col < capacity ? seen + col : capacity;
+    const T value = cosines[col];
+    if (listed == capacity && value <= least) continue;  // as most are
+    insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, values, indices);
+    least = values[capacity - 1];
+  }
+}
+
+// A tile by rows. A column more, so that threads that each read a row meet in no bank.
+template <typename Tile>
+struct TileRows {
+  typename Tile::Accumulator cosines[Tile::kRows][Tile::kCols + 1];
+};
+
+template <typename Tile>
+struct TopKArguments {
+  RegionTiles<Tile> tiles;
+  Lists<typename Tile::Accumulator> lists;
+};
+
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+    similarity_top_k_forward_kernel(TopKArguments<Tile> args) {
+  auto& shared = dynamic_shared<RegionStorage<Tile, TileRows<Tile>>>();
+  const Place<Tile> place;
+  const auto& lists = args.lists;
+  args.tiles.for_each(
+      shared, place, IgnorePositives{},
+      [&](const Window& window, const typename Tile::Fragment& cosines) {
+        CYCLIP_UNROLL
+        for (int a = 0; a < Tile::kThreadRows; ++a) {
+          CYCLIP_UNROLL
+          for (int b = 0; b < Tile::kThreadCols; ++b) {
+            shared.epilogue.cosines[place.row(a)][place.col(b)] = comparable(cosines[a][b]);
+          }
+        }
+        block_barrier();
+        if (!Window::owns_row<Tile>() || !window.has_line<Tile>()) return;
+        const int64_t left = window.cols - window.col_begin,
+                      seen = window.col_begin - args.tiles.regions.col_begin();
+        const int64_t list = lists.at(blockIdx.x, window.line<Tile>());
+        scan_row(shared.epilogue.cosines[threadIdx.x], left < Tile::kCols ? left : int64_t{Tile::kCols},
+                 window.col_begin, seen, lists.capacity, lists.values + list, lists.indices + list);
+      },
+      [](const Window&) {});
+}
+
+// Of equal heads that of the first list wins, whose candidates come first.
+template <typename T>
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    merge_lists_forward_kernel(Lists<T> lists, int64_t k, double* values, int64_t* indices) {
+  const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (row >= lists.rows) return;
+  T heads[kMostLists];  // first candidates that are not taken yet
+  int64_t taken[kMostLists];
+  CYCLIP_UNROLL
+  for (int list = 0; list < kMostLists; ++list) {
+    taken[list] = 0;
+    heads[list] = lists.length(list) > 0 ? lists.values[lists.at(list, row)] : T{0};
+  }
+  for (int64_t place = 0; place < k; ++place) {
+    int best = -1;
+    T largest = 0;
+    CYCLIP_UNROLL
+    for (int list = 0; list < kMostLists; ++list) {
+      if (taken[list] < lists.length(list) && (best < 0 || heads[list] > largest)) {
+        best = list;
+        largest = heads[list];
+      }
+    }
+    values[row * k + place] = static_cast<double>(largest);
+    CYCLIP_UNROLL
+    for (int list = 0; list < kMostLists; ++list) {  // by constants: registers have no index
+      if (list != best) continue;
+      const int64_t head = lists.at(list, row) + taken[list]++;
+      indices[row * k + place] = lists.indices[head];
+      if (taken[list] < lists.length(list)) heads[list] = lists.values[head + 1];
+    }
+  }
+}
+
+}  // namespace
+
+// Small tiles alone: the scan by rows is what takes long, and it has more threads to it.
+Error launch_similarity_top_k_forward(const SimilarityTopKForward& args, const Context& context) {
+  return with_math(args.query.type, context, [&](auto math) -> Error {
+    using Math = decltype(math);
+    using T = typename Math::Accumulator;
+    using Tile = SmallTile<Math>;
+    Tower<Math> query, candidate;
+    CYCLIP_TRY(prepare_tower(args.query, context, &query));
+    CYCLIP_TRY(prepare_tower(args.candidate, context, &candidate));
+    const int64_t n = query.rows, m = candidate.rows;
+    const Regions regions = Regions::of<Tile>(n, m, kMostLists);
+    const auto lists = Lists<T>::allocate(regions, n, m, args.k, context.workspace);
+    const RegionTiles<Tile> tiles = {
+        query.by_rows(), candidate.by_rows(), {query.inv_norms, candidate.inv_norms, kNoPositives}, regions};
+    CYCLIP_TRY(launch(similarity_top_k_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
+                      sizeof(RegionStorage<Tile, TileRows<Tile>>), context.stream,
+                      TopKArguments<Tile>{tiles, lists}));
+    return launch(merge_lists_forward_kernel<T>, blocks_for(n), dim3(kThreadsPerBlock), 0, context.stream, lists,
+                  args.k, args.values, args.indices);
+  });
+}
+
+}  // namespace cyclip::cuda

@@ -1,0 +1,43 @@
+// The asynchronous copies of one thread. Whatever reads or writes too early shows: the destination is
+// unwritten from the issue to the wait, and only then is the source read and the destination written.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "message.h"
+
+namespace cyclip::emulation {
+
+class AsyncCopies {
+ public:
+  static constexpr size_t kBytes = 16;
+
+  // Of zeros where `global` is null.
+  void issue(void* shared, const void* global, Where where);
+  void commit() { ++open_group_; }
+  // Completes all groups but the `pending` youngest of those committed.
+  void wait(int pending);
+
+  // Where the oldest copy that is under way was issued; null without any.
+  const Where* unfinished() const { return first_ < copies_.size() ? &copies_[first_].where : nullptr; }
+  void clear();
+
+ private:
+  struct Copy {
+    void* shared;
+    const void* global;
+    int64_t group;
+    Where where;
+  };
+  // Hands out the oldest copy under way, if the wait covers it.
+  bool take(int pending, Copy* copy);
+
+  std::vector<Copy> copies_;
+  size_t first_ = 0;  // of those under way
+  int64_t open_group_ = 0;
+};
+
+}  // namespace cyclip::emulation

@@ -1,0 +1,80 @@
+// Fibers: stacks of their own that take turns on one thread of the host.
+
+#pragma once
+
+#include <cstddef>
+
+#include "sanitizers.h"
+
+#if !defined(__x86_64__) || defined(CYCLIP_PORTABLE_FIBERS)
+#define CYCLIP_UCONTEXT 1
+#include <ucontext.h>
+#endif
+
+namespace cyclip::emulation {
+
+// Zeroed pages; what ThreadSanitizer knew of them goes when they are given back.
+class Pages {
+ public:
+  explicit Pages(size_t bytes);
+  ~Pages();
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+
+  unsigned char* data() const { return data_; }
+  size_t size() const { return size_; }
+  void protect(size_t offset, size_t bytes);  // no access from now on
+
+ private:
+  unsigned char* data_;
+  size_t size_;
+};
+
+// Stacks with a page without access below each. Their tops lie at different offsets in a page: at the same
+// offset, they would all fall into the same few lines of the cache.
+class Stacks {
+ public:
+  explicit Stacks(int count);
+  unsigned char* bottom(int i) const { return pages_.data() + i * kPitch + kPage + i % 32 * kStagger; }
+  static constexpr size_t kBytes = (kAddressSanitizer ? 512 : 128) * 1024;
+
+ private:
+  static constexpr size_t kPage = 4096, kStagger = 320;
+  static constexpr size_t kPitch = kPage + kBytes + 31 * kStagger / kPage * kPage + kPage;
+  Pages pages_;
+};
+
+class Fiber {
+ public:
+  Fiber() = default;  // of the host's thread, to switch from it and back
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // The first switch to it calls `entry`, which must not return.
+  void prepare(unsigned char* stack_bottom, void (*entry)());
+
+  // ThreadSanitizer's name of this fiber; it belongs to the caller. Null without that sanitizer.
+  void* identity = nullptr;
+  void adopt_running_thread();  // sets it for the fiber of the host's thread
+
+  // Leaves `from`, which must be running, for `to`; returns when something switches to `from`. With
+  // `for_good`, nothing ever does.
+  static void change(Fiber& from, Fiber& to, bool for_good = false);
+
+  // The first call of an entry.
+  static void arrived(Fiber& host);
+
+ private:
+#if defined(CYCLIP_UCONTEXT)
+  ucontext_t context_;
+#else
+  void* stack_pointer_ = nullptr;
+#endif
+  const void* bottom_ = nullptr;
+  size_t size_ = 0;
+};
+
+void* create_identity();
+void destroy_identity(void* identity);
+
+}  // namespace cyclip::emulation

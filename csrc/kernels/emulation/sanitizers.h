@@ -1,0 +1,122 @@
+// What the emulator has to tell the sanitizers; nothing where it is compiled without them.
+//
+// ThreadSanitizer sees one thread per CUDA thread. What these share beyond the memory of the GPU, the
+// emulator's own state and the operands that a warp collects, it must not see written: that is not ordered as
+// it wants things to be. Functions that run often are CYCLIP_UNSEEN for this, and write without the help of
+// others; the rest is in the scope of an Unseen, which holds for all that is called there, but is slow.
+
+#pragma once
+
+#include <cstddef>
+
+#if defined(__SANITIZE_THREAD__)
+#define CYCLIP_TSAN 1
+#elif defined(__SANITIZE_ADDRESS__)
+#define CYCLIP_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CYCLIP_TSAN 1
+#elif __has_feature(address_sanitizer)
+#define CYCLIP_ASAN 1
+#elif __has_feature(memory_sanitizer)
+#define CYCLIP_MSAN 1
+#endif
+#endif
+
+#if defined(CYCLIP_TSAN)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void __tsan_read_range(void* address, size_t bytes);
+void __tsan_write_range(void* address, size_t bytes);
+}
+#define CYCLIP_UNSEEN __attribute__((no_sanitize("thread")))
+#else
+#define CYCLIP_UNSEEN
+#endif
+
+#if defined(CYCLIP_ASAN)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#elif defined(CYCLIP_MSAN)
+#include <sanitizer/msan_interface.h>
+#endif
+
+namespace cyclip::emulation {
+
+#if defined(CYCLIP_TSAN)
+inline constexpr bool kThreadSanitizer = true;
+#else
+inline constexpr bool kThreadSanitizer = false;
+#endif
+#if defined(CYCLIP_ASAN)
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+
+// While one lives, ThreadSanitizer ignores what its CUDA thread reads and writes. A switch to another
+// thread in between is fine: each of them has its own state.
+class Unseen {
+ public:
+  Unseen() {
+#if defined(CYCLIP_TSAN)
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);  // and writes
+#endif
+  }
+  ~Unseen() {
+#if defined(CYCLIP_TSAN)
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+#endif
+  }
+  Unseen(const Unseen&) = delete;
+  Unseen& operator=(const Unseen&) = delete;
+};
+
+// Copies of constant size are expanded in line, where ThreadSanitizer does not see them; so it is told.
+inline void seen_read([[maybe_unused]] const void* address, [[maybe_unused]] size_t bytes) {
+#if defined(CYCLIP_TSAN)
+  __tsan_read_range(const_cast<void*>(address), bytes);
+#endif
+}
+
+inline void seen_write([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#if defined(CYCLIP_TSAN)
+  __tsan_write_range(address, bytes);
+#endif
+}
+
+// What a thread did before it released a key is ordered before what another does after acquiring it.
+inline void release([[maybe_unused]] void* key) {
+#if defined(CYCLIP_TSAN)
+  __tsan_release(key);
+#endif
+}
+
+inline void acquire([[maybe_unused]] void* key) {
+#if defined(CYCLIP_TSAN)
+  __tsan_acquire(key);
+#endif
+}
+
+inline void forbid_access([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#if defined(CYCLIP_ASAN)
+  __asan_poison_memory_region(address, bytes);
+#endif
+}
+
+inline void allow_access([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#if defined(CYCLIP_ASAN)
+  __asan_unpoison_memory_region(address, bytes);
+#endif
+}
+
+// Like memory that was just allocated, to MemorySanitizer.
+inline void mark_unwritten([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#if defined(CYCLIP_MSAN)
+  __msan_poison(address, bytes);
+#endif
+}
+
+}  // namespace cyclip::emulation

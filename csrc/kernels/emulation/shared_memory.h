@@ -1,0 +1,57 @@
+// The shared memory of one block: what it asked for at the launch, and its variables, each between guards.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+namespace cyclip::emulation {
+
+// Of a block on the smallest of the architectures that we build for (12.0).
+inline constexpr size_t kMaxSharedBytes = 99 * 1024;
+
+// NaN in every floating type.
+inline constexpr unsigned char kUnwritten = 0xFF;
+
+class SharedMemory {
+ public:
+  SharedMemory();
+
+  // Starts over, with unwritten dynamic shared memory.
+  void reset(size_t dynamic_bytes);
+
+  unsigned char* dynamic() const { return pages_.data() + regions_.front().begin; }
+  size_t dynamic_bytes() const { return regions_.front().bytes; }
+
+  // The variable of this key, which the first thread of the block to ask for it makes.
+  void* variable(const void* key, size_t bytes);
+
+  // Whether [address, address + bytes) lies within one variable or the dynamic shared memory.
+  bool contains(const void* address, size_t bytes) const;
+
+  // Address in the window of shared memory.
+  uint32_t offset(const void* address) const;
+
+  // What was written into the guards, as a message; empty where nothing was.
+  std::string damage() const;
+
+ private:
+  struct Region {
+    const void* key;  // null: dynamic
+    size_t begin, bytes;
+    size_t end() const { return begin + bytes; }
+  };
+
+  void add(const void* key, size_t bytes);
+
+  Pages pages_;
+  std::vector<Region> regions_;  // the dynamic one first
+  size_t end_ = 0;               // behind the last guard
+  size_t used_ = 0;              // bytes of all regions
+};
+
+}  // namespace cyclip::emulation
