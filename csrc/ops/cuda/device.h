@@ -1,0 +1,135 @@
+// What the CUDA operators share: from tensors to the arguments of a launcher, and the surroundings of a
+// launch. Nothing here waits for the device.
+
+#pragma once
+
+#include "../../kernels/cuda/operators.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+
+namespace cyclip::cuda {
+
+struct Argument {
+  const Tensor& tensor;
+  const char* name;
+};
+
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "the CPU";
+  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
+}
+
+// One tensor on a GPU brings an operator here, whatever the others are.
+inline void check_same_device(std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
+  for (const Argument& argument : arguments) {
+    STD_TORCH_CHECK(argument.tensor.device() == first.tensor.device(), argument.name, " must be on the device of ",
+                    first.name, ", ", device_of(first.tensor), ", got ", device_of(argument.tensor),
+                    "; move it with .to()");
+  }
+}
+
+// A tower's features with rows of consecutive elements. Any pitch will do, so a slice is not copied.
+class Tower {
+ public:
+  explicit Tower(const Tensor& features)
+      : tensor_(features.stride(1) == 1 ? features : torch::stable::contiguous(features)) {}
+
+  operator Features() const {
+    return {tensor_.const_data_ptr(), element_type(), tensor_.size(0), tensor_.size(1), tensor_.stride(0)};
+  }
+
+ private:
+  ElementType element_type() const {
+    switch (tensor_.scalar_type()) {
+      case ScalarType::BFloat16:
+        return ElementType::kBFloat16;
+      case ScalarType::Half:
+        return ElementType::kFloat16;
+      case ScalarType::Double:
+        return ElementType::kFloat64;
+      default:  // check_features let nothing else through
+        return ElementType::kFloat32;
+    }
+  }
+
+  Tensor tensor_;
+};
+
+// One number of any dtype, converted on the device: its value is not known here.
+struct Scalar {
+  Tensor tensor;  // owns `data`
+  const double* data;
+
+  Scalar(const Tensor& argument, const char* name) : tensor(checked(argument, name)) {
+    data = tensor.const_data_ptr<double>();
+  }
+
+ private:
+  static Tensor checked(const Tensor& argument, const char* name) {
+    check_scalar(argument, name);
+    return torch::stable::to(argument, ScalarType::Double);
+  }
+};
+
+// Scratch memory of torch's caching allocator. What is freed here while kernels still use it goes only to
+// work that the same stream does after them.
+class TorchWorkspace : public Workspace {
+ public:
+  explicit TorchWorkspace(const Tensor& features) : features_(features) {}
+
+  void* allocate(int64_t bytes) override {
+    blocks_.push_back(torch::stable::new_empty(features_, {bytes}, ScalarType::Byte));
+    return blocks_.back().mutable_data_ptr();
+  }
+
+ private:
+  const Tensor& features_;
+  std::vector<Tensor> blocks_;
+};
+
+inline Stream current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<Stream>(stream);
+}
+
+// The surroundings of one launcher: made after the checks, alive until it has returned.
+class Call {
+ public:
+  explicit Call(const Tensor& features, bool allow_tf32 = false)
+      : features_(features),
+        guard_(features.get_device_index()),
+        workspace_(features),
+        context_{workspace_, current_stream(features), allow_tf32} {}
+
+  const Context& context() const { return context_; }
+
+  // Output memory.
+  template <typename E>
+  Tensor empty(std::initializer_list<int64_t> shape) const {
+    return torch::stable::new_empty(features_, shape, torch::headeronly::CppTypeToScalarType<E>::value);
+  }
+
+ private:
+  const Tensor& features_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  TorchWorkspace workspace_;
+  Context context_;
+};
+
+// Memory for dL/d features, in their dtype. No rows where it is not wanted: then its data pointer is null,
+// which launchers understand.
+inline Tensor empty_gradient(const Tensor& features, bool wanted = true) {
+  return torch::stable::new_empty(features, {wanted ? features.size(0) : 0, features.size(1)});
+}
+
+}  // namespace cyclip::cuda
