@@ -1,0 +1,174 @@
+"""Every operator on small and odd shapes against the float64 formulas, before anything is timed.
+
+A first look on a new machine, in seconds; python_tests/ is the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cyclip_ext import functional, ops, reference
+
+from .measure import gradients
+from .peers import Batch
+
+SHAPES = [(1, 1), (5, 7), (77, 72), (128, 64), (129, 513), (300, 48)]
+SCALES = [1.0, 14.3, 100.0]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+BIAS = -5.0
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """A loss that is computed by one operator."""
+
+    operator: str
+    native: Callable[[Batch], Tensor]
+    dense: Callable[[Batch], Tensor]
+    applies: Callable[[int, int], bool] = lambda n, d: True
+
+
+def _native_pairs(b: Batch) -> Tensor:
+    features = b.image_features, b.text_features
+    return functional.contrastive_loss(
+        *features, b.logit_scale, backend="native"
+    ) + functional.hinge_margin_loss(*features, backend="native")
+
+
+def _dense_pairs(b: Batch) -> Tensor:
+    features = b.image_features, b.text_features
+    return reference.contrastive_loss(*features, b.logit_scale) + reference.hinge_margin_loss(
+        *features
+    )
+
+
+def _native_sigmoid(b: Batch) -> Tensor:
+    return functional.sigmoid_loss(*b.leaves, backend="native")
+
+
+def _dense_sigmoid(b: Batch) -> Tensor:
+    return reference.sigmoid_loss(*b.leaves)
+
+
+def _native_cycle(b: Batch) -> Tensor:
+    return functional.cycle_consistency(
+        b.image_features, b.text_features, in_modal=0.25, cross_modal=0.5, backend="native"
+    )
+
+
+def _dense_cycle(b: Batch) -> Tensor:
+    features = b.image_features, b.text_features
+    return 0.25 * reference.in_modal_loss(*features) + 0.5 * reference.cross_modal_loss(*features)
+
+
+LOSSES = [
+    Differentiable("pair_statistics", _native_pairs, _dense_pairs),
+    Differentiable("sigmoid_rows", _native_sigmoid, _dense_sigmoid),
+    Differentiable("cycle_grams", _native_cycle, _dense_cycle, lambda n, d: n >= 2 * d),
+    Differentiable("cycle_direct", _native_cycle, _dense_cycle, lambda n, d: n < 2 * d),
+]
+
+
+def check(device: torch.device) -> Iterator[str]:
+    """What is wrong, one line each."""
+    for loss in LOSSES:
+        if not ops.has_operator(loss.operator, device.type):
+            yield f"{loss.operator}: there is no {device.type} kernel"
+            continue
+        for n, d in SHAPES:
+            if not loss.applies(n, d):
+                continue
+            for scale in SCALES:
+                for dtype in DTYPES:
+                    yield from _check_loss(loss, make_batch(n, d, scale, BIAS, dtype, device))
+    yield from _check_row_norms(device)
+    yield from _check_retrieval(device)
+
+
+def make_batch(
+    n: int, d: int, scale: float, bias: float, dtype: torch.dtype, device: torch.device
+) -> Batch:
+    """Pairs with a cosine of about 0.25, so that the loss is of order 1, as early in training."""
+    generator = torch.Generator().manual_seed(n + d)
+    image = torch.randn(n, d, generator=generator)
+    text = image / 4 + torch.randn(n, d, generator=generator)
+    of_scalars = torch.float64 if dtype == torch.float64 else torch.float32
+    scalars = [torch.tensor(value, device=device, dtype=of_scalars) for value in (scale, bias)]
+    features = [tower.to(device, dtype) for tower in (image, text)]
+    return Batch(*(tensor.requires_grad_() for tensor in (*features, *scalars)))
+
+
+def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    return Batch(*(leaf.detach().to(dtype).requires_grad_() for leaf in batch.leaves))
+
+
+def _check_loss(loss: Differentiable, batch: Batch) -> Iterator[str]:
+    """At most twice the error of dense PyTorch in the same precision.
+
+    One rounding more is granted, of the result in its dtype and of each cosine, carried by the
+    scale: dense code can be right by luck on shapes as small as these.
+    """
+    dtype, device = batch.image_features.dtype, batch.image_features.device
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    exact = _flat(loss.dense, _cast(batch, torch.float64))
+    # The CPU's operators compute with 16-bit features in float32.
+    dense = _flat(loss.dense, _cast(batch, compute if device.type == "cpu" else dtype))
+    ours = _flat(loss.native, batch)
+    scale = 1 + float(batch.logit_scale.detach())
+    for name, truth, expected, found in zip(
+        ("loss", "image gradient", "text gradient", "scale gradient", "bias gradient"),
+        *(exact, dense, ours),
+        strict=True,
+    ):
+        stored = dtype if "image" in name or "text" in name else torch.float32
+        rounding = torch.finfo(stored).eps * truth.norm() + torch.finfo(compute).eps * 8 * scale
+        bound = float(2 * (expected - truth).norm() + rounding)
+        error = float((found - truth).norm())
+        if not error <= bound:
+            n, d = batch.image_features.shape
+            yield (
+                f"{loss.operator}: {name} of N = {n}, d = {d}, s = {scale - 1:g}, {dtype}: "
+                f"error {error:.2e}, bound {bound:.2e}"
+            )
+
+
+def _flat(loss: Callable[[Batch], Tensor], batch: Batch) -> list[Tensor]:
+    value, grads = gradients(loss, batch)
+    zero = torch.zeros((), dtype=torch.float64, device=value.device)
+    return [value.double(), *(zero if g is None else g.double() for g in grads)]
+
+
+def _check_row_norms(device: torch.device) -> Iterator[str]:
+    for n, d in SHAPES:
+        for dtype in DTYPES:
+            features = make_batch(n, d, 1.0, 0.0, dtype, device).image_features.detach()
+            norms = torch.ops.cyclip_ext.row_norms(features)
+            error = float((norms / features.double().norm(dim=1) - 1).abs().max())
+            if not error <= 4 * torch.finfo(norms.dtype).eps:
+                yield f"row_norms: N = {n}, d = {d}, {dtype}: relative error {error:.2e}"
+
+
+def _check_retrieval(device: torch.device) -> Iterator[str]:
+    """In float64, where no two cosines are so close that rounding could order them."""
+    for n, d in SHAPES:
+        batch = make_batch(n, d, 1.0, 0.0, torch.float64, device)
+        image, text = batch.image_features.detach(), batch.text_features.detach()
+        cosines = reference.similarity(image, text)
+        if ops.has_operator("retrieval_ranks", device.type) and d > 1:
+            labels = torch.arange(n, device=device)
+            found = torch.ops.cyclip_ext.retrieval_ranks(image, text, labels, labels)
+            others = ~torch.eye(n, dtype=torch.bool, device=device)
+            reached = (cosines >= cosines.diagonal()[:, None]) & others
+            expected = (reached.sum(1), ((cosines >= cosines.diagonal()) & others).sum(0))
+            if not all(map(torch.equal, found, expected)):
+                yield f"retrieval_ranks: wrong ranks for N = {n}, d = {d}"
+        if ops.has_operator("similarity_top_k", device.type):
+            k = min(5, n)
+            values, indices = torch.ops.cyclip_ext.similarity_top_k(image, text, k)
+            same = (values - cosines.topk(k, dim=1).values).abs().max() < 1e-12
+            if not same or not torch.allclose(cosines.gather(1, indices), values, atol=1e-12):
+                yield f"similarity_top_k: wrong entries for N = {n}, d = {d}"

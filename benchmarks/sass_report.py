@@ -1,0 +1,193 @@
+"""`python -m benchmarks.sass_report`: what the compiler made of each CUDA kernel. Needs no GPU.
+
+Compiles csrc/kernels/cuda/*.cu with the flags of setup.py, prints one line per kernel with the
+figures of the architectures side by side, and ends with status 1 where a kernel
+    - spills registers, has a stack frame, or loads or stores local memory
+    - has a TileShape for an arithmetic of the tensor cores and no such instruction
+    - does not fit a multiprocessor, as far as its shared memory is known
+
+`--check` prints only those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, product
+from pathlib import Path
+
+from .cubin import ROOT, Kernel, compile_kernels, find_disassembler
+from .occupancy import MULTIPROCESSORS, occupancy, resident_blocks
+
+from build_support.toolchain import CudaToolkit, find_cuda  # isort: skip  (cubin.py makes it importable)
+
+KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+
+# Instructions of the tensor cores that each arithmetic of tile.cuh stands for.
+TENSOR_CORES = {
+    "Bf16": r"HMMA\.16816.*BF16",
+    "F16": r"HMMA\.16816\.F32(?!\.BF16)",
+    "Tf32": r"HMMA\.1688.*TF32",
+    "F64": r"DMMA",
+}
+
+INSTRUCTIONS = {  # column: opcodes
+    "HMMA": r"HMMA",
+    "DMMA": r"DMMA",
+    "FFMA": r"FFMA",
+    "ldmatrix": r"LDSM",
+    "cp.async 16 B": r"LDGSTS.*\.128",
+    "global load 16 B": r"LDG\..*\.128",
+    "local": r"LDL|STL",
+}
+
+PAGE = """# The CUDA kernels as compiled
+
+Written by `python -m benchmarks.sass_report --markdown docs/kernels.md` with nvcc {nvcc}: figures
+of the compiler and counts in its machine code. Nothing here was measured on a GPU.
+
+Where the architectures differ, figures are those of {architectures}.
+
+Shared memory is static + dynamic, in bytes. Blocks are those that one multiprocessor holds at a
+time, and occupancy is the share of its warps that they are. Instructions are counted as written,
+not as executed: a main loop counts once. `cp.async 16 B` and `global load 16 B` are the wide ones;
+"local" are loads and stores of local memory, which must be 0 as stack and spills must.
+
+{table}
+"""
+
+
+def findings(kernel: Kernel) -> list[str]:
+    """What must not be, in words."""
+    found = []
+    if kernel.spilled:
+        found.append(f"spills {kernel.spilled} bytes of registers")
+    if kernel.stack:
+        found.append(f"has a stack frame of {kernel.stack} bytes")
+    local = kernel.count(INSTRUCTIONS["local"])
+    if local:
+        found.append(f"accesses local memory in {local} instructions")
+    for arithmetic, pattern in TENSOR_CORES.items():
+        if f"TileShape<{arithmetic}," in kernel.name and not kernel.count(pattern):
+            found.append(f"computes in {arithmetic} without an instruction like {pattern}")
+    if _blocks(kernel) == 0:
+        found.append("does not fit a multiprocessor")
+    return found
+
+
+def _blocks(kernel: Kernel) -> int | None:
+    if kernel.threads is None or kernel.dynamic_shared is None:
+        return None
+    shared = kernel.static_shared + kernel.dynamic_shared
+    return resident_blocks(kernel.arch, kernel.threads, kernel.registers, shared)
+
+
+def row(kernels: Sequence[Kernel]) -> dict[str, str]:
+    """One kernel on every architecture: figures that differ side by side."""
+    columns = [figures(kernel) for kernel in kernels]
+    merged = {"kernel": f"`{kernels[0].name}`"}
+    for name in columns[0]:
+        values = [column[name] for column in columns]
+        merged[name] = values[0] if len(set(values)) == 1 else " / ".join(values)
+    return merged
+
+
+def figures(kernel: Kernel) -> dict[str, str]:
+    blocks = _blocks(kernel)
+    share = "?"
+    if blocks is not None and kernel.threads is not None:
+        share = f"{occupancy(kernel.arch, kernel.threads, blocks):.0%}"
+    return {
+        "threads": _or_unknown(kernel.threads),
+        "registers": str(kernel.registers),
+        "shared": f"{kernel.static_shared} + {_or_unknown(kernel.dynamic_shared)}",
+        "blocks": _or_unknown(blocks),
+        "occupancy": share,
+        "stack + spills": f"{kernel.stack} + {kernel.spilled}",
+        "instructions": str(kernel.opcodes.total()),
+        **{name: str(kernel.count(pattern)) for name, pattern in INSTRUCTIONS.items()},
+    }
+
+
+def _or_unknown(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """A table with the first column to the left and numbers to the right."""
+    columns = list(rows[0])
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = [
+            cell.ljust(width) if position == 0 else cell.rjust(width)
+            for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(columns), line(rule), *(line(row.values()) for row in rows)])
+
+
+def compile_all(
+    sources: Sequence[Path], architectures: Sequence[str], toolkit: CudaToolkit, jobs: int
+) -> list[Kernel]:
+    """Every kernel for every architecture, those of one kernel in a row."""
+    disassembler = find_disassembler(toolkit)
+    with ThreadPoolExecutor(jobs) as pool:
+        compiled = pool.map(
+            lambda job: compile_kernels(job[0], job[1], toolkit, disassembler),
+            product(sources, architectures),
+        )
+        return sorted(
+            (kernel for batch in compiled for kernel in batch), key=lambda kernel: kernel.name
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sass_report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = (
+        "%(prog)s [FILE.cu ...] [--arch 80 90 120] [--check] [--markdown FILE] [--jobs N]"
+    )
+    parser.add_argument("sources", nargs="*", type=Path, metavar="FILE.cu", help="default: all")
+    parser.add_argument("--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "120"])
+    parser.add_argument("--check", action="store_true", help="print only what must not be")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write docs/kernels.md there")
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))
+    options = parser.parse_args(arguments)
+
+    toolkit = find_cuda()
+    if toolkit is None:
+        parser.error("no nvcc on PATH or in /usr/local/cuda; set CUDA_HOME to a CUDA toolkit")
+    sources = options.sources or sorted(KERNELS.glob("*.cu"))
+    try:
+        kernels = compile_all(sources, options.arch, toolkit, options.jobs)
+    except RuntimeError as error:
+        parser.exit(1, f"{error}\n")
+    if kernels and not options.check:
+        by_name = groupby(kernels, key=lambda kernel: kernel.name)
+        table = markdown([row(list(group)) for _, group in by_name])
+        print(table)
+        if options.markdown:
+            page = PAGE.format(
+                nvcc=toolkit.version,
+                architectures=" / ".join(f"sm_{arch}" for arch in options.arch),
+                table=table,
+            )
+            options.markdown.write_text(page, encoding="utf-8")
+    problems = [
+        f"{kernel.name} (sm_{kernel.arch}) {', '.join(found)}"
+        for kernel in kernels
+        if (found := findings(kernel))
+    ]
+    print(*problems, sep="\n", file=sys.stderr, end="\n" if problems else "")
+    print(f"{len(kernels)} kernels, nvcc {toolkit.version}: {len(problems)} with problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
