@@ -14,6 +14,7 @@ measured. docs/cuda.md holds the output and explains the columns:
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,19 +64,18 @@ L2_SHARE = 0.7  # ASSUMED: of the L2 cache's peak bandwidth
 MEMORY_SHARE = 0.85  # ASSUMED: of the device memory's
 ISSUE_SHARE = 0.6  # ASSUMED: of the issue slots, in epilogues
 
-# Instructions per entry of S outside the main loop: those of the 128 x 128 bf16 kernels for sm_90
-# (docs/kernels.md) less 1,000 for the main loop and what surrounds it, over 64 entries per thread.
-# The contrastive forward is less 900 more, for a search that only negative scales need; top-k,
-# with 64 x 64 tiles, is less 500, over 32 entries. Some of it is skipped where it does not apply.
+# Instructions per entry of S outside the main loop: counted in the machine code of the bf16 kernels
+# for sm_90, tiles of 128 x 128 (top-k: 64 x 64), from the main loop to the end, where a tile
+# lies inside the matrix and off its diagonal; over the 64 (32) entries of a thread.
 EPILOGUE = {
-    "contrastive forward": 58,
-    "contrastive backward": 64,
-    "sigmoid forward": 43,
-    "sigmoid backward": 73,
+    "contrastive forward": 30,
+    "contrastive backward": 27,
+    "sigmoid forward": 26,
+    "sigmoid backward": 28,
     "cycle direct forward": 10,  # ASSUMED, as the next: kernels of their own, over W
     "cycle direct backward": 10,
-    "ranks": 50,  # both passes
-    "top-k": 15,
+    "ranks": 40,  # both passes
+    "top-k": 19,
 }
 
 TILE = 128  # rows and columns of a tile
@@ -135,22 +135,33 @@ def _depth_parts(rows: int, cols: int, depth: int) -> int:
     return max(1, min(256 // tiles, depth // 1024, 16))
 
 
+def _panel_size(n: int, element: int) -> tuple[int, int]:
+    """Rows and columns of a panel of an n x n matrix, as gradients.cuh chooses them."""
+    elements = PANEL_BYTES // element
+    whole = -(-n // TILE) * TILE
+
+    def whole_tiles(size: int) -> int:
+        return max(size // TILE * TILE, TILE)
+
+    cols = min(whole, whole_tiles(elements // min(whole, whole_tiles(math.isqrt(elements)))))
+    return min(whole, whole_tiles(elements // cols)), cols
+
+
 def _panel_backward(operator: str, n: int, d: int, arithmetic: Arithmetic) -> Work:
     """S again, H written panel by panel, and both products of each panel: 2 + 4 N^2 d flops."""
     flops = 6 * n * n * d
     element = ELEMENT_BYTES[arithmetic]
-    panel_rows = max(TILE, PANEL_BYTES // (n * element) // TILE * TILE)
-    panels = -(-n // panel_rows)
+    rows, cols = _panel_size(n, element)
+    down, across = -(-n // rows), -(-n // cols)
     tower = n * d * element
-    gradient = n * d * 4  # sums in float32
+    sums = n * d * 4  # in float32
     total = (
         3 * n * n * element  # H: written once, read twice
         + 2 * tower  # for the norms
-        + 2 * tower  # images: for S and for H'X
-        + 2 * panels * tower  # texts, per panel: for S and for H Y
-        + 2 * panels * gradient  # text gradients: read and written per panel
-        + 2 * _depth_parts(panel_rows, d, n) * gradient  # images' parts: written, read, added up
-        + gradient  # texts' sums, read once more to be projected
+        + 2 * across * tower  # images, per column of panels: for S and for H'X
+        + 2 * down * tower  # texts, per row of panels: for S and for H Y
+        + 2 * across * _depth_parts(rows, d, cols) * sums  # images: read and written per panel
+        + 2 * down * _depth_parts(cols, d, rows) * sums  # texts: the same
         + 6 * tower  # the projections: own and partner's features, results
     )
     return Work(

@@ -347,7 +347,8 @@ def _check_labels(labels: Tensor, name: str, features: Tensor, features_name: st
 def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, (int, float)):
-            return torch.tensor(float(value), dtype=torch.float64, device=features.device)
+            # Not torch.tensor: it copies from the host, which a CUDA graph cannot capture.
+            return torch.full((), float(value), dtype=torch.float64, device=features.device)
         raise TypeError(f"{name} must be a tensor or a number, got {type(value).__name__}")
     if value.numel() != 1:
         raise ValueError(f"{name} must be a scalar, got shape {list(value.shape)}")

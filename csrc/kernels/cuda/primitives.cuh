@@ -148,6 +148,13 @@ __device__ inline float exp2_approximately(float x) {
   return y;
 }
 
+// 1 / x to one unit in the last place, for x and 1 / x that are normal numbers.
+__device__ inline float reciprocal_approximately(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The nearest number with 10 bits of mantissa, ties away from zero: what the tensor cores read of a float.
 __device__ inline float round_to_tf32(float x) {
   uint32_t bits;

@@ -27,6 +27,10 @@ __device__ inline T decay(T z) {
   return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
 }
 
+// 1 / (1 + u) for 0 <= u <= 1.
+__device__ inline float one_over_one_plus(float u) { return reciprocal_approximately(1 + u); }
+__device__ inline double one_over_one_plus(double u) { return 1 / (1 + u); }
+
 // ---------------------------------------------------------------- positives
 
 __device__ inline double softplus(double z) { return (z > 0 ? z : 0) + log1p(exp(-fabs(z))); }

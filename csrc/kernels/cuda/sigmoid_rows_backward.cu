@@ -29,7 +29,7 @@ struct Sigmoid {
   __device__ Col col(int64_t) const { return {}; }
   __device__ static T slope(T cosine, const Scalars& scalars, const Row& gradient, const Col&) {
     const T z = scalars.logit(cosine), u = decay(z);
-    return gradient * (z > 0 ? T{1} : u) / (1 + u);
+    return gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
   }
 };
 

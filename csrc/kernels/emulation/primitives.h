@@ -183,6 +183,7 @@ inline uint16_t float_to_bf16_bits(float x) { return emulation::float_to_bf16(x)
 inline uint16_t float_to_f16_bits(float x) { return emulation::float_to_f16(x); }
 inline float f16_bits_to_float(uint16_t bits) { return emulation::f16_to_float(bits); }
 inline float exp2_approximately(float x) { return emulation::exp2_approximately(x); }
+inline float reciprocal_approximately(float x) { return 1 / x; }
 inline float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
 
 // ---------------------------------------------------------------- launches
