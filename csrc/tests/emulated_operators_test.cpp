@@ -1,0 +1,394 @@
+// Every operator of kernels/cuda/operators.h under emulation, in all orders of the threads: the results
+// have the same bits, hold no NaN (which is what unwritten memory holds), and stay within their memory.
+// Small, because the sanitizers run it: the thread sanitizer finds barriers that no order misses. What the
+// numbers should be, python_tests/kernels knows; here they are only compared with plain loops where those
+// are short.
+
+#include <map>
+#include <random>
+
+#include "emulation_check.h"
+#include "kernels/cuda/operators.h"
+#include "kernels/emulation/guarded_memory.h"
+#include "kernels/emulation/numbers.h"
+
+namespace cyclip::test {
+
+namespace {
+
+using namespace cyclip::cuda;
+using emulation::GuardedArray;
+using emulation::GuardedBlock;
+using emulation::GuardedWorkspace;
+
+struct Shape {
+  int64_t n, m, d;
+  int64_t large_tiles;  // 0: large tiles for all products
+};
+
+// One entry; several small tiles, ragged in all dimensions, and a pipeline that goes round; large tiles.
+constexpr Shape kShapes[] = {{1, 1, 1, 128}, {70, 67, 129, 128}, {33, 130, 37, 0}};
+
+struct Precision {
+  ElementType type;
+  bool allow_tf32;
+  const char* name;
+  int64_t element_size;
+};
+
+constexpr Precision kPrecisions[] = {{ElementType::kBFloat16, false, "bfloat16", 2},
+                                     {ElementType::kFloat16, false, "float16", 2},
+                                     {ElementType::kFloat32, true, "tf32", 4},
+                                     {ElementType::kFloat32, false, "float32", 4},
+                                     {ElementType::kFloat64, false, "float64", 8}};
+
+constexpr double kScale = 5, kBias = -2;
+constexpr int64_t kOffset = 3;
+
+// A tower of small multiples of 1/2, which every type holds exactly.
+class Tower {
+ public:
+  Tower(const Precision& precision, int64_t rows, int64_t d, unsigned seed)
+      : values_(rows * d), block_(rows * d * precision.element_size, emulation::kUnwrittenFloat) {
+    std::mt19937 random(seed);
+    for (size_t i = 0; i < values_.size(); ++i) {
+      values_[i] = (static_cast<int>(random() % 9) - 4) / 2.0;
+      store(precision, i);
+    }
+    features = {block_.data(), precision.type, rows, d, d};
+  }
+
+  Features features;
+
+  double norm(int64_t i) const {
+    double sum = 0;
+    for (int64_t k = 0; k < features.d; ++k) sum += at(i, k) * at(i, k);
+    return std::fmax(std::sqrt(sum), 1e-12);
+  }
+  double at(int64_t i, int64_t k) const { return values_[i * features.d + k]; }
+
+ private:
+  void store(const Precision& precision, size_t i) {
+    unsigned char* target = block_.data() + i * precision.element_size;
+    const double value = values_[i];
+    const auto write = [target](auto element) { std::memcpy(target, &element, sizeof(element)); };
+    const float rounded = static_cast<float>(value);
+    switch (precision.type) {
+      case ElementType::kBFloat16:
+        return write(emulation::float_to_bf16(rounded));
+      case ElementType::kFloat16:
+        return write(emulation::float_to_f16(rounded));
+      case ElementType::kFloat32:
+        return write(rounded);
+      case ElementType::kFloat64:
+        return write(value);
+    }
+  }
+
+  std::vector<double> values_;
+  GuardedBlock block_;
+};
+
+struct Problem {
+  Shape shape;
+  Precision precision;
+  Tower image, text, square_text;  // the last as many as the images
+
+  Problem(const Shape& shape, const Precision& precision)
+      : shape(shape),
+        precision(precision),
+        image(precision, shape.n, shape.d, 1),
+        text(precision, shape.m, shape.d, 2),
+        square_text(precision, shape.n, shape.d, 3) {}
+
+  double cosine(int64_t i, int64_t j) const {
+    double dot = 0;
+    for (int64_t k = 0; k < shape.d; ++k) dot += image.at(i, k) * text.at(j, k);
+    return dot / image.norm(i) / text.norm(j);
+  }
+};
+
+// The results of one run by name.
+class Results {
+ public:
+  template <typename T>
+  void add(const std::string& name, const GuardedArray<T>& array) {
+    array.check(name);
+    add_bytes(name, array.data(), array.size() * sizeof(T));
+    for (int64_t i = 0; i < array.size(); ++i) {
+      if constexpr (std::is_integral_v<T>) {
+        check(array.data()[i] >= -1 && array.data()[i] < 1000, name + " is not written");
+      } else {
+        check(!std::isnan(array.data()[i]), name + " is NaN");
+      }
+    }
+  }
+  void add_bytes(const std::string& name, const void* data, size_t bytes) {
+    const auto* begin = static_cast<const unsigned char*>(data);
+    bytes_[name].assign(begin, begin + bytes);
+  }
+
+  void expect_same(const Results& other, const std::string& what) const {
+    for (const auto& [name, bytes] : bytes_)
+      check(other.bytes_.at(name) == bytes, what + ": other bits in " + name);
+  }
+
+ private:
+  std::map<std::string, std::vector<unsigned char>> bytes_;
+};
+
+// A feature gradient: one of 0xFFFF is NaN in both 16-bit types, and unwritten.
+class Gradient {
+ public:
+  Gradient(const Problem& problem, int64_t rows)
+      : size_(rows * problem.shape.d),
+        precision_(problem.precision),
+        block_(size_ * precision_.element_size, emulation::kUnwrittenFloat) {}
+
+  void* data() const { return block_.data(); }
+
+  void add_to(Results& results, const std::string& name) const {
+    block_.check(name);
+    results.add_bytes(name, block_.data(), size_ * precision_.element_size);
+    const std::vector<unsigned char> unwritten(precision_.element_size, emulation::kUnwrittenFloat);
+    for (int64_t i = 0; i < size_; ++i) {
+      const unsigned char* entry = block_.data() + i * precision_.element_size;
+      check(std::memcmp(entry, unwritten.data(), unwritten.size()) != 0, name + " is not written");
+    }
+  }
+
+ private:
+  int64_t size_;
+  Precision precision_;
+  GuardedBlock block_;
+};
+
+std::vector<double> one(double value) { return {value}; }
+
+GuardedArray<double> doubles(int64_t size, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<double> values(size);
+  for (double& value : values) value = (static_cast<int>(random() % 201) - 100) / 100.0;
+  return GuardedArray<double>(values);
+}
+
+GuardedArray<int64_t> integers(int64_t size, int64_t divisor, int64_t modulus) {
+  std::vector<int64_t> values(size);
+  for (int64_t i = 0; i < size; ++i) values[i] = i / divisor % modulus;
+  return GuardedArray<int64_t>(values);
+}
+
+// Calls launch(context), and checks the workspace.
+template <typename Launch>
+void run(const Problem& problem, const Launch& launch) {
+  GuardedWorkspace workspace;
+  Context context{workspace, Stream{}};
+  context.allow_tf32 = problem.precision.allow_tf32;
+  context.large_tiles = problem.shape.large_tiles;
+  check(launch(context) == kSuccess, "a launch failed");
+  workspace.check();
+}
+
+void run_row_norms(const Problem& problem, Results& results) {
+  const auto launch_into = [&](auto norms) {
+    run(problem, [&](const Context& context) {
+      return launch_row_norms_forward(problem.image.features, norms.data(), context);
+    });
+    results.add("norms", norms);
+    for (int64_t i = 0; i < problem.shape.n; ++i) {
+      check_close(norms.data()[i], problem.image.norm(i), 1e-6, "norm of row " + std::to_string(i));
+    }
+  };
+  if (problem.precision.type == ElementType::kFloat64) {
+    launch_into(GuardedArray<double>(problem.shape.n));
+  } else {
+    launch_into(GuardedArray<float>(problem.shape.n));
+  }
+}
+
+void check_statistics(const Problem& problem, const double* row_lse, const double* col_lse,
+                      const double* positive) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const double tolerance = problem.precision.type == ElementType::kFloat64 ? 1e-12 : 1e-4;
+  std::vector<double> row_sums(n, 0), col_sums(m, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m; ++j) {
+      const double cosine = problem.cosine(i, j);
+      if (j == i + kOffset) {
+        check_close(positive[i], cosine, tolerance, "positive");
+      } else {
+        row_sums[i] += std::exp(kScale * cosine);
+        col_sums[j] += std::exp(kScale * cosine);
+      }
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) check_close(row_lse[i], std::log(row_sums[i]), tolerance, "row_lse");
+  for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
+}
+
+void run_pair_statistics(const Problem& problem, Results& results) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const Features &image = problem.image.features, &text = problem.text.features;
+  const GuardedArray<double> scale(one(kScale)), scale_grad(1);
+  const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
+  const GuardedArray<int64_t> row_index(n), col_index(m);
+  run(problem, [&](const Context& context) {
+    return launch_pair_statistics_forward(
+        {image, text, scale.data(), kOffset, row_lse.data(), col_lse.data(), positive.data(), row_hardest.data(),
+         col_hardest.data(), row_index.data(), col_index.data()},
+        context);
+  });
+  results.add("row_lse", row_lse);
+  results.add("col_lse", col_lse);
+  results.add("positive", positive);
+  results.add("row_hardest", row_hardest);
+  results.add("col_hardest", col_hardest);
+  results.add("row_hardest_index", row_index);
+  results.add("col_hardest_index", col_index);
+  check_statistics(problem, row_lse.data(), col_lse.data(), positive.data());
+
+  const auto g_row = doubles(n, 4), g_col = doubles(m, 5), g_positive = doubles(n, 6),
+             g_row_hardest = doubles(n, 7), g_col_hardest = doubles(m, 8);
+  const Gradient image_grad(problem, n), text_grad(problem, m);
+  run(problem, [&](const Context& context) {
+    return launch_pair_statistics_backward(
+        {image, text, scale.data(), kOffset, row_lse.data(), col_lse.data(), row_index.data(), col_index.data(),
+         g_row.data(), g_col.data(), g_positive.data(), g_row_hardest.data(), g_col_hardest.data(),
+         image_grad.data(), text_grad.data(), scale_grad.data()},
+        context);
+  });
+  image_grad.add_to(results, "image_grad of the statistics");
+  text_grad.add_to(results, "text_grad of the statistics");
+  results.add("logit_scale_grad of the statistics", scale_grad);
+}
+
+void run_sigmoid_rows(const Problem& problem, Results& results) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const Features &image = problem.image.features, &text = problem.text.features;
+  const GuardedArray<double> scale(one(kScale)), bias(one(kBias)), row_loss(n), scale_grad(1), bias_grad(1);
+  run(problem, [&](const Context& context) {
+    return launch_sigmoid_rows_forward({image, text, scale.data(), bias.data(), kOffset, row_loss.data()},
+                                       context);
+  });
+  results.add("row_loss", row_loss);
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const double logit = kScale * problem.cosine(i, j) + kBias;
+      sum += std::log1p(std::exp(j == i + kOffset ? -logit : logit));
+    }
+    check_close(row_loss.data()[i], sum, problem.precision.type == ElementType::kFloat64 ? 1e-12 : 1e-3,
+                "row_loss");
+  }
+  const auto g_rows = doubles(n, 4);
+  const Gradient image_grad(problem, n), text_grad(problem, m);
+  run(problem, [&](const Context& context) {
+    return launch_sigmoid_rows_backward({image, text, scale.data(), bias.data(), kOffset, g_rows.data(),
+                                         image_grad.data(), text_grad.data(), scale_grad.data(), bias_grad.data()},
+                                        context);
+  });
+  image_grad.add_to(results, "image_grad of the sigmoid");
+  text_grad.add_to(results, "text_grad of the sigmoid");
+  results.add("logit_scale_grad of the sigmoid", scale_grad);
+  results.add("logit_bias_grad", bias_grad);
+}
+
+void run_cycle(const Problem& problem, Results& results) {
+  const int64_t n = problem.shape.n, d = problem.shape.d;
+  const Features &image = problem.image.features, &text = problem.square_text.features;
+  const Gradient image_grad(problem, n), text_grad(problem, n);
+  const GuardedArray<double> plus(d * d), minus(d * d), cross(d * d), in_modal(1), cross_modal(1);
+  run(problem, [&](const Context& context) {
+    return launch_cycle_grams_forward({image, text, plus.data(), minus.data(), cross.data()}, context);
+  });
+  results.add("plus_gram", plus);
+  results.add("minus_gram", minus);
+  results.add("cross_gram", cross);
+  run(problem, [&](const Context& context) {
+    return launch_cycle_direct_forward({image, text, in_modal.data(), cross_modal.data()}, context);
+  });
+  results.add("in_modal_sum", in_modal);
+  results.add("cross_modal_sum", cross_modal);
+
+  double both = 0, difference = 0;  // the two routes against each other
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j < d; ++j) {
+      both += plus.data()[i * d + j] * minus.data()[i * d + j];
+      difference += cross.data()[i * d + j] * cross.data()[j * d + i];
+    }
+  }
+  const double tolerance = problem.precision.allow_tf32 ? 1e-2 : 1e-5;
+  check_close(in_modal.data()[0], (both + difference) / 2, tolerance, "in_modal_sum");
+  check_close(cross_modal.data()[0], (both - difference) / 2, tolerance, "cross_modal_sum");
+
+  const auto g_plus = doubles(d * d, 4), g_minus = doubles(d * d, 5), g_cross = doubles(d * d, 6);
+  run(problem, [&](const Context& context) {
+    return launch_cycle_grams_backward(
+        {image, text, g_plus.data(), g_minus.data(), g_cross.data(), image_grad.data(), text_grad.data()},
+        context);
+  });
+  image_grad.add_to(results, "image_grad by grams");
+  text_grad.add_to(results, "text_grad by grams");
+  const GuardedArray<double> g_in(one(0.7)), g_cross_modal(one(-0.4));
+  run(problem, [&](const Context& context) {
+    return launch_cycle_direct_backward(
+        {image, text, g_in.data(), g_cross_modal.data(), image_grad.data(), text_grad.data()}, context);
+  });
+  image_grad.add_to(results, "image_grad by pairs");
+  text_grad.add_to(results, "text_grad by pairs");
+}
+
+void run_retrieval(const Problem& problem, Results& results) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const Features &image = problem.image.features, &text = problem.text.features;
+  const auto image_labels = integers(n, 2, 20), text_labels = integers(m, 3, 20);
+  const GuardedArray<int64_t> row_rank(n), col_rank(m);
+  run(problem, [&](const Context& context) {
+    return launch_retrieval_ranks_forward(
+        {image, text, image_labels.data(), text_labels.data(), row_rank.data(), col_rank.data()}, context);
+  });
+  results.add("row_rank", row_rank);
+  results.add("col_rank", col_rank);
+  const int64_t k = std::min<int64_t>(5, m);
+  const GuardedArray<double> values(n * k);
+  const GuardedArray<int64_t> indices(n * k);
+  run(problem, [&](const Context& context) {
+    return launch_similarity_top_k_forward({image, text, k, values.data(), indices.data()}, context);
+  });
+  results.add("top-k values", values);
+  results.add("top-k indices", indices);
+}
+
+void test_operators(const Problem& problem) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const std::string name = std::string(problem.precision.name) + " [" + std::to_string(n) + ", " +
+                           std::to_string(m) + ", " + std::to_string(d) + "]";
+  const int before = failures;
+  const std::vector<Results> all = in_all_orders([&] {
+    Results results;
+    run_row_norms(problem, results);
+    run_pair_statistics(problem, results);
+    run_sigmoid_rows(problem, results);
+    run_cycle(problem, results);
+    run_retrieval(problem, results);
+    return results;
+  });
+  for (size_t i = 1; i < all.size(); ++i) all[0].expect_same(all[i], name + ", " + orders()[i].name);
+  if (failures > before) std::printf("^ %s\n", name.c_str());
+}
+
+}  // namespace
+
+}  // namespace cyclip::test
+
+// With any argument, stops at the first problem that fails.
+int main(int argc, char**) {
+  using namespace cyclip::test;
+  for (const Precision& precision : kPrecisions) {
+    for (const Shape& shape : kShapes) {
+      test_operators(Problem(shape, precision));
+      if (argc > 1 && failures > 0) return exit_code();
+    }
+  }
+  return exit_code();
+}

@@ -1,0 +1,66 @@
+"""Precisions, shapes, and features as they lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from losses.inputs import Towers, make_features
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Of the features and of their products."""
+
+    name: str
+    dtype: torch.dtype
+    allow_tf32: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def accumulation(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def operands(self) -> float:
+        """Relative rounding of an operand of a product that is not in the features already."""
+        if self.allow_tf32:
+            return 2.0**-11
+        return torch.finfo(self.dtype).eps / 2
+
+
+PRECISIONS = [
+    Precision("bfloat16", torch.bfloat16),
+    Precision("float16", torch.float16),
+    Precision("tf32", torch.float32, allow_tf32=True),
+    Precision("float32", torch.float32),
+    Precision("float64", torch.float64),
+]
+
+# (n, m, d): single entries, ragged in one dimension at a time, whole tiles, several tiles.
+SMALL = [(1, 1, 1), (5, 3, 7), (3, 65, 16), (70, 2, 33)]
+MIDDLE = [(77, 130, 72), (128, 128, 64)]
+LARGE = [(129, 257, 513)]
+
+
+def rectangle(
+    kind: str, n: int, m: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> Towers:
+    """n images and m texts of one kind, rounded to `dtype`."""
+    image, text = make_features(kind, max(n, m), d, seed, dtype)
+    return image[:n], text[:m]
+
+
+def surrounded(features: Tensor, left: int, right: int) -> Tensor:
+    """The same rows between columns and rows of NaN, `left` elements behind an aligned address."""
+    n, d = features.shape
+    whole = torch.full((n + 2, left + d + right), torch.nan, dtype=features.dtype)
+    whole[1:-1, left : left + d] = features
+    return whole[1:-1, left : left + d]
+
+
+def as_double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,0 +1,31 @@
+"""The fixture `device`: every test of a kernel runs on each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cyclip_ext
+
+from .devices import Cuda, Device, Emulated
+from .emulation import emulation
+
+EMULATED, CUDA = "emulated", "cuda"
+
+
+@pytest.fixture(params=[EMULATED, CUDA])
+def device(request: pytest.FixtureRequest) -> Device:
+    if request.param == EMULATED:
+        return Emulated(emulation())
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    status = cyclip_ext.ops.backend_status()["cuda"]
+    if not status.loaded:
+        pytest.skip(f"no CUDA operators: {status.reason}")
+    return Cuda()
+
+
+@pytest.fixture
+def emulated() -> Emulated:
+    """For what only the emulator can vary or see."""
+    return Emulated(emulation())

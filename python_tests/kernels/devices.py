@@ -1,0 +1,81 @@
+"""An operator call on a device: the arguments of its schema, CPU tensors in and out.
+
+A device is called `device(operator, *arguments)` and returns the operator's outputs as a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Device = Callable[..., tuple[Tensor, ...]]
+
+# numpy has no bfloat16: 16-bit features travel as their bits.
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
+
+
+class Emulated:
+    """The operators by csrc/kernels/emulation; `order` is that of the threads."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def __call__(
+        self,
+        operator: str,
+        *arguments: Any,
+        allow_tf32: bool = False,
+        panel_bytes: int | None = None,
+        large_tiles: int | None = None,
+        order: tuple[str, int] = ("ASCENDING", 0),
+    ) -> tuple[Tensor, ...]:
+        dtype = arguments[0].dtype
+        options = self.module.Options(
+            str(dtype).removeprefix("torch."), allow_tf32, panel_bytes, large_tiles
+        )
+        name, seed = order
+        self.module.set_order(self.module.Order[name], seed)
+        results = getattr(self.module, operator)(*map(_to_numpy, arguments), options)
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(_from_numpy(result, dtype) for result in results)
+
+
+class Cuda:
+    """torch.ops.cyclip_ext on the GPU, which has one order and chooses panels and tiles itself."""
+
+    def __call__(
+        self, operator: str, *arguments: Any, allow_tf32: bool = False, **_: Any
+    ) -> tuple[Tensor, ...]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
+        try:
+            results = getattr(torch.ops.cyclip_ext, operator)(*map(_to_cuda, arguments))
+        finally:
+            torch.set_float32_matmul_precision(before)
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        return tuple(result.cpu() for result in results)
+
+
+def _to_numpy(argument: Any) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    argument = argument.detach()
+    return argument.view(_BITS.get(argument.dtype, argument.dtype)).numpy()
+
+
+def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
+
+
+def _to_cuda(argument: Any) -> Any:
+    """With all of its storage, so that pitch, alignment and surroundings stay as they are."""
+    if not isinstance(argument, Tensor):
+        return argument
+    storage = torch.empty(0, dtype=argument.dtype).set_(argument.detach().untyped_storage())
+    return storage.cuda().as_strided(argument.shape, argument.stride(), argument.storage_offset())

@@ -1,0 +1,94 @@
+"""The same bits in every run and in every order of the threads.
+
+A missing barrier gives other numbers, or NaN of unwritten shared memory, in some order; a sum
+without a fixed order gives other bits.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from losses.inputs import random_like
+from torch import Tensor
+
+from .cases import PRECISIONS, Precision, as_double, rectangle
+from .devices import Device, Emulated
+
+ORDERS = [("DESCENDING", 0), ("RANDOM", 1), ("RANDOM", 2)]
+# Several tiles in both directions and several K-steps for every precision.
+SHAPES = [(70, 130, 200)]
+
+
+def _doubles(*sizes: int, seed: int) -> list[Tensor]:
+    return list(random_like(tuple(torch.empty(s, dtype=torch.float64) for s in sizes), seed))
+
+
+def _calls(n: int, m: int, d: int, dtype: torch.dtype) -> dict[str, tuple]:
+    """Arguments of every operator; statistics as a forward operator could have written them."""
+    image, text = rectangle("random", n, m, d, dtype)
+    scale, bias, g = as_double(14.3), as_double(-5.0), as_double(0.7)
+    lse = [torch.full((size,), 5.0, dtype=torch.float64) for size in (n, m)]
+    indices = torch.arange(n) % m, torch.arange(m) % n
+    square = image, text[:n]
+    labels = torch.arange(n) // 2, torch.arange(m) // 3
+    return {
+        "row_norms": (image,),
+        "pair_statistics": (image, text, scale, 3),
+        "pair_statistics_backward": (
+            *(image, text, scale, 3, *lse, *indices, *_doubles(n, m, n, n, m, seed=2)),
+            *(True, True),
+        ),
+        "sigmoid_rows": (image, text, scale, bias, 3),
+        "sigmoid_rows_backward": (
+            *(image, text, scale, bias, 3, *_doubles(n, seed=3)),
+            *(True, True),
+        ),
+        "cycle_grams": square,
+        "cycle_grams_backward": (*square, *(t.view(d, d) for t in _doubles(*[d * d] * 3, seed=4))),
+        "cycle_direct": square,
+        "cycle_direct_backward": (*square, g, -g),
+        "retrieval_ranks": (image, text, *labels),
+        "similarity_top_k": (image, text, 10),
+    }
+
+
+OPERATORS = list(_calls(2, 2, 2, torch.float32))
+
+
+def bits(outputs: tuple[Tensor, ...]) -> list[bytes]:
+    return [
+        out.contiguous().view(torch.uint8).numpy().tobytes()
+        if out.dim()
+        else out[None].view(torch.uint8).numpy().tobytes()
+        for out in outputs
+    ]
+
+
+@pytest.mark.parametrize("large_tiles", [None, 0], ids=["chosen", "large"])
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_orders(
+    emulated: Emulated, operator: str, precision: Precision, large_tiles: int | None
+) -> None:
+    """Wrong: a barrier is missing, or the order of a sum depends on who comes first."""
+    for shape in SHAPES:
+        arguments = _calls(*shape, precision.dtype)[operator]
+        options = {"allow_tf32": precision.allow_tf32, "large_tiles": large_tiles}
+        options["panel_bytes"] = 65 * shape[1] * arguments[0].element_size()
+        first = emulated(operator, *arguments, **options)
+        assert all(not out.isnan().any() for out in first)
+        for order in ORDERS:
+            assert bits(emulated(operator, *arguments, order=order, **options)) == bits(first), (
+                order
+            )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_runs(device: Device, operator: str, precision: Precision) -> None:
+    """Wrong: two runs on the same device differ."""
+    arguments = _calls(40, 70, 24, precision.dtype)[operator]
+    first, second = (
+        bits(device(operator, *arguments, allow_tf32=precision.allow_tf32)) for _ in range(2)
+    )
+    assert first == second

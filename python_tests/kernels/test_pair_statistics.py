@@ -1,0 +1,208 @@
+"""Softmax statistics and their gradients against the float64 truth, within bounds.py."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from losses import truth
+from losses.inputs import random_like
+from torch import Tensor
+
+from cyclip_ext import reference
+
+from . import bounds
+from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
+from .devices import Device
+
+pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+
+SCALES = [1.0, 14.3, 100.0]
+
+
+def similarity(image: Tensor, text: Tensor) -> Tensor:
+    return reference.similarity(image.double(), text.double())
+
+
+def _of_side(stats: truth.PairStatistics, side: str) -> list[Tensor]:
+    return [getattr(stats, f"{side}_{what}") for what in ("lse", "hardest", "hardest_index")]
+
+
+def check_forward(
+    device: Device,
+    image: Tensor,
+    text: Tensor,
+    scale: float,
+    offset: int,
+    precision: Precision,
+    **options: int | None,
+) -> None:
+    exact = truth.pair_statistics(image.double(), text.double(), as_double(scale), offset)
+    ours = truth.PairStatistics(
+        *device(
+            "pair_statistics",
+            image,
+            text,
+            as_double(scale),
+            offset,
+            allow_tf32=precision.allow_tf32,
+            **options,
+        )
+    )
+    error, sim = bounds.cosine(image, text, precision), similarity(image, text)
+    eps = bounds.eps_of(precision)
+    for side, along in ("row", 1), ("col", 0):
+        ours_lse, ours_hardest, ours_index = _of_side(ours, side)
+        exact_lse, exact_hardest, exact_index = _of_side(exact, side)
+        worst = error.amax(dim=along)
+        of_log = 4 * bounds.EPS64 * exact_lse.abs().nan_to_num(posinf=0)
+        bound = abs(scale) * worst + bounds.FUNCTIONS * eps + of_log
+        bounds.assert_within(ours_lse, exact_lse, bound, f"{side}_lse")
+        bounds.assert_within(ours_hardest, exact_hardest, worst, f"{side}_hardest")
+        assert torch.equal(ours_index == -1, exact_index == -1)
+        values = sim.gather(along, ours_index.clamp_min(0).unsqueeze(along)).squeeze(along)
+        values = values.where(ours_index >= 0, -torch.inf)
+        bounds.assert_within(values, exact_hardest, 2 * worst, f"{side}_hardest_index")
+        positive = torch.arange(len(ours_index)) + (offset if along else -offset)
+        assert not ((ours_index == positive) & (ours_index >= 0)).any(), "a positive as negative"
+    rows = torch.arange(len(image))
+    inside = (rows + offset >= 0) & (rows + offset < len(text))
+    of_positive = torch.zeros(len(image), dtype=torch.float64)
+    of_positive[inside] = error[rows[inside], rows[inside] + offset]
+    bounds.assert_within(ours.positive, exact.positive, of_positive, "positive")
+
+
+def check_backward(
+    device: Device,
+    image: Tensor,
+    text: Tensor,
+    scale: float,
+    offset: int,
+    precision: Precision,
+    needs: tuple[bool, bool] = (True, True),
+    **options: int | None,
+) -> None:
+    """Of exact statistics, so that an error of the forward operator is not counted here."""
+    leaves = [t.double().requires_grad_() for t in (image, text, as_double(scale))]
+    exact = truth.pair_statistics(*leaves, offset)
+    upstream = random_like(exact[:5], seed=1)
+    upstream = [
+        torch.where(out.isfinite(), g, 0.0) for out, g in zip(exact[:5], upstream, strict=True)
+    ]
+    expected = torch.autograd.grad(
+        exact[:5], leaves, upstream, allow_unused=True, materialize_grads=True
+    )
+    ours = device(
+        "pair_statistics_backward", image, text, as_double(scale), offset,
+        *(t.detach() for t in (exact.row_lse, exact.col_lse)),
+        exact.row_hardest_index, exact.col_hardest_index,
+        *upstream, *needs, allow_tf32=precision.allow_tf32, **options,
+    )  # fmt: skip
+
+    sim = similarity(image, text).requires_grad_()
+    with mock.patch.object(reference, "similarity", return_value=sim):
+        outputs = truth.pair_statistics(image, text, as_double(scale), offset)[:5]
+    magnitudes = []
+    for used in (0, 1), (2, 3, 4):  # apart, because the two could cancel
+        grads = [g.abs() if i in used else 0 * g for i, g in enumerate(upstream)]
+        magnitudes.append(torch.autograd.grad(outputs, sim, grads, retain_graph=True)[0].abs())
+    of_softmax, magnitude = magnitudes[0], sum(magnitudes)
+    cosine_error = bounds.cosine(image, text, precision)
+    error = bounds.pair_gradient(magnitude, scale, cosine_error, precision)
+
+    sides = ((image, text, magnitude, error), (text, image, magnitude.T, error.T))
+    for name, (own, other, g, of_g), mine, true, needed in zip(
+        ("image_grad", "text_grad"), sides, ours, expected, needs, strict=False
+    ):
+        assert mine.dtype == own.dtype
+        if not needed:
+            assert mine.shape == (0, own.shape[1])
+            continue
+        true = true * bounds.norms(own)
+        bound = bounds.feature_gradient(g, of_g, own, other, true, precision)
+        bounds.assert_within(mine.double() * bounds.norms(own), true, bound, name)
+    slope = bounds.pair_gradient(of_softmax, scale, cosine_error, precision) * sim.detach().abs()
+    of_scale = (slope + of_softmax * cosine_error).sum() / abs(scale)
+    rounding = 4 * bounds.EPS64 * (of_softmax * sim.detach().abs()).sum() / abs(scale)
+    bounds.assert_within(ours[2], expected[2], of_scale + rounding, "logit_scale_grad")
+
+
+def check(device: Device, *case, **options) -> None:
+    check_forward(device, *case, **options)
+    check_backward(device, *case, **options)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *MIDDLE], ids=str)
+def test_shapes(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
+    """Wrong: an edge of a tile, of a K-step, or of a row; a scale at which something overflows."""
+    image, text = rectangle("random", n, m, d, precision.dtype)
+    check(device, image, text, scale, 0, precision)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), LARGE, ids=str)
+def test_large(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
+    """Wrong: what needs several tiles and many K-steps."""
+    image, text = rectangle("random", n, m, d, precision.dtype)
+    check(device, image, text, 14.3, 100, precision)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2100, 66), (3, 2100)])
+def test_long(device: Device, n: int, m: int, precision: Precision) -> None:
+    """Wrong: several tiles to a block, several parts to a sum, several panels to a gradient."""
+    image, text = rectangle("random", n, m, 9, precision.dtype)
+    check(device, image, text, 14.3, 1 - n // 2, precision, panel_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "offset"),
+    [(5, 9, 4), (5, 9, 6), (9, 5, -3), (70, 66, -64), (66, 70, 65), (4, 4, 7), (4, 4, -4)],
+)
+def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
+    """Wrong: positives off the diagonal, in a corner, or outside of the block."""
+    check(device, *rectangle("random", n, m, 24, precision.dtype), 14.3, offset, precision)
+
+
+@pytest.mark.parametrize(
+    "kind", ["aligned", "duplicates", "narrow_cone", "modality_gap", "zero_rows"]
+)
+@pytest.mark.parametrize("scale", [1e-3, 100.0])
+def test_hard_inputs(device: Device, kind: str, scale: float, precision: Precision) -> None:
+    """Wrong: a sum that under- or overflows, a division by the norm of a zero row."""
+    image, text = rectangle(kind, 37, 37, 24, precision.dtype)
+    if (
+        kind == "zero_rows" and precision.dtype == torch.float16
+    ):  # its gradient, g / 1e-12, overflows
+        check_forward(device, image, text, scale, 0, precision)
+    else:
+        check(device, image, text, scale, 0, precision)
+
+
+def test_negative_scale(device: Device, precision: Precision) -> None:
+    """Wrong: the largest logit is taken where the largest cosine is."""
+    check(device, *rectangle("random", 20, 30, 8, precision.dtype), -14.3, 3, precision)
+
+
+@pytest.mark.parametrize(("n", "m", "offset"), [(40, 70, 0), (140, 70, -30)])
+def test_ties(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
+    """Wrong: of equal cosines another than the first counts, in a tile or between tiles."""
+    image, text = rectangle("ties", n, m, 24, precision.dtype)
+    exact = truth.pair_statistics(image.double(), text.double(), 14.3, offset)
+    ours = truth.PairStatistics(
+        *device(
+            "pair_statistics", image, text, as_double(14.3), offset, allow_tf32=precision.allow_tf32
+        )
+    )
+    assert torch.equal(ours.row_hardest_index, exact.row_hardest_index)
+    assert torch.equal(ours.col_hardest_index, exact.col_hardest_index)
+    assert torch.equal(ours.row_hardest, exact.row_hardest)
+    check_backward(device, image, text, 14.3, offset, precision)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
+def test_partial_gradients(device: Device, needs: tuple[bool, bool], precision: Precision) -> None:
+    """Wrong: a gradient depends on which others are wanted."""
+    check_backward(
+        device, *rectangle("random", 70, 9, 24, precision.dtype), 14.3, 2, precision, needs
+    )

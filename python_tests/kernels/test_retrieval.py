@@ -1,0 +1,110 @@
+"""Ranks and top-k, exactly: cosines are exact in every precision and often equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from cyclip_ext import reference
+
+from .cases import PRECISIONS, Precision, rectangle
+from .devices import Device
+
+pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+
+SHAPES = [
+    (1, 1, 1),
+    (5, 3, 7),
+    (3, 150, 24),
+    (77, 130, 72),
+    (140, 66, 24),
+    (2, 2100, 24),
+    (2100, 2, 24),
+]
+
+
+def similarity(image: Tensor, text: Tensor) -> Tensor:
+    return reference.similarity(image.double(), text.double())
+
+
+def integer_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Four (or one) entries of +-1 in each row: norm 2 (or 1), cosines multiples of 1/4."""
+    generator = Generator().manual_seed(n + 1000 * m)
+    width = 4 if d >= 4 else 1
+
+    def tower(rows: int) -> Tensor:
+        features = torch.zeros(rows, d, dtype=dtype)
+        for row in features:
+            where = torch.randperm(d, generator=generator)[:width]
+            row[where] = torch.randint(0, 2, (width,), generator=generator).to(dtype) * 2 - 1
+        return features
+
+    return tower(n), tower(m)
+
+
+def ranks(sim: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    own = row_labels[:, None] == col_labels[None, :]
+    best = sim.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(own.any(dim=1), ((sim >= best) & ~own).sum(dim=1), -1)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
+@pytest.mark.parametrize("labels", ["pairs", "groups", "strangers"])
+def test_ranks(device: Device, n: int, m: int, d: int, labels: str, precision: Precision) -> None:
+    """Wrong: a tie not counted against the model, a caption skipped, a rank without a partner."""
+    image, text = integer_features(n, m, d, precision.dtype)
+    generator = Generator().manual_seed(0)
+    large = 2**40  # labels are any 64-bit numbers
+    image_labels, text_labels = {
+        "pairs": (torch.arange(n), torch.arange(m)),
+        "groups": tuple(torch.randint(-2, 3, (k,), generator=generator) * large for k in (n, m)),
+        "strangers": (torch.arange(n) * 2, torch.arange(m) * 3 + large),
+    }[labels]
+    ours = device(
+        "retrieval_ranks", image, text, image_labels, text_labels, allow_tf32=precision.allow_tf32
+    )
+    sim = similarity(image, text)
+    assert torch.equal(ours[0], ranks(sim, image_labels, text_labels))
+    assert torch.equal(ours[1], ranks(sim.T, text_labels, image_labels))
+
+
+def expected_top_k(sim: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, indices = sim.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], indices[:, :k]
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
+def test_top_k(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
+    """Wrong: an entry lost between tiles, or the order of equal ones."""
+    query, candidate = integer_features(n, m, d, precision.dtype)
+    for k in sorted({1, min(5, m), min(33, m), min(m, 150)}):
+        ours = device("similarity_top_k", query, candidate, k, allow_tf32=precision.allow_tf32)
+        values, indices = expected_top_k(similarity(query, candidate), k)
+        assert torch.equal(ours[0], values), k
+        assert torch.equal(ours[1], indices), k
+
+
+def test_top_k_of_nan(device: Device, precision: Precision) -> None:
+    """Wrong: NaN takes a place, or loses the candidates beside it."""
+    query, candidate = integer_features(6, 9, 8, precision.dtype)
+    candidate[3, 2] = torch.nan
+    query[1, 0] = torch.nan
+    ours = device("similarity_top_k", query, candidate, 9, allow_tf32=precision.allow_tf32)
+    sim = similarity(query, candidate)
+    values, indices = expected_top_k(sim.where(~sim.isnan(), -torch.inf), 9)
+    assert torch.equal(ours[0], values)
+    assert torch.equal(ours[1], indices)
+
+
+def test_top_k_of_rounded_cosines(device: Device, precision: Precision) -> None:
+    """Wrong: values that are not those of the indices, or an order that does not fall."""
+    query, candidate = rectangle("random", 20, 70, 40, precision.dtype)
+    values, indices = device(
+        "similarity_top_k", query, candidate, 10, allow_tf32=precision.allow_tf32
+    )
+    assert (values.diff(dim=1) <= 0).all()
+    tolerance = 2e-3 if precision.allow_tf32 else 1e-5
+    exact = similarity(query, candidate)
+    torch.testing.assert_close(values, exact.gather(1, indices), rtol=0, atol=tolerance)
+    torch.testing.assert_close(values, expected_top_k(exact, 10)[0], rtol=0, atol=tolerance)

@@ -1,0 +1,106 @@
+"""The sigmoid loss of rows and its gradients against the float64 truth, within bounds.py."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from losses import truth
+from losses.inputs import random_like
+from torch import Tensor
+
+from cyclip_ext import reference
+
+from . import bounds
+from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
+from .devices import Device
+
+pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+
+
+def sigmoid_rows(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
+    logits = scale * reference.similarity(image, text) + bias
+    column = torch.arange(logits.shape[1])[None, :]
+    positive = column == torch.arange(logits.shape[0])[:, None] + offset
+    return truth.softplus(torch.where(positive, -logits, logits)).sum(dim=1)
+
+
+def check(
+    device: Device,
+    image: Tensor,
+    text: Tensor,
+    scale: float,
+    bias: float,
+    offset: int,
+    precision: Precision,
+    needs: tuple[bool, bool] = (True, True),
+) -> None:
+    scalars = as_double(scale), as_double(bias)
+    leaves = [t.double().requires_grad_() for t in (image, text, *scalars)]
+    exact = sigmoid_rows(*leaves, offset)
+    (upstream,) = random_like((exact,), seed=1)
+    expected = torch.autograd.grad(exact, leaves, upstream)
+    options = {"allow_tf32": precision.allow_tf32}
+    (rows,) = device("sigmoid_rows", image, text, *scalars, offset, **options)
+    ours = device(
+        "sigmoid_rows_backward", image, text, *scalars, offset, upstream, *needs, **options
+    )
+
+    sim = reference.similarity(image.double(), text.double()).requires_grad_()
+    with mock.patch.object(reference, "similarity", return_value=sim):
+        of_rows = sigmoid_rows(image, text, *scalars, offset)
+    (slope,) = torch.autograd.grad(of_rows.sum(), sim)
+    slope, eps = slope.abs() / abs(scale), bounds.eps_of(precision)  # d loss / d logit
+    logit_error = abs(scale) * bounds.cosine(image, text, precision) + 2 * eps * (
+        abs(scale) * sim.detach().abs() + abs(bias)
+    )
+    row_bound = (slope * logit_error).sum(dim=1) + bounds.FUNCTIONS * eps * exact.detach()
+    bounds.assert_within(rows, exact.detach(), row_bound, "row_loss")
+
+    of_logit = slope * upstream.abs()[:, None]
+    of_logit_error = of_logit * (logit_error + bounds.FUNCTIONS * eps)
+    magnitude, error = abs(scale) * of_logit, abs(scale) * of_logit_error
+    sides = ((image, text, magnitude, error), (text, image, magnitude.T, error.T))
+    for name, (own, other, g, of_g), mine, true, needed in zip(
+        ("image_grad", "text_grad"), sides, ours, expected, needs, strict=False
+    ):
+        assert mine.dtype == own.dtype
+        if not needed:
+            assert mine.shape == (0, own.shape[1])
+            continue
+        true = true * bounds.norms(own)
+        bound = bounds.feature_gradient(g, of_g, own, other, true, precision)
+        bounds.assert_within(mine.double() * bounds.norms(own), true, bound, name)
+    cosine_error = bounds.cosine(image, text, precision)
+    of_scale = (of_logit_error * sim.detach().abs() + of_logit * cosine_error).sum()
+    bounds.assert_within(ours[2], expected[2], of_scale, "logit_scale_grad")
+    bounds.assert_within(ours[3], expected[3], of_logit_error.sum(), "logit_bias_grad")
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (100.0, -5.0)])
+@pytest.mark.parametrize(("n", "m", "d"), [*SMALL, MIDDLE[0]], ids=str)
+def test_shapes(
+    device: Device, n: int, m: int, d: int, scale: float, bias: float, precision: Precision
+) -> None:
+    """Wrong: an edge of a tile, or a softplus that overflows or loses its small end."""
+    check(device, *rectangle("random", n, m, d, precision.dtype), scale, bias, 0, precision)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [*MIDDLE[1:], *LARGE], ids=str)
+def test_large(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
+    """Wrong: what needs several tiles and many K-steps."""
+    check(device, *rectangle("random", n, m, d, precision.dtype), 14.3, -5.0, 100, precision)
+
+
+@pytest.mark.parametrize(("n", "m", "offset"), [(5, 9, 4), (70, 66, -64), (66, 70, 65), (4, 4, 7)])
+def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
+    """Wrong: positives off the diagonal, in a corner, or outside of the block."""
+    check(device, *rectangle("random", n, m, 24, precision.dtype), 14.3, -5.0, offset, precision)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
+def test_partial_gradients(device: Device, needs: tuple[bool, bool], precision: Precision) -> None:
+    """Wrong: a gradient depends on which others are wanted."""
+    case = rectangle("random", 70, 9, 24, precision.dtype)
+    check(device, *case, 14.3, -5.0, 2, precision, needs)
