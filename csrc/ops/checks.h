@@ -8,7 +8,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <cstdlib>
 #include <string>
 
 namespace cyclip {
@@ -51,7 +50,8 @@ inline void check_feature_pair(const Tensor& rows, const Tensor& cols, const cha
 
 // Rows and columns both number below 2^31, so a larger offset could only overflow.
 inline void check_offset(int64_t offset) {
-  STD_TORCH_CHECK(std::abs(offset) < (int64_t{1} << 31), "offset must lie within +-2^31, got ", offset);
+  constexpr int64_t limit = int64_t{1} << 31;
+  STD_TORCH_CHECK(-limit < offset && offset < limit, "offset must lie within +-2^31, got ", offset);
 }
 
 inline void check_equal_rows(const Tensor& image_features, const Tensor& text_features) {

@@ -16,6 +16,7 @@
 #include <cmath>
 
 #include "product.cuh"
+#include "sum_pairs.cuh"
 #include "tower.cuh"
 
 namespace cyclip::cuda {
@@ -45,6 +46,7 @@ struct Panel {
   using Element = typename Math::Element;
 
   Element* h;
+  SumPair* sums;  // one for each block that fills the panel
   int64_t row_begin, row_end;
   int64_t col_begin, col_end;
   int64_t pitch;
@@ -77,6 +79,9 @@ struct PanelSize {
     cols = std::min(round_up(m, kUnit), whole_units(elements / std::min(most_rows, side)));
     rows = std::min(most_rows, whole_units(elements / cols));
   }
+
+  // With the smaller tiles.
+  int64_t most_tiles() const { return (rows / 64) * (cols / 64); }
 };
 
 // dL/dS of the positives, [n], that of row i in column i + offset.
@@ -133,6 +138,7 @@ Error launch_feature_gradients(const PairwiseGradients& args, const Context& con
 
   const PanelSize size(n, m, context.panel_bytes / static_cast<int64_t>(sizeof(Element)));
   Element* h = workspace.take<Element>(size.rows * size.cols);
+  SumPair* sums = workspace.take<SumPair>(size.most_tiles());
   const int64_t image_parts = depth_parts(size.rows, d, size.cols), image_part_size = size.rows * d;
   const int64_t text_parts = depth_parts(size.cols, d, size.rows), text_part_size = m * d;
   Accumulator* image_sums = args.image_grad ? workspace.take<Accumulator>(image_parts * image_part_size) : nullptr;
@@ -141,7 +147,7 @@ Error launch_feature_gradients(const PairwiseGradients& args, const Context& con
   for (int64_t row = 0; row < n; row += size.rows) {
     const int64_t row_end = std::min(n, row + size.rows);
     for (int64_t col = 0; col < m; col += size.cols) {
-      const Panel<PanelM> panel = {h, row, row_end, col, std::min(m, col + size.cols), size.cols};
+      const Panel<PanelM> panel = {h, sums, row, row_end, col, std::min(m, col + size.cols), size.cols};
       CYCLIP_TRY(fill(panel, image, text));
       if (args.image_grad) {
         CYCLIP_TRY((launch_product<PanelM, Layout::kAlongDepth, Layout::kAcrossDepth>(

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   weights[line] = {static_cast<T>(shift), static_cast<T>(gradient[line] * exp2(shift - base2))};
 }
 
-// dL/dz_ij = u_i e^(z_ij - r_i) + v_j e^(z_ij - c_j), both exponentials from one.
+// dL/dz_ij = u_i e^(z_ij - r_i) + v_j e^(z_ij - c_j).
 template <typename T>
 struct Softmax {
   using Row = Weight<T>;

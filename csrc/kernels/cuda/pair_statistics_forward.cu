@@ -138,7 +138,7 @@ __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorag
     largest = largest_of_line(shared, place, window, cosines).value;
   }
   scale = masking_scale(scale);
-  const int shift = hardest.index < 0 ? kNoShift : shift_of(largest * scale.hi);
+  const int shift = shift_of(largest * scale.hi);  // of a masked line kNoShift
   shared.shifts[threadIdx.x] = static_cast<T>(shift);
   block_barrier();
 

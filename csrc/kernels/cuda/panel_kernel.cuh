@@ -24,7 +24,6 @@ struct PanelArguments {
   Pairing<T> pairing;
   Loss loss;
   Panel<PanelMath<typename Tile::Math>> panel;
-  SumPair* sums;  // one per block: parts of dL/ds and dL/db
 };
 
 template <typename Element>
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
 
   block_barrier();  // from the pipeline's shared memory to the sums'
   const SumPair sums = block_sum({dot_sum, slope_sum}, shared.block_sums);
-  if (threadIdx.x == 0) args.sums[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sums;
+  if (threadIdx.x == 0) panel.sums[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sums;
 }
 
 // Fills the panel and adds its part to dL/ds and dL/db (null: not wanted).
@@ -109,12 +108,11 @@ Error launch_fill_panel(const Panel<PanelMath<Math>>& panel, const Tower<Math>& 
     const dim3 blocks(static_cast<unsigned>(ceil_div(panel.cols(), Tile::kCols)),
                       static_cast<unsigned>(ceil_div(panel.rows(), Tile::kRows)));
     const int64_t count = int64_t{blocks.x} * blocks.y;
-    SumPair* sums = context.workspace.template take<SumPair>(count);
     const PanelArguments<Tile, Loss> args = {
-        image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, offset}, loss, panel, sums};
+        image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, offset}, loss, panel};
     CYCLIP_TRY(launch(fill_panel_backward_kernel<Tile, Loss>, blocks, dim3(Tile::kThreads),
                       sizeof(typename Engine<Tile>::Storage), context.stream, args));
-    return launch_sum_pairs(sums, count, !panel.is_first(), scale_grad, bias_grad, context);
+    return launch_sum_pairs(panel.sums, count, !panel.is_first(), scale_grad, bias_grad, context);
   });
 }
 

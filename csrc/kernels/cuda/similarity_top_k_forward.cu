@@ -51,11 +51,11 @@ __device__ void scan_row(const T* cosines, int64_t count, int64_t col_begin, int
                          T* values, int* indices) {
   T least = seen >= capacity ? values[capacity - 1] : T{0};
   for (int64_t col = 0; col < count; ++col) {
-    const int64_t listed = seen + col < capacity ? seen + col : capacity;
+    const int64_t listed = seen + col;
     const T value = cosines[col];
-    if (listed == capacity && value <= least) continue;  // as most are
+    if (listed >= capacity && value <= least) continue;  // as most are
     insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, values, indices);
-    least = values[capacity - 1];
+    if (listed + 1 >= capacity) least = values[capacity - 1];
   }
 }
 

@@ -12,7 +12,7 @@ __device__ typename Math::Element convert(In x) {
     if constexpr (std::is_same_v<Math, Tf32>) return round_to_tf32(x);
     return x;
   } else {
-    return widen(x);  // exact, and exact in TF32, too, where x has 10 bits of mantissa
+    return widen(x);  // exact in TF32: a float16 has 10 bits of mantissa
   }
 }
 
@@ -58,9 +58,8 @@ Error prepare(const Features& features, const Context& context, Tower<Math>* tow
 
 template <typename Math>
 Error prepare_tower(const Features& features, const Context& context, Tower<Math>* tower) {
-  // float arithmetic reads all narrower types, the others only their own.
-  if constexpr (std::is_same_v<typename Math::Element, float>) {
-    if (features.type == ElementType::kBFloat16) return prepare<Math, bf16>(features, context, tower);
+  // For the gradients of float16 features.
+  if constexpr (std::is_same_v<Math, Tf32>) {
     if (features.type == ElementType::kFloat16) return prepare<Math, f16>(features, context, tower);
   }
   return prepare<Math, typename Math::Element>(features, context, tower);

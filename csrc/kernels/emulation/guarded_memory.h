@@ -29,7 +29,7 @@ inline constexpr unsigned char kUnwrittenInt = 0x5A;    // -1 is a result of som
 class GuardedBlock {
  public:
   GuardedBlock(size_t bytes, unsigned char fill) : bytes_(bytes), whole_(allocate(bytes + 2 * kGuardBytes)) {
-    std::memset(whole_.get(), kGuard, bytes + 2 * kGuardBytes);
+    for (size_t i = 0; i < kGuardBytes; ++i) before(i) = behind(i) = guard(i);
     std::memset(data(), fill, bytes);
   }
 
@@ -37,15 +37,19 @@ class GuardedBlock {
 
   void check(const std::string& what) const {
     for (size_t i = 0; i < kGuardBytes; ++i) {
-      if (whole_[i] != kGuard) fail(what, static_cast<int64_t>(i) - static_cast<int64_t>(kGuardBytes));
-      const size_t behind = kGuardBytes + bytes_ + i;
-      if (whole_[behind] != kGuard) fail(what, static_cast<int64_t>(bytes_ + i));
+      if (before(i) != guard(i)) fail(what, -1 - static_cast<int64_t>(i));
+      if (behind(i) != guard(i)) fail(what, static_cast<int64_t>(bytes_ + i));
     }
   }
 
  private:
-  static constexpr unsigned char kGuard = 0xFF;  // a read beyond the end gives NaN
   static constexpr std::align_val_t kAlignment{256};
+
+  // What guards hold at some distance from the memory. A read close by gives NaN; farther away that is no
+  // NaN, so that NaN written there shows.
+  static unsigned char guard(size_t distance) { return distance < 256 ? 0xFF : 0xA5; }
+  unsigned char& before(size_t distance) const { return whole_[kGuardBytes - 1 - distance]; }
+  unsigned char& behind(size_t distance) const { return whole_[kGuardBytes + bytes_ + distance]; }
 
   struct Release {
     void operator()(unsigned char* memory) const { ::operator delete(memory, kAlignment); }

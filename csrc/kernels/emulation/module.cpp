@@ -1,5 +1,5 @@
 // Python module cyclip_emulation: the operators of torch.ops.cyclip_ext by the same names and with the same
-// arguments, over numpy arrays, executed by the emulator. For the tests (python_tests/cuda).
+// arguments, over numpy arrays, executed by the emulator. For the tests (python_tests/kernels).
 //
 // Features are float32, float64 or, for "bfloat16" and "float16", uint16 arrays of their bits; rows may lie
 // any distance apart. They are read in place, so the tests decide what lies around them. Results lie in
