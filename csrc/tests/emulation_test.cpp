@@ -131,7 +131,7 @@ struct Stages {
 // c = a b' in tiles of 64 x 64 by 4 warps; sizes are multiples of the tile.
 __global__ void __launch_bounds__(128)
     gemm_kernel(const uint16_t* a, const uint16_t* b, float* c, int cols, int depth) {
-  auto& [stages] = dynamic_shared<Stages>();
+  auto& stages = dynamic_shared<Stages>().stages;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t row = int64_t{blockIdx.y} * kTile, col = int64_t{blockIdx.x} * kTile;
   float sums[8][4] = {};

@@ -8,6 +8,8 @@ Shared by the tests (no test functions here):
     bounds.py            how far rounding may carry each result, to first order
     device_losses.py     the losses on top of a device's operators, with autograd
 
+    test_devices.py           the two devices themselves: arguments and results of every operator
+    test_row_norms.py         norms against the float64 truth
     test_pair_statistics.py   values and gradients against the float64 truth
     test_sigmoid.py           the same of the sigmoid loss
     test_cycle.py             both routes of the cycle terms

@@ -81,7 +81,7 @@ def stored(error: Tensor, own: Tensor, exact: Tensor) -> Tensor:
 
 
 def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float, what: str) -> None:
-    """Every entry; NaN and infinity where the truth has them."""
+    """Every entry, infinity where the truth has it. NaN, on either side, is never within."""
     actual, exact = actual.double(), exact.double()
     bound = torch.as_tensor(bound, dtype=torch.float64).expand(exact.shape)
     fine = ((actual - exact).abs() <= bound) | (actual == exact)

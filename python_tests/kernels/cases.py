@@ -54,6 +54,10 @@ def rectangle(
     return image[:n], text[:m]
 
 
+# Elements of NaN to the left and right of the rows: aligned or not, in address and in pitch.
+SURROUNDINGS = [(8, 8), (0, 1), (1, 0), (1, 7), (3, 2)]
+
+
 def surrounded(features: Tensor, left: int, right: int) -> Tensor:
     """The same rows between columns and rows of NaN, `left` elements behind an aligned address."""
     n, d = features.shape

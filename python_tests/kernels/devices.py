@@ -51,12 +51,10 @@ class Cuda:
     def __call__(
         self, operator: str, *arguments: Any, allow_tf32: bool = False, **_: Any
     ) -> tuple[Tensor, ...]:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
-        try:
-            results = getattr(torch.ops.cyclip_ext, operator)(*map(_to_cuda, arguments))
-        finally:
-            torch.set_float32_matmul_precision(before)
+        call = getattr(torch.ops.cyclip_ext, operator).default
+        takes = {argument.name for argument in call._schema.arguments}
+        options = {"allow_tf32": allow_tf32} if "allow_tf32" in takes else {}
+        results = call(*map(_to_cuda, arguments), **options)
         results = results if isinstance(results, (tuple, list)) else (results,)
         return tuple(result.cpu() for result in results)
 

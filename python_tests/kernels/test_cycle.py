@@ -16,7 +16,7 @@ from .devices import Device
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
 SQUARE = [(1, 1), (1, 7), (5, 3), (3, 65), (70, 33)]  # (n, d)
-SHAPES = [*SQUARE, *((m, d) for _, m, d in MIDDLE)]
+SHAPES = [*SQUARE, (5, 7), *((m, d) for _, m, d in MIDDLE)]
 KINDS = ["random", "aligned", "narrow_cone"]
 
 
@@ -57,12 +57,21 @@ def check_gradients(
         bounds.assert_within(mine.double() * bounds.norms(own), true, bound, f"{name}_grad")
 
 
-def check_grams(device: Device, image: Tensor, text: Tensor, precision: Precision) -> None:
+def check_grams(
+    device: Device,
+    image: Tensor,
+    text: Tensor,
+    precision: Precision,
+    cross_grad: Tensor | None = None,  # random if none is given
+    **sizes: int | None,
+) -> None:
     leaves = [t.double().requires_grad_() for t in (image, text)]
     exact = grams(*leaves)
     upstream = random_like(exact, seed=1)
+    if cross_grad is not None:
+        upstream = *upstream[:2], cross_grad
     expected = torch.autograd.grad(exact, leaves, upstream)
-    options = {"allow_tf32": precision.allow_tf32}
+    options = {"allow_tf32": precision.allow_tf32, **sizes}
     plus, minus = (t.detach() for t in factors(*leaves))
     error = _factor_error(image, text, precision)
     for name, mine, true, a, b in zip(
@@ -87,17 +96,19 @@ def check_grams(device: Device, image: Tensor, text: Tensor, precision: Precisio
     check_gradients(ours, expected, of_gradient, (image, text))
 
 
-def check_direct(device: Device, image: Tensor, text: Tensor, precision: Precision) -> None:
+def check_direct(
+    device: Device, image: Tensor, text: Tensor, precision: Precision, **sizes: int | None
+) -> None:
+    """The products are never in TF32, nor in 16 bits: P and M are not in the features already."""
     leaves = [t.double().requires_grad_() for t in (image, text)]
     exact = sums(*leaves)
     upstream = as_double(0.7), as_double(-0.4)
     expected = torch.autograd.grad(exact, leaves, upstream)
-    options = {"allow_tf32": precision.allow_tf32}
-    operands = precision.operands if precision.allow_tf32 else 0.0
+    options = {"allow_tf32": precision.allow_tf32, **sizes}
     plus, minus = (t.detach() for t in factors(*leaves))
     error = _factor_error(image, text, precision)
     w = plus @ minus.T
-    of_w = bounds.product(plus, minus, precision, operands)
+    of_w = bounds.product(plus, minus, precision, 0.0)
     of_w += error @ minus.abs().T + plus.abs() @ error.T
     both = of_w + of_w.T
     for name, mine, true, half in zip(
@@ -118,7 +129,7 @@ def check_direct(device: Device, image: Tensor, text: Tensor, precision: Precisi
     of_gradient = torch.zeros_like(plus)
     for matrix, of_matrix, factor in (g, of_g, minus), (g.T, of_g.T, plus):
         of_gradient += of_matrix @ factor.abs() + matrix.abs() @ error
-        of_gradient += bounds.product(matrix, factor.T, precision, operands)
+        of_gradient += bounds.product(matrix, factor.T, precision, 0.0)
     ours = device("cycle_direct_backward", image, text, *upstream, **options)
     check_gradients(ours, expected, of_gradient, (image, text))
 
@@ -137,18 +148,46 @@ def test_direct(device: Device, n: int, d: int, kind: str, precision: Precision)
     check_direct(device, *rectangle(kind, n, n, d, precision.dtype), precision)
 
 
-@pytest.mark.parametrize("check", [check_grams, check_direct])
-def test_large(device: Device, check, precision: Precision) -> None:
+# The Gram route is for n >= 2d, but right for all.
+@pytest.mark.parametrize(
+    ("check", "n", "d"),
+    [(check_direct, *LARGE[0][1:]), (check_grams, 129, 513), (check_grams, 513, 130)],
+)
+def test_large(device: Device, check, n: int, d: int, precision: Precision) -> None:
     """Wrong: what needs several tiles and many K-steps."""
-    _, n, d = LARGE[0]
-    # The Gram route is for n >= 2d.
-    n, d = (n, d) if check is check_direct else (d, 130)
     check(device, *rectangle("random", n, n, d, precision.dtype), precision)
 
 
 def test_long(device: Device, precision: Precision) -> None:
     """Wrong: Gram matrices whose sum over the rows is cut into parts."""
     check_grams(device, *rectangle("random", 2100, 2100, 9, precision.dtype), precision)
+
+
+def test_chunks(device: Device, precision: Precision) -> None:
+    """Wrong: Gram matrices of the last rows only, or gradients of the first rows for all."""
+    case = rectangle("random", 300, 300, 9, precision.dtype)
+    check_grams(device, *case, precision, panel_bytes=0)
+
+
+@pytest.mark.parametrize("entry", [None, (0, 0), (1, 1), (40, 65), (69, 2)], ids=str)
+def test_sparse_cross_gradient(
+    device: Device, entry: tuple[int, int] | None, precision: Precision
+) -> None:
+    """Wrong: equal weights, where <K, K'> drops out; or an entry that is taken for none."""
+    cross_grad = torch.zeros(70, 70, dtype=torch.float64)
+    if entry is not None:
+        cross_grad[entry] = 3.0
+    check_grams(device, *rectangle("random", 9, 9, 70, precision.dtype), precision, cross_grad)
+
+
+def test_equal_towers(device: Device, precision: Precision) -> None:
+    """Wrong: M = 0 is not exact, or what is multiplied by it."""
+    image, _ = rectangle("random", 70, 70, 33, precision.dtype)
+    options = {"allow_tf32": precision.allow_tf32}
+    assert all(not out.any() for out in device("cycle_direct", image, image.clone(), **options))
+    _, minus, cross = device("cycle_grams", image, image.clone(), **options)
+    assert not minus.any()
+    assert not cross.any()
 
 
 @pytest.mark.parametrize("check", [check_grams, check_direct])

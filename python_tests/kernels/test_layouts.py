@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import bounds
-from .cases import PRECISIONS, Precision, as_double, rectangle, surrounded
+from .cases import PRECISIONS, SURROUNDINGS, Precision, rectangle, surrounded
 from .devices import Device, Emulated
 from .test_cycle import check_direct, check_grams
 from .test_pair_statistics import check
-from .test_retrieval import integer_features
+from .test_retrieval import check_ranks, check_top_k, integer_features
 from .test_sigmoid import check as check_sigmoid
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-
-# Elements of NaN to the left and right of the rows: aligned or not, in address and in pitch.
-SURROUNDINGS = [(8, 8), (0, 1), (1, 0), (1, 7), (3, 2)]
 
 
 @pytest.mark.parametrize(("left", "right"), SURROUNDINGS)
@@ -51,23 +47,6 @@ def test_retrieval_surrounded_by_nan(
         assert all(torch.equal(a, b) for a, b in zip(dense, sliced, strict=True))
 
 
-@pytest.mark.parametrize(("left", "right"), [(0, 0), *SURROUNDINGS])
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 3), (9, 40), (33, 257)])
-def test_row_norms(
-    device: Device, n: int, d: int, left: int, right: int, precision: Precision
-) -> None:
-    """Wrong: a norm that overflows or underflows on the way, its floor of 1e-12, its dtype."""
-    image, _ = rectangle("zero_rows", n, n, d, precision.dtype)
-    if precision.dtype != torch.float16 and n > 4:
-        image[1] *= 1e25  # squares leave the range of float32
-        image[2] *= 1e-25
-    image = surrounded(image, left, right)
-    (norms,) = device("row_norms", image)
-    assert norms.dtype == precision.accumulation
-    exact = image.double().norm(dim=1).clamp_min(1e-12)
-    bounds.assert_within(norms, exact, 2 * bounds.eps_of(precision) * exact, "norms")
-
-
 def test_rows_that_share_memory(device: Device, precision: Precision) -> None:
     """Wrong: a pitch of zero (expanded rows) or below d (a sliding window)."""
     image, _ = rectangle("random", 1, 1, 40, precision.dtype)
@@ -90,16 +69,12 @@ def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
 def test_large_tiles(emulated: Emulated, n: int, m: int, d: int, precision: Precision) -> None:
     """Wrong: the 128 x 128 tile, which small problems do not get by themselves."""
     image, text = rectangle("random", n, m, d, precision.dtype)
-    check(emulated, image, text, 14.3, 3, precision, large_tiles=0)
-    if n == 5:
-        square = image[:3]
-        assert torch.isfinite(emulated("cycle_direct", square, text, large_tiles=0)[0]).all()
-
-
-def test_wrong_arguments(emulated: Emulated, precision: Precision) -> None:
-    """Wrong: the module of the emulated kernels takes what it would misread."""
-    image, text = rectangle("random", 4, 4, 3, precision.dtype)
-    with pytest.raises(ValueError, match="unit column stride"):
-        emulated("row_norms", image.T)
-    with pytest.raises(ValueError, match="logit_scale must be dense"):
-        emulated("pair_statistics", image, text, as_double(1.0).float(), 0)
+    check(emulated, image, text, 14.3, 3, precision, large_tiles=1)
+    check_sigmoid(emulated, image, text, 14.3, -5.0, 3, precision, large_tiles=1)
+    square = [t[: min(n, m)] for t in (image, text)]
+    check_grams(emulated, *square, precision, large_tiles=1)
+    check_direct(emulated, *square, precision, large_tiles=1)
+    image, text = integer_features(n, m, d, precision.dtype)
+    labels = torch.arange(n) // 2, torch.arange(m) // 3
+    check_ranks(emulated, image, text, labels, precision, large_tiles=1)
+    check_top_k(emulated, image, text, min(m, 33), precision, large_tiles=1)

@@ -23,7 +23,7 @@ def _doubles(*sizes: int, seed: int) -> list[Tensor]:
     return list(random_like(tuple(torch.empty(s, dtype=torch.float64) for s in sizes), seed))
 
 
-def _calls(n: int, m: int, d: int, dtype: torch.dtype) -> dict[str, tuple]:
+def calls(n: int, m: int, d: int, dtype: torch.dtype) -> dict[str, tuple]:
     """Arguments of every operator; statistics as a forward operator could have written them."""
     image, text = rectangle("random", n, m, d, dtype)
     scale, bias, g = as_double(14.3), as_double(-5.0), as_double(0.7)
@@ -52,7 +52,7 @@ def _calls(n: int, m: int, d: int, dtype: torch.dtype) -> dict[str, tuple]:
     }
 
 
-OPERATORS = list(_calls(2, 2, 2, torch.float32))
+OPERATORS = list(calls(2, 2, 2, torch.float32))
 
 
 def bits(outputs: tuple[Tensor, ...]) -> list[bytes]:
@@ -72,7 +72,7 @@ def test_orders(
 ) -> None:
     """Wrong: a barrier is missing, or the order of a sum depends on who comes first."""
     for shape in SHAPES:
-        arguments = _calls(*shape, precision.dtype)[operator]
+        arguments = calls(*shape, precision.dtype)[operator]
         options = {"allow_tf32": precision.allow_tf32, "large_tiles": large_tiles}
         options["panel_bytes"] = 65 * shape[1] * arguments[0].element_size()
         first = emulated(operator, *arguments, **options)
@@ -87,7 +87,7 @@ def test_orders(
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_runs(device: Device, operator: str, precision: Precision) -> None:
     """Wrong: two runs on the same device differ."""
-    arguments = _calls(40, 70, 24, precision.dtype)[operator]
+    arguments = calls(40, 70, 24, precision.dtype)[operator]
     first, second = (
         bits(device(operator, *arguments, allow_tf32=precision.allow_tf32)) for _ in range(2)
     )

@@ -141,11 +141,12 @@ def test_shapes(device: Device, n: int, m: int, d: int, scale: float, precision:
     check(device, image, text, scale, 0, precision)
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("n", "m", "d"), LARGE, ids=str)
-def test_large(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
+def test_large(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
     """Wrong: what needs several tiles and many K-steps."""
     image, text = rectangle("random", n, m, d, precision.dtype)
-    check(device, image, text, 14.3, 100, precision)
+    check(device, image, text, scale, 100, precision)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2100, 66), (3, 2100)])

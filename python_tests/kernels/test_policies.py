@@ -72,7 +72,11 @@ def test_largest_scale(device: Device, precision: Precision) -> None:
 def test_zero_scale(device: Device, scale: float, precision: Precision) -> None:
     """Wrong: a scale so small that what is no negative counts as one."""
     image, text = rectangle("random", 5, 7, 4, precision.dtype)
-    stats = truth.PairStatistics(*device("pair_statistics", image, text, as_double(scale), 0))
+    stats = truth.PairStatistics(
+        *device(
+            "pair_statistics", image, text, as_double(scale), 0, allow_tf32=precision.allow_tf32
+        )
+    )
     rows = torch.full((5,), 6.0, dtype=torch.float64).log()
     cols = torch.tensor([4.0] * 5 + [5.0] * 2, dtype=torch.float64).log()
     torch.testing.assert_close(stats.row_lse, rows, rtol=0, atol=1e-6)
@@ -84,7 +88,11 @@ def test_single_pair(device: Device, scale: float, precision: Precision) -> None
     """Wrong: N = 1 has no negatives: statistics of nothing, loss and gradients exactly 0."""
     for kind in "random", "zero_rows":
         image, text = rectangle(kind, 1, 1, 5, precision.dtype)
-        stats = truth.PairStatistics(*device("pair_statistics", image, text, as_double(scale), 0))
+        stats = truth.PairStatistics(
+            *device(
+                "pair_statistics", image, text, as_double(scale), 0, allow_tf32=precision.allow_tf32
+            )
+        )
         for value in (stats.row_lse, stats.col_lse, stats.row_hardest, stats.col_hardest):
             assert value.item() == -torch.inf
         assert stats.row_hardest_index.item() == stats.col_hardest_index.item() == -1

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from cyclip_ext import reference
 
-from .cases import PRECISIONS, Precision, rectangle
+from .cases import LARGE, MIDDLE, PRECISIONS, Precision, rectangle
 from .devices import Device
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
@@ -17,15 +17,18 @@ SHAPES = [
     (1, 1, 1),
     (5, 3, 7),
     (3, 150, 24),
-    (77, 130, 72),
     (140, 66, 24),
     (2, 2100, 24),
     (2100, 2, 24),
+    *MIDDLE,
+    *LARGE,
 ]
 
 
 def similarity(image: Tensor, text: Tensor) -> Tensor:
-    return reference.similarity(image.double(), text.double())
+    """NaN counts as -inf."""
+    cosines = reference.similarity(image.double(), text.double())
+    return cosines.where(~cosines.isnan(), -torch.inf)
 
 
 def integer_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -49,6 +52,21 @@ def ranks(sim: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
     return torch.where(own.any(dim=1), ((sim >= best) & ~own).sum(dim=1), -1)
 
 
+def check_ranks(
+    device: Device,
+    image: Tensor,
+    text: Tensor,
+    labels: tuple[Tensor, Tensor],
+    precision: Precision,
+    **sizes: int | None,
+) -> None:
+    options = {"allow_tf32": precision.allow_tf32, **sizes}
+    ours = device("retrieval_ranks", image, text, *labels, **options)
+    sim = similarity(image, text)
+    assert torch.equal(ours[0], ranks(sim, *labels))
+    assert torch.equal(ours[1], ranks(sim.T, *reversed(labels)))
+
+
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
 @pytest.mark.parametrize("labels", ["pairs", "groups", "strangers"])
 def test_ranks(device: Device, n: int, m: int, d: int, labels: str, precision: Precision) -> None:
@@ -56,17 +74,24 @@ def test_ranks(device: Device, n: int, m: int, d: int, labels: str, precision: P
     image, text = integer_features(n, m, d, precision.dtype)
     generator = Generator().manual_seed(0)
     large = 2**40  # labels are any 64-bit numbers
-    image_labels, text_labels = {
+    pair = {
         "pairs": (torch.arange(n), torch.arange(m)),
         "groups": tuple(torch.randint(-2, 3, (k,), generator=generator) * large for k in (n, m)),
         "strangers": (torch.arange(n) * 2, torch.arange(m) * 3 + large),
     }[labels]
-    ours = device(
-        "retrieval_ranks", image, text, image_labels, text_labels, allow_tf32=precision.allow_tf32
-    )
-    sim = similarity(image, text)
-    assert torch.equal(ours[0], ranks(sim, image_labels, text_labels))
-    assert torch.equal(ours[1], ranks(sim.T, text_labels, image_labels))
+    check_ranks(device, image, text, pair, precision)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 9), (70, 130)])
+def test_ranks_of_nan(device: Device, n: int, m: int, precision: Precision) -> None:
+    """Wrong: a label whose cosines are all NaN is taken for one that nobody has, or NaN is best."""
+    image, text = integer_features(n, m, 8, precision.dtype)
+    image[1, 0] = torch.nan
+    text[3, 2] = torch.nan
+    # Each NaN is somebody's own and somebody's foreign, text 3 the only own of image 4 at m = 9;
+    # image label 0 and text label 7 are without a partner.
+    labels = torch.arange(n) % 7, torch.arange(m) % 7 + 1
+    check_ranks(device, image, text, labels, precision)
 
 
 def expected_top_k(sim: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -74,15 +99,27 @@ def expected_top_k(sim: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], indices[:, :k]
 
 
+def check_top_k(
+    device: Device,
+    query: Tensor,
+    candidate: Tensor,
+    k: int,
+    precision: Precision,
+    **sizes: int | None,
+) -> None:
+    options = {"allow_tf32": precision.allow_tf32, **sizes}
+    ours = device("similarity_top_k", query, candidate, k, **options)
+    values, indices = expected_top_k(similarity(query, candidate), k)
+    assert torch.equal(ours[0], values), k
+    assert torch.equal(ours[1], indices), k
+
+
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
 def test_top_k(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
     """Wrong: an entry lost between tiles, or the order of equal ones."""
     query, candidate = integer_features(n, m, d, precision.dtype)
     for k in sorted({1, min(5, m), min(33, m), min(m, 150)}):
-        ours = device("similarity_top_k", query, candidate, k, allow_tf32=precision.allow_tf32)
-        values, indices = expected_top_k(similarity(query, candidate), k)
-        assert torch.equal(ours[0], values), k
-        assert torch.equal(ours[1], indices), k
+        check_top_k(device, query, candidate, k, precision)
 
 
 def test_top_k_of_nan(device: Device, precision: Precision) -> None:
@@ -90,11 +127,7 @@ def test_top_k_of_nan(device: Device, precision: Precision) -> None:
     query, candidate = integer_features(6, 9, 8, precision.dtype)
     candidate[3, 2] = torch.nan
     query[1, 0] = torch.nan
-    ours = device("similarity_top_k", query, candidate, 9, allow_tf32=precision.allow_tf32)
-    sim = similarity(query, candidate)
-    values, indices = expected_top_k(sim.where(~sim.isnan(), -torch.inf), 9)
-    assert torch.equal(ours[0], values)
-    assert torch.equal(ours[1], indices)
+    check_top_k(device, query, candidate, 9, precision)
 
 
 def test_top_k_of_rounded_cosines(device: Device, precision: Precision) -> None:

@@ -35,13 +35,14 @@ def check(
     offset: int,
     precision: Precision,
     needs: tuple[bool, bool] = (True, True),
+    **sizes: int | None,
 ) -> None:
     scalars = as_double(scale), as_double(bias)
     leaves = [t.double().requires_grad_() for t in (image, text, *scalars)]
     exact = sigmoid_rows(*leaves, offset)
     (upstream,) = random_like((exact,), seed=1)
     expected = torch.autograd.grad(exact, leaves, upstream)
-    options = {"allow_tf32": precision.allow_tf32}
+    options = {"allow_tf32": precision.allow_tf32, **sizes}
     (rows,) = device("sigmoid_rows", image, text, *scalars, offset, **options)
     ours = device(
         "sigmoid_rows_backward", image, text, *scalars, offset, upstream, *needs, **options
@@ -78,8 +79,8 @@ def check(
     bounds.assert_within(ours[3], expected[3], of_logit_error.sum(), "logit_bias_grad")
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (100.0, -5.0)])
-@pytest.mark.parametrize(("n", "m", "d"), [*SMALL, MIDDLE[0]], ids=str)
+@pytest.mark.parametrize(("scale", "bias"), [(14.3, -10.0), (1.0, 0.0), (100.0, -5.0)])
+@pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *MIDDLE], ids=str)
 def test_shapes(
     device: Device, n: int, m: int, d: int, scale: float, bias: float, precision: Precision
 ) -> None:
@@ -87,10 +88,18 @@ def test_shapes(
     check(device, *rectangle("random", n, m, d, precision.dtype), scale, bias, 0, precision)
 
 
-@pytest.mark.parametrize(("n", "m", "d"), [*MIDDLE[1:], *LARGE], ids=str)
-def test_large(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+@pytest.mark.parametrize(("n", "m", "d"), LARGE, ids=str)
+def test_large(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
     """Wrong: what needs several tiles and many K-steps."""
-    check(device, *rectangle("random", n, m, d, precision.dtype), 14.3, -5.0, 100, precision)
+    check(device, *rectangle("random", n, m, d, precision.dtype), scale, -5.0, 100, precision)
+
+
+@pytest.mark.parametrize("offset", [100, -70])
+def test_panels(device: Device, offset: int, precision: Precision) -> None:
+    """Wrong: several panels in both directions, and positives counted in each of them."""
+    case = rectangle("random", 150, 300, 24, precision.dtype)
+    check(device, *case, 14.3, -5.0, offset, precision, panel_bytes=0)
 
 
 @pytest.mark.parametrize(("n", "m", "offset"), [(5, 9, 4), (70, 66, -64), (66, 70, 65), (4, 4, 7)])
