@@ -1,0 +1,36 @@
+"""The two devices themselves, which the other tests trust."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from losses.backends import needs_native
+
+from . import devices
+from .cases import as_double, rectangle
+from .devices import Cuda, Emulated
+from .test_orders import OPERATORS, calls
+
+
+@needs_native
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_cuda_calls(operator: str, allow_tf32: bool) -> None:
+    """Wrong: arguments that the schema does not take. The CPU operators have the same schemas."""
+    arguments = calls(9, 12, 4, torch.float32)[operator]
+    with mock.patch.object(devices, "_to_cuda", lambda argument: argument):
+        outputs = Cuda()(operator, *arguments, allow_tf32=allow_tf32, panel_bytes=0, large_tiles=1)
+    returns = getattr(torch.ops.cyclip_ext, operator).default._schema.returns
+    assert len(outputs) == len(returns)
+    assert all(not out.isnan().any() for out in outputs)
+
+
+def test_wrong_arguments(emulated: Emulated) -> None:
+    """Wrong: the module of the emulated kernels takes what it would misread."""
+    image, text = rectangle("random", 4, 4, 3, torch.float32)
+    with pytest.raises(ValueError, match="unit column stride"):
+        emulated("row_norms", image.T)
+    with pytest.raises(ValueError, match="logit_scale must be dense"):
+        emulated("pair_statistics", image, text, as_double(1.0).float(), 0)
