@@ -76,28 +76,28 @@ __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Re
                                              const Place<Tile>& place, const Window& window,
                                              const typename Tile::Fragment& cosines, uint64_t entries,
                                              const Pass& pass) {
-  typename Pass::Result of_cols[Tile::kThreadCols];
-  typename Pass::Line cols[Tile::kThreadCols];
-  CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) {
-    of_cols[b] = Pass::kNothing;
-    cols[b] = pass.col(window.inner_col(place.col(b)));
-  }
+  const auto value = [&](int a, int b, const typename Pass::Line& line) {
+    const auto cosine = comparable(cosines[a][b]);
+    const bool counts = test<Tile>(entries, a, b) && cosine != kMasked<typename Tile::Accumulator>;
+    return counts ? pass.value(cosine, line) : Pass::kNothing;
+  };
+  // Rows first, then columns: together they would need more registers than there are.
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     auto of_row = Pass::kNothing;
     const auto row = pass.row(window.inner_row(place.row(a)));
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const auto cosine = comparable(cosines[a][b]);
-      const bool counts = test<Tile>(entries, a, b) && cosine != kMasked<typename Tile::Accumulator>;
-      of_row = pass(of_row, counts ? pass.value(cosine, row) : Pass::kNothing);
-      of_cols[b] = pass(of_cols[b], counts ? pass.value(cosine, cols[b]) : Pass::kNothing);
-    }
+    for (int b = 0; b < Tile::kThreadCols; ++b) of_row = pass(of_row, value(a, b, row));
     scratch.put_row(place, a, of_row, pass);
   }
   CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) scratch.put_col(place, b, of_cols[b], pass);
+  for (int b = 0; b < Tile::kThreadCols; ++b) {
+    auto of_col = Pass::kNothing;
+    const auto col = pass.col(window.inner_col(place.col(b)));
+    CYCLIP_UNROLL
+    for (int a = 0; a < Tile::kThreadRows; ++a) of_col = pass(of_col, value(a, b, col));
+    scratch.put_col(place, b, of_col, pass);
+  }
   block_barrier();
   return scratch.get(pass);
 }
