@@ -79,7 +79,9 @@ def check(
     bounds.assert_within(ours[3], expected[3], of_logit_error.sum(), "logit_bias_grad")
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(14.3, -10.0), (1.0, 0.0), (100.0, -5.0)])
+@pytest.mark.parametrize(
+    ("scale", "bias"), [(14.3, -10.0), (1.0, 0.0), (100.0, -5.0), (-14.3, 3.0)]
+)
 @pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *MIDDLE], ids=str)
 def test_shapes(
     device: Device, n: int, m: int, d: int, scale: float, bias: float, precision: Precision

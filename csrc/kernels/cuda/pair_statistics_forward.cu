@@ -220,11 +220,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock) merge_statistics_forward_ker
   args.hardest_index[line] = total.index;
 }
 
-// Rows whose positive lies outside the matrix.
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    missing_positives_forward_kernel(double* positive, int64_t n, int64_t m, int64_t offset) {
+// For rows whose positive lies outside the matrix; the tiles write those that lie in it.
+__global__ void __launch_bounds__(kThreadsPerBlock) clear_positives_forward_kernel(double* positive, int64_t n) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (row < n && (row + offset < 0 || row + offset >= m)) positive[row] = 0;
+  if (row < n) positive[row] = 0;
 }
 
 template <typename Tile>
@@ -256,8 +255,8 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     Tower<Math> image, text;
     CYCLIP_TRY(prepare_tower(args.image, context, &image));
     CYCLIP_TRY(prepare_tower(args.text, context, &text));
-    CYCLIP_TRY(launch(missing_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
-                      context.stream, args.positive, image.rows, text.rows, args.offset));
+    CYCLIP_TRY(launch(clear_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
+                      context.stream, args.positive, image.rows));
     return with_tile<Math>(image.rows, text.rows, context,
                            [&](auto tile) { return launch_tiles<decltype(tile)>(args, image, text, context); });
   });

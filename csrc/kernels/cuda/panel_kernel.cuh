@@ -78,18 +78,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   }
 
   using Element = typename PanelM::Element;
-  const int64_t rows_left = window.rows - window.row_begin;
   Element* h = panel.at(window.row_begin, window.col_begin);
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const int row = place.row(a);
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; b += 2) {
-      const int col = place.col(b);
-      if (row < rows_left) {  // the pitch holds whole tiles
-        *reinterpret_cast<Pair<Element>*>(h + row * panel.pitch + col) = {panel_entry<PanelM>(values[a][b]),
-                                                                          panel_entry<PanelM>(values[a][b + 1])};
-      }
+    for (int b = 0; b < Tile::kThreadCols; b += 2) {  // the panel's memory holds whole tiles
+      *reinterpret_cast<Pair<Element>*>(h + place.row(a) * panel.pitch + place.col(b)) = {
+          panel_entry<PanelM>(values[a][b]), panel_entry<PanelM>(values[a][b + 1])};
     }
   }
 
