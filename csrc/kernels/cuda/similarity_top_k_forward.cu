@@ -27,10 +27,10 @@ struct Lists {
 
   __device__ int64_t at(int64_t region, int64_t row) const { return (region * rows + row) * capacity; }
 
-  // Of a list that has seen its whole region.
+  // Of a list that has seen its whole region; not above 0 where there is no such region.
   __device__ int64_t length(int64_t region) const {
     const int64_t left = cols - region * region_cols;
-    return left < capacity ? (left > 0 ? left : 0) : capacity;
+    return left < capacity ? left : capacity;
   }
 };
 
