@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   if (threadIdx.x == 0) panel.sums[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sums;
 }
 
-// Fills the panel and adds its part to dL/ds and dL/db (null: not wanted).
+// Fills the panel and adds its part to dL/ds and dL/db (null: there is no bias).
 template <typename Math, typename Loss>
 Error launch_fill_panel(const Panel<PanelMath<Math>>& panel, const Tower<Math>& image, const Tower<Math>& text,
                         int64_t offset, const Loss& loss, double* scale_grad, double* bias_grad,

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
   sums = block_sum(sums, block_sums);
   if (threadIdx.x > 0) return;
-  if (first_total) *first_total = sums.first + (accumulate ? *first_total : 0);
+  *first_total = sums.first + (accumulate ? *first_total : 0);
   if (second_total) *second_total = sums.second + (accumulate ? *second_total : 0);
 }
 
