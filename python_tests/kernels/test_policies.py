@@ -81,6 +81,14 @@ def test_zero_scale(device: Device, scale: float, precision: Precision) -> None:
     cols = torch.tensor([4.0] * 5 + [5.0] * 2, dtype=torch.float64).log()
     torch.testing.assert_close(stats.row_lse, rows, rtol=0, atol=1e-6)
     torch.testing.assert_close(stats.col_lse, cols, rtol=0, atol=1e-6)
+    (losses,) = device(
+        "sigmoid_rows",
+        *(image, text, as_double(scale), as_double(-1.0), 0),
+        allow_tf32=precision.allow_tf32,
+    )
+    # Six negatives at z = -1, and one positive.
+    expected = 6 * truth.softplus(as_double(-1.0)) + truth.softplus(as_double(1.0))
+    torch.testing.assert_close(losses, expected.expand(5), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
