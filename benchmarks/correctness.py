@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cyclip_ext import functional, ops, reference
 
+from .inputs import Batch, make_batch
 from .measure import gradients
-from .peers import Batch
 
 SHAPES = [(1, 1), (5, 7), (77, 72), (128, 64), (129, 513), (300, 48)]
 SCALES = [1.0, 14.3, 100.0]
@@ -89,23 +89,6 @@ def check(device: torch.device) -> Iterator[str]:
     yield from _check_retrieval(device)
 
 
-def make_batch(
-    n: int, d: int, scale: float, bias: float, dtype: torch.dtype, device: torch.device
-) -> Batch:
-    """Pairs with a cosine of about 0.25, so that the loss is of order 1, as early in training."""
-    generator = torch.Generator().manual_seed(n + d)
-    image = torch.randn(n, d, generator=generator)
-    text = image / 4 + torch.randn(n, d, generator=generator)
-    of_scalars = torch.float64 if dtype == torch.float64 else torch.float32
-    scalars = [torch.tensor(value, device=device, dtype=of_scalars) for value in (scale, bias)]
-    features = [tower.to(device, dtype) for tower in (image, text)]
-    return Batch(*(tensor.requires_grad_() for tensor in (*features, *scalars)))
-
-
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
-    return Batch(*(leaf.detach().to(dtype).requires_grad_() for leaf in batch.leaves))
-
-
 def _check_loss(loss: Differentiable, batch: Batch) -> Iterator[str]:
     """At most twice the error of dense PyTorch in the same precision.
 
@@ -114,9 +97,10 @@ def _check_loss(loss: Differentiable, batch: Batch) -> Iterator[str]:
     """
     dtype, device = batch.image_features.dtype, batch.image_features.device
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    exact = _flat(loss.dense, _cast(batch, torch.float64))
+    exact = _flat(loss.dense, batch.in_float64())
     # The CPU's operators compute with 16-bit features in float32.
-    dense = _flat(loss.dense, _cast(batch, compute if device.type == "cpu" else dtype))
+    of_dense = compute if device.type == "cpu" else dtype
+    dense = _flat(loss.dense, batch.of_dtype(of_dense, of_dense))
     ours = _flat(loss.native, batch)
     scale = 1 + float(batch.logit_scale.detach())
     for name, truth, expected, found in zip(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: correctness, then time and memory of the losses beside their peers.
+"""`python -m benchmarks gpu`: correctness, then time and memory of the losses beside their peers.
 
 For whoever has a GPU. Checks every operator against the float64 formulas, and stops where one is
 wrong. Then times forward and backward of one call, for each dtype and size, in one process, and
@@ -11,28 +11,25 @@ memory or fails is a line that says so.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from cyclip_ext import reference
 from cyclip_ext.functional import Backend
 from cyclip_ext.ops import has_operator
 
-from .correctness import check, make_batch
+from .correctness import check
+from .family import Family, Peer
+from .inputs import Batch, make_batch
 from .machine import describe
-from .measure import Result, measure
-from .peers import Batch, Loss, Peer, peers
-
-TRUTH: dict[str, Loss] = {
-    "clip": lambda b: reference.contrastive_loss(*b.leaves[:3]),
-    "cyclip": lambda b: reference.cyclip_loss(*b.leaves[:3]),
-    "siglip": lambda b: reference.sigmoid_loss(*b.leaves),
-}
+from .measure import Entrant, Errors, Rounds, errors, gradients, take_turns
+from .memory import gpu_peak_bytes
+from .peers import gpu_families
+from .results import written
 
 SCALE, BIAS = 50.0, -10.0
 
@@ -69,7 +66,15 @@ TRIAL = Plan((256,), (64,), rounds=2, slice_rows=64, precisions=PRECISIONS[:1]) 
 
 COLUMNS = (
     *("family", "loss", "precision", "N", "d", "status", "median_ms", "lower_quartile_ms"),
-    *("upper_quartile_ms", "rounds", "peak_mib", "loss_error", "grad_error", "note"),
+    *(
+        "upper_quartile_ms",
+        "rounds",
+        "peak_mib",
+        "loss_error",
+        "grad_error",
+        "scalar_grad_error",
+        "note",
+    ),
 )
 
 
@@ -83,23 +88,50 @@ def rows(
             for n in plan.sizes:
                 torch._dynamo.reset()
                 batch = make_batch(n, d, SCALE, BIAS, precision.dtype, device)
-                results = measure(
-                    peers(backend), batch, TRUTH, rounds=plan.rounds, slice_rows=plan.slice_rows
-                )
-                for peer, result in results.items():
-                    yield _row(peer, result, precision, batch) | machine
+                for family in gpu_families(backend):
+                    for row in _family_rows(family, batch, plan):
+                        yield dict(zip(COLUMNS, _cells(row, precision), strict=True)) | machine
 
 
-def _row(peer: Peer, result: Result, precision: Precision, batch: Batch) -> dict[str, object]:
-    n, d = batch.image_features.shape
-    low, median, high = result.quartiles_ms() or (None, None, None)
-    values = (
-        *(peer.family, peer.name, precision.name, n, d, result.status),
+@dataclass
+class Row:
+    family: Family
+    entrant: Entrant
+    peak_bytes: int | None = None
+    errors: Errors | None = None
+
+
+def _family_rows(family: Family, batch: Batch, plan: Plan) -> list[Row]:
+    rows = [Row(family, Entrant(peer, batch)) for peer in family.peers]
+    for row in rows:
+        peer = row.entrant.peer
+        row.errors = row.entrant.attempt(partial(_errors, family, peer, batch, plan.slice_rows))
+    take_turns([row.entrant for row in rows], Rounds(least=plan.rounds, most=plan.rounds))
+    if batch.image_features.is_cuda:
+        for row in rows:
+            if (loss := row.entrant.loss) is not None:
+                row.peak_bytes = row.entrant.attempt(partial(gpu_peak_bytes, loss, batch))
+    return rows
+
+
+def _errors(family: Family, peer: Peer, batch: Batch, slice_rows: int) -> Errors:
+    small = batch.first(slice_rows)
+    exact = gradients(family.truth, small.in_float64())
+    return errors(gradients(peer.make(small), small), exact)
+
+
+def _cells(row: Row, precision: Precision) -> tuple[object, ...]:
+    entrant = row.entrant
+    n, d = entrant.batch.image_features.shape
+    low, median, high = entrant.quartiles_ms() or (None, None, None)
+    peak_mib = None if row.peak_bytes is None else row.peak_bytes / 2**20
+    return (
+        *(row.family.name, entrant.peer.name, precision.name, n, d, entrant.status),
         *(_rounded(value, 4) for value in (median, low, high)),
-        *(len(result.times_ms), _rounded(result.peak_mib, 4)),
-        *(_rounded(result.loss_error, 2), _rounded(result.grad_error, 2), peer.note),
+        *(len(entrant.times_ms), _rounded(peak_mib, 4)),
+        *(_rounded(value, 2) for value in row.errors or (None, None, None)),
+        entrant.peer.note,
     )
-    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _rounded(value: float | None, digits: int) -> str:
@@ -107,7 +139,7 @@ def _rounded(value: float | None, digits: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="two sizes, few rounds")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results there")
@@ -135,28 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("all operators agree with the float64 formulas")
 
     plan = TRIAL if device.type == "cpu" else QUICK if options.quick else FULL
-    _write(rows(plan, device, "native" if native else "auto", machine), machine, options.csv)
-    return 0
-
-
-def _write(lines: Iterator[dict[str, object]], machine: dict[str, str], path: Path | None) -> None:
-    """Prints each line as it comes and appends it to the file, so that nothing is lost."""
+    lines = rows(plan, device, "native" if native else "auto", machine)
+    if options.csv is not None:
+        lines = written(lines, [*COLUMNS, *machine], options.csv)
     print(*COLUMNS, sep=" | ")
-    if path is None:
-        for line in lines:
-            _show(line)
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *machine])
-        writer.writeheader()
-        for line in lines:
-            _show(line)
-            writer.writerow(line)
-            file.flush()
-
-
-def _show(line: dict[str, object]) -> None:
-    print(*(line[name] for name in COLUMNS), sep=" | ", flush=True)
+    for line in lines:
+        print(*(line[name] for name in COLUMNS), sep=" | ", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

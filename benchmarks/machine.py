@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import torch
 
@@ -17,29 +20,52 @@ _QUERIES = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Names and versions; an empty value where something cannot be read."""
+    """Names and versions, clocks of a GPU; an empty value where something cannot be read."""
     facts = {
+        "date": datetime.date.today().isoformat(),
         "device": _processor(),
+        "cores": str(os.cpu_count() or ""),
+        "threads": str(torch.get_num_threads()),
+        "isa": _instruction_sets(),
         "cyclip_ext": cyclip_ext.__version__,
         "kernels": backend_state(device.type, backend_status()[device.type]),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
         "python": platform.python_version(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts["device"] = f"{properties.name}, sm_{properties.major}{properties.minor}"
-    return facts | _nvidia_smi(device)
+        facts["cuda"] = torch.version.cuda or ""
+        facts |= _nvidia_smi(device)
+    return facts
 
 
 def _processor() -> str:
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads: no GPU was used"
+    names = _cpuinfo("model name")
+    return f"{names} ({platform.machine()})" if names else f"{platform.machine()} CPU"
+
+
+def _instruction_sets() -> str:
+    """What torch dispatches to, and what there is for products in bfloat16."""
+    flags = _cpuinfo("flags").split()
+    of_bfloat16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *of_bfloat16])
+
+
+def _cpuinfo(field: str) -> str:
+    """The first core's; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
 
 def _nvidia_smi(device: torch.device) -> dict[str, str]:
     values = [""] * len(_QUERIES)
     program = shutil.which("nvidia-smi")
-    if program and device.type == "cuda":
+    if program:
         uuid = torch.cuda.get_device_properties(
             device
         ).uuid  # CUDA and nvidia-smi count differently

@@ -1,130 +1,152 @@
-"""Time, memory and error of losses, forward and backward, on one batch.
+"""Time and error of losses, forward and backward, beside each other on one batch.
 
-Peers take turns within each round, so that a clock that drifts does so for all of them, and the L2
-cache is overwritten before every measurement. What runs out of memory or fails is reported and left
-out of the rounds that follow.
+Peers take turns within each round, so that a clock that drifts does so for all of them, and every
+round begins with another one. On a GPU the L2 cache is overwritten before every measurement. What
+runs out of memory or fails is reported and left out of the rounds that follow.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import quantiles
-from typing import Any
+from statistics import median, quantiles
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .peers import Batch, Loss, Peer, Unavailable
+from .family import Loss, Peer, Unavailable
+from .inputs import Batch
+
+T = TypeVar("T")
+Outcome = tuple[Tensor, list[Tensor | None]]  # the loss and the gradients of the leaves
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache
+_WARM_UP_MS = 100.0
+_WARM_UP_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often: until `seconds` have passed, within bounds."""
+
+    least: int
+    most: int
+    seconds: float = 0.0
 
 
 @dataclass
-class Result:
-    """One peer on one batch; None where it was not measured."""
+class Entrant:
+    """A peer with a batch, and what has become of it."""
 
+    peer: Peer
+    batch: Batch
     status: str = "ok"
     loss: Loss | None = None
     times_ms: list[float] = field(default_factory=list)
-    peak_mib: float | None = None  # beyond the batch, gradients included
-    loss_error: float | None = None  # relative, on a slice, against float64
-    grad_error: float | None = None  # largest relative error (norms) of a leaf's gradient
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """The result, None where this or anything before failed: no peer ends the benchmark."""
+        if self.status != "ok":
+            return None
+        try:
+            return work()
+        except Unavailable as reason:
+            self.status = str(reason)
+        except torch.OutOfMemoryError:
+            self.status = "out of memory"
+        except Exception as error:
+            self.status = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
+        gc.collect()  # the failed call's tensors hang on its traceback
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def warm_up(self) -> None:
+        """With part of a batch for which a call takes its time, where nothing is compiled for N."""
+        self.loss = self.peer.make(self.batch)
+        part = self.batch if self.peer.compiled else self.batch.first(_WARM_UP_ROWS)
+        value, _ = gradients(self.loss, part)
+        if not value.isfinite().all():
+            raise ValueError("the result is not finite")
+        spent = 0.0
+        while spent < _WARM_UP_MS:
+            spent += _time_ms(self.loss, part)
+
+    def call_once(self) -> Outcome:
+        return gradients(self.peer.make(self.batch), self.batch)
+
+    def take_turn(self) -> None:
+        assert self.loss is not None
+        self.times_ms.append(_time_ms(self.loss, self.batch))
 
     def quartiles_ms(self) -> tuple[float, float, float] | None:
         if self.status != "ok" or not self.times_ms:
             return None
         if len(self.times_ms) == 1:
             return (self.times_ms[0],) * 3
-        low, median, high = quantiles(self.times_ms, n=4, method="inclusive")
-        return low, median, high
+        low, middle, high = quantiles(self.times_ms, n=4, method="inclusive")
+        return low, middle, high
 
 
-def gradients(loss: Loss, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss and the gradients of the leaves, forward and backward once."""
+def take_turns(entrants: Sequence[Entrant], rounds: Rounds) -> None:
+    """Warms up, then measures each of them in every round."""
+    for entrant in entrants:
+        entrant.attempt(entrant.warm_up)
+    begin = time.perf_counter()
+    for done in range(rounds.most):
+        if done >= rounds.least and time.perf_counter() - begin > rounds.seconds:
+            break
+        first = done % len(entrants)
+        for entrant in (*entrants[first:], *entrants[:first]):
+            entrant.attempt(entrant.take_turn)
+
+
+def times_faster(entrant: Entrant, other: Entrant) -> float | None:
+    """Median over the rounds of the other's time by this one's."""
+    if entrant.status != "ok" or other.status != "ok" or not entrant.times_ms:
+        return None
+    return median(b / a for a, b in zip(entrant.times_ms, other.times_ms, strict=True))
+
+
+def gradients(loss: Loss, batch: Batch) -> Outcome:
+    """Forward and backward once.
+
+    A result without derivatives, as of retrieval, comes without gradients.
+    """
     value = loss(batch)
+    if not value.requires_grad:
+        return value, []
     grads = torch.autograd.grad(value, batch.leaves, allow_unused=True)
     return value.detach(), list(grads)
 
 
-def slice_of(batch: Batch, rows: int, dtype: torch.dtype | None = None) -> Batch:
-    """A batch of its own of the first rows; `dtype` widens everything."""
+class Errors(NamedTuple):
+    """Against the truth. One number of a gradient that nearly cancels says little of its own size,
+    so scalars' errors are relative to 1, the size of a cosine, where they are smaller than that.
+    """
 
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(dtype or tensor.dtype).clone().requires_grad_()
-
-    image, text, scale, bias = batch.leaves
-    return Batch(leaf(image[:rows]), leaf(text[:rows]), leaf(scale), leaf(bias))
-
-
-def measure(
-    peers: list[Peer], batch: Batch, truth: dict[str, Loss], *, rounds: int, slice_rows: int
-) -> dict[Peer, Result]:
-    """Every peer on the batch; `truth` has the float64 loss of each family."""
-    results = {peer: Result() for peer in peers}
-    for peer, result in results.items():
-        result.status = _guarded(_prepare, peer, result, batch, truth[peer.family], slice_rows)
-    for _ in range(rounds):
-        for result in results.values():
-            if result.status == "ok":
-                result.status = _guarded(_time, result, batch)
-    return results
+    loss: float  # relative
+    grad: float | None  # relative, of the features' gradients, by norms; the larger one
+    scalar_grad: float | None  # of the scale's and the bias's gradients; the larger one
 
 
-def _prepare(peer: Peer, result: Result, batch: Batch, truth: Loss, slice_rows: int) -> None:
-    small = slice_of(batch, slice_rows)
-    _errors(result, peer.make(small), small, truth)
-    result.loss = peer.make(batch)
-    gradients(result.loss, batch)  # warm-up
-    result.peak_mib = _peak_mib(result.loss, batch)
-
-
-def _time(result: Result, batch: Batch) -> None:
-    assert result.loss is not None
-    result.times_ms.append(_time_ms(result.loss, batch))
-
-
-def _guarded(work: Callable[..., None], *arguments: Any) -> str:
-    """How it went; nothing that a peer raises ends the benchmark."""
-    try:
-        work(*arguments)
-    except Unavailable as reason:
-        return str(reason)
-    except torch.OutOfMemoryError:
-        status = "out of memory"
-    except Exception as error:
-        status = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
-    else:
-        return "ok"
-    gc.collect()  # the failed call's tensors hang on its traceback
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return status
-
-
-def _errors(result: Result, loss: Loss, batch: Batch, truth: Loss) -> None:
-    value, grads = gradients(loss, batch)
-    exact, exact_grads = gradients(truth, slice_of(batch, len(batch.image_features), torch.float64))
-    result.loss_error = float(((value.double() - exact) / exact).abs())
-    result.grad_error = max(
-        float((grad.double() - exact_grad).norm() / exact_grad.norm())
-        for grad, exact_grad in zip(grads, exact_grads, strict=True)
+def errors(found: Outcome, exact: Outcome) -> Errors:
+    of_grads = [
+        _relative_error(grad, exact_grad, 1.0 if grad.dim() == 0 else 0.0)
+        for grad, exact_grad in zip(found[1], exact[1], strict=True)
         if grad is not None and exact_grad is not None
-    )
+    ]
+    features, scalars = of_grads[:2], of_grads[2:]
+    of_loss = _relative_error(found[0], exact[0])
+    return Errors(of_loss, max(features, default=None), max(scalars, default=None))
 
 
-def _peak_mib(loss: Loss, batch: Batch) -> float | None:
-    device = batch.image_features.device
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    gradients(loss, batch)
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+def _relative_error(found: Tensor, exact: Tensor, least: float = 0.0) -> float:
+    error, size = float((found.double() - exact).norm()), float(exact.double().norm())
+    return error / (max(size, least) or 1.0)
 
 
 def _time_ms(loss: Loss, batch: Batch) -> float:

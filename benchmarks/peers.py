@@ -1,176 +1,300 @@
-"""The losses that are timed beside each other: cyclip_ext, dense PyTorch, and other packages.
+"""The implementations that are measured beside each other, on a CPU and on a GPU.
 
 Every peer is called with raw features and learnable scalars and normalizes for itself, as
-cyclip_ext does; what it does not compute is said in its note. One that cannot run here raises
-Unavailable.
+cyclip_ext does, unless its name says otherwise; what it does not compute is said in its note.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
-from cyclip_ext.functional import Backend
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, reference
+from cyclip_ext.functional import DEFAULT_MEMORY_BUDGET, Backend
+
+from . import dense, packages
+from .family import Family, Loss, Make, Peer
+from .inputs import Batch
+
+OURS = "cyclip_ext"
+RECOMPUTE = "cyclip_ext, recompute"
+OURS_BF16 = "cyclip_ext, bf16 products"
+OURS_BF16_FEATURES = "cyclip_ext, bf16 features"
+COMPILED = "torch.compile"
+
+# N beyond which a CPU would take too long for what there is to learn.
+LARGEST_BASELINE = 8192
+LARGEST_OTHERS = 4096
+LARGEST_UNIT_ROWS = 2048  # beyond it nobody sees the time that normalization takes
+
+# ---------------------------------------------------------------- the truth, in float64
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a loss is called with; all leaves that require gradients."""
-
-    image_features: Tensor  # [N, d], raw
-    text_features: Tensor  # [N, d]
-    logit_scale: Tensor  # scalar, exponentiated; float32
-    logit_bias: Tensor  # scalar, float32
-
-    @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        return self.image_features, self.text_features, self.logit_scale, self.logit_bias
+def _true_clip(b: Batch) -> Tensor:
+    # Not reference.contrastive_loss, which rounds a loss of 1e-30 to 0.
+    return functional.contrastive_loss(*b.leaves[:3], backend="reference")
 
 
-Loss = Callable[[Batch], Tensor]
+def _true_cycle(b: Batch) -> Tensor:
+    in_modal = reference.in_modal_loss(b.image_features, b.text_features)
+    return dense.CYCLE_WEIGHT * (
+        in_modal + reference.cross_modal_loss(b.image_features, b.text_features)
+    )
 
 
-class Unavailable(Exception):
-    """Why a peer is not measured."""
+def _true_cyclip(b: Batch) -> Tensor:
+    return _true_clip(b) + _true_cycle(b)
 
 
-@dataclass(frozen=True)
-class Peer:
-    name: str
-    family: str  # "clip", "cyclip" or "siglip": those of one family compute the same
-    make: Callable[[Batch], Loss]  # for batches like this one
-    note: str = ""
+def _true_siglip(b: Batch) -> Tensor:
+    return reference.sigmoid_loss(*b.leaves)
 
 
-def _normalized(batch: Batch) -> tuple[Tensor, Tensor]:
-    return F.normalize(batch.image_features, dim=-1), F.normalize(batch.text_features, dim=-1)
+def _true_hinge(b: Batch) -> Tensor:
+    return reference.hinge_margin_loss(b.image_features, b.text_features, dense.HINGE_MARGIN)
+
+
+# ---------------------------------------------------------------- cyclip_ext
+
+WithOptions = Callable[..., Make]  # options of a loss of cyclip_ext to what makes it
+
+
+def _module(module: type[Any], backend: Backend) -> WithOptions:
+    def with_options(**options: Any) -> Make:
+        def make(batch: Batch) -> Loss:
+            loss = module(backend=backend, **options)
+            return lambda b: loss(b.image_features, b.text_features, b.logit_scale, b.logit_bias)
+
+        return make
+
+    return with_options
+
+
+def _function(function: Callable[..., Tensor]) -> WithOptions:
+    """A loss of the features alone."""
+
+    def with_options(**options: Any) -> Make:
+        return lambda batch: (
+            lambda b: function(b.image_features, b.text_features, backend="native", **options)
+        )
+
+    return with_options
+
+
+def _ranks(b: Batch) -> Tensor:
+    labels = torch.arange(len(b.image_features))
+    return torch.cat(
+        functional.retrieval_ranks(
+            b.image_features, b.text_features, labels, labels, backend="native"
+        )
+    )
+
+
+def _top_k(b: Batch) -> Tensor:
+    k = min(dense.TOP_K, len(b.text_features))
+    return functional.similarity_top_k(b.image_features, b.text_features, k, backend="native")[0]
+
+
+def _in_float32(loss: WithOptions) -> tuple[Peer, ...]:
+    return (
+        Peer(OURS, loss(), ours=True, logit_bytes=DEFAULT_MEMORY_BUDGET),
+        Peer(RECOMPUTE, loss(memory_budget=0), "memory_budget=0", ours=True, logit_bytes=0),
+    )
+
+
+def _in_bf16(loss: WithOptions) -> tuple[Peer, ...]:
+    of_precision = Peer(
+        OURS_BF16,
+        loss(precision="bf16"),
+        'precision="bf16"',
+        "bf16 products",
+        ours=True,
+        logit_bytes=DEFAULT_MEMORY_BUDGET,
+    )
+    return of_precision, _ours_of_bf16(loss)
+
+
+def _ours_of_bf16(loss: WithOptions, largest: int | None = None) -> Peer:
+    return Peer(
+        OURS_BF16_FEATURES,
+        loss(),
+        arithmetic="bf16 features",
+        ours=True,
+        logit_bytes=DEFAULT_MEMORY_BUDGET,
+        largest=largest,
+    )
 
 
 # ---------------------------------------------------------------- dense PyTorch
 
 
-def dense_clip(batch: Batch) -> Tensor:
-    """As open_clip computes it on one device: N x N logits in the dtype of the features."""
-    image, text = _normalized(batch)
-    logits = batch.logit_scale * image @ text.T
-    labels = torch.arange(logits.shape[0], device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+def _always(loss: Loss) -> Make:
+    return lambda batch: loss
 
 
-def dense_cyclip(batch: Batch) -> Tensor:
-    """The contrastive loss and both cycle terms at 0.25, three N x N matrices."""
-    image, text = _normalized(batch)
-    cosines = image @ text.T
-    in_modal = (image @ image.T - text @ text.T).square().sum(dtype=torch.float32)
-    cross_modal = (cosines - cosines.T).square().sum(dtype=torch.float32)
-    logits = batch.logit_scale * cosines
-    labels = torch.arange(len(image), device=image.device)
-    contrastive = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    return contrastive + 0.25 / len(image) * (in_modal + cross_modal)
+def _baseline(name: str, make: Make) -> Peer:
+    return Peer(name, make, largest=LARGEST_BASELINE)
 
 
-def dense_siglip(batch: Batch) -> Tensor:
-    """As open_clip computes it on one device."""
-    image, text = _normalized(batch)
-    logits = batch.logit_scale * image @ text.T + batch.logit_bias
-    labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
-    return -F.logsigmoid(labels * logits).sum() / len(image)
+def _compiled(make: Make) -> Peer:
+    return Peer(
+        COMPILED,
+        lambda batch: torch.compile(make(batch), dynamic=False),
+        "of the baseline; compiled for every N",
+        compiled=True,
+        judged=False,
+        largest=LARGEST_BASELINE,
+    )
 
 
-DENSE: dict[str, Loss] = {"clip": dense_clip, "cyclip": dense_cyclip, "siglip": dense_siglip}
+def _dense_in_bf16(name: str, make: Make) -> tuple[Peer, ...]:
+    def make_autocast(batch: Batch) -> Loss:
+        loss = make(batch)
+
+        def run(b: Batch) -> Tensor:
+            with torch.autocast(b.image_features.device.type, torch.bfloat16):
+                return loss(b)
+
+        return run
+
+    return (
+        Peer(
+            f"{name}, autocast",
+            make_autocast,
+            "to bfloat16",
+            "bf16 products",
+            largest=LARGEST_OTHERS,
+        ),
+        Peer(f"{name}, bf16 features", make, "", "bf16 features", largest=LARGEST_OTHERS),
+    )
 
 
-def _dense(family: str) -> Callable[[Batch], Loss]:
-    return lambda batch: DENSE[family]
+def _chunked(loss: Loss) -> Peer:
+    note = f"blocks of {dense.BLOCK_ROWS} rows under torch.utils.checkpoint"
+    return Peer("dense in blocks", _always(loss), note, logit_bytes=0, largest=LARGEST_OTHERS)
 
 
-def _compiled(family: str) -> Callable[[Batch], Loss]:
-    return lambda batch: torch.compile(DENSE[family], dynamic=False)
+def _of_open_clip(name: str, otherwise: Loss) -> tuple[str, Make]:
+    """open_clip's own where it can be imported, else the same written here, under another name."""
+    if packages.has_open_clip():
+        return f"open_clip.{name}", packages.open_clip(name)
+    return "dense, as open_clip", _always(otherwise)
 
 
-# ---------------------------------------------------------------- packages
+# ---------------------------------------------------------------- on a CPU
 
 
-def _ours(module: type[Any], backend: Backend) -> Callable[[Batch], Loss]:
-    def make(batch: Batch) -> Loss:
-        loss = module(backend=backend)
-        return lambda b: loss(b.image_features, b.text_features, b.logit_scale, b.logit_bias)
-
-    return make
+def cpu_families() -> dict[str, Family]:
+    families = (_clip(), _cyclip(), _siglip(), _cycle(), _hinge(), *_retrieval())
+    return {family.name: family for family in families}
 
 
-def _import(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        if error.name == module.partition(".")[0]:
-            raise Unavailable(f"not installed: pip install {package}") from error
-        raise Unavailable(f"cannot be imported: {error}") from error
+def _clip() -> Family:
+    name, make = _of_open_clip("ClipLoss", dense.clip)
+    ours = _module(CLIPLoss, "native")
+    unit_rows = Peer(
+        f"{name}, unit rows",
+        packages.open_clip("ClipLoss", unit_rows=True),
+        "features come normalized and are left alone",
+        judged=False,
+        largest=LARGEST_UNIT_ROWS,
+    )
+    peers = (
+        *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
+        *_in_float32(ours),
+        *_dense_in_bf16(name, make),
+        *_in_bf16(ours),
+    )
+    return Family("clip", _true_clip, peers, products=(3, 4))
 
 
-def _open_clip(name: str) -> Callable[[Batch], Loss]:
-    def make(batch: Batch) -> Loss:
-        loss = getattr(_import("open_clip.loss", "open_clip_torch"), name)()
-        return lambda b: loss(*_normalized(b), b.logit_scale, b.logit_bias)
-
-    return make
-
-
-def _inf_cl(batch: Batch) -> Loss:
-    """`cal_inf_loss` is one direction of the loss.
-
-    The scale is multiplied in beforehand: as an argument, its gradient needs a process group.
-    """
-    cal_inf_loss = _import("inf_cl", "inf-cl").cal_inf_loss
-    d = batch.image_features.shape[1]
-    head_dim = next((size for size in (256, 128, 64, 32, 16) if d % size == 0), None)
-    if head_dim is None:
-        raise Unavailable(f"needs d to be a multiple of 16, got {d}")
-
-    def loss(b: Batch) -> Tensor:
-        image, text = _normalized(b)
-        rows = cal_inf_loss(b.logit_scale * image, text, head_dim=head_dim)
-        cols = cal_inf_loss(b.logit_scale * text, image, head_dim=head_dim)
-        total: Tensor = (rows + cols) / 2
-        return total
-
-    return loss
+def _cyclip() -> Family:
+    name, make = "dense, as CyCLIP", _always(dense.cyclip)
+    ours = _module(CyCLIPLoss, "native")
+    peers = (
+        *(_baseline(name, make), _compiled(make), _chunked(dense.cyclip_in_blocks)),
+        *_in_float32(ours),
+        *_dense_in_bf16(name, make),
+        *_in_bf16(ours),
+    )
+    return Family("cyclip", _true_cyclip, peers, products=(3, 4))
 
 
-def _memeff(batch: Batch) -> Loss:
-    """With stable=False, because the default multiplies the gradient by a constant."""
-    module = _import("memeff", "memeff")
-    temperature = 1 / float(batch.logit_scale.detach())
-    loss = module.MemoryEfficientCLIPLoss(temperature=temperature, stable=False)
-    return lambda b: loss(b.image_features, b.text_features)
+def _siglip() -> Family:
+    name, make = _of_open_clip("SigLipLoss", dense.siglip)
+    ours = _module(SigLIPLoss, "native")
+    peers = (
+        _baseline(name, make),
+        *_in_float32(ours),
+        *_dense_in_bf16(name, make),
+        *_in_bf16(ours),
+    )
+    return Family("siglip", _true_siglip, peers, products=(3, 4))
 
 
-def _siglip_kernel(batch: Batch) -> Loss:
-    fused = _import("siglip_kernel", "siglip-kernel").fused_siglip_loss
-    return lambda b: fused(*_normalized(b), b.logit_scale.log(), b.logit_bias)
+def _cycle() -> Family:
+    name, make = "dense, as CyCLIP", _always(dense.cycle)
+    ours = _function(functional.cycle_consistency)
+    _, dense_of_bf16 = _dense_in_bf16(name, make)
+    peers = (
+        Peer(name, make, largest=LARGEST_OTHERS),
+        _chunked(dense.cycle_in_blocks),
+        Peer("expansion", _always(dense.cycle_expanded), "d x d matrices; cancels"),
+        Peer(OURS, ours(), ours=True),
+        dense_of_bf16,
+        _ours_of_bf16(ours, largest=LARGEST_BASELINE),
+    )
+    return Family("cycle", _true_cycle, peers, products=None)
 
 
-def peers(backend: Backend) -> list[Peer]:
-    """All of them, cyclip_ext's with this backend."""
-    ours = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
-    found = []
-    for family, module in ours.items():
-        found.append(Peer(f"cyclip_ext.{module.__name__}", family, _ours(module, backend)))
-        found.append(Peer("dense", family, _dense(family)))
-        found.append(Peer("torch.compile(dense)", family, _compiled(family)))
+def _hinge() -> Family:
+    name, make = "dense", _always(dense.hinge)
+    ours = _function(functional.hinge_margin_loss)
+    peers = (
+        *(_baseline(name, make), Peer(OURS, ours(), ours=True)),
+        *_dense_in_bf16(name, make),
+        *_in_bf16(ours),
+    )
+    return Family("hinge", _true_hinge, peers, products=(1, 1))
+
+
+def _retrieval() -> tuple[Family, Family]:
+    ranks = (_baseline("dense", _always(dense.ranks)), Peer(OURS, _always(_ranks), ours=True))
+    top_k = (_baseline("dense", _always(dense.top_k)), Peer(OURS, _always(_top_k), ours=True))
+    return (
+        Family("ranks", dense.ranks, ranks, products=(1, 1)),
+        Family("top-k", dense.top_k, top_k, products=(1, 1)),
+    )
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+def gpu_families(backend: Backend) -> tuple[Family, ...]:
+    """cyclip_ext's losses with this backend, beside other packages'."""
     no_scale = "computes no gradient of the scale"
-    return [
-        *found,
-        Peer("open_clip.ClipLoss", "clip", _open_clip("ClipLoss")),
-        Peer("open_clip.SigLipLoss", "siglip", _open_clip("SigLipLoss")),
-        Peer("Inf-CL", "clip", _inf_cl, "two passes: one direction each"),
-        Peer("memeff", "clip", _memeff, no_scale),
-        Peer("siglip_kernel", "siglip", _siglip_kernel),
-    ]
+    clip = (
+        *_on_gpu(_module(CLIPLoss, backend), dense.clip),
+        Peer("open_clip.ClipLoss", packages.open_clip("ClipLoss")),
+        Peer("Inf-CL", packages.inf_cl, "two passes: one direction each"),
+        Peer("memeff", packages.memeff, no_scale),
+    )
+    cyclip = _on_gpu(_module(CyCLIPLoss, backend), dense.cyclip)
+    siglip = (
+        *_on_gpu(_module(SigLIPLoss, backend), dense.siglip),
+        Peer("open_clip.SigLipLoss", packages.open_clip("SigLipLoss")),
+        Peer("siglip_kernel", packages.siglip_kernel),
+    )
+    return (
+        Family("clip", _true_clip, clip, products=(3, 4)),
+        Family("cyclip", _true_cyclip, cyclip, products=(3, 4)),
+        Family("siglip", _true_siglip, siglip, products=(3, 4)),
+    )
+
+
+def _on_gpu(ours: WithOptions, loss: Loss) -> tuple[Peer, ...]:
+    make = _always(loss)
+    return Peer("dense", make), _compiled(make), Peer(OURS, ours(), ours=True)

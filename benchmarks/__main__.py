@@ -1,0 +1,25 @@
+"""`python -m benchmarks PROGRAM`: the programs of this folder by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import benchmarks
+
+PROGRAMS = ("loss", "report", "gpu", "sass_report", "roofline")
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] not in PROGRAMS:
+        print(benchmarks.__doc__)
+        return 0 if list(arguments) in (["-h"], ["--help"]) else 2
+    # Only the one asked for: each has needs of its own.
+    program = importlib.import_module(f"benchmarks.{arguments[0]}")
+    status: int = program.main(arguments[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""What a peer is: one implementation among those of a family, which all compute the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .inputs import Batch
+
+Loss = Callable[[Batch], Tensor]  # or a retrieval, whose result has no derivatives
+
+Make = Callable[[Batch], Loss]  # for batches like this one
+
+# What is rounded to bfloat16: nothing; the factors of matrix products; the features themselves.
+Arithmetic = Literal["float32", "bf16 products", "bf16 features"]
+
+
+class Unavailable(Exception):
+    """Why a peer is not measured."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    make: Make
+    note: str = ""
+    arithmetic: Arithmetic = "float32"
+    ours: bool = False
+    compiled: bool = False
+    judged: bool = True  # by its error; what is compiled computes what it is compiled of
+    logit_bytes: float = math.inf  # logits up to this size are kept for the backward pass
+    largest: int | None = None  # N beyond which a CPU would take too long
+
+    def features(self, batch: Batch) -> Batch:
+        """The batch in the dtype that the peer is measured with."""
+        return batch.of_dtype(torch.bfloat16) if self.arithmetic == "bf16 features" else batch
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    truth: Loss  # for batches in float64
+    peers: tuple[Peer, ...]  # the first one is the baseline
+    # How many N x d x N ones cannot be avoided: where logits are kept, where they are recomputed.
+    products: tuple[int, int] | None
+
+    @property
+    def baseline(self) -> Peer:
+        return self.peers[0]
+
+    def peer(self, name: str) -> Peer:
+        return next(peer for peer in self.peers if peer.name == name)
+
+    def flops(self, peer: Peer, n: int, d: int) -> float | None:
+        """Of the products that cannot be avoided; None where their number is not known."""
+        if self.products is None:
+            return None
+        kept = 4 * n * n <= peer.logit_bytes
+        return 2.0 * n * n * d * self.products[0 if kept else 1]
