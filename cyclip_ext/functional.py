@@ -12,12 +12,23 @@ where torch is set to do so in its own (torch.set_float32_matmul_precision).
     "native"     the native operators, or a RuntimeError that says why they are missing
     "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
 
+`precision` chooses the matrix products over all pairs:
+    "auto"       in the dtype of the features
+    "bf16"       float32 features are rounded to bfloat16, so that the loss is that of the rounded
+                 features; sums stay float32. Other dtypes are multiplied as they are
+
+`memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU from
+the forward to the backward pass (N M numbers of the compute dtype); where they take more, none are
+kept and the backward pass computes them again, a quarter of all work. None: what the environment
+variable CYCLIP_MEMORY_BUDGET says, else 256 MiB. On a GPU nothing is kept.
+
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,6 +41,9 @@ from . import ops, reference
 
 Backend = Literal["auto", "native", "reference"]
 Reduction = Literal["batchmean", "mean"]
+Precision = Literal["auto", "bf16"]
+
+DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
 
 
 class PairStatistics(NamedTuple):
@@ -48,6 +62,8 @@ def contrastive_loss(
     logit_scale: Tensor | float,
     *,
     backend: Backend = "auto",
+    precision: Precision = "auto",
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy over cosines scaled by `logit_scale` (already exponentiated).
 
@@ -58,7 +74,9 @@ def contrastive_loss(
     Source: Radford et al. 2021; Goel et al. 2022.
     """
     image, text, scale = _prepare(image_features, text_features, logit_scale)
-    statistics = pair_statistics(image, text, scale, backend=backend)
+    statistics = pair_statistics(
+        image, text, scale, backend=backend, precision=precision, memory_budget=memory_budget
+    )
     return _as_loss(contrastive_from_statistics(statistics, scale), image)
 
 
@@ -81,6 +99,9 @@ def cycle_consistency(
     Source: Goel et al. 2022, cross-modal and in-modal consistency.
     """
     image, text, _ = _prepare(image_features, text_features, 1.0)
+    if in_modal == cross_modal:
+        both = cycle_sum(image, text, reduction=reduction, backend=backend)
+        return _as_loss(in_modal * both, image)
     in_modal_loss, cross_modal_loss = cycle_terms(image, text, reduction=reduction, backend=backend)
     return _as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, image)
 
@@ -101,13 +122,17 @@ def hinge_margin_loss(
     hinge_margin: float = 0.2,
     *,
     backend: Backend = "auto",
+    precision: Precision = "auto",
+    memory_budget: int | None = None,
 ) -> Tensor:
     """1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts; g = `hinge_margin`.
 
     Of tied hardest negatives the first counts. Zero for N = 1.
     """
     image, text, scale = _prepare(image_features, text_features, 1.0)
-    statistics = pair_statistics(image, text, scale, backend=backend)
+    statistics = pair_statistics(
+        image, text, scale, backend=backend, precision=precision, memory_budget=memory_budget
+    )
     return _as_loss(hinge_from_statistics(statistics, hinge_margin), image)
 
 
@@ -118,6 +143,8 @@ def sigmoid_loss(
     logit_bias: Tensor | float,
     *,
     backend: Backend = "auto",
+    precision: Precision = "auto",
+    memory_budget: int | None = None,
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
@@ -125,13 +152,21 @@ def sigmoid_loss(
     """
     image, text, scale = _prepare(image_features, text_features, logit_scale)
     bias = _scalar(logit_bias, "logit_bias", image)
+    check_options(backend=backend, precision=precision)
     if _use_native("sigmoid_rows", image, backend):
-        rows = torch.ops.cyclip_ext.sigmoid_rows(
-            image, text, scale, bias, allow_tf32=_allow_tf32(image)
+        rows, _ = torch.ops.cyclip_ext.sigmoid_rows(
+            image,
+            text,
+            scale,
+            bias,
+            allow_tf32=_allow_tf32(image),
+            allow_bf16=precision == "bf16",
+            keep_bytes=_keep_bytes(memory_budget, image, text, scale, bias),
         )
         return _as_loss(rows.mean(), image)
     with _without_autocast(image):
-        return _as_loss(reference.sigmoid_loss(_compute(image), _compute(text), scale, bias), image)
+        features = _compute(image, precision), _compute(text, precision)
+        return _as_loss(reference.sigmoid_loss(*features, scale, bias), image)
 
 
 def retrieval_ranks(
@@ -201,16 +236,30 @@ def similarity_top_k(
 
 
 def pair_statistics(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, *, backend: Backend
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    *,
+    backend: Backend,
+    precision: Precision,
+    memory_budget: int | None,
 ) -> PairStatistics:
     """One pass over the similarity matrix, for every loss and statistic that looks at it."""
+    check_options(backend=backend, precision=precision)
     if _use_native("pair_statistics", image_features, backend):
         outputs = torch.ops.cyclip_ext.pair_statistics(
-            image_features, text_features, logit_scale, allow_tf32=_allow_tf32(image_features)
+            image_features,
+            text_features,
+            logit_scale,
+            allow_tf32=_allow_tf32(image_features),
+            allow_bf16=precision == "bf16",
+            keep_bytes=_keep_bytes(memory_budget, image_features, text_features, logit_scale),
         )
         return PairStatistics(*outputs[:5])
     with _without_autocast(image_features):
-        sim = reference.similarity(_compute(image_features), _compute(text_features))
+        sim = reference.similarity(
+            _compute(image_features, precision), _compute(text_features, precision)
+        )
         diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
         logits = (logit_scale * sim).masked_fill(diagonal, -torch.inf)
         return PairStatistics(
@@ -241,39 +290,75 @@ def hinge_from_statistics(statistics: PairStatistics, hinge_margin: float) -> Te
 def cycle_terms(
     image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
 ) -> tuple[Tensor, Tensor]:
-    """(L_in, L_cross), by d x d Gram matrices where N >= 2d, by pairs below: what is cheaper."""
+    """(L_in, L_cross), by d x d Gram matrices or by pairs: what is cheaper."""
     check_options(reduction=reduction, backend=backend)
-    n, d = image_features.shape
-    native = _use_native("cycle_grams", image_features, backend)
-    if not native:
+    n = image_features.shape[0]
+    if not _use_native("cycle_grams", image_features, backend):
         with _without_autocast(image_features):
             features = _compute(image_features), _compute(text_features)
             return (
                 reference.in_modal_loss(*features, reduction),
                 reference.cross_modal_loss(*features, reduction),
             )
-    if n < 2 * d:
-        sums = torch.ops.cyclip_ext.cycle_direct(image_features, text_features)
+    if _grams_are_cheaper(image_features, apart=True):
+        grams = torch.ops.cyclip_ext.cycle_grams(image_features, text_features)
+        sums = cycle_sums_from_grams(*grams)
     else:
-        sums = cycle_sums_from_grams(
-            *torch.ops.cyclip_ext.cycle_grams(image_features, text_features)
-        )
+        sums = torch.ops.cyclip_ext.cycle_direct(image_features, text_features)
     count = n if reduction == "batchmean" else n * n
     return sums[0] / count, sums[1] / count
 
 
+def cycle_sum(
+    image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
+) -> Tensor:
+    """L_in + L_cross, where K drops out of the Gram route."""
+    native = _use_native("cycle_grams", image_features, backend)
+    if not native or not _grams_are_cheaper(image_features, apart=False):
+        terms = cycle_terms(image_features, text_features, reduction=reduction, backend=backend)
+        return terms[0] + terms[1]
+    check_options(reduction=reduction)
+    n = image_features.shape[0]
+    plus, minus, _ = torch.ops.cyclip_ext.cycle_grams(image_features, text_features, cross=False)
+    return _inner_product(plus, minus) / (n if reduction == "batchmean" else n * n)
+
+
+def _grams_are_cheaper(features: Tensor, apart: bool) -> bool:
+    """Where the routes' costs meet, with the terms apart or their sum alone (docs/cycle.md)."""
+    n, d = features.shape
+    if features.is_cuda:
+        return n >= 2 * d
+    return 2 * n >= 3 * d if apart else n >= d
+
+
 def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     """N L_in = (a + b)/2 and N L_cross = (a - b)/2 with a = <A, B> and b = <K, K'>."""
-    a = (plus * minus).sum()
-    b = (cross * cross.T).sum()
+    a, b = _inner_product(plus, minus), _inner_product(cross, cross.T)
     return (a + b) / 2, (a - b) / 2
+
+
+def _inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """By rows first: torch cuts one large sum into as many parts as there are threads."""
+    return (a * b).sum(dim=1).sum()
 
 
 # ------------------------------------------------- arguments
 
 
-def check_options(*, backend: Backend = "auto", reduction: Reduction = "batchmean") -> None:
+def check_options(
+    *,
+    backend: Backend = "auto",
+    reduction: Reduction = "batchmean",
+    precision: Precision = "auto",
+    memory_budget: int | None = None,
+) -> None:
     """Raises ValueError for a value that no loss knows."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be 'auto' or 'bf16', got {precision!r}")
+    if memory_budget is not None and memory_budget < 0:
+        raise ValueError(
+            f"memory_budget must be a number of bytes, 0 for none, got {memory_budget!r}"
+        )
     if reduction not in get_args(Reduction):
         raise ValueError(
             f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
@@ -380,8 +465,32 @@ def _torch_allows_tf32() -> bool:
 _torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _compute(features: Tensor) -> Tensor:
+def _keep_bytes(memory_budget: int | None, *inputs: Tensor) -> int:
+    """What may be kept for a backward pass: nothing where there will be none."""
+    check_options(memory_budget=memory_budget)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
+        return 0
+    return _default_memory_budget() if memory_budget is None else memory_budget
+
+
+def _default_memory_budget() -> int:
+    stated = os.environ.get("CYCLIP_MEMORY_BUDGET")
+    if stated is None:
+        return DEFAULT_MEMORY_BUDGET
+    if not stated.isdecimal():
+        raise ValueError(
+            f"CYCLIP_MEMORY_BUDGET must be a number of bytes, such as 268435456, got {stated!r}"
+        )
+    return int(stated)
+
+
+_default_memory_budget._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _compute(features: Tensor, precision: Precision = "auto") -> Tensor:
     """16-bit features are computed in float32; the conversion is exact."""
+    if precision == "bf16" and features.dtype == torch.float32:
+        features = features.bfloat16()
     return features if features.dtype == torch.float64 else features.float()
 
 

@@ -11,21 +11,41 @@ with `statistics=True` they add measurements of the batch to it, under names tha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from . import functional
-from .functional import Backend, PairStatistics, Reduction
+from .functional import Backend, PairStatistics, Precision, Reduction
 
 
 class _PairwiseLoss(nn.Module):
     """The call shape that all losses share; subclasses compute the weighted terms."""
 
-    def __init__(self, backend: Backend, statistics: bool) -> None:
+    def __init__(
+        self,
+        *,
+        backend: Backend = "auto",
+        precision: Precision = "auto",
+        memory_budget: int | None = None,
+        statistics: bool = False,
+    ) -> None:
         super().__init__()
-        functional.check_options(backend=backend)
+        functional.check_options(backend=backend, precision=precision, memory_budget=memory_budget)
         self.backend: Backend = backend
+        self.precision: Precision = precision
+        self.memory_budget = memory_budget
         self.statistics = statistics
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How the pairs are computed, for functions of cyclip_ext.functional."""
+        return {
+            "backend": self.backend,
+            "precision": self.precision,
+            "memory_budget": self.memory_budget,
+        }
 
     def forward(
         self,
@@ -47,7 +67,9 @@ class _PairwiseLoss(nn.Module):
 
         Raises: ValueError or TypeError naming the argument that does not fit.
         """
-        terms, measured = self.terms(image_features, text_features, logit_scale, logit_bias)
+        terms, measured = self.terms(
+            image_features, text_features, logit_scale, logit_bias, apart=output_dict
+        )
         if output_dict:
             return {**terms, **measured}
         return torch.stack(list(terms.values())).sum()
@@ -58,8 +80,13 @@ class _PairwiseLoss(nn.Module):
         text_features: Tensor,
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
+        *,
+        apart: bool,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms, and the statistics (empty unless asked for)."""
+        """The weighted terms, and the statistics (empty unless asked for).
+
+        Not `apart`, terms that are cheaper together may be one: only the sum is wanted.
+        """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -80,7 +107,7 @@ class CyCLIPLoss(_PairwiseLoss):
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
-        backend: "auto", "native" or "reference"; see cyclip_ext.functional.
+        backend, precision, memory_budget: see cyclip_ext.functional.
         statistics: add measurements of the batch to the dictionary.
     """
 
@@ -94,9 +121,16 @@ class CyCLIPLoss(_PairwiseLoss):
         hinge_margin: float = 0.2,
         reduction: Reduction = "batchmean",
         backend: Backend = "auto",
+        precision: Precision = "auto",
+        memory_budget: int | None = None,
         statistics: bool = False,
     ) -> None:
-        super().__init__(backend, statistics)
+        super().__init__(
+            backend=backend,
+            precision=precision,
+            memory_budget=memory_budget,
+            statistics=statistics,
+        )
         functional.check_options(reduction=reduction)
         self.in_modal = in_modal
         self.cross_modal = cross_modal
@@ -111,18 +145,15 @@ class CyCLIPLoss(_PairwiseLoss):
         text_features: Tensor,
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
+        *,
+        apart: bool,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         image, text, scale = functional._prepare(image_features, text_features, logit_scale)
-        pairs = functional.pair_statistics(image, text, scale, backend=self.backend)
-        terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale)}
-        if self.in_modal or self.cross_modal:
-            in_modal, cross_modal = functional.cycle_terms(
-                image, text, reduction=self.reduction, backend=self.backend
-            )
-            if self.in_modal:
-                terms["in_modal_loss"] = self.in_modal * in_modal
-            if self.cross_modal:
-                terms["cross_modal_loss"] = self.cross_modal * cross_modal
+        # First here is last in the backward pass, where the cycle terms need the least memory
+        # beside the gradients that are there already.
+        cycle = self._cycle_losses(image, text, apart)
+        pairs = functional.pair_statistics(image, text, scale, **self._options)
+        terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale), **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * (1 - pairs.positive).mean()
         if self.hinge:
@@ -131,12 +162,40 @@ class CyCLIPLoss(_PairwiseLoss):
         terms = {name: functional._as_loss(term, image) for name, term in terms.items()}
         return terms, _batch_statistics(pairs) if self.statistics else {}
 
+    def _cycle_losses(self, image: Tensor, text: Tensor, apart: bool) -> dict[str, Tensor]:
+        options: dict[str, Any] = {"reduction": self.reduction, "backend": self.backend}
+        if not (self.in_modal or self.cross_modal):
+            return {}
+        if self.in_modal == self.cross_modal and not apart:
+            return {"cycle_loss": self.in_modal * functional.cycle_sum(image, text, **options)}
+        in_modal, cross_modal = functional.cycle_terms(image, text, **options)
+        losses = {}
+        if self.in_modal:
+            losses["in_modal_loss"] = self.in_modal * in_modal
+        if self.cross_modal:
+            losses["cross_modal_loss"] = self.cross_modal * cross_modal
+        return losses
+
 
 class CLIPLoss(CyCLIPLoss):
     """The contrastive loss alone, as open_clip's ClipLoss on one device."""
 
-    def __init__(self, *, backend: Backend = "auto", statistics: bool = False) -> None:
-        super().__init__(in_modal=0.0, cross_modal=0.0, backend=backend, statistics=statistics)
+    def __init__(
+        self,
+        *,
+        backend: Backend = "auto",
+        precision: Precision = "auto",
+        memory_budget: int | None = None,
+        statistics: bool = False,
+    ) -> None:
+        super().__init__(
+            in_modal=0.0,
+            cross_modal=0.0,
+            backend=backend,
+            precision=precision,
+            memory_budget=memory_budget,
+            statistics=statistics,
+        )
 
 
 class SigLIPLoss(_PairwiseLoss):
@@ -145,30 +204,27 @@ class SigLIPLoss(_PairwiseLoss):
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
     """
 
-    def __init__(self, *, backend: Backend = "auto", statistics: bool = False) -> None:
-        super().__init__(backend, statistics)
-
     def terms(
         self,
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
+        *,
+        apart: bool,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if logit_bias is None:
             raise ValueError(
                 "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
             )
         loss = functional.sigmoid_loss(
-            image_features, text_features, logit_scale, logit_bias, backend=self.backend
+            image_features, text_features, logit_scale, logit_bias, **self._options
         )
         measured = {}
         if self.statistics:
             with torch.no_grad():
                 prepared = functional._prepare(image_features, text_features, logit_scale)
-                measured = _batch_statistics(
-                    functional.pair_statistics(*prepared, backend=self.backend)
-                )
+                measured = _batch_statistics(functional.pair_statistics(*prepared, **self._options))
         return {"contrastive_loss": loss}, measured
 
 

@@ -6,7 +6,8 @@ why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
     row_norms(x)                          max(|x_i|, 1e-12); [N]
     pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
-    cycle_grams(x, y)                     A = P'P, B = M'M, K = P'M; [d, d] each, float64
+    cycle_grams(x, y, cross)              A = P'P, B = M'M, K = P'M; [d, d] each, float64;
+                                          K is [0, 0] unless `cross` (True)
     cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
     retrieval_ranks(x, y, a, b)           number of foreign entries >= the best own one, of each row
                                           and column; own: equal labels a [n], b [m]; int64
@@ -19,8 +20,12 @@ i + offset, so that a rank can hand in its rows of a larger batch. Operators wit
 compute the derivatives; they can not be differentiated again and say so (`row_norms` can). Ranks
 and top-k have no derivatives: their outputs never require any.
 
-The last argument of all but row_norms and the cycle operators, `allow_tf32` (False), lets a GPU
-round float32 features to TF32 in products. The CPU ignores it.
+Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
+round float32 features to TF32 in products; the CPU ignores it. Of pair_statistics and sigmoid_rows
+alone: `allow_bf16` (False) rounds float32 features to bfloat16 beforehand, so that the loss is
+exactly that of the rounded features, and dL/dS to bfloat16 in the products of the backward pass.
+`keep_bytes` (0) is what the last output, `dots`, may occupy on the CPU: the dot products of all
+pairs, which the backward pass then need not compute again; it is empty where they do not fit.
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """
@@ -28,6 +33,7 @@ What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md,
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +115,17 @@ def _grad_like(features: Tensor, needed: bool) -> Tensor:
     return features.new_empty((n if needed else 0, d))
 
 
+def _dots(image_features: Tensor, m: int | torch.SymInt, keep_bytes: int) -> Tensor:
+    """The dot products of all pairs in tiles, or nothing (KeptDots in csrc/ops/cpu/tiles.h)."""
+    n, dtype = image_features.shape[0], _accumulation_dtype(image_features)
+    rows = 128 if n >= 1024 else 64 if n >= 128 else 32
+    cols = 512 if m >= 2048 else 256 if m >= 512 else 128
+    shape = ((n + rows - 1) // rows, (m + cols - 1) // cols, rows, cols)
+    fits = math.prod(shape) <= keep_bytes // dtype.itemsize
+    kept = fits and image_features.device.type == "cpu"
+    return image_features.new_empty(shape if kept else (0, 0, 0, 0), dtype=dtype)
+
+
 def _row_norms_fake(features: Tensor) -> Tensor:
     return features.new_empty(features.shape[:1], dtype=_accumulation_dtype(features))
 
@@ -119,18 +136,21 @@ def _pair_statistics_fake(
     logit_scale: Tensor,
     offset: int = 0,
     allow_tf32: bool = False,
+    allow_bf16: bool = False,
+    keep_bytes: int = 0,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
         *(_float64(image_features, size) for size in (n, m, n, n, m)),
         *(image_features.new_empty((size,), dtype=torch.int64) for size in (n, m)),
+        _dots(image_features, m, keep_bytes),
     )
 
 
 def _pair_statistics_backward_fake(
     image_features: Tensor, text_features: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needs_image_grad, needs_text_grad, _allow_tf32 = args[-3:]
+    needs_image_grad, needs_text_grad, _allow_tf32, _allow_bf16 = args[-4:]
     return (
         _grad_like(image_features, needs_image_grad),
         _grad_like(text_features, needs_text_grad),
@@ -145,8 +165,11 @@ def _sigmoid_rows_fake(
     logit_bias: Tensor,
     offset: int = 0,
     allow_tf32: bool = False,
-) -> Tensor:
-    return _float64(image_features, image_features.shape[0])
+    allow_bf16: bool = False,
+    keep_bytes: int = 0,
+) -> tuple[Tensor, Tensor]:
+    n, m = image_features.shape[0], text_features.shape[0]
+    return _float64(image_features, n), _dots(image_features, m, keep_bytes)
 
 
 def _sigmoid_rows_backward_fake(
@@ -156,9 +179,11 @@ def _sigmoid_rows_backward_fake(
     return (*grads, _float64(image_features))
 
 
-def _cycle_grams_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, ...]:
+def _cycle_grams_fake(
+    image_features: Tensor, text_features: Tensor, cross: bool = True
+) -> tuple[Tensor, ...]:
     d = image_features.shape[1]
-    return tuple(_float64(image_features, d, d) for _ in range(3))
+    return tuple(_float64(image_features, size, size) for size in (d, d, d if cross else 0))
 
 
 def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,42 +221,58 @@ def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
 
 
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image_features, text_features, logit_scale, ctx.offset, ctx.allow_tf32 = inputs
-    ctx.mark_non_differentiable(*output[5:])
-    row_lse, col_lse, _, _, _, *indices = output
-    ctx.save_for_backward(image_features, text_features, logit_scale, row_lse, col_lse, *indices)
+    image_features, text_features, logit_scale, ctx.offset, *precision, _keep_bytes = inputs
+    ctx.precision = precision
+    row_lse, col_lse, _, _, _, *indices_and_dots = output
+    ctx.mark_non_differentiable(*indices_and_dots)
+    ctx.set_materialize_grads(False)  # not zeros as large as the dots
+    ctx.save_for_backward(
+        image_features, text_features, logit_scale, row_lse, col_lse, *indices_and_dots
+    )
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     image_features, text_features, logit_scale, *saved = ctx.saved_tensors
     image_needed, text_needed, scale_needed = ctx.needs_input_grad[:3]
+    n, m = image_features.shape[0], text_features.shape[0]
+    upstream = (
+        _float64(image_features, size).zero_() if grad is None else grad
+        for size, grad in zip((n, m, n, n, m), grads[:5], strict=True)
+    )
     image_grad, text_grad, scale_grad = torch.ops.cyclip_ext.pair_statistics_backward(
         image_features,
         text_features,
         logit_scale,
         ctx.offset,
         *saved,
-        *grads[:5],
+        *upstream,
         image_needed,
         text_needed,
-        ctx.allow_tf32,
+        *ctx.precision,
     )
     return (
         image_grad if image_needed else None,
         text_grad if text_needed else None,
         _like_input(scale_grad, logit_scale, scale_needed),
-        None,
-        None,
+        *(None,) * 4,
     )
 
 
-def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.offset, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(*tensors)
+def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
+    ctx.precision = allow_tf32, allow_bf16
+    _row_loss, dots = output
+    ctx.mark_non_differentiable(dots)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, dots)
 
 
-def _sigmoid_rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-    image_features, text_features, logit_scale, logit_bias = ctx.saved_tensors
+def _sigmoid_rows_backward(
+    ctx: Any, grad_rows: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_rows is None:
+        return (None,) * 8
+    image_features, text_features, logit_scale, logit_bias, dots = ctx.saved_tensors
     image_needed, text_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
     image_grad, text_grad, scale_grad, bias_grad = torch.ops.cyclip_ext.sigmoid_rows_backward(
         image_features,
@@ -239,18 +280,18 @@ def _sigmoid_rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, 
         logit_scale,
         logit_bias,
         ctx.offset,
+        dots,
         grad_rows,
         image_needed,
         text_needed,
-        ctx.allow_tf32,
+        *ctx.precision,
     )
     return (
         image_grad if image_needed else None,
         text_grad if text_needed else None,
         _like_input(scale_grad, logit_scale, scale_needed),
         _like_input(bias_grad, logit_bias, bias_needed),
-        None,
-        None,
+        *(None,) * 4,
     )
 
 
@@ -258,8 +299,13 @@ def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
+def _cycle_grams_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, _cross = inputs
+    ctx.save_for_backward(image_features, text_features)
+
+
 def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> Any:
-    return torch.ops.cyclip_ext.cycle_grams_backward(*ctx.saved_tensors, *grads)
+    return (*torch.ops.cyclip_ext.cycle_grams_backward(*ctx.saved_tensors, *grads), None)
 
 
 def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
@@ -310,7 +356,7 @@ _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "row_norms": (_row_norms_backward, _save_features),
     "pair_statistics": (_pair_statistics_backward, _pair_statistics_setup),
     "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
-    "cycle_grams": (_cycle_grams_backward, _save_features),
+    "cycle_grams": (_cycle_grams_backward, _cycle_grams_setup),
     "cycle_direct": (_cycle_direct_backward, _save_features),
     "retrieval_ranks": (_never_called, _without_derivative),
     "similarity_top_k": (_never_called, _without_derivative),

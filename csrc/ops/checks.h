@@ -98,4 +98,9 @@ inline Tensor square_matrix(const Tensor& argument, int64_t d, const char* name)
   return torch::stable::contiguous(argument);
 }
 
+// The gradient of K; [0, 0] where the forward pass did without K.
+inline Tensor cross_gradient(const Tensor& argument, int64_t d) {
+  return square_matrix(argument, argument.numel() == 0 ? 0 : d, "grad_cross_gram");
+}
+
 }  // namespace cyclip

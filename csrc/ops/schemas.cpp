@@ -8,27 +8,28 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
 
   m.def(
       "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0, "
-      "bool allow_tf32=False) -> "
+      "bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0) -> "
       "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
-      "Tensor row_hardest_index, Tensor col_hardest_index)");
+      "Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots)");
   m.def(
       "pair_statistics_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset, "
-      "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, "
+      "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots, "
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
-      "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32) -> "
-      "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
+      "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32, "
+      "bool allow_bf16) -> (Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
 
   m.def(
       "sigmoid_rows(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, "
-      "int offset=0, bool allow_tf32=False) -> Tensor");
+      "int offset=0, bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0) -> "
+      "(Tensor row_loss, Tensor dots)");
   m.def(
       "sigmoid_rows_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, "
-      "Tensor logit_bias, int offset, Tensor grad_rows, bool needs_image_grad, bool needs_text_grad, "
-      "bool allow_tf32) -> "
+      "Tensor logit_bias, int offset, Tensor dots, Tensor grad_rows, bool needs_image_grad, "
+      "bool needs_text_grad, bool allow_tf32, bool allow_bf16) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad, Tensor logit_bias_grad)");
 
   m.def(
-      "cycle_grams(Tensor image_features, Tensor text_features) -> "
+      "cycle_grams(Tensor image_features, Tensor text_features, bool cross=True) -> "
       "(Tensor plus_gram, Tensor minus_gram, Tensor cross_gram)");
   m.def(
       "cycle_grams_backward(Tensor image_features, Tensor text_features, Tensor grad_plus_gram, "

@@ -65,11 +65,9 @@ struct Problem {
   }
   bool is_positive(int64_t row, int64_t col) const { return col == row + shape.offset; }
 
-  // The kernels overwrite the tile: each gets a copy of its own.
-  Tile<T> tile(std::vector<T>* values) const {
-    *values = dots;
-    return {values->data(),      pitch, shape.rows, shape.cols, 0, 0, shape.offset, row_inv_norms.data(),
-            col_inv_norms.data()};
+  Tile<T> tile() const {
+    return {dots.data(), pitch,        shape.rows,           shape.cols,          0,
+            0,           shape.offset, row_inv_norms.data(), col_inv_norms.data()};
   }
 };
 
@@ -121,9 +119,9 @@ struct SoftmaxResult {
 
   SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem)
       : positive(problem.shape.rows, 0), rows(problem.shape.rows), cols(problem.pitch) {
-    std::vector<T> values, scratch(2 * problem.pitch);
+    std::vector<T> scratch(2 * problem.pitch);
     kernels.softmax_forward(
-        {problem.tile(&values), base2_scale<T>(), rows.view(), cols.view(), positive.data(), scratch.data()});
+        {problem.tile(), base2_scale<T>(), rows.view(), cols.view(), positive.data(), scratch.data()});
   }
 };
 
@@ -161,9 +159,11 @@ void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& prob
   // Shifts as of a row whose largest z' is about 20: all weights stay below one or so.
   const std::vector<LaneInt<T>> row_shift(rows, 28), col_shift(problem.pitch, 29);
   const std::vector<T> row_weight(rows, T(0.25)), col_weight(problem.pitch, T(0.5));
-  std::vector<T> values;
+  const int64_t pitch = problem.pitch + kColumnPadding;  // another than that of the dot products
+  std::vector<T> values(rows * pitch);
   ScalarGradients scalars;
-  kernels.softmax_backward({problem.tile(&values),
+  kernels.softmax_backward({problem.tile(),
+                            {values.data(), pitch},
                             base2_scale<T>(),
                             kScale,
                             {row_shift.data(), row_weight.data(), col_shift.data(), col_weight.data()},
@@ -176,8 +176,8 @@ void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& prob
       const double weight = 0.25 * std::exp2(z - 28) + 0.5 * std::exp2(z - 29);
       const double slope = problem.is_positive(row, col) ? 0 : weight;
       scale_gradient += slope * s;
-      check_close(values[row * problem.pitch + col], kScale * slope * problem.inv_norms(row, col),
-                  kScale * tolerance, name + " panel");
+      check_close(values[row * pitch + col], kScale * slope * problem.inv_norms(row, col), kScale * tolerance,
+                  name + " panel");
     }
   }
   check_close(scalars.scale, scale_gradient, cols * kScale * kScale * tolerance, name + " scale");
@@ -187,11 +187,13 @@ template <typename T>
 void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
                   const std::string& name) {
   const auto [rows, cols, offset] = problem.shape;
-  std::vector<T> values;
+  std::vector<T> values = problem.dots;  // in place
   std::vector<double> row_loss(rows, 0), row_grad(rows, 0.75);
   ScalarGradients scalars;
-  kernels.sigmoid_forward({problem.tile(&values), kScale, kBias, row_loss.data()});
-  kernels.sigmoid_backward({problem.tile(&values), kScale, kBias, row_grad.data(), &scalars});
+  kernels.sigmoid_forward({problem.tile(), kScale, kBias, row_loss.data()});
+  Tile<T> tile = problem.tile();
+  tile.dots = values.data();
+  kernels.sigmoid_backward({tile, {values.data(), problem.pitch}, kScale, kBias, row_grad.data(), &scalars});
   double scale_gradient = 0, bias_gradient = 0;
   for (int64_t row = 0; row < rows; ++row) {
     double loss = 0;
@@ -228,9 +230,8 @@ void test_not_finite(const TileKernels<T>& kernels, T bad, const std::string& na
     check_close(std::isfinite(result.cols.sum[col]), col != kBadCol, 0, name + " finite column sum");
   }
 
-  std::vector<T> values;
   std::vector<double> row_loss(rows, 0);
-  kernels.sigmoid_forward({problem.tile(&values), kScale, kBias, row_loss.data()});
+  kernels.sigmoid_forward({problem.tile(), kScale, kBias, row_loss.data()});
   for (int64_t row = 0; row < rows; ++row) {
     check_close(std::isfinite(row_loss[row]) || bad < 0, row != kBadRow || bad < 0, 0, name + " finite row loss");
   }

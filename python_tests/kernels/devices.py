@@ -52,11 +52,16 @@ class Cuda:
         self, operator: str, *arguments: Any, allow_tf32: bool = False, **_: Any
     ) -> tuple[Tensor, ...]:
         call = getattr(torch.ops.cyclip_ext, operator).default
-        takes = {argument.name for argument in call._schema.arguments}
-        options = {"allow_tf32": allow_tf32} if "allow_tf32" in takes else {}
+        takes = [argument.name for argument in call._schema.arguments]
+        if "dots" in takes:  # a GPU keeps none
+            place = takes.index("dots")
+            arguments = (*arguments[:place], torch.empty(0, 0, 0, 0), *arguments[place:])
+        precision = {"allow_tf32": allow_tf32, "allow_bf16": False}
+        options = {name: value for name, value in precision.items() if name in takes}
         results = call(*map(_to_cuda, arguments), **options)
         results = results if isinstance(results, (tuple, list)) else (results,)
-        return tuple(result.cpu() for result in results)
+        named = zip(call._schema.returns, results, strict=True)
+        return tuple(result.cpu() for returned, result in named if returned.name != "dots")
 
 
 def _to_numpy(argument: Any) -> Any:

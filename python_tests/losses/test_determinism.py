@@ -17,7 +17,7 @@ from .inputs import make_features
 pytestmark = needs_native
 
 # Odd sizes around what tiles and panels are likely to be, and more rows than fit one task.
-SHAPES = [(1, 1), (7, 5), (65, 33), (129, 72), (300, 513), (1030, 40), (2500, 24)]
+SHAPES = [(1, 1), (7, 5), (65, 33), (129, 72), (300, 513), (1030, 40), (1100, 200), (2500, 24)]
 
 
 @pytest.fixture(autouse=True)

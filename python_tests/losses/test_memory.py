@@ -36,14 +36,16 @@ def _saved_bytes(loss, n: int, d: int) -> int:
     return sum(saved.values())
 
 
+RECOMPUTE = {"backend": "native", "memory_budget": 0}
+
 LOSSES = {
-    "contrastive": lambda x, y, s: functional.contrastive_loss(x, y, s, backend="native"),
+    "contrastive": lambda x, y, s: functional.contrastive_loss(x, y, s, **RECOMPUTE),
     "cycle": lambda x, y, s: functional.cycle_consistency(x, y, backend="native"),
     "margin": lambda x, y, s: functional.margin_loss(x, y),
-    "hinge": lambda x, y, s: functional.hinge_margin_loss(x, y, backend="native"),
-    "sigmoid": lambda x, y, s: functional.sigmoid_loss(x, y, s, -5.0, backend="native"),
+    "hinge": lambda x, y, s: functional.hinge_margin_loss(x, y, **RECOMPUTE),
+    "sigmoid": lambda x, y, s: functional.sigmoid_loss(x, y, s, -5.0, **RECOMPUTE),
     "everything": lambda x, y, s: cyclip_ext.CyCLIPLoss(
-        margin=0.1, hinge=0.1, backend="native", statistics=True
+        margin=0.1, hinge=0.1, statistics=True, **RECOMPUTE
     )(x, y, s),
 }
 
@@ -60,7 +62,7 @@ def test_saved_tensors_grow_linearly(name: str) -> None:
 
 @pytest.mark.parametrize("n", [33, 512])
 def test_saved_tensors_of_the_direct_cycle_route(n: int) -> None:
-    """Wrong: the route for N < 2d keeps more than the features (its N x N workspace is passing)."""
+    """Wrong: the route for few rows keeps more than the features (its workspace is passing)."""
     d = 2 * n
     assert _saved_bytes(LOSSES["cycle"], n, d) <= 2 * 2 * n * d * 4 + 4096
 
@@ -72,6 +74,7 @@ from cyclip_ext import functional, CyCLIPLoss
 LOSSES = {
     "cyclip": lambda x, y, s: CyCLIPLoss(margin=0.1, hinge=0.1, backend="native")(x, y, s),
     "sigmoid": lambda x, y, s: functional.sigmoid_loss(x, y, s, -5.0, backend="native"),
+    "bf16": lambda x, y, s: CyCLIPLoss(precision="bf16", backend="native")(x, y, s),
 }
 loss, n = LOSSES[sys.argv[1]], int(sys.argv[2])
 
@@ -98,7 +101,7 @@ print(peak() - before)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-@pytest.mark.parametrize("name", ["cyclip", "sigmoid"])
+@pytest.mark.parametrize("name", ["cyclip", "sigmoid", "bf16"])
 def test_peak_of_a_large_batch(name: str) -> None:
     """Wrong: forward or backward holds an N x N matrix (1 GiB each; dense code needs several)."""
     peak_mib = int(run_program(PROGRAM, name, "16384"))  # features and gradients take 16

@@ -75,21 +75,27 @@ def test_row_norms(n: int, d: int) -> None:
         torch.testing.assert_close(actual, low.double().norm(dim=1).clamp_min(1e-12).float())
 
 
+def _statistics(
+    image: Tensor, text: Tensor, scale: Tensor, offset: int = 0, keep_bytes: int = 0
+) -> list[Tensor]:
+    """All outputs but the dot products."""
+    return ops.pair_statistics(image, text, scale, offset, False, False, keep_bytes)[:7]
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 14.3, 100.0])
 @pytest.mark.parametrize(("n", "d"), SQUARE)
 def test_pair_statistics(n: int, d: int, scale: float) -> None:
     """Wrong: a statistic of the square batch or its gradient, under a random upstream gradient."""
     image, text = make_features("random", n, d)
-    assert_same_derivatives(
-        ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale))
-    )
+    assert_same_derivatives(_statistics, truth.pair_statistics, (image, text, _float64(scale)))
 
 
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(("n", "m", "offset"), RECTANGLES)
-def test_pair_statistics_of_a_block(n: int, m: int, offset: int) -> None:
+def test_pair_statistics_of_a_block(n: int, m: int, offset: int, keep_bytes: int) -> None:
     """Wrong: the distributed case (rectangle, positives off the diagonal or outside)."""
     assert_same_derivatives(
-        lambda x, y, s: ops.pair_statistics(x, y, s, offset),
+        lambda x, y, s: _statistics(x, y, s, offset, keep_bytes),
         lambda x, y, s: truth.pair_statistics(x, y, s, offset),
         (*_rectangle(n, m), _float64(7.0)),
     )
@@ -102,16 +108,14 @@ def test_pair_statistics_of_hard_inputs(kind: str, scale: float) -> None:
     image, text = make_features(kind, 24, 8)
     if kind == "duplicates":  # exact ties of cosines that are rounded: no first one to speak of
         image[12:], text[12:] = image[12:] * 1.01 + 0.01, text[12:] * 1.01 - 0.01
-    assert_same_derivatives(
-        ops.pair_statistics, truth.pair_statistics, (image, text, _float64(scale))
-    )
+    assert_same_derivatives(_statistics, truth.pair_statistics, (image, text, _float64(scale)))
 
 
 @pytest.mark.parametrize("used", range(5), ids=STATISTICS)
 def test_pair_statistics_one_output_used(used: int) -> None:
     """Wrong: an output that nobody differentiates disturbs the one that somebody does."""
     assert_same_derivatives(
-        lambda *inputs: ops.pair_statistics(*inputs, 1)[used],
+        lambda *inputs: _statistics(*inputs, 1)[used],
         lambda *inputs: truth.pair_statistics(*inputs, 1)[used],
         (*_rectangle(5, 7), _float64(7.0)),
     )
@@ -150,10 +154,40 @@ def test_cycle_grams(n: int, d: int, kind: str) -> None:
     assert_same_derivatives(ops.cycle_grams, dense, make_features(kind, n, d))
 
 
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 7), (40, 33)])
+@pytest.mark.parametrize("kind", ["random", "narrow_cone"])
+def test_cycle_grams_without_cross(n: int, d: int, kind: str) -> None:
+    """Wrong: leaving K out changes A or B, or their gradients."""
+    features = make_features(kind, n, d)
+    assert ops.cycle_grams(*features, cross=False)[2].shape == (0, 0)
+    assert_same_derivatives(
+        lambda x, y: ops.cycle_grams(x, y, cross=False)[:2],
+        lambda x, y: ops.cycle_grams(x, y)[:2],
+        features,
+    )
+
+
+@pytest.mark.parametrize("kind", ["narrow_cone", "two_cones", "modality_gap"])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 1), (5, 3), (3, 7), (70, 20)])
+def test_cycle_grams_of_cones(n: int, d: int, kind: str) -> None:
+    """Wrong: what is taken out of P and M along the means is not what is put back."""
+
+    def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        x, y = reference.normalize(image), reference.normalize(text)
+        plus, minus = x + y, x - y
+        return plus.T @ plus, minus.T @ minus, plus.T @ minus
+
+    assert_same_derivatives(ops.cycle_grams, dense, make_features(kind, n, d))
+    equal = make_features(kind, n, d)[0]
+    _, minus, cross = ops.cycle_grams(equal, equal.clone())
+    assert not minus.any()  # M = 0 to the last bit
+    assert not cross.any()
+
+
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
 @pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
 def test_cycle_direct(n: int, d: int, kind: str) -> None:
-    """Wrong: one of the two sums of squares on the N < 2d route, or its gradient."""
+    """Wrong: one of the two sums of squares on the route by pairs, or its gradient."""
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -180,8 +214,11 @@ def test_both_cycle_routes_agree(n: int, d: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("n", "m", "offset"), [(1, 1, 0), (5, 5, 0), (33, 33, 0), *RECTANGLES], ids=str
 )
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1e-3, 0.0), (100.0, -5.0)])
-def test_sigmoid_rows(n: int, m: int, offset: int, scale: float, bias: float) -> None:
+def test_sigmoid_rows(
+    n: int, m: int, offset: int, scale: float, bias: float, keep_bytes: int
+) -> None:
     """Wrong: a row's loss, or the gradient of features, scale or bias under random upstream."""
 
     def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -190,7 +227,7 @@ def test_sigmoid_rows(n: int, m: int, offset: int, scale: float, bias: float) ->
         return truth.softplus(torch.where(positive, -logits, logits)).sum(dim=1)
 
     assert_same_derivatives(
-        lambda x, y, s, b: ops.sigmoid_rows(x, y, s, b, offset),
+        lambda x, y, s, b: ops.sigmoid_rows(x, y, s, b, offset, False, False, keep_bytes)[0],
         dense,
         (*_rectangle(n, m), _float64(scale), _float64(bias)),
     )
@@ -208,8 +245,11 @@ def _calls(seed: int = 0) -> dict[str, tuple]:
         ),
         "cycle_grams": (ops.cycle_grams, (image, text)),
         "cycle_direct": (ops.cycle_direct, (image, text)),
-        "sigmoid_rows": (ops.sigmoid_rows, (image, text, scale, bias)),
-        "sigmoid_rows_block": (lambda *a: ops.sigmoid_rows(*a, 1), (image, block, scale, bias)),
+        "sigmoid_rows": (lambda *a: ops.sigmoid_rows(*a)[0], (image, text, scale, bias)),
+        "sigmoid_rows_block": (
+            lambda *a: ops.sigmoid_rows(*a, 1)[0],
+            (image, block, scale, bias),
+        ),
     }
 
 

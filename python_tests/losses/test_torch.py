@@ -24,30 +24,35 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     scale, bias = torch.tensor(5.0, dtype=kind), torch.tensor(-2.0, dtype=kind)
     labels = torch.arange(5)
-    row_lse, col_lse, *others, row_index, col_index = ops.pair_statistics(image, block, scale, -1)
+    keep = (-1, False, False, 1 << 20)
+    row_lse, col_lse, *others, row_index, col_index, dots = ops.pair_statistics(
+        image, block, scale, *keep
+    )
     weights = random_like((row_lse, col_lse, *others))
-    rows = ops.sigmoid_rows(image, block, scale, bias, -1)
+    rows, _ = ops.sigmoid_rows(image, block, scale, bias, -1)
     grams, sums = ops.cycle_grams(image, text), ops.cycle_direct(image, text)
     return {
         "row_norms": (image,),
-        "pair_statistics": (image, block, scale, -1, True),
+        "pair_statistics": (image, block, scale, *keep),
         "pair_statistics_backward": (
-            *(image, block, scale, -1, row_lse, col_lse, row_index, col_index),
-            *(*weights, True, False, True),
+            *(image, block, scale, -1, row_lse, col_lse, row_index, col_index, dots),
+            *(*weights, True, False, True, False),
         ),
-        "sigmoid_rows": (image, block, scale, bias, -1, True),
+        "sigmoid_rows": (image, block, scale, bias, *keep),
         "sigmoid_rows_backward": (
             image,
             block,
             scale,
             bias,
             -1,
+            dots.new_empty(0, 0, 0, 0),
             *random_like((rows,)),
             False,
             True,
             True,
+            False,
         ),
-        "cycle_grams": (image, text),
+        "cycle_grams": (image, text, False),
         "cycle_grams_backward": (image, text, *random_like(tuple(grams))),
         "cycle_direct": (image, text),
         "cycle_direct_backward": (image, text, *random_like(tuple(sums))),
@@ -140,15 +145,15 @@ class _Calls(TorchDispatchMode):
 
 
 @needs_native
-@pytest.mark.parametrize("allow_tf32", [False, True])
-def test_backward_rounds_as_forward_does(allow_tf32: bool) -> None:
+@pytest.mark.parametrize("precision", [(False, False), (True, False), (False, True)])
+def test_backward_rounds_as_forward_does(precision: tuple[bool, bool]) -> None:
     """Wrong: the backward pass takes another precision than the forward pass was given."""
     image, text, scale, bias = _leaves(6, 4)
     with _Calls() as calls:
-        ops.pair_statistics(image, text, scale, 0, allow_tf32)[0].sum().backward()
-        ops.sigmoid_rows(image, text, scale, bias, 0, allow_tf32).sum().backward()
+        ops.pair_statistics(image, text, scale, 0, *precision)[0].sum().backward()
+        ops.sigmoid_rows(image, text, scale, bias, 0, *precision)[0].sum().backward()
     for name in "pair_statistics_backward", "sigmoid_rows_backward":
-        assert calls.arguments[name][-1] is allow_tf32
+        assert calls.arguments[name][-2:] == precision
 
 
 def _everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:

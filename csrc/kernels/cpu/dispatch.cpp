@@ -1,5 +1,8 @@
 // Chooses the widest instruction set that the processor and the operating system support.
 
+#include "bf16.h"
+#include "cycle_rows.h"
+#include "product.h"
 #include "tile_kernels.h"
 
 namespace cyclip::cpu {
@@ -9,13 +12,33 @@ namespace cyclip::cpu {
   extern const TileKernels<float> float_kernels;   \
   extern const TileKernels<double> double_kernels; \
   }
+#define CYCLIP_DECLARE_PRODUCTS(isa)                 \
+  namespace isa {                                    \
+  extern const ProductKernel<float> float_product;   \
+  extern const ProductKernel<double> double_product; \
+  }
+#define CYCLIP_DECLARE_CYCLE(isa)                            \
+  namespace isa {                                            \
+  extern const CycleRowKernels<float> float_cycle_kernels;   \
+  extern const CycleRowKernels<double> double_cycle_kernels; \
+  }
 
 CYCLIP_DECLARE(baseline)
+CYCLIP_DECLARE_CYCLE(baseline)
 #if defined(__x86_64__)
 CYCLIP_DECLARE(avx2)
 CYCLIP_DECLARE(avx512)
+CYCLIP_DECLARE_CYCLE(avx2)
+CYCLIP_DECLARE_CYCLE(avx512)
+CYCLIP_DECLARE_PRODUCTS(avx2)
+CYCLIP_DECLARE_PRODUCTS(avx512)
+namespace avx512bf16 {
+extern const Bf16Kernels kernels;
+}
 #endif
 #undef CYCLIP_DECLARE
+#undef CYCLIP_DECLARE_CYCLE
+#undef CYCLIP_DECLARE_PRODUCTS
 
 namespace {
 
@@ -57,6 +80,50 @@ const TileKernels<double>& tile_kernels<double>() {
   if (isa() == Isa::kAvx2) return avx2::double_kernels;
 #endif
   return baseline::double_kernels;
+}
+
+template <>
+const CycleRowKernels<float>& cycle_row_kernels<float>() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) return avx512::float_cycle_kernels;
+  if (isa() == Isa::kAvx2) return avx2::float_cycle_kernels;
+#endif
+  return baseline::float_cycle_kernels;
+}
+
+template <>
+const CycleRowKernels<double>& cycle_row_kernels<double>() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) return avx512::double_cycle_kernels;
+  if (isa() == Isa::kAvx2) return avx2::double_cycle_kernels;
+#endif
+  return baseline::double_cycle_kernels;
+}
+
+// Without fused multiply-add the library's product is the better one.
+template <>
+const ProductKernel<float>* product_kernel<float>() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) return &avx512::float_product;
+  if (isa() == Isa::kAvx2) return &avx2::float_product;
+#endif
+  return nullptr;
+}
+
+template <>
+const ProductKernel<double>* product_kernel<double>() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) return &avx512::double_product;
+  if (isa() == Isa::kAvx2) return &avx2::double_product;
+#endif
+  return nullptr;
+}
+
+const Bf16Kernels* bf16_kernels() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16")) return &avx512bf16::kernels;
+#endif
+  return nullptr;
 }
 
 }  // namespace cyclip::cpu

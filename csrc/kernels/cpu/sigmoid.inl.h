@@ -27,8 +27,8 @@ inline double softplus(double z) { return (z > 0 ? z : 0) + __builtin_log1p(__bu
 inline double logistic(double z) { return 1 / (1 + __builtin_exp(-z)); }
 
 template <typename T>
-inline double entry_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
-  return static_cast<double>(tile.values[row * tile.pitch + col]) * tile.row_inv_norms[row] *
+inline double exact_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
+  return static_cast<double>(tile.dots[row * tile.pitch + col]) * tile.row_inv_norms[row] *
          tile.col_inv_norms[col];
 }
 
@@ -45,7 +45,7 @@ void sigmoid_forward(const SigmoidForward<T>& args) {
     });
     args.row_loss[row] += sum_lanes<T>(sum);
     if (in_tile(tile, positive)) {
-      args.row_loss[row] += softplus(-(args.scale * entry_cosine(tile, row, positive) + args.bias));
+      args.row_loss[row] += softplus(-(args.scale * exact_cosine(tile, row, positive) + args.bias));
     }
   }
 }
@@ -54,10 +54,10 @@ template <typename T>
 void sigmoid_backward(const SigmoidBackward<T>& args) {
   const Tile<T>& tile = args.tile;
   for (int64_t row = 0; row < tile.rows; ++row) {
-    T* values = tile.values + row * tile.pitch;
+    T* gradient = args.gradient.values + row * args.gradient.pitch;
     const int64_t positive = positive_column(tile, row);
     const bool has_positive = in_tile(tile, positive);
-    const double positive_cosine = has_positive ? entry_cosine(tile, row, positive) : 0;
+    const double positive_cosine = has_positive ? exact_cosine(tile, row, positive) : 0;
     const T row_grad = static_cast<T>(args.row_grad[row]);
     const T scale = static_cast<T>(args.scale);
     const Vec<T> zero = splat(T(0)), one = splat(T(1));
@@ -70,14 +70,14 @@ void sigmoid_backward(const SigmoidBackward<T>& args) {
       row_dot += choose(mask, slope * s, zero);
       row_slope += slope;
       const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);
-      store(values + col, choose(mask, slope * scale * tile.row_inv_norms[row] * inv_norm, zero));
+      store(gradient + col, choose(mask, slope * scale * tile.row_inv_norms[row] * inv_norm, zero));
     });
     double dot = sum_lanes<T>(row_dot), slope = sum_lanes<T>(row_slope);
     if (has_positive) {
       const double z = args.scale * positive_cosine + args.bias;
       const double positive_slope = -args.row_grad[row] * logistic(-z);
       const double inv_norms = static_cast<double>(tile.row_inv_norms[row]) * tile.col_inv_norms[positive];
-      values[positive] = static_cast<T>(positive_slope * args.scale * inv_norms);
+      gradient[positive] = static_cast<T>(positive_slope * args.scale * inv_norms);
       dot += positive_slope * positive_cosine;
       slope += positive_slope;
     }

@@ -5,8 +5,13 @@ namespace cyclip::cpu::CYCLIP_ISA {
 // S_ij = <x_i, y_j> / (|x_i| |y_j|), multiplied in an order in which neither product can overflow first.
 template <typename T>
 inline Vec<T> cosine(const Tile<T>& tile, int64_t row, int64_t col) {
-  const Vec<T> dot = load<Vec<T>>(tile.values + row * tile.pitch + col);
+  const Vec<T> dot = load<Vec<T>>(tile.dots + row * tile.pitch + col);
   return dot * tile.row_inv_norms[row] * load<Vec<T>>(tile.col_inv_norms + col);
+}
+
+template <typename T>
+inline T entry_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
+  return tile.dots[row * tile.pitch + col] * tile.row_inv_norms[row] * tile.col_inv_norms[col];
 }
 
 // Column of the positive of `row`, relative to the tile; outside [0, cols) when it is elsewhere.
@@ -20,20 +25,18 @@ inline bool in_tile(const Tile<T>& tile, int64_t col) {
   return col >= 0 && col < tile.cols;
 }
 
-// First pass over one row: dots become cosines; returns the row's largest z' and updates the columns'
-// largest z' (in column_scratch) and hardest negatives.
+// First pass over one row: returns the row's largest z' and updates the columns' largest z' (in
+// column_scratch) and hardest negatives.
 template <typename T>
-inline void cosines_and_maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit, T* largest_cosine) {
+inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit, T* largest_cosine) {
   const Tile<T>& tile = args.tile;
   const NegativeStatistics<T>& columns = args.col_statistics;
   const LaneInt<T> row_index = static_cast<LaneInt<T>>(tile.row_begin + row);
   const Vec<T> lowest = splat(static_cast<T>(kNoShift));
-  T* values = tile.values + row * tile.pitch;
   T* col_largest = args.column_scratch;
   Vec<T> row_logit = lowest, row_cosine = lowest;
   for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
     const Vec<T> s = cosine(tile, row, col);
-    store(values + col, s);
     const Vec<T> logit = choose(mask, s * args.scale.hi, lowest);
     const Vec<T> negative = choose(mask, s, lowest);
     row_logit = maximum(logit, row_logit);
@@ -54,10 +57,9 @@ template <typename T>
 inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T candidate) {
   const Tile<T>& tile = args.tile;
   if (!(candidate > args.row_statistics.hardest[row])) return;
-  const T* values = tile.values + row * tile.pitch;
   const int64_t positive = positive_column(tile, row);
   int64_t col = 0;
-  while (col == positive || values[col] != candidate) ++col;
+  while (col == positive || entry_cosine(tile, row, col) != candidate) ++col;
   args.row_statistics.hardest[row] = candidate;
   args.row_statistics.hardest_index[row] = static_cast<LaneInt<T>>(tile.col_begin + col);
 }
@@ -88,14 +90,14 @@ void softmax_forward(const SoftmaxForward<T>& args) {
 
   for (int64_t row = 0; row < tile.rows; ++row) {
     T largest_logit, largest_cosine;
-    cosines_and_maxima(args, row, &largest_logit, &largest_cosine);
+    maxima(args, row, &largest_logit, &largest_cosine);
     update_row_hardest(args, row, largest_cosine);
     if (largest_logit > static_cast<T>(kNoShift)) {
       const LaneInt<T> shift = nearest_integer<T>(splat(largest_logit))[0];
       raise_shift<T>(rows.shift + row, rows.sum + row, shift);
     }
     const int64_t positive = positive_column(tile, row);
-    if (in_tile(tile, positive)) args.positive[row] = tile.values[row * tile.pitch + positive];
+    if (in_tile(tile, positive)) args.positive[row] = entry_cosine(tile, row, positive);
   }
   for (int64_t col = 0; col < tile.cols; ++col) {
     if (!(col_largest[col] > static_cast<T>(kNoShift))) continue;
@@ -107,7 +109,7 @@ void softmax_forward(const SoftmaxForward<T>& args) {
     const IntVec<T> row_shift = splat_int<T>(rows.shift[row]);
     Vec<T> row_sum = splat(T(0));
     for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
-      const Vec<T> s = load<Vec<T>>(tile.values + row * tile.pitch + col);
+      const Vec<T> s = cosine(tile, row, col);
       const Base2<T> z = exp2_split<T>(s, args.scale.hi, args.scale.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(columns.shift + col);
       const Vec<T> zero = splat(T(0));
@@ -128,7 +130,7 @@ void softmax_backward(const SoftmaxBackward<T>& args) {
   const SoftmaxWeights<T>& weights = args.weights;
   const T scale = static_cast<T>(args.scale);
   for (int64_t row = 0; row < tile.rows; ++row) {
-    T* values = tile.values + row * tile.pitch;
+    T* gradient = args.gradient.values + row * args.gradient.pitch;
     const IntVec<T> row_shift = splat_int<T>(weights.row_shift[row]);
     const T row_weight = weights.row_weight[row];
     Vec<T> row_dot = splat(T(0));
@@ -143,7 +145,7 @@ void softmax_backward(const SoftmaxBackward<T>& args) {
       const Vec<T> w = choose(mask, z.fraction * (by_row + by_col), zero);
       row_dot += choose(mask, w * s, zero);
       const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);
-      store(values + col, choose(mask, w * scale * tile.row_inv_norms[row] * inv_norm, zero));
+      store(gradient + col, choose(mask, w * scale * tile.row_inv_norms[row] * inv_norm, zero));
     });
     args.scalars->scale += sum_lanes<T>(row_dot);
   }

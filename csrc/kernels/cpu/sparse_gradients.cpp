@@ -3,9 +3,9 @@
 namespace cyclip::cpu {
 
 template <typename T>
-void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse) {
+void add_sparse_gradients(const Tile<T>& tile, const GradientTile<T>& out, const SparseGradients& sparse) {
   const auto add = [&](int64_t row, int64_t col, double gradient) {
-    T& entry = tile.values[row * tile.pitch + col];
+    T& entry = out.values[row * out.pitch + col];
     const double inv_norms = static_cast<double>(tile.row_inv_norms[row]) * tile.col_inv_norms[col];
     entry = static_cast<T>(entry + gradient * inv_norms);
   };
@@ -25,7 +25,8 @@ void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse) {
   }
 }
 
-template void add_sparse_gradients<float>(const Tile<float>&, const SparseGradients&);
-template void add_sparse_gradients<double>(const Tile<double>&, const SparseGradients&);
+template void add_sparse_gradients<float>(const Tile<float>&, const GradientTile<float>&, const SparseGradients&);
+template void add_sparse_gradients<double>(const Tile<double>&, const GradientTile<double>&,
+                                           const SparseGradients&);
 
 }  // namespace cyclip::cpu

@@ -14,8 +14,8 @@ struct SparseGradients {
   const int64_t* col_hardest_index;  // [cols], global row or -1
 };
 
-// Adds them to a tile that softmax_backward has turned into H.
+// Adds them to the H that softmax_backward has made of a tile.
 template <typename T>
-void add_sparse_gradients(const Tile<T>& tile, const SparseGradients& sparse);
+void add_sparse_gradients(const Tile<T>& tile, const GradientTile<T>& out, const SparseGradients& sparse);
 
 }  // namespace cyclip::cpu

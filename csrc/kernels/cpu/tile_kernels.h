@@ -39,7 +39,7 @@ inline constexpr int32_t kNoShift = -(1 << 28);
 // The part of the similarity matrix that one tile covers.
 template <typename T>
 struct Tile {
-  T* values;               // [rows, pitch]; raw dot products <x_i, y_j> on entry
+  const T* dots;           // [rows, pitch]; raw dot products <x_i, y_j>
   int64_t pitch;           // elements between rows, a multiple of kColumnPadding
   int64_t rows, cols;      //
   int64_t row_begin;       // global index of row 0
@@ -67,7 +67,7 @@ struct NegativeStatistics {
 
 template <typename T>
 struct SoftmaxForward {
-  Tile<T> tile;  // overwritten with cosines
+  Tile<T> tile;
   Base2Scale<T> scale;
   NegativeStatistics<T> row_statistics;  // [rows], updated
   NegativeStatistics<T> col_statistics;  // [cols], updated
@@ -89,9 +89,17 @@ struct ScalarGradients {
   double scale = 0, bias = 0;
 };
 
+// Where a tile's H_ij = G_ij / (|x_i| |y_j|) goes; may be the place of its dot products.
+template <typename T>
+struct GradientTile {
+  T* values;
+  int64_t pitch;
+};
+
 template <typename T>
 struct SoftmaxBackward {
-  Tile<T> tile;  // overwritten with H_ij = G_ij / (|x_i| |y_j|)
+  Tile<T> tile;
+  GradientTile<T> gradient;
   Base2Scale<T> scale_base2;
   double scale;
   SoftmaxWeights<T> weights;
@@ -100,14 +108,15 @@ struct SoftmaxBackward {
 
 template <typename T>
 struct SigmoidForward {
-  Tile<T> tile;  // left as dot products
+  Tile<T> tile;
   double scale, bias;
   double* row_loss;  // [rows], added to
 };
 
 template <typename T>
 struct SigmoidBackward {
-  Tile<T> tile;  // overwritten with H_ij
+  Tile<T> tile;
+  GradientTile<T> gradient;
   double scale, bias;
   const double* row_grad;    // [rows], dL/d(row_loss)
   ScalarGradients* scalars;  // added to
@@ -123,7 +132,7 @@ struct Labels {
 // For each row and column the largest cosine among its own entries, those of equal labels; NaN: none yet.
 template <typename T>
 struct OwnBest {
-  Tile<T> tile;  // left as dot products
+  Tile<T> tile;
   Labels<T> labels;
   T* row_best;  // [rows], updated
   T* col_best;  // [cols], updated
@@ -143,7 +152,8 @@ struct ForeignCount {
 // For each row the `capacity` largest cosines, in falling order, and their global columns. NaN: a free place.
 template <typename T>
 struct TopK {
-  Tile<T> tile;  // overwritten with cosines
+  Tile<T> tile;
+  T* cosines;  // [cols], scratch, padded
   int64_t capacity;
   T* values;            // [rows, capacity], updated
   LaneInt<T>* indices;  // [rows, capacity], updated

@@ -27,7 +27,7 @@ void top_k(const TopK<T>& args) {
   const Tile<T>& tile = args.tile;
   const Vec<T> lowest = splat(-static_cast<T>(__builtin_inf()));
   for (int64_t row = 0; row < tile.rows; ++row) {
-    T* cosines = tile.values + row * tile.pitch;
+    T* cosines = args.cosines;
     Vec<T> largest = lowest;
     for_each_vector<T>(tile.cols, -1, [&](int64_t col, auto mask) {
       const Vec<T> s = comparable_cosine(tile, row, col);

@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     const bool inside = col < d;
     weights.plus[to] = inside ? a[from] + a[mirrored] : 0;
     weights.minus[to] = inside ? b[from] + b[mirrored] : 0;
-    weights.cross[to] = inside ? k[from] : 0;
-    has_cross |= inside && k[from] != 0;
+    const double cross = inside && k ? k[from] : 0;
+    weights.cross[to] = cross;
+    has_cross |= cross != 0;
   }
   has_cross = warp_any(has_cross);
   if (lane == 0) weights.row_has_cross[row] = has_cross;

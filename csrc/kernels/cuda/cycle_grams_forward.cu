@@ -44,7 +44,7 @@ Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& c
     };
     CYCLIP_TRY(add(p, p, plus_parts));
     CYCLIP_TRY(add(m, m, minus_parts));
-    CYCLIP_TRY(add(p, m, cross_parts));
+    if (args.cross_gram) CYCLIP_TRY(add(p, m, cross_parts));
   }
 
   const auto merge = [&](const double* parts, bool symmetric, double* gram) {
@@ -53,7 +53,7 @@ Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& c
   };
   CYCLIP_TRY(merge(plus_parts, true, args.plus_gram));
   CYCLIP_TRY(merge(minus_parts, true, args.minus_gram));
-  return merge(cross_parts, false, args.cross_gram);
+  return args.cross_gram ? merge(cross_parts, false, args.cross_gram) : kSuccess;
 }
 
 }  // namespace cyclip::cuda

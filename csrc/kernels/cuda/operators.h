@@ -118,7 +118,7 @@ struct CycleGramsForward {
   Features image, text;  // [n, d] both
   double* plus_gram;     // [d, d]
   double* minus_gram;    // [d, d]
-  double* cross_gram;    // [d, d]
+  double* cross_gram;    // [d, d], or null: not wanted
 };
 Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& context);
 
@@ -126,7 +126,7 @@ struct CycleGramsBackward {
   Features image, text;
   const double* grad_plus_gram;   // [d, d], dense
   const double* grad_minus_gram;  // [d, d]
-  const double* grad_cross_gram;  // [d, d]
+  const double* grad_cross_gram;  // [d, d], or null: zero
   void* image_grad;               // [n, d] in the type of the features, dense
   void* text_grad;                // [n, d]
 };

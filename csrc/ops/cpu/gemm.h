@@ -1,10 +1,13 @@
-// Torch's matrix product on raw memory.
+// Matrix products on raw memory: by the kernels of this package where the processor has them, which are as
+// fast as its arithmetic and need no preparation for the shapes in use here; by torch's elsewhere.
 
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include "../../kernels/cpu/product.h"
 #include "buffer.h"
+#include "parallel.h"
 
 namespace cyclip::cpu {
 
@@ -19,12 +22,13 @@ struct Matrix {
   Matrix row_block(int64_t begin, int64_t end) const {
     return {data + begin * row_stride, end - begin, cols, row_stride, col_stride};
   }
+  Matrix col_block(int64_t begin, int64_t end) const { return transposed().row_block(begin, end).transposed(); }
 };
 
-// c = a b, or c += a b. Called inside a task it runs on that task's thread alone. It enters torch below
-// the dispatcher: the worker threads of the pool know nothing of the caller's autograd state.
+// It enters torch below the dispatcher: the worker threads of the pool know nothing of the caller's autograd
+// state. Called inside a task it runs on that task's thread alone.
 template <typename T>
-void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate = false) {
+void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate) {
   const auto view = [](const auto& m) {
     return torch::stable::from_blob(const_cast<T*>(m.data), {m.rows, m.cols}, {m.row_stride, m.col_stride},
                                     torch::stable::Device(torch::headeronly::DeviceType::CPU), kDtype<T>);
@@ -34,6 +38,82 @@ void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
   } else {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+  }
+}
+
+// A right operand in panels, columns beyond its last one zero. Whole panels are written by its products.
+template <typename Word>
+class Panels {
+ public:
+  // fill(column, depth begin, depth end, to, stride) writes the words of one column, `stride` apart.
+  template <typename Fill>
+  Panels(const ProductKernel<Word>& kernel, int64_t depth, int64_t cols, const Fill& fill)
+      : cols_(kernel.panel_cols), depth_(depth), words_((cols + cols_ - 1) / cols_ * cols_ * depth) {
+    for_each_task((cols + cols_ - 1) / cols_, [&](int64_t panel) {
+      Word* words = words_.data() + panel * depth * cols_;
+      constexpr int64_t block = 16;  // words of one cache line of the source
+      for (int64_t k = 0; k < depth; k += block) {
+        for (int64_t col = 0; col < cols_; ++col) {
+          const int64_t end = std::min(k + block, depth), global = panel * cols_ + col;
+          Word* to = words + k * cols_ + col;
+          if (global < cols) {
+            fill(global, k, end, to, cols_);
+          } else {
+            for (int64_t i = k; i < end; ++i, to += cols_) *to = 0;
+          }
+        }
+      }
+    });
+  }
+
+  // From a column that begins a panel on.
+  RightOperand<Word> from(int64_t col) const { return {words_.data() + col * depth_, cols_, depth_ * cols_}; }
+  int64_t count(int64_t cols) const { return (cols + cols_ - 1) / cols_; }
+
+ private:
+  int64_t cols_, depth_;
+  Buffer<Word> words_;
+};
+
+template <typename T>
+Panels<T> panels_of(const ProductKernel<T>& kernel, const Matrix<const T>& b) {
+  return Panels<T>(kernel, b.rows, b.cols, [&](int64_t col, int64_t begin, int64_t end, T* to, int64_t stride) {
+    const T* from = b.data + col * b.col_stride;
+    for (int64_t k = begin; k < end; ++k, to += stride) *to = from[k * b.row_stride];
+  });
+}
+
+template <typename Word>
+void run_product(const ProductKernel<Word>& kernel, const Product<Word>& product) {
+  if (product.left.depth_stride == 1) return blocked_product<Word>(kernel, product, nullptr);
+  Buffer<Word> workspace(kProductWorkspace<Word>);
+  blocked_product(kernel, product, workspace.data());
+}
+
+// c = a b, or c += a b; rows of c are contiguous.
+template <typename T>
+void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate = false) {
+  const ProductKernel<T>* kernel = product_kernel<T>();
+  if (!kernel) return library_product(c, a, b, accumulate);
+  const int64_t width = kernel->panel_cols;
+  const LeftOperand<T> left = {a.data, a.row_stride, a.col_stride};
+  const int64_t whole = c.cols / width;
+  if (whole > 0 && b.col_stride == 1) {
+    run_product<T>(*kernel,
+                   {left, {b.data, b.row_stride, width}, c.data, c.row_stride, a.rows, a.cols, whole, accumulate});
+  } else if (whole > 0) {
+    const Panels<T> panels = panels_of(*kernel, b.col_block(0, whole * width));
+    run_product<T>(*kernel, {left, panels.from(0), c.data, c.row_stride, a.rows, a.cols, whole, accumulate});
+  }
+  if (whole * width == c.cols) return;
+  // The last columns, in a panel of their own.
+  const int64_t first = whole * width, cols = c.cols - first;
+  const Panels<T> panels = panels_of(*kernel, b.col_block(first, c.cols));
+  Buffer<T> out(a.rows * width);
+  run_product<T>(*kernel, {left, panels.from(0), out.data(), width, a.rows, a.cols, 1, false});
+  for (int64_t row = 0; row < c.rows; ++row) {
+    T* to = c.data + row * c.row_stride + first;
+    for (int64_t col = 0; col < cols; ++col) to[col] = out[row * width + col] + (accumulate ? to[col] : 0);
   }
 }
 

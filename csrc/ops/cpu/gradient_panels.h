@@ -4,10 +4,10 @@
 //
 //     dL/dx_i = g_i - <g_i, x^_i> x^_i,    g_i = sum_j H_ij y_j        and the same for y.
 //
-// H is made panel by panel, a panel being as many rows as the workspace holds: tiles of dot products
-// become tiles of H in place, then two matrix products consume the panel. No more of H ever exists.
-// The projection is taken from g_i itself, not from sums of G_ij S_ij made on the way: what is left of
-// g_i along x_i by rounding then goes, too.
+// H is made panel by panel, a panel being as many rows as the workspace holds: tiles of dot products, kept
+// or computed again, become tiles of H, then two matrix products consume the panel. No more of H ever
+// exists. The projection is taken from g_i itself, not from sums of G_ij S_ij made on the way: what is left
+// of g_i along x_i by rounding then goes, too.
 
 #pragma once
 
@@ -17,7 +17,7 @@
 
 namespace cyclip::cpu {
 
-inline constexpr int64_t kPanelBytes = int64_t{32} << 20;
+inline constexpr int64_t kPanelBytes = int64_t{16} << 20;
 
 struct WantedGradients {
   bool image, text;
@@ -26,19 +26,22 @@ struct WantedGradients {
 // Rows of a gradient that one task computes.
 inline int64_t gradient_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
 
-// fill(tile, scalars) turns a tile of dot products into H and adds to the scalars' gradients. The outputs,
-// [rows, d] each, are written whole where wanted.
-template <typename T, typename Fill>
-ScalarGradients feature_gradients(const Features<T>& image, const Features<T>& text, int64_t offset,
+// fill(tile, gradient tile, scalars) makes H of a tile and adds to the scalars' gradients. The outputs, [rows, d]
+// each, are written whole where wanted.
+template <typename Products, typename T = NumberOf<Products>, typename Fill>
+ScalarGradients feature_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
                                   WantedGradients wanted, T* image_grad, T* text_grad, const Fill& fill) {
+  const Features<T>&image = products.image, &text = products.text;
   const int64_t n = image.rows, m = text.rows, d = image.d;
   const int64_t tile_cols = tile_cols_for(m), across = ceil_div(m, tile_cols);
-  const int64_t pitch = across * tile_cols;
-  const int64_t affordable = std::max<int64_t>(kPanelBytes / (pitch * int64_t{sizeof(T)}), 1);
-  const int64_t tile_rows = std::min(tile_rows_for(n), affordable);
+  const int64_t width = across * tile_cols;
+  const int64_t pitch = width + 32;  // rows a power of two apart would push each other out of the cache
+  const int64_t affordable = std::max<int64_t>(kPanelBytes / (width * int64_t{sizeof(T)}), 2);
+  int64_t tile_rows = tile_rows_for(n);
+  while (tile_rows > affordable) tile_rows /= 2;  // still even, and a part of one tile of the forward pass
   const int64_t panel_rows = std::min(affordable / tile_rows * tile_rows, round_up(n, tile_rows));
 
-  Buffer<T> panel(panel_rows * pitch);
+  typename Products::Panel panel(products, panel_rows, pitch, tile_rows, tile_cols);
   std::vector<ScalarGradients> tile_scalars(panel_rows / tile_rows * across);
   ScalarGradients scalars;
 
@@ -47,38 +50,48 @@ ScalarGradients feature_gradients(const Features<T>& image, const Features<T>& t
     const int64_t tiles = ceil_div(rows, tile_rows) * across;
 
     for_each_task(tiles, [&](int64_t task) {
-      const int64_t i = task / across, j = task % across;
-      const int64_t row = panel_begin + i * tile_rows, col = j * tile_cols;
-      T* values = panel.data() + i * tile_rows * pitch + col;
+      const int64_t row = task / across * tile_rows, col = task % across * tile_cols;
+      const TileRange range = {panel_begin + row, std::min(panel_begin + row + tile_rows, panel_end), col,
+                               std::min(col + tile_cols, m)};
       tile_scalars[task] = {};
-      fill(make_tile(image, text, row, std::min(row + tile_rows, panel_end), col, std::min(col + tile_cols, m),
-                     offset, values, pitch),
-           &tile_scalars[task]);
+      panel.write_tile(row, col, range.row_end - range.row_begin, range.col_end - range.col_begin,
+                       [&](T* values, int64_t values_pitch) {
+                         const T* dots = values;
+                         int64_t dots_pitch = values_pitch;
+                         if (kept.is_empty()) {
+                           products.dots(range, values, values_pitch);
+                         } else {
+                           dots = kept.at(range);
+                           dots_pitch = kept.pitch();
+                         }
+                         fill(make_tile(products, range, offset, dots, dots_pitch),
+                              GradientTile<T>{values, values_pitch}, &tile_scalars[task]);
+                       });
     });
     for (int64_t task = 0; task < tiles; ++task) {
       scalars.scale += tile_scalars[task].scale;
       scalars.bias += tile_scalars[task].bias;
     }
 
-    const Matrix<const T> h = {panel.data(), rows, m, pitch};
-    if (wanted.image) {
-      for_each_block(rows, gradient_block(rows), [&](int64_t begin, int64_t end) {
+    // Both towers' blocks in one go, so that no thread waits at the end of the shorter list.
+    const int64_t image_block = gradient_block(rows), text_block = gradient_block(m);
+    const int64_t image_tasks = wanted.image ? ceil_div(rows, image_block) : 0;
+    const int64_t text_tasks = wanted.text ? ceil_div(m, text_block) : 0;
+    for_each_task(image_tasks + text_tasks, [&](int64_t task) {
+      if (task < image_tasks) {
+        const int64_t begin = task * image_block, end = std::min(rows, begin + image_block);
         const int64_t row = panel_begin + begin;
         T* out = image_grad + row * d;
-        gemm<T>({out, end - begin, d, d}, h.row_block(begin, end), text.block(0, m));
+        panel.image_gradient(begin, end, out);
         subtract_projection(image.row(row), image.norms.data() + row, end - begin, d, out);
-      });
-    }
-    if (wanted.text) {
-      for_each_block(m, gradient_block(m), [&](int64_t begin, int64_t end) {
-        gemm<T>({text_grad + begin * d, end - begin, d, d}, h.transposed().row_block(begin, end),
-                image.block(panel_begin, panel_end), /*accumulate=*/panel_begin > 0);
-      });
-    }
-  }
-  if (wanted.text) {
-    for_each_block(m, kRowBlock, [&](int64_t begin, int64_t end) {
-      subtract_projection(text.row(begin), text.norms.data() + begin, end - begin, d, text_grad + begin * d);
+      } else {
+        const int64_t begin = (task - image_tasks) * text_block, end = std::min(m, begin + text_block);
+        T* out = text_grad + begin * d;
+        panel.text_gradient(begin, end, panel_begin, rows, out);
+        if (panel_end == n) {
+          subtract_projection(text.row(begin), text.norms.data() + begin, end - begin, d, out);
+        }
+      }
     });
   }
   return scalars;

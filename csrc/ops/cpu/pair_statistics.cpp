@@ -71,13 +71,14 @@ class PartialStatistics {
   Buffer<LaneInt<T>> hardest_index_;
 };
 
-using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <typename T>
-Statistics forward(const Tensor& image_features, const Tensor& text_features, double scale, int64_t offset) {
-  const Features<T> image(image_features), text(text_features);
-  const int64_t n = image.rows, m = text.rows;
+template <typename Products>
+Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes) {
+  using T = typename Products::Number;
+  const int64_t n = products.image.rows, m = products.text.rows;
   const Regions regions(n, m);
+  const KeptDots<T> kept(n, m, keep_bytes);
   PartialStatistics<T> row_parts(regions.across, n), col_parts(regions.down, m);
   Tensor positive = empty<double>({n});
   double* positive_data = positive.mutable_data_ptr<double>();
@@ -85,9 +86,10 @@ Statistics forward(const Tensor& image_features, const Tensor& text_features, do
 
   const TileKernels<T>& kernels = tile_kernels<T>();
   const Base2Scale<T> base2 = base2_scale<T>(scale);
-  regions.for_each_tile(image, text, offset, [&](int64_t i, int64_t j, const Tile<T>& tile, T* scratch) {
+  regions.for_each_tile(products, offset, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
+    Buffer<T> scratch(2 * padded(tile.cols));
     kernels.softmax_forward({tile, base2, row_parts.at(j, tile.row_begin), col_parts.at(i, tile.col_begin),
-                             positive_data + tile.row_begin, scratch});
+                             positive_data + tile.row_begin, scratch.data()});
   });
 
   Tensor row_lse = empty<double>({n}), col_lse = empty<double>({m});
@@ -97,7 +99,7 @@ Statistics forward(const Tensor& image_features, const Tensor& text_features, do
                   row_index.mutable_data_ptr<int64_t>());
   col_parts.merge(m, col_lse.mutable_data_ptr<double>(), col_hardest.mutable_data_ptr<double>(),
                   col_index.mutable_data_ptr<int64_t>());
-  return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index};
+  return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, kept.tensor()};
 }
 
 // Softmax weights g e^(z - lse) in base 2: an integer shift next to lse / ln 2, what it leaves over folded
@@ -126,21 +128,20 @@ struct Weights {
 }  // namespace
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                           int64_t offset, bool /*allow_tf32*/) {
+                           int64_t offset, bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const double scale = scalar_value(logit_scale, "logit_scale");
-  return with_compute_type(image_features, [&](auto type) {
-    return forward<decltype(type)>(image_features, text_features, scale, offset);
-  });
+  return with_products(image_features, text_features, {allow_bf16},
+                       [&](const auto& products) { return forward(products, scale, offset, keep_bytes); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, int64_t offset,
     const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
-    const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
+    const Tensor& dots, const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad,
-    bool /*allow_tf32*/) {
+    bool /*allow_tf32*/, bool allow_bf16) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);
@@ -153,28 +154,31 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   const Vector<double> grad_col_hardest_(grad_col_hardest, m, "grad_col_hardest");
   const double scale = scalar_value(logit_scale, "logit_scale");
 
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
-    using T = decltype(type);
-    const Features<T> image(image_features), text(text_features);
-    const Weights<T> rows(row_lse_.data, grad_row_.data, n), cols(col_lse_.data, grad_col_.data, m);
-    const WantedGradients wanted = {needs_image_grad, needs_text_grad};
-    FeatureGradients<T> grads(image, text, wanted);
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    const Base2Scale<T> base2 = base2_scale<T>(scale);
+  return with_products(
+      image_features, text_features, {allow_bf16, dots.numel() == 0},
+      [&](const auto& products) -> std::tuple<Tensor, Tensor, Tensor> {
+        using T = NumberOf<std::decay_t<decltype(products)>>;
+        const KeptDots<T> kept(n, m, dots);
+        const Weights<T> rows(row_lse_.data, grad_row_.data, n), cols(col_lse_.data, grad_col_.data, m);
+        const WantedGradients wanted = {needs_image_grad, needs_text_grad};
+        FeatureGradients<T> grads(products.image, products.text, wanted);
+        const TileKernels<T>& kernels = tile_kernels<T>();
+        const Base2Scale<T> base2 = base2_scale<T>(scale);
 
-    const auto fill = [&](const Tile<T>& tile, ScalarGradients* scalars) {
-      const int64_t r = tile.row_begin, c = tile.col_begin;
-      const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
-                                         cols.weight.data() + c};
-      kernels.softmax_backward({tile, base2, scale, weights, scalars});
-      add_sparse_gradients(tile, {grad_positive_.data + r, grad_row_hardest_.data + r, row_index_.data + r,
-                                  grad_col_hardest_.data + c, col_index_.data + c});
-    };
-    const ScalarGradients scalars =
-        feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);
-    return {torch::stable::to(grads.image, image_features.scalar_type()),
-            torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale)};
-  });
+        const auto fill = [&](const Tile<T>& tile, const GradientTile<T>& out, ScalarGradients* scalars) {
+          const int64_t r = tile.row_begin, c = tile.col_begin;
+          const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
+                                             cols.weight.data() + c};
+          const SparseGradients sparse = {grad_positive_.data + r, grad_row_hardest_.data + r, row_index_.data + r,
+                                          grad_col_hardest_.data + c, col_index_.data + c};
+          kernels.softmax_backward({tile, out, base2, scale, weights, scalars});
+          add_sparse_gradients(tile, out, sparse);
+        };
+        const ScalarGradients scalars =
+            feature_gradients(products, offset, kept, wanted, grads.image_data(), grads.text_data(), fill);
+        return {torch::stable::to(grads.image, image_features.scalar_type()),
+                torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale)};
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {

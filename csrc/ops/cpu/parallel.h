@@ -5,17 +5,21 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 
 namespace cyclip::cpu {
 
-// Runs f(0) ... f(count - 1), each task on one thread, in no particular order. Results must not depend
-// on who runs what: then they do not depend on the number of threads either. Two things serve that:
-// callers cut their work by shape alone, and there are always at least two tasks, so that a matrix
-// product inside one finds itself in a parallel region and stays on its thread.
+// Runs f(0) ... f(count - 1), each task on one thread, the first ones first. A thread takes the next task when it
+// is done with one, so tasks may differ in size. Results must not depend on who runs what: then they do not
+// depend on the number of threads either. Two things serve that: callers cut their work by shape alone, and
+// the range below is never of one, so that a library's matrix product inside a task finds itself in a
+// parallel region and stays on its thread.
 template <typename F>
 void for_each_task(int64_t count, const F& f) {
-  torch::stable::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < std::min(end, count); ++task) f(task);
+  const int64_t workers = std::max<int64_t>(std::min<int64_t>(torch::stable::get_num_threads(), count), 2);
+  std::atomic<int64_t> next = 0;
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t task = next++; task < count; task = next++) f(task);
   });
 }
 

@@ -77,9 +77,9 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
   const Vector<int64_t> image_labels_(image_labels, n, "image_labels");
   const Vector<int64_t> text_labels_(text_labels, m, "text_labels");
   const Regions regions(n, m);
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
-    using T = decltype(type);
-    const Features<T> image(image_features), text(text_features);
+  return with_products(image_features, text_features, {}, [&](const auto& products) -> std::tuple<Tensor, Tensor> {
+    using T = NumberOf<std::decay_t<decltype(products)>>;
+    const KeptDots<T> none(n, m, 0);
     const DenseLabels<T> labels(image_labels_, n, text_labels_, m);
     const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
       return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
@@ -88,14 +88,14 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
 
     constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
     Parts<T> row_best(regions.across, n, kNone), col_best(regions.down, m, kNone);
-    regions.for_each_tile(image, text, 0, [&](int64_t i, int64_t j, const Tile<T>& tile, T*) {
+    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
       kernels.own_best({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
     });
     share_best(row_best);
     share_best(col_best);
 
     Parts<LaneInt<T>> row_count(regions.across, n, 0), col_count(regions.down, m, 0);
-    regions.for_each_tile(image, text, 0, [&](int64_t i, int64_t j, const Tile<T>& tile, T*) {
+    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
       kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin),
                              row_count.at(j, tile.row_begin), col_count.at(i, tile.col_begin)});
     });

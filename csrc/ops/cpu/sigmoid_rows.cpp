@@ -9,8 +9,9 @@
 
 namespace cyclip::cpu {
 
-Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                    const Tensor& logit_bias, int64_t offset, bool /*allow_tf32*/) {
+std::tuple<Tensor, Tensor> sigmoid_rows(const Tensor& image_features, const Tensor& text_features,
+                                        const Tensor& logit_scale, const Tensor& logit_bias, int64_t offset,
+                                        bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
@@ -18,12 +19,13 @@ Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, c
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Regions regions(n, m);
   Buffer<double> parts(regions.across * n, 0);
-  with_compute_type(image_features, [&](auto type) {
-    using T = decltype(type);
-    const Features<T> image(image_features), text(text_features);
-    regions.for_each_tile(image, text, offset, [&](int64_t, int64_t j, const Tile<T>& tile, T*) {
+  const Tensor dots = with_products(image_features, text_features, {allow_bf16}, [&](const auto& products) {
+    using T = NumberOf<std::decay_t<decltype(products)>>;
+    const KeptDots<T> kept(n, m, keep_bytes);
+    regions.for_each_tile(products, offset, kept, [&](int64_t, int64_t j, const Tile<T>& tile) {
       tile_kernels<T>().sigmoid_forward({tile, scale, bias, parts.data() + j * n + tile.row_begin});
     });
+    return kept.tensor();
   });
   Tensor row_loss = empty<double>({n});
   double* out = row_loss.mutable_data_ptr<double>();
@@ -31,31 +33,34 @@ Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, c
   for (int64_t part = 0; part < regions.across; ++part) {
     for (int64_t i = 0; i < n; ++i) out[i] += parts[part * n + i];
   }
-  return row_loss;
+  return {row_loss, dots};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, const Tensor& logit_bias,
-    int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad, bool /*allow_tf32*/) {
+    int64_t offset, const Tensor& dots, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad,
+    bool /*allow_tf32*/, bool allow_bf16) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const Vector<double> row_grads(grad_rows, image_features.size(0), "grad_rows");
   const double scale = usable_scale(scalar_value(logit_scale, "logit_scale"));
   const double bias = scalar_value(logit_bias, "logit_bias");
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
-    using T = decltype(type);
-    const Features<T> image(image_features), text(text_features);
-    const WantedGradients wanted = {needs_image_grad, needs_text_grad};
-    FeatureGradients<T> grads(image, text, wanted);
-    const auto fill = [&](const Tile<T>& tile, ScalarGradients* scalars) {
-      tile_kernels<T>().sigmoid_backward({tile, scale, bias, row_grads.data + tile.row_begin, scalars});
-    };
-    const ScalarGradients scalars =
-        feature_gradients(image, text, offset, wanted, grads.image_data(), grads.text_data(), fill);
-    return {torch::stable::to(grads.image, image_features.scalar_type()),
-            torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale),
-            scalar_tensor(scalars.bias)};
-  });
+  return with_products(
+      image_features, text_features, {allow_bf16, dots.numel() == 0},
+      [&](const auto& products) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+        using T = NumberOf<std::decay_t<decltype(products)>>;
+        const KeptDots<T> kept(image_features.size(0), text_features.size(0), dots);
+        const WantedGradients wanted = {needs_image_grad, needs_text_grad};
+        FeatureGradients<T> grads(products.image, products.text, wanted);
+        const auto fill = [&](const Tile<T>& tile, const GradientTile<T>& out, ScalarGradients* scalars) {
+          tile_kernels<T>().sigmoid_backward({tile, out, scale, bias, row_grads.data + tile.row_begin, scalars});
+        };
+        const ScalarGradients scalars =
+            feature_gradients(products, offset, kept, wanted, grads.image_data(), grads.text_data(), fill);
+        return {torch::stable::to(grads.image, image_features.scalar_type()),
+                torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale),
+                scalar_tensor(scalars.bias)};
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {

@@ -61,13 +61,15 @@ std::tuple<Tensor, Tensor> similarity_top_k(const Tensor& query_features, const 
   Tensor values = empty<double>({n, k}), indices = empty<int64_t>({n, k});
   double* values_data = values.mutable_data_ptr<double>();
   int64_t* indices_data = indices.mutable_data_ptr<int64_t>();
-  with_compute_type(query_features, [&](auto type) {
-    using T = decltype(type);
-    const Features<T> query(query_features), candidate(candidate_features);
+  with_products(query_features, candidate_features, {}, [&](const auto& products) {
+    using T = NumberOf<std::decay_t<decltype(products)>>;
+    const KeptDots<T> none(n, m, 0);
     RegionLists<T> lists(regions, k);
-    regions.for_each_tile(query, candidate, 0, [&](int64_t, int64_t j, const Tile<T>& tile, T*) {
+    regions.for_each_tile(products, 0, none, [&](int64_t, int64_t j, const Tile<T>& tile) {
       const int64_t list = lists.at(j, tile.row_begin);
-      tile_kernels<T>().top_k({tile, lists.capacity, lists.values.data() + list, lists.indices.data() + list});
+      Buffer<T> cosines(padded(tile.cols));
+      tile_kernels<T>().top_k(
+          {tile, cosines.data(), lists.capacity, lists.values.data() + list, lists.indices.data() + list});
     });
     for_each_block(n, kRowBlock, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) lists.merge(i, k, values_data + i * k, indices_data + i * k);

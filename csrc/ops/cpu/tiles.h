@@ -7,14 +7,12 @@
 
 #include <cmath>
 
-#include "features.h"
+#include "products.h"
 
 namespace cyclip::cpu {
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A tile of T stays in a core's second-level cache, with the features it is made of.
+// A tile of T stays in a core's second-level cache, with the features it is made of. Its columns are a multiple
+// of every product kernel's panel. cyclip_ext/ops.py knows these numbers, too.
 inline int64_t tile_rows_for(int64_t rows) { return rows >= 1024 ? 128 : rows >= 128 ? 64 : 32; }
 inline int64_t tile_cols_for(int64_t cols) { return cols >= 2048 ? 512 : cols >= 512 ? 256 : 128; }
 
@@ -30,23 +28,74 @@ Base2Scale<T> base2_scale(double scale) {
   return {hi, static_cast<T>(value - static_cast<double>(hi))};
 }
 
-// Dot products of images [row_begin, row_end) with texts [col_begin, col_end), written to `values`.
-template <typename T>
-Tile<T> make_tile(const Features<T>& image, const Features<T>& text, int64_t row_begin, int64_t row_end,
-                  int64_t col_begin, int64_t col_end, int64_t offset, T* values, int64_t pitch) {
-  const int64_t rows = row_end - row_begin, cols = col_end - col_begin;
-  gemm<T>({values, rows, cols, pitch}, image.block(row_begin, row_end),
-          text.block(col_begin, col_end).transposed());
-  return {values,
+template <typename Products>
+using NumberOf = typename Products::Number;
+
+// The tile whose dot products are at `dots`.
+template <typename Products, typename T = NumberOf<Products>>
+Tile<T> make_tile(const Products& products, const TileRange& range, int64_t offset, const T* dots, int64_t pitch) {
+  return {dots,
           pitch,
-          rows,
-          cols,
-          row_begin,
-          col_begin,
+          range.row_end - range.row_begin,
+          range.col_end - range.col_begin,
+          range.row_begin,
+          range.col_begin,
           offset,
-          image.inv_norms.data() + row_begin,
-          text.inv_norms.data() + col_begin};
+          products.image.inv_norms.data() + range.row_begin,
+          products.text.inv_norms.data() + range.col_begin};
 }
+
+// The dot products of all pairs, which the forward pass may keep for the backward pass: tile after tile, as
+// the output of an operator, empty where they are not kept. Rows of a whole matrix would lie a power of two
+// apart and push each other out of the cache.
+template <typename T>
+class KeptDots {
+ public:
+  KeptDots(int64_t rows, int64_t cols, int64_t keep_bytes) : KeptDots(rows, cols) {
+    const bool kept = down_ * across_ * tile_rows_ * tile_cols_ <= keep_bytes / int64_t{sizeof(T)};
+    tensor_ = kept ? empty<T>({down_, across_, tile_rows_, tile_cols_}) : empty<T>({0, 0, 0, 0});
+    if (kept) clear_ragged_tiles(rows, cols);
+  }
+
+  // As they come back in the backward pass.
+  KeptDots(int64_t rows, int64_t cols, const Tensor& dots) : KeptDots(rows, cols) {
+    tensor_ = dots;
+    STD_TORCH_CHECK(dots.scalar_type() == kDtype<T> && dots.is_contiguous() &&
+                        (is_empty() || dots.numel() == down_ * across_ * tile_rows_ * tile_cols_),
+                    "dots must be what the forward operator returned for these features, got shape ",
+                    shape_of(dots));
+  }
+
+  bool is_empty() const { return tensor_.numel() == 0; }
+  int64_t pitch() const { return tile_cols_; }
+  // Of a range within one tile.
+  T* at(const TileRange& range) const {
+    const int64_t i = range.row_begin / tile_rows_, j = range.col_begin / tile_cols_;
+    return tensor_.template mutable_data_ptr<T>() +
+           ((i * across_ + j) * tile_rows_ + range.row_begin % tile_rows_) * tile_cols_;
+  }
+  const Tensor& tensor() const { return tensor_; }
+
+ private:
+  KeptDots(int64_t rows, int64_t cols)
+      : tile_rows_(tile_rows_for(rows)),
+        tile_cols_(tile_cols_for(cols)),
+        down_(ceil_div(rows, tile_rows_)),
+        across_(ceil_div(cols, tile_cols_)) {}
+
+  // What no product writes: an output of an operator has no undefined bits.
+  void clear_ragged_tiles(int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < down_; ++i) {
+      for (int64_t j = 0; j < across_; ++j) {
+        const TileRange tile = {i * tile_rows_, (i + 1) * tile_rows_, j * tile_cols_, (j + 1) * tile_cols_};
+        if (tile.row_end > rows || tile.col_end > cols) std::fill_n(at(tile), tile_rows_ * tile_cols_, T(0));
+      }
+    }
+  }
+
+  int64_t tile_rows_, tile_cols_, down_, across_;
+  Tensor tensor_;
+};
 
 // The forward schedule. The matrix is cut into at most 8 x 8 regions of whole tiles; a region is one
 // task, which owns a partial result per row and per column: at most 8 of each, so memory stays linear.
@@ -66,21 +115,23 @@ struct Regions {
     across = ceil_div(cols, region_cols);
   }
 
-  // Calls visit(region, down index, across index, tile, scratch) for each tile; tiles of one region come
-  // in order, from left to right and then down, on one thread. scratch: twice
-  // the padded columns of a tile.
-  template <typename T, typename Visit>
-  void for_each_tile(const Features<T>& image, const Features<T>& text, int64_t offset, const Visit& visit) const {
+  // Calls visit(down index, across index, tile) for each tile; tiles of one region come in order, from left to
+  // right and then down, on one thread. The dot products stay in `kept` where it is not empty.
+  template <typename Products, typename T = NumberOf<Products>, typename Visit>
+  void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit) const {
     for_each_task(down * across, [&](int64_t region) {
       const int64_t i = region / across, j = region % across;
-      Buffer<T> values(tile_rows * tile_cols), scratch(2 * tile_cols);
+      Buffer<T> values(kept.is_empty() ? tile_rows * tile_cols : 0);
       const int64_t last_row = std::min(rows, (i + 1) * region_rows);
       const int64_t last_col = std::min(cols, (j + 1) * region_cols);
       for (int64_t row = i * region_rows; row < last_row; row += tile_rows) {
         for (int64_t col = j * region_cols; col < last_col; col += tile_cols) {
-          const Tile<T> tile = make_tile(image, text, row, std::min(row + tile_rows, last_row), col,
-                                         std::min(col + tile_cols, last_col), offset, values.data(), tile_cols);
-          visit(i, j, tile, scratch.data());
+          const TileRange range = {row, std::min(row + tile_rows, last_row), col,
+                                   std::min(col + tile_cols, last_col)};
+          T* dots = kept.is_empty() ? values.data() : kept.at(range);
+          const int64_t pitch = kept.is_empty() ? tile_cols : kept.pitch();
+          products.dots(range, dots, pitch);
+          visit(i, j, make_tile(products, range, offset, dots, pitch));
         }
       }
     });

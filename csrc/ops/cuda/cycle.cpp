@@ -8,19 +8,21 @@
 
 namespace cyclip::cuda {
 
-std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, const Tensor& text_features) {
+std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, const Tensor& text_features,
+                                               bool cross) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
   check_same_device({{image_features, "image_features"}, {text_features, "text_features"}});
-  const int64_t d = image_features.size(1);
+  const int64_t d = image_features.size(1), cross_size = cross ? d : 0;
   const Call call(image_features);
   const Tower image(image_features), text(text_features);
   const Tensor plus = call.empty<double>({d, d}), minus = call.empty<double>({d, d});
-  const Tensor cross = call.empty<double>({d, d});
-  STD_CUDA_CHECK(launch_cycle_grams_forward({image, text, plus.mutable_data_ptr<double>(),
-                                             minus.mutable_data_ptr<double>(), cross.mutable_data_ptr<double>()},
-                                            call.context()));
-  return {plus, minus, cross};
+  const Tensor crossed = call.empty<double>({cross_size, cross_size});
+  STD_CUDA_CHECK(
+      launch_cycle_grams_forward({image, text, plus.mutable_data_ptr<double>(), minus.mutable_data_ptr<double>(),
+                                  cross ? crossed.mutable_data_ptr<double>() : nullptr},
+                                 call.context()));
+  return {plus, minus, crossed};
 }
 
 std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, const Tensor& text_features,
@@ -38,12 +40,13 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
   const Tower image(image_features), text(text_features);
   const Tensor plus = square_matrix(grad_plus_gram, d, "grad_plus_gram");
   const Tensor minus = square_matrix(grad_minus_gram, d, "grad_minus_gram");
-  const Tensor cross = square_matrix(grad_cross_gram, d, "grad_cross_gram");
+  const Tensor cross = cross_gradient(grad_cross_gram, d);
   const Tensor image_grad = empty_gradient(image_features), text_grad = empty_gradient(text_features);
-  STD_CUDA_CHECK(launch_cycle_grams_backward(
-      {image, text, plus.const_data_ptr<double>(), minus.const_data_ptr<double>(), cross.const_data_ptr<double>(),
-       image_grad.mutable_data_ptr(), text_grad.mutable_data_ptr()},
-      call.context()));
+  STD_CUDA_CHECK(
+      launch_cycle_grams_backward({image, text, plus.const_data_ptr<double>(), minus.const_data_ptr<double>(),
+                                   cross.numel() > 0 ? cross.const_data_ptr<double>() : nullptr,
+                                   image_grad.mutable_data_ptr(), text_grad.mutable_data_ptr()},
+                                  call.context()));
   return {image_grad, text_grad};
 }
 

@@ -64,6 +64,13 @@ class Tower {
   Tensor tensor_;
 };
 
+// The features that are multiplied: with `allow_bf16` float32 ones are rounded to bfloat16, and so is their
+// gradient, which autograd's caller gets back in the dtype of the original.
+inline Tensor multiplied(const Tensor& features, bool allow_bf16) {
+  const bool rounds = allow_bf16 && features.scalar_type() == ScalarType::Float;
+  return rounds ? torch::stable::to(features, ScalarType::BFloat16) : features;
+}
+
 // One number of any dtype, converted on the device: its value is not known here.
 struct Scalar {
   Tensor tensor;  // owns `data`
@@ -125,6 +132,12 @@ class Call {
   TorchWorkspace workspace_;
   Context context_;
 };
+
+// A GPU keeps no dot products for the backward pass: making them again costs it less than reading them.
+inline Tensor no_dots(const Tensor& features) {
+  const bool is_double = features.scalar_type() == ScalarType::Double;
+  return torch::stable::new_empty(features, {0, 0, 0, 0}, is_double ? ScalarType::Double : ScalarType::Float);
+}
 
 // Memory for dL/d features, in their dtype. No rows where it is not wanted: then its data pointer is null,
 // which launchers understand.

@@ -8,17 +8,17 @@
 
 namespace cyclip::cuda {
 
-using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                           int64_t offset, bool allow_tf32) {
+                           int64_t offset, bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device(
       {{image_features, "image_features"}, {text_features, "text_features"}, {logit_scale, "logit_scale"}});
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Call call(image_features, allow_tf32);
-  const Tower image(image_features), text(text_features);
+  const Tower image(multiplied(image_features, allow_bf16)), text(multiplied(text_features, allow_bf16));
   const Scalar scale(logit_scale, "logit_scale");
   const Tensor row_lse = call.empty<double>({n}), col_lse = call.empty<double>({m});
   const Tensor positive = call.empty<double>({n});
@@ -38,15 +38,15 @@ Statistics pair_statistics(const Tensor& image_features, const Tensor& text_feat
   args.row_hardest_index = row_index.mutable_data_ptr<int64_t>();
   args.col_hardest_index = col_index.mutable_data_ptr<int64_t>();
   STD_CUDA_CHECK(launch_pair_statistics_forward(args, call.context()));
-  return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index};
+  return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, no_dots(image_features)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, int64_t offset,
     const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
-    const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
+    const Tensor& /*dots*/, const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad,
-    bool allow_tf32) {
+    bool allow_tf32, bool allow_bf16) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device({{image_features, "image_features"},
@@ -63,7 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
                      {grad_col_hardest, "grad_col_hardest"}});
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Call call(image_features, allow_tf32);
-  const Tower image(image_features), text(text_features);
+  const Tensor multiplied_image = multiplied(image_features, allow_bf16);
+  const Tensor multiplied_text = multiplied(text_features, allow_bf16);
+  const Tower image(multiplied_image), text(multiplied_text);
   const Scalar scale(logit_scale, "logit_scale");
   const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
   const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");
@@ -72,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   const Vector<double> grad_positive_(grad_positive, n, "grad_positive");
   const Vector<double> grad_row_hardest_(grad_row_hardest, n, "grad_row_hardest");
   const Vector<double> grad_col_hardest_(grad_col_hardest, m, "grad_col_hardest");
-  const Tensor image_grad = empty_gradient(image_features, needs_image_grad);
-  const Tensor text_grad = empty_gradient(text_features, needs_text_grad);
+  const Tensor image_grad = empty_gradient(multiplied_image, needs_image_grad);
+  const Tensor text_grad = empty_gradient(multiplied_text, needs_text_grad);
   const Tensor scale_grad = call.empty<double>({});
 
   PairStatisticsBackward args;
@@ -94,7 +96,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   args.text_grad = text_grad.mutable_data_ptr();
   args.logit_scale_grad = scale_grad.mutable_data_ptr<double>();
   STD_CUDA_CHECK(launch_pair_statistics_backward(args, call.context()));
-  return {image_grad, text_grad, scale_grad};
+  return {torch::stable::to(image_grad, image_features.scalar_type()),
+          torch::stable::to(text_grad, text_features.scalar_type()), scale_grad};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CUDA, m) {

@@ -8,8 +8,9 @@
 
 namespace cyclip::cuda {
 
-Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                    const Tensor& logit_bias, int64_t offset, bool allow_tf32) {
+std::tuple<Tensor, Tensor> sigmoid_rows(const Tensor& image_features, const Tensor& text_features,
+                                        const Tensor& logit_scale, const Tensor& logit_bias, int64_t offset,
+                                        bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device({{image_features, "image_features"},
@@ -17,17 +18,18 @@ Tensor sigmoid_rows(const Tensor& image_features, const Tensor& text_features, c
                      {logit_scale, "logit_scale"},
                      {logit_bias, "logit_bias"}});
   const Call call(image_features, allow_tf32);
-  const Tower image(image_features), text(text_features);
+  const Tower image(multiplied(image_features, allow_bf16)), text(multiplied(text_features, allow_bf16));
   const Scalar scale(logit_scale, "logit_scale"), bias(logit_bias, "logit_bias");
   const Tensor row_loss = call.empty<double>({image_features.size(0)});
   STD_CUDA_CHECK(launch_sigmoid_rows_forward(
       {image, text, scale.data, bias.data, offset, row_loss.mutable_data_ptr<double>()}, call.context()));
-  return row_loss;
+  return {row_loss, no_dots(image_features)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale, const Tensor& logit_bias,
-    int64_t offset, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad, bool allow_tf32) {
+    int64_t offset, const Tensor& /*dots*/, const Tensor& grad_rows, bool needs_image_grad, bool needs_text_grad,
+    bool allow_tf32, bool allow_bf16) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device({{image_features, "image_features"},
@@ -36,11 +38,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
                      {logit_bias, "logit_bias"},
                      {grad_rows, "grad_rows"}});
   const Call call(image_features, allow_tf32);
-  const Tower image(image_features), text(text_features);
+  const Tensor multiplied_image = multiplied(image_features, allow_bf16);
+  const Tensor multiplied_text = multiplied(text_features, allow_bf16);
+  const Tower image(multiplied_image), text(multiplied_text);
   const Scalar scale(logit_scale, "logit_scale"), bias(logit_bias, "logit_bias");
   const Vector<double> row_grads(grad_rows, image_features.size(0), "grad_rows");
-  const Tensor image_grad = empty_gradient(image_features, needs_image_grad);
-  const Tensor text_grad = empty_gradient(text_features, needs_text_grad);
+  const Tensor image_grad = empty_gradient(multiplied_image, needs_image_grad);
+  const Tensor text_grad = empty_gradient(multiplied_text, needs_text_grad);
   const Tensor scale_grad = call.empty<double>({}), bias_grad = call.empty<double>({});
 
   SigmoidRowsBackward args;
@@ -55,7 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
   args.logit_scale_grad = scale_grad.mutable_data_ptr<double>();
   args.logit_bias_grad = bias_grad.mutable_data_ptr<double>();
   STD_CUDA_CHECK(launch_sigmoid_rows_backward(args, call.context()));
-  return {image_grad, text_grad, scale_grad, bias_grad};
+  return {torch::stable::to(image_grad, image_features.scalar_type()),
+          torch::stable::to(text_grad, text_features.scalar_type()), scale_grad, bias_grad};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CUDA, m) {

@@ -1,5 +1,7 @@
 #if defined(__x86_64__)
 
+#include "../cycle_rows.h"
+#include "../product.h"
 #include "../tile_kernels.h"
 
 #if defined(__clang__)
@@ -13,6 +15,7 @@
 #define CYCLIP_VECTOR_BYTES 64
 
 #include "tile_kernels.inl.h"
+#include "products.inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,5 +1,6 @@
 // What every processor of the architecture can run (SSE2 on x86-64, NEON on arm64).
 
+#include "../cycle_rows.h"
 #include "../tile_kernels.h"
 
 #define CYCLIP_ISA baseline

@@ -1,11 +1,12 @@
 // Instantiates the vector kernels for the instruction set that the including file has set.
-// The standard headers come in with tile_kernels.h, before that file's target pragma.
+// The standard headers come in with tile_kernels.h and cycle_rows.h, before that file's target pragma.
 
 #include "../simd.inl.h"
 #include "../softmax.inl.h"
 #include "../sigmoid.inl.h"
 #include "../ranks.inl.h"
 #include "../top_k.inl.h"
+#include "../cycle_rows.inl.h"
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -21,5 +22,14 @@ extern const TileKernels<float> float_kernels;
 extern const TileKernels<double> double_kernels;
 const TileKernels<float> float_kernels = kTable<float>;
 const TileKernels<double> double_kernels = kTable<double>;
+
+template <typename T>
+constexpr CycleRowKernels<T> kCycleTable = {add_normalized<T>, cycle_factors_forward<T>, along_products<T>,
+                                            cycle_factors_backward<T>};
+
+extern const CycleRowKernels<float> float_cycle_kernels;
+extern const CycleRowKernels<double> double_cycle_kernels;
+const CycleRowKernels<float> float_cycle_kernels = kCycleTable<float>;
+const CycleRowKernels<double> double_cycle_kernels = kCycleTable<double>;
 
 }  // namespace cyclip::cpu::CYCLIP_ISA

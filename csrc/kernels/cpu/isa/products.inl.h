@@ -1,0 +1,12 @@
+// Instantiates the matrix products for the instruction set that the including file has set.
+
+#include "../product.inl.h"
+
+namespace cyclip::cpu::CYCLIP_ISA {
+
+extern const ProductKernel<float> float_product;
+extern const ProductKernel<double> double_product;
+const ProductKernel<float> float_product = {kPanelCols<float>, product_block<float>};
+const ProductKernel<double> double_product = {kPanelCols<double>, product_block<double>};
+
+}  // namespace cyclip::cpu::CYCLIP_ISA

@@ -1,0 +1,74 @@
+// Matrix products out = left * right, blocked for the caches, on one thread.
+//
+// An operand is made of *words*, which lie along the depth, the dimension that is summed over: one number of
+// T, or a pair of neighbouring bfloat16 numbers. Products of bfloat16 are exact and are added in float32.
+// The right operand comes in *panels* of as many columns as the registers hold; where its rows are
+// contiguous, panels are simply pieces of them.
+
+#pragma once
+
+#include <cstdint>
+
+namespace cyclip::cpu {
+
+// Two bfloat16 numbers, the lower one in the lower half; depth counts pairs.
+using Bf16Pair = uint32_t;
+
+template <typename Word>
+struct SumOf {
+  using Type = Word;
+};
+template <>
+struct SumOf<Bf16Pair> {
+  using Type = float;
+};
+template <typename Word>
+using Sum = typename SumOf<Word>::Type;
+
+template <typename Word>
+struct LeftOperand {
+  const Word* data;
+  int64_t row_stride, depth_stride;
+};
+
+// Column c of panel p at depth k is data[p * panel_stride + k * depth_stride + c].
+template <typename Word>
+struct RightOperand {
+  const Word* data;
+  int64_t depth_stride, panel_stride;
+};
+
+template <typename Word>
+struct Product {
+  LeftOperand<Word> left;
+  RightOperand<Word> right;
+  Sum<Word>* out;  // [rows, panels * panel_cols]
+  int64_t out_pitch;
+  int64_t rows, depth, panels;
+  bool accumulate;  // out += left * right
+};
+
+// One instruction set's kernel for operands that are small enough for the caches.
+template <typename Word>
+struct ProductKernel {
+  int64_t panel_cols;
+  void (*block)(const Product<Word>&);
+};
+
+// The best kernel that this processor can run; null where there is none, and for T then the library's
+// product has to serve.
+template <typename Word>
+const ProductKernel<Word>* product_kernel();
+
+inline constexpr int64_t kDepthBlock = 2048;  // bytes of a row of words per block
+inline constexpr int64_t kRowBlockOfProduct = 128;
+
+// Words of workspace for a left operand whose words of one row do not lie side by side.
+template <typename Word>
+inline constexpr int64_t kProductWorkspace = (kDepthBlock / sizeof(Word)) * (kRowBlockOfProduct + 16);
+
+// Any size. `workspace` may be null where left.depth_stride is 1.
+template <typename Word>
+void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& product, Word* workspace);
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,46 @@
+// Passes over square matrices that need an entry together with its mirror image across the diagonal. They go
+// by small tiles: a column of a large matrix falls into the same cache set again and again. Each works on the
+// rows [begin, end), begin a multiple of kSquareTile, up to the diagonal, and on what mirrors these: calls with
+// different rows may run at the same time. Row-major [n, n] without padding.
+
+#pragma once
+
+#include <cstdint>
+
+namespace cyclip::cpu {
+
+inline constexpr int64_t kSquareTile = 8;
+
+// The entry (i, j) of a matrix of low rank is sum_r q_ri rows_rj + cols_ri q_rj, r < kDirections.
+struct LowRank {
+  const double* directions;  // q, [kDirections, n]
+  const double* rows;
+  const double* cols;
+};
+
+// Copies what is below the diagonal to above it.
+void mirror_lower(double* matrix, int64_t n, int64_t begin, int64_t end);
+
+// matrix += low rank; no mirror images.
+void add_low_rank(double* matrix, int64_t n, const LowRank& low_rank, int64_t begin, int64_t end);
+
+// out = from + from', minus the low rank, if there is one, which then is symmetric.
+template <typename T>
+void symmetrize(const double* from, int64_t n, const LowRank* low_rank, int64_t begin, int64_t end, T* out);
+
+// out = from, minus the low rank, if there is one; no mirror images.
+template <typename T>
+void subtract_low_rank(const double* from, int64_t n, const LowRank* low_rank, int64_t begin, int64_t end, T* out);
+
+// For W = P M' (docs/cycle.md): |(W + W')/2|^2 and |(W - W')/2|^2.
+struct CycleSums {
+  double in_modal = 0, cross_modal = 0;
+};
+template <typename T>
+CycleSums cycle_pair_sums(const T* w, int64_t n, int64_t begin, int64_t end);
+
+// W becomes grads.in_modal (W + W') + grads.cross_modal (W - W').
+template <typename T>
+void cycle_pair_gradients(T* w, int64_t n, const CycleSums& grads, int64_t begin, int64_t end);
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,76 @@
+// What both routes of the cycle terms start from and end with (docs/cycle.md): P = X^ + Y^ and M = X^ - Y^.
+
+#pragma once
+
+#include <tuple>
+
+#include "../../kernels/cpu/cycle_rows.h"
+#include "products.h"
+
+namespace cyclip::cpu {
+
+inline constexpr int64_t kFactorRows = 128;  // rows of P and M per task
+
+// Rows of a product that one task computes.
+inline int64_t row_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
+
+template <typename T>
+struct Towers {
+  Features<T> image, text;
+  int64_t rows, d;
+
+  Towers(const Tensor& image_features, const Tensor& text_features)
+      : image(image_features), text(text_features), rows(image.rows), d(image.d) {}
+
+  TowerRows<T> block(int64_t begin, int64_t end) const {
+    return {image.row(begin),          text.row(begin), image.norms.data() + begin,
+            text.norms.data() + begin, end - begin,     d};
+  }
+};
+
+// Rows of P and M; with `directions` deflated, their parts along these apart.
+template <typename T>
+struct Factors {
+  int64_t rows, d;
+  Buffer<T> plus_data, minus_data;
+  Buffer<double> along;  // [rows, kAlong]
+
+  Factors(int64_t rows, int64_t d)
+      : rows(rows), d(d), plus_data(rows * d), minus_data(rows * d), along(rows * kAlong) {}
+
+  // Writes the rows [begin, end), which are those of `towers`.
+  void fill(const TowerRows<T>& towers, const double* directions, int64_t begin) {
+    Buffer<double> scratch(2 * d);
+    cycle_row_kernels<T>().factors_forward({towers, directions, plus_data.data() + begin * d,
+                                            minus_data.data() + begin * d, along.data() + begin * kAlong,
+                                            scratch.data()});
+  }
+
+  Matrix<const T> plus() const { return {plus_data.data(), rows, d, d}; }
+  Matrix<const T> minus() const { return {minus_data.data(), rows, d, d}; }
+};
+
+// The gradients of the raw features.
+template <typename T>
+struct TowerGradients {
+  Tensor image, text;
+
+  explicit TowerGradients(const Towers<T>& towers)
+      : image(empty<T>({towers.rows, towers.d})), text(empty<T>({towers.rows, towers.d})) {}
+
+  // Of the rows [begin, end), from dL/dP and dL/dM.
+  void finish(const Towers<T>& towers, int64_t begin, int64_t end, const T* plus, const T* minus,
+              const CycleDeflation<T>* deflation) {
+    const int64_t d = towers.d;
+    Buffer<double> scratch(2 * d);
+    cycle_row_kernels<T>().factors_backward({towers.block(begin, end), plus, minus, deflation,
+                                             image.template mutable_data_ptr<T>() + begin * d,
+                                             text.template mutable_data_ptr<T>() + begin * d, scratch.data()});
+  }
+
+  std::tuple<Tensor, Tensor> in_dtype(ScalarType dtype) const {
+    return {torch::stable::to(image, dtype), torch::stable::to(text, dtype)};
+  }
+};
+
+}  // namespace cyclip::cpu

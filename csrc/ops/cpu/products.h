@@ -1,0 +1,217 @@
+// The products that a pairwise loss is made of, in two precisions: dot products of all pairs, and from a
+// panel of H the gradients of both towers.
+//
+//   ExactProducts<T>  T = float or double throughout; 16-bit features widened
+//   Bf16Products      bfloat16 features, exact products with sums in float; H rounded to bfloat16
+
+#pragma once
+
+#include <optional>
+
+#include "../../kernels/cpu/bf16.h"
+#include "features.h"
+#include "gemm.h"
+
+namespace cyclip::cpu {
+
+// A part of the similarity matrix.
+struct TileRange {
+  int64_t row_begin, row_end, col_begin, col_end;
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+class ExactProducts {
+ public:
+  using Number = T;
+
+  ExactProducts(const Tensor& image_features, const Tensor& text_features, bool needs_dots)
+      : image(image_features), text(text_features) {
+    if (kernel_ && needs_dots) panels_.emplace(panels_of(*kernel_, text.block(0, text.rows).transposed()));
+  }
+
+  const Features<T> image, text;
+
+  // <x_i, y_j> of the range into out [rows, pitch].
+  void dots(const TileRange& range, T* out, int64_t pitch) const {
+    const int64_t rows = range.row_end - range.row_begin, cols = range.col_end - range.col_begin, d = image.d;
+    const Matrix<const T> a = image.block(range.row_begin, range.row_end);
+    if (!kernel_) {
+      const Matrix<const T> b = text.block(range.col_begin, range.col_end).transposed();
+      return library_product<T>({out, rows, cols, pitch}, a, b, false);
+    }
+    run_product<T>(
+        *kernel_,
+        {{a.data, d, 1}, panels_->from(range.col_begin), out, pitch, rows, d, panels_->count(cols), false});
+  }
+
+  // Some rows of H, all columns.
+  class Panel {
+   public:
+    Panel(const ExactProducts& products, int64_t rows, int64_t pitch, int64_t /*tile_rows*/, int64_t /*tile_cols*/)
+        : products_(products), pitch_(pitch), data_(rows * pitch) {}
+
+    // write(values, pitch) writes the tile at this place.
+    template <typename Write>
+    void write_tile(int64_t row, int64_t col, int64_t /*rows*/, int64_t /*cols*/, const Write& write) {
+      write(data_.data() + row * pitch_ + col, pitch_);
+    }
+
+    // out = H Y for these rows of the panel.
+    void image_gradient(int64_t begin, int64_t end, T* out) const {
+      const Features<T>& text = products_.text;
+      const Matrix<const T> h = {data_.data() + begin * pitch_, end - begin, text.rows, pitch_};
+      gemm<T>({out, end - begin, text.d, text.d}, h, text.block(0, text.rows));
+    }
+
+    // out = H' X, or added to out, for these texts; the panel is of the images from `first` on, `rows` of them.
+    void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, T* out) const {
+      const Features<T>& image = products_.image;
+      const Matrix<const T> h = {data_.data() + begin, rows, end - begin, pitch_};
+      gemm<T>({out, end - begin, image.d, image.d}, h.transposed(), image.block(first, first + rows),
+              /*accumulate=*/first > 0);
+    }
+
+   private:
+    const ExactProducts& products_;
+    int64_t pitch_;
+    Buffer<T> data_;
+  };
+
+ private:
+  const ProductKernel<T>* kernel_ = product_kernel<T>();
+  std::optional<Panels<T>> panels_;  // of the transposed texts
+};
+
+class Bf16Products {
+ public:
+  using Number = float;
+
+  // Only where bf16_kernels() are; the features are bfloat16.
+  Bf16Products(const Tensor& image_features, const Tensor& text_features, bool needs_dots)
+      : image(image_features), text(text_features), depth_(ceil_div(image.d, 2)) {
+    if (!needs_dots) return;
+    image_pairs_.emplace(image.rows * depth_);
+    for_each_block(image.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      pair_columns(image.row(begin), end - begin, image.d, image_pairs_->data() + begin * depth_);
+    });
+    const auto fill = [&](int64_t col, int64_t begin, int64_t end, Bf16Pair* to, int64_t stride) {
+      for (int64_t k = begin; k < end; ++k, to += stride) {
+        pair_columns(text.row(col) + 2 * k, 1, std::min<int64_t>(2, text.d - 2 * k), to);
+      }
+    };
+    text_panels_.emplace(kernel(), depth_, text.rows, fill);
+  }
+
+  const Features<float> image, text;
+
+  void dots(const TileRange& range, float* out, int64_t pitch) const {
+    const int64_t rows = range.row_end - range.row_begin, cols = range.col_end - range.col_begin;
+    run_product(kernel(), {{image_pairs_->data() + range.row_begin * depth_, depth_, 1},
+                           text_panels_->from(range.col_begin),
+                           out,
+                           pitch,
+                           rows,
+                           depth_,
+                           text_panels_->count(cols),
+                           false});
+  }
+
+  // As above; H is paired along its rows for one product and down its columns for the other.
+  class Panel {
+   public:
+    Panel(const Bf16Products& products, int64_t rows, int64_t pitch, int64_t tile_rows, int64_t tile_cols)
+        : products_(products),
+          pitch_(pitch),
+          tile_rows_(tile_rows),
+          tile_cols_(tile_cols),
+          width_(round_up(products.image.d, kernel().panel_cols)),
+          by_row_(rows * pitch / 2),
+          by_column_(ceil_div(rows, 2) * pitch),
+          image_pairs_(paired(products.image)),
+          text_pairs_(paired(products.text)) {}
+
+    template <typename Write>
+    void write_tile(int64_t row, int64_t col, int64_t rows, int64_t cols, const Write& write) {
+      Buffer<float> tile(tile_rows_ * tile_cols_);
+      write(tile.data(), tile_cols_);
+      bf16_kernels()->round_tile({tile.data(), tile_cols_, rows, cols, by_row_.data() + (row * pitch_ + col) / 2,
+                                  pitch_ / 2, by_column_.data() + row / 2 * pitch_ + col, pitch_});
+    }
+
+    void image_gradient(int64_t begin, int64_t end, float* out) const {
+      product({by_row_.data() + begin * pitch_ / 2, pitch_ / 2, 1}, text_pairs_.data(), end - begin,
+              ceil_div(products_.text.rows, 2), false, out);
+    }
+
+    void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, float* out) const {
+      product({by_column_.data() + begin, 1, pitch_}, image_pairs_.data() + first / 2 * width_, end - begin,
+              ceil_div(rows, 2), first > 0, out);
+    }
+
+   private:
+    // [ceil(rows / 2), width] words: rows 2k and 2k + 1 in one.
+    Buffer<Bf16Pair> paired(const Features<float>& features) const {
+      Buffer<Bf16Pair> pairs(ceil_div(features.rows, 2) * width_);
+      for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+        pair_rows(features.row(begin), end - begin, features.d, width_, pairs.data() + begin / 2 * width_);
+      });
+      return pairs;
+    }
+
+    void product(const LeftOperand<Bf16Pair>& left, const Bf16Pair* right, int64_t rows, int64_t depth,
+                 bool accumulate, float* out) const {
+      const int64_t d = products_.image.d, panel_cols = kernel().panel_cols, panels = width_ / panel_cols;
+      const RightOperand<Bf16Pair> pairs = {right, width_, panel_cols};
+      if (width_ == d) {
+        return run_product(kernel(), {left, pairs, out, d, rows, depth, panels, accumulate});
+      }
+      Buffer<float> wide(rows * width_);  // the last panel is wider than the output
+      run_product(kernel(), {left, pairs, wide.data(), width_, rows, depth, panels, false});
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t k = 0; k < d; ++k) {
+          out[row * d + k] = wide[row * width_ + k] + (accumulate ? out[row * d + k] : 0);
+        }
+      }
+    }
+
+    const Bf16Products& products_;
+    int64_t pitch_, tile_rows_, tile_cols_, width_;
+    Buffer<Bf16Pair> by_row_, by_column_, image_pairs_, text_pairs_;
+  };
+
+ private:
+  static const ProductKernel<Bf16Pair>& kernel() { return bf16_kernels()->product; }
+
+  int64_t depth_;  // pairs in a row of features
+  std::optional<Buffer<Bf16Pair>> image_pairs_;
+  std::optional<Panels<Bf16Pair>> text_panels_;
+};
+
+struct ProductOptions {
+  bool allow_bf16 = false;  // float32 features may be rounded to bfloat16: the loss is that of the rounded ones
+  bool needs_dots = true;   // not where they are kept
+};
+
+// Calls f with the products for these features. Processors without bfloat16 multiply in float32.
+template <typename F>
+auto with_products(const Tensor& image_features, const Tensor& text_features, const ProductOptions& options,
+                   const F& f) {
+  const ScalarType dtype = image_features.scalar_type();
+  if (dtype == ScalarType::Double) {
+    return f(ExactProducts<double>(image_features, text_features, options.needs_dots));
+  }
+  const bool rounds = options.allow_bf16 && dtype == ScalarType::Float;
+  const auto rounded = [&](const Tensor& features) {
+    return rounds ? torch::stable::to(features, ScalarType::BFloat16) : features;
+  };
+  const Tensor image = rounded(image_features), text = rounded(text_features);
+  if (bf16_kernels() && image.scalar_type() == ScalarType::BFloat16) {
+    return f(Bf16Products(image, text, options.needs_dots));
+  }
+  return f(ExactProducts<float>(image, text, options.needs_dots));
+}
+
+}  // namespace cyclip::cpu

@@ -1,0 +1,195 @@
+// Matrix products of every instruction set that this processor has, against plain loops: operands in every
+// layout that the operators use, shapes that leave ragged blocks, and bfloat16 words.
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "kernels/cpu/bf16.h"
+#include "kernels/cpu/product.h"
+
+#if defined(__x86_64__)
+namespace cyclip::cpu::avx2 {
+extern const ProductKernel<float> float_product;
+extern const ProductKernel<double> double_product;
+}  // namespace cyclip::cpu::avx2
+#endif
+
+namespace cyclip::test {
+
+namespace {
+
+using namespace cyclip::cpu;
+
+struct Shape {
+  int64_t rows, depth, panels;
+};
+
+// Ragged blocks of rows; depths of one block, and of several.
+constexpr Shape kShapes[] = {{1, 1, 1},    {5, 3, 2},    {6, 16, 1},   {7, 33, 2},
+                             {13, 600, 1}, {131, 20, 1}, {130, 530, 1}};
+
+// What a word is worth: its numbers, one or two.
+template <typename T>
+double dot(T a, T b) {
+  return static_cast<double>(a) * static_cast<double>(b);
+}
+float low(Bf16Pair word) {
+  const uint32_t bits = word << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+float high(Bf16Pair word) { return low(word >> 16); }
+double dot(Bf16Pair a, Bf16Pair b) {
+  return static_cast<double>(low(a)) * low(b) + static_cast<double>(high(a)) * high(b);
+}
+
+template <typename T>
+void fill(std::vector<T>* words, std::mt19937* random) {
+  std::uniform_real_distribution<T> number(-1, 1);
+  for (T& word : *words) word = number(*random);
+}
+void fill(std::vector<Bf16Pair>* words, std::mt19937* random) {
+  std::uniform_real_distribution<float> number(-1, 1);
+  for (Bf16Pair& word : *words) {
+    const float pair[] = {number(*random), number(*random)};
+    uint32_t bits[2];
+    std::memcpy(bits, pair, sizeof(bits));
+    word = bits[0] >> 16 | (bits[1] & 0xffff0000u);
+  }
+}
+
+template <typename Word>
+void test_product(const ProductKernel<Word>& kernel, const Shape& shape, bool transposed_left, bool packed_right,
+                  bool accumulate, const std::string& name) {
+  const auto [rows, depth, panels] = shape;
+  const int64_t width = kernel.panel_cols, cols = panels * width, pitch = cols + 3;
+  std::mt19937 random(static_cast<unsigned>(rows * 1000 + depth));
+  std::vector<Word> left(rows * depth), right(depth * cols), workspace(kProductWorkspace<Word>);
+  std::vector<Sum<Word>> out((rows - 1) * pitch + cols);
+  fill(&left, &random);
+  fill(&right, &random);
+  fill(&out, &random);
+  const std::vector<Sum<Word>> before = out;
+
+  Product<Word> product;
+  product.left = {left.data(), transposed_left ? 1 : depth, transposed_left ? rows : 1};
+  product.right = {right.data(), packed_right ? width : cols, packed_right ? width * depth : width};
+  product.out = out.data();
+  product.out_pitch = pitch;
+  product.rows = rows;
+  product.depth = depth;
+  product.panels = panels;
+  product.accumulate = accumulate;
+  blocked_product(kernel, product, transposed_left ? workspace.data() : nullptr);
+
+  const double tolerance = 8 * std::numeric_limits<Sum<Word>>::epsilon() * std::sqrt(static_cast<double>(depth));
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < pitch && row * pitch + col < static_cast<int64_t>(out.size()); ++col) {
+      const int64_t i = row * pitch + col;
+      double expected = col >= cols || accumulate ? before[i] : 0;
+      for (int64_t k = 0; k < depth && col < cols; ++k) {
+        expected +=
+            dot(left[row * product.left.row_stride + k * product.left.depth_stride],
+                right[col / width * product.right.panel_stride + k * product.right.depth_stride + col % width]);
+      }
+      check_close(out[i], expected, col < cols ? tolerance : 0, name);
+    }
+  }
+}
+
+template <typename Word>
+void test_all(const ProductKernel<Word>* kernel, const std::string& name) {
+  if (!kernel) return;
+  for (const Shape& shape : kShapes) {
+    for (int layout = 0; layout < 8; ++layout) {
+      test_product(*kernel, shape, layout & 1, layout & 2, layout & 4,
+                   name + " [" + std::to_string(shape.rows) + ", " + std::to_string(shape.depth) + "] layout " +
+                       std::to_string(layout));
+    }
+  }
+}
+
+// Rounded to nearest, ties to even, in both orders of pairing; odd rows and columns are filled up with zeros.
+void test_pairs(int64_t rows, int64_t cols) {
+  const std::string name = "pairs [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+  std::mt19937 random(static_cast<unsigned>(rows));
+  std::vector<float> exact(rows * cols);
+  for (float& x : exact) x = static_cast<float>(static_cast<int>(random() % 511) - 255) / 16;
+
+  const int64_t row_words = (cols + 1) / 2, pitch = cols + 5;
+  std::vector<Bf16Pair> by_row(rows * row_words), by_column((rows + 1) / 2 * pitch, 1);
+  pair_columns(exact.data(), rows, cols, by_row.data());
+  pair_rows(exact.data(), rows, cols, pitch, by_column.data());
+  const auto at = [&](int64_t row, int64_t col) { return row < rows && col < cols ? exact[row * cols + col] : 0; };
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t k = 0; k < row_words; ++k) {
+      check_close(low(by_row[row * row_words + k]), at(row, 2 * k), 0, name + " low of a row");
+      check_close(high(by_row[row * row_words + k]), at(row, 2 * k + 1), 0, name + " high of a row");
+    }
+  }
+  for (int64_t k = 0; k < (rows + 1) / 2; ++k) {
+    for (int64_t col = 0; col < pitch; ++col) {
+      check_close(low(by_column[k * pitch + col]), at(2 * k, col), 0, name + " low of a column");
+      check_close(high(by_column[k * pitch + col]), at(2 * k + 1, col), 0, name + " high of a column");
+    }
+  }
+}
+
+float nearest_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  bits += 0x7fff + ((bits >> 16) & 1);
+  return low(bits >> 16);
+}
+
+void test_round_tile(const Bf16Kernels& kernels, int64_t rows, int64_t cols) {
+  const std::string name = "round_tile [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+  const int64_t pitch = (cols + 31) / 32 * 32;
+  std::mt19937 random(static_cast<unsigned>(rows * 100 + cols));
+  std::uniform_real_distribution<float> number(-1, 1);
+  std::vector<float> values(rows * pitch);
+  for (float& x : values) x = number(random);
+  values[0] = 1.00390625f;  // a tie
+  std::vector<Bf16Pair> by_row(rows * pitch / 2), by_column((rows + 1) / 2 * pitch);
+  kernels.round_tile({values.data(), pitch, rows, cols, by_row.data(), pitch / 2, by_column.data(), pitch});
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      const float expected = nearest_bf16(values[row * pitch + col]);
+      const Bf16Pair along = by_row[(row * pitch + col) / 2], down = by_column[row / 2 * pitch + col];
+      check_close(col % 2 ? high(along) : low(along), expected, 0, name + " along a row");
+      check_close(row % 2 ? high(down) : low(down), expected, 0, name + " down a column");
+    }
+  }
+  for (int64_t col = 0; col < cols && rows % 2; ++col) {
+    check_close(high(by_column[rows / 2 * pitch + col]), 0, 0, name + " below the last row");
+  }
+}
+
+}  // namespace
+
+}  // namespace cyclip::test
+
+int main() {
+  using namespace cyclip;
+  test::test_all(cpu::product_kernel<float>(), "float");
+  test::test_all(cpu::product_kernel<double>(), "double");
+#if defined(__x86_64__)
+  if (cpu::product_kernel<float>()) {  // then AVX2 is there, whatever was chosen
+    test::test_all(&cpu::avx2::float_product, "AVX2 float");
+    test::test_all(&cpu::avx2::double_product, "AVX2 double");
+  }
+#endif
+  for (const int64_t rows : {1, 2, 5}) {
+    for (const int64_t cols : {1, 16, 33, 64}) {
+      test::test_pairs(rows, cols);
+      if (cpu::bf16_kernels()) test::test_round_tile(*cpu::bf16_kernels(), rows, cols);
+    }
+  }
+  if (cpu::bf16_kernels()) test::test_all(&cpu::bf16_kernels()->product, "bfloat16");
+  return test::exit_code();
+}
