@@ -47,6 +47,13 @@ def _two_cones(n: int, d: int, generator: Generator) -> Towers:
     return axes[0] + 0.05 * image, axes[1] + 0.05 * text
 
 
+def _both_ends(n: int, d: int, generator: Generator) -> Towers:
+    """A cone and its mirror image, half of the pairs in each: the mean of the rows says nothing."""
+    image, text = _narrow_cone(n, d, generator)
+    sign = 1 - 2 * (torch.arange(n) % 2)[:, None]
+    return sign * image, sign * text
+
+
 def _modality_gap(n: int, d: int, generator: Generator) -> Towers:
     """The towers on opposite sides of the sphere: every cosine is negative."""
     axis = _randn(1, d, generator)
@@ -78,6 +85,7 @@ INPUTS: dict[str, Callable[[int, int, Generator], Towers]] = {
     "duplicates": _duplicates,
     "narrow_cone": _narrow_cone,
     "two_cones": _two_cones,
+    "both_ends": _both_ends,
     "modality_gap": _modality_gap,
     "zero_rows": _zero_rows,
     "ties": _ties,

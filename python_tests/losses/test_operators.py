@@ -167,7 +167,7 @@ def test_cycle_grams_without_cross(n: int, d: int, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["narrow_cone", "two_cones", "modality_gap"])
+@pytest.mark.parametrize("kind", ["narrow_cone", "two_cones", "both_ends", "modality_gap"])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 1), (5, 3), (3, 7), (70, 20)])
 def test_cycle_grams_of_cones(n: int, d: int, kind: str) -> None:
     """Wrong: what is taken out of P and M along the means is not what is put back."""

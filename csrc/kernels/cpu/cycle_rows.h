@@ -68,8 +68,9 @@ struct CycleFactorsBackward {
 
 template <typename T>
 struct CycleRowKernels {
-  // sums[k] += sum_i x^_ik.
-  void (*add_normalized)(const T* x, const double* norms, int64_t rows, int64_t d, double* sums);
+  // sums += sum_i <x^_i, pivot> x^_i; without pivot, sum_i x^_i.
+  void (*add_weighted)(const T* x, const double* norms, const double* pivot, int64_t rows, int64_t d,
+                       double* sums);
   void (*factors_forward)(const CycleFactorsForward<T>&);
   // sums[a, k] = sum_i along[i, a] factor[i, k]; sums is [kAlong, d].
   void (*along_products)(const double* along, const T* factor, int64_t rows, int64_t d, double* sums);

@@ -44,12 +44,20 @@ struct WideSum {
 };
 
 template <typename T>
-void add_normalized(const T* x, const double* norms, int64_t rows, int64_t d, double* sums) {
+void add_weighted(const T* x, const double* norms, const double* pivot, int64_t rows, int64_t d, double* sums) {
   for (int64_t i = 0; i < rows; ++i) {
-    const double inv_norm = 1 / norms[i];
+    double factor = 1 / norms[i];
+    if (pivot != nullptr) {
+      WideSum dot;
+      for_each_wide(d, [&](int64_t k, auto zero) {
+        using V = decltype(zero);
+        dot.add(load_wide<V>(x + i * d + k) * load_wide<V>(pivot + k));
+      });
+      factor *= dot.total() * factor;
+    }
     for_each_wide(d, [&](int64_t k, auto zero) {
       using V = decltype(zero);
-      store_narrow(sums + k, load_wide<V>(sums + k) + load_wide<V>(x + i * d + k) * inv_norm);
+      store_narrow(sums + k, load_wide<V>(sums + k) + load_wide<V>(x + i * d + k) * factor);
     });
   }
 }

@@ -1,7 +1,7 @@
 // Deflation (docs/cycle.md). Where all images and texts lie in a narrow cone, A = P'P has one large direction in
 // which B = M'M has next to nothing; then <A, B> is small beside |A||B|, and an entry rounded to float would
-// show. So P and M go without their parts along the means of both towers into products in T, and these parts,
-// of rank kDirections, are put back in double.
+// show. So P and M go without their parts along the main directions of both towers into products in T, and these
+// parts, of rank kDirections, are put back in double.
 //
 // Directions q, [kDirections, d], and v of the same shape are plain pointers; q may be null: no cone.
 
@@ -17,7 +17,9 @@
 
 namespace cyclip::cpu {
 
-inline constexpr double kCone = 0.5;  // square of the length of a mean, above which rows form a cone
+// Mean square of a tower's rows along its main direction, above which they form a cone; and what a first look
+// has to find for a second.
+inline constexpr double kCone = 0.75, kPerhapsCone = 0.2;
 
 inline double dot(const double* a, const double* b, int64_t d) {
   double sum = 0;
@@ -25,39 +27,60 @@ inline double dot(const double* a, const double* b, int64_t d) {
   return sum;
 }
 
-// The sums of both towers' rows, made orthonormal; one that has nothing of its own is zero, which deflates
-// nothing. Without a cone there are none: deflation would only round what may be exact.
+// sum_i <x^_i, v> x^_i of each tower with its own v, or without v the sums of the rows; [kDirections, d].
 template <typename T>
-std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
+Buffer<double> weighted_sums(const Towers<T>& towers, const double* v) {
   const int64_t n = towers.rows, d = towers.d;
   const int64_t block = std::max(kFactorRows, ceil_div(n, 64)), blocks = ceil_div(n, block);
-  Buffer<double> parts(blocks * kDirections * d, 0.0), q(kDirections * d, 0.0);
+  Buffer<double> parts(blocks * kDirections * d, 0.0), sums(kDirections * d, 0.0);
   for_each_block(n, block, [&](int64_t begin, int64_t end) {
-    double* sums = parts.data() + begin / block * kDirections * d;
+    double* part = parts.data() + begin / block * kDirections * d;
     const TowerRows<T> rows = towers.block(begin, end);
-    cycle_row_kernels<T>().add_normalized(rows.image, rows.image_norms, rows.rows, d, sums);
-    cycle_row_kernels<T>().add_normalized(rows.text, rows.text_norms, rows.rows, d, sums + d);
+    const auto& kernels = cycle_row_kernels<T>();
+    kernels.add_weighted(rows.image, rows.image_norms, v, rows.rows, d, part);
+    kernels.add_weighted(rows.text, rows.text_norms, v ? v + d : nullptr, rows.rows, d, part + d);
   });
   for (int64_t part = 0; part < blocks; ++part) {
-    for (int64_t k = 0; k < kDirections * d; ++k) q[k] += parts[part * kDirections * d + k];
+    for (int64_t k = 0; k < kDirections * d; ++k) sums[k] += parts[part * kDirections * d + k];
   }
-  double* first = q.data();
-  double* second = first + d;
-  const double largest = std::max(dot(first, first, d), dot(second, second, d));
-  if (!(largest > kCone * static_cast<double>(n) * static_cast<double>(n))) {
-    return std::nullopt;  // also for NaN
+  return sums;
+}
+
+// v /= |v|, or zero where that is no more than `tolerance`.
+inline void make_unit(double* v, int64_t d, double tolerance) {
+  const double norm = std::sqrt(dot(v, v, d));
+  for (int64_t k = 0; k < d; ++k) v[k] = norm > tolerance ? v[k] / norm : 0;
+}
+
+// The main directions of both towers, orthonormal; one that has nothing of its own is zero, which deflates
+// nothing. Without a cone there are none: deflation would only round what may be exact. Two steps of the power
+// method from the sum of the rows, with the first one counted twice: where rows lie at both ends of a line
+// their sum may vanish.
+template <typename T>
+std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
+  const int64_t d = towers.d;
+  Buffer<double> q = weighted_sums(towers, nullptr);
+  const TowerRows<T> first_rows = towers.block(0, 1);
+  for (int64_t k = 0; k < d; ++k) {
+    q[k] += first_rows.image[k] / first_rows.image_norms[0];
+    q[d + k] += first_rows.text[k] / first_rows.text_norms[0];
   }
-  const auto normalize = [d](double* v, double tolerance) {
-    const double norm = std::sqrt(dot(v, v, d));
-    for (int64_t k = 0; k < d; ++k) v[k] = norm > tolerance ? v[k] / norm : 0;
-  };
+  double *first = q.data(), *second = first + d;
+  for (const double least : {kPerhapsCone, kCone}) {
+    make_unit(first, d, 0);
+    make_unit(second, d, 0);
+    const Buffer<double> next = weighted_sums(towers, q.data());
+    std::copy_n(next.data(), kDirections * d, q.data());
+    const double largest = std::sqrt(std::max(dot(first, first, d), dot(second, second, d)));
+    if (!(largest > least * static_cast<double>(towers.rows))) return std::nullopt;  // also for NaN
+  }
   const double before = std::sqrt(dot(second, second, d));
-  normalize(first, 0);
+  make_unit(first, d, 0);
   for (int pass = 0; pass < 2; ++pass) {  // the second removes what rounding left in the first
     const double along = dot(first, second, d);
     for (int64_t k = 0; k < d; ++k) second[k] -= along * first[k];
   }
-  normalize(second, 1e-8 * before);
+  make_unit(second, d, 1e-8 * before);
   return q;
 }
 

@@ -24,7 +24,7 @@ const TileKernels<float> float_kernels = kTable<float>;
 const TileKernels<double> double_kernels = kTable<double>;
 
 template <typename T>
-constexpr CycleRowKernels<T> kCycleTable = {add_normalized<T>, cycle_factors_forward<T>, along_products<T>,
+constexpr CycleRowKernels<T> kCycleTable = {add_weighted<T>, cycle_factors_forward<T>, along_products<T>,
                                             cycle_factors_backward<T>};
 
 extern const CycleRowKernels<float> float_cycle_kernels;
