@@ -74,8 +74,8 @@ FULL = Plan(
     memory_sizes=(1024, 2048, 4096, 8192),
     compiled_memory=(4096,),
     large_memory={16384: (RECOMPUTE,), 32768: (RECOMPUTE,), 65536: (RECOMPUTE,)},
-    error_rows=1024,
-    seeds=2,
+    error_rows=512,
+    seeds=16,
     compiles=True,
 )
 QUICK = Plan(

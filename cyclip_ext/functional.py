@@ -20,7 +20,8 @@ where torch is set to do so in its own (torch.set_float32_matmul_precision).
 `memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU from
 the forward to the backward pass (N M numbers of the compute dtype); where they take more, none are
 kept and the backward pass computes them again, a quarter of all work. None: what the environment
-variable CYCLIP_MEMORY_BUDGET says, else 256 MiB. On a GPU nothing is kept.
+variable CYCLIP_MEMORY_BUDGET says (torch.compile reads it once), else 256 MiB. On a GPU nothing
+is kept.
 
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
 """
@@ -93,7 +94,7 @@ def cycle_consistency(
 
     L_in = 1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2,  L_cross = 1/N sum_jk (S_jk - S_kj)^2.
     `reduction="mean"` divides by N^2 instead; weights do not carry over from one to the other.
-    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for N >= 2d (docs/cycle.md).
+    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for large N (docs/cycle.md).
 
     Raises: ValueError or TypeError for features that do not fit or an unknown reduction.
     Source: Goel et al. 2022, cross-modal and in-modal consistency.
@@ -113,7 +114,8 @@ def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
     """
     image, text, _ = _prepare(image_features, text_features, 1.0)
     with _without_autocast(image):
-        return _as_loss(reference.margin_loss(_compute(image), _compute(text)), image)
+        positive = reference.positive_similarity(_compute(image), _compute(text))
+        return _as_loss(mean(1 - positive), image)
 
 
 def hinge_margin_loss(
@@ -163,7 +165,7 @@ def sigmoid_loss(
             allow_bf16=precision == "bf16",
             keep_bytes=_keep_bytes(memory_budget, image, text, scale, bias),
         )
-        return _as_loss(rows.mean(), image)
+        return _as_loss(mean(rows), image)
     with _without_autocast(image):
         features = _compute(image, precision), _compute(text, precision)
         return _as_loss(reference.sigmoid_loss(*features, scale, bias), image)
@@ -277,14 +279,14 @@ def contrastive_from_statistics(statistics: PairStatistics, logit_scale: Tensor)
         return zero.sum()
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
-    return (image_to_text + text_to_image).mean() / 2
+    return mean(image_to_text + text_to_image) / 2
 
 
 def hinge_from_statistics(statistics: PairStatistics, hinge_margin: float) -> Tensor:
     short_of_margin = hinge_margin - statistics.positive
     rows = (short_of_margin + statistics.row_hardest).relu()
     cols = (short_of_margin + statistics.col_hardest).relu()
-    return (rows + cols).mean() / 2
+    return mean(rows + cols) / 2
 
 
 def cycle_terms(
@@ -337,6 +339,14 @@ def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[T
     return (a + b) / 2, (a - b) / 2
 
 
+def mean(values: Tensor) -> Tensor:
+    """Of a vector, to the same bits for any number of threads; see _inner_product."""
+    most = 16384  # torch leaves what is shorter to one thread
+    if values.numel() <= most:
+        return values.mean()
+    return torch.stack([part.sum() for part in values.split(most)]).sum() / values.numel()
+
+
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
     """By rows first: torch cuts one large sum into as many parts as there are threads."""
     return (a * b).sum(dim=1).sum()
@@ -355,10 +365,15 @@ def check_options(
     """Raises ValueError for a value that no loss knows."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be 'auto' or 'bf16', got {precision!r}")
-    if memory_budget is not None and memory_budget < 0:
-        raise ValueError(
-            f"memory_budget must be a number of bytes, 0 for none, got {memory_budget!r}"
-        )
+    if memory_budget is not None:
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+            raise TypeError(
+                f"memory_budget must be an int, a number of bytes, got {memory_budget!r}"
+            )
+        if memory_budget < 0:
+            raise ValueError(
+                f"memory_budget must be a number of bytes, 0 for none, got {memory_budget}"
+            )
     if reduction not in get_args(Reduction):
         raise ValueError(
             f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {reduction!r}"
@@ -444,7 +459,9 @@ def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
             f"{name} must be on the device of the features, {features.device}, got {value.device}; "
             "move it with .to()"
         )
-    return value.reshape(())
+    # In float64 the shares of the positives and of the negatives in the scale's gradient, which
+    # nearly cancel, meet before they are rounded.
+    return value.reshape(()).double()
 
 
 def _allow_tf32(features: Tensor) -> bool:
@@ -470,14 +487,15 @@ def _keep_bytes(memory_budget: int | None, *inputs: Tensor) -> int:
     check_options(memory_budget=memory_budget)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         return 0
-    return _default_memory_budget() if memory_budget is None else memory_budget
+    budget = _default_memory_budget() if memory_budget is None else memory_budget
+    return min(budget, 2**63 - 1)
 
 
 def _default_memory_budget() -> int:
     stated = os.environ.get("CYCLIP_MEMORY_BUDGET")
     if stated is None:
         return DEFAULT_MEMORY_BUDGET
-    if not stated.isdecimal():
+    if not (stated.isascii() and stated.isdecimal()):
         raise ValueError(
             f"CYCLIP_MEMORY_BUDGET must be a number of bytes, such as 268435456, got {stated!r}"
         )

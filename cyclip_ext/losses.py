@@ -155,7 +155,7 @@ class CyCLIPLoss(_PairwiseLoss):
         pairs = functional.pair_statistics(image, text, scale, **self._options)
         terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale), **cycle}
         if self.margin:
-            terms["margin_loss"] = self.margin * (1 - pairs.positive).mean()
+            terms["margin_loss"] = self.margin * functional.mean(1 - pairs.positive)
         if self.hinge:
             hinge = functional.hinge_from_statistics(pairs, self.hinge_margin)
             terms["hinge_loss"] = self.hinge * hinge
@@ -234,10 +234,10 @@ def _batch_statistics(pairs: PairStatistics) -> dict[str, Tensor]:
     image_margin = positive - pairs.row_hardest.detach()
     text_margin = positive - pairs.col_hardest.detach()
     means = {
-        "positive_similarity": positive.mean(),
-        "image_margin": image_margin.mean(),
-        "text_margin": text_margin.mean(),
-        "image_accuracy": (image_margin > 0).double().mean(),
-        "text_accuracy": (text_margin > 0).double().mean(),
+        "positive_similarity": functional.mean(positive),
+        "image_margin": functional.mean(image_margin),
+        "text_margin": functional.mean(text_margin),
+        "image_accuracy": functional.mean((image_margin > 0).double()),
+        "text_accuracy": functional.mean((text_margin > 0).double()),
     }
     return {name: mean.float() for name, mean in means.items()}

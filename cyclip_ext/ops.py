@@ -23,7 +23,7 @@ and top-k have no derivatives: their outputs never require any.
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
 round float32 features to TF32 in products; the CPU ignores it. Of pair_statistics and sigmoid_rows
 alone: `allow_bf16` (False) rounds float32 features to bfloat16 beforehand, so that the loss is
-exactly that of the rounded features, and dL/dS to bfloat16 in the products of the backward pass.
+that of the rounded features, and dL/dS to bfloat16 in the products of the backward pass.
 `keep_bytes` (0) is what the last output, `dots`, may occupy on the CPU: the dot products of all
 pairs, which the backward pass then need not compute again; it is empty where they do not fit.
 

@@ -280,3 +280,30 @@ def test_hinge(kind: str, dtype: torch.dtype) -> None:
             term = Term(_native_hinge, our_exact, our_exact, _roundings_of_pairs)
             granted += _granted(term, inputs, exact)
         _assert_bound(ours, dense, granted, f"{kind} N={n} d={d} {dtype}")
+
+
+@pytest.mark.parametrize("scale", [14.3, 100.0])
+@pytest.mark.parametrize("kind", ["random", "narrow_cone", "modality_gap"])
+def test_scale_gradient(kind: str, scale: float) -> None:
+    """Wrong: the positives' and the negatives' share rounded to float32 before they cancel.
+
+    Against cross_entropy, whose gradient of the scale is better than that of logsumexp.
+    """
+
+    def dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        logits = scale * reference.similarity(image, text)
+        labels = torch.arange(len(image))
+        cross_entropy = torch.nn.functional.cross_entropy
+        return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+
+    native, exact_loss = SCALED["contrastive"].native, SCALED["contrastive"].exact
+    for n, d in (300, 72), (1024, 512):
+        ours, theirs, largest = 0.0, 0.0, 0.0
+        for seed in range(8):
+            inputs = _inputs(kind, n, d, seed, scale, torch.float32)
+            exact = _run(exact_loss, _float64(inputs))[3]
+            ours += float((_run(native, inputs)[3] - exact).square())
+            theirs += float((_run(dense, inputs)[3] - exact).square())
+            largest = max(largest, float(exact.abs()))
+        mean_cosine = FLOAT32_ULP / 2 / n**0.5  # of N positives, each rounded once
+        assert (ours / 8) ** 0.5 <= 2 * (theirs / 8) ** 0.5 + mean_cosine + FLOAT32_ULP * largest

@@ -69,3 +69,17 @@ def test_same_bits(n: int, d: int, dtype: torch.dtype) -> None:
         runs.append(_bits(n, d, dtype))
     for other in runs[1:]:
         _assert_same_bits(runs[0], other)
+
+
+@needs_native
+def test_means_of_long_vectors() -> None:
+    """Wrong: torch's own mean, which it cuts into as many parts as there are threads."""
+    values = make_features("random", 100_001, 1)[0][:, 0]
+    threads = torch.get_num_threads()
+    means = []
+    for count in 1, 2, 3:
+        torch.set_num_threads(count)
+        means.append(functional.mean(values))
+    torch.set_num_threads(threads)
+    assert len({float(m) for m in means}) == 1
+    torch.testing.assert_close(means[0], values.mean(), rtol=1e-12, atol=1e-15)

@@ -1,9 +1,9 @@
 // Matrix products out = left * right, blocked for the caches, on one thread.
 //
 // An operand is made of *words*, which lie along the depth, the dimension that is summed over: one number of
-// T, or a pair of neighbouring bfloat16 numbers. Products of bfloat16 are exact and are added in float32.
-// The right operand comes in *panels* of as many columns as the registers hold; where its rows are
-// contiguous, panels are simply pieces of them.
+// T, or a pair of neighbouring bfloat16 numbers. Products of bfloat16 are exact and are added in float32; the
+// processor takes numbers below 1e-38 for zero. The right operand comes in *panels* of as many columns as the
+// registers hold; where its rows are contiguous, panels are simply pieces of them.
 
 #pragma once
 

@@ -1,5 +1,5 @@
-// The cycle terms by W = P M', N x N and no larger than the features of a tower on this route, N < d
-// (docs/cycle.md).
+// The cycle terms by W = P M', N x N and at most half as large again as the features of a tower where this route
+// is taken (docs/cycle.md).
 
 #include <torch/csrc/stable/library.h>
 

@@ -11,9 +11,6 @@ namespace cyclip::cpu {
 
 inline constexpr int64_t kFactorRows = 128;  // rows of P and M per task
 
-// Rows of a product that one task computes.
-inline int64_t row_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
-
 template <typename T>
 struct Towers {
   Features<T> image, text;

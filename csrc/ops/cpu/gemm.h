@@ -48,8 +48,8 @@ class Panels {
   // fill(column, depth begin, depth end, to, stride) writes the words of one column, `stride` apart.
   template <typename Fill>
   Panels(const ProductKernel<Word>& kernel, int64_t depth, int64_t cols, const Fill& fill)
-      : cols_(kernel.panel_cols), depth_(depth), words_((cols + cols_ - 1) / cols_ * cols_ * depth) {
-    for_each_task((cols + cols_ - 1) / cols_, [&](int64_t panel) {
+      : cols_(kernel.panel_cols), depth_(depth), words_(round_up(cols, cols_) * depth) {
+    for_each_task(ceil_div(cols, cols_), [&](int64_t panel) {
       Word* words = words_.data() + panel * depth * cols_;
       constexpr int64_t block = 16;  // words of one cache line of the source
       for (int64_t k = 0; k < depth; k += block) {
@@ -68,7 +68,7 @@ class Panels {
 
   // From a column that begins a panel on.
   RightOperand<Word> from(int64_t col) const { return {words_.data() + col * depth_, cols_, depth_ * cols_}; }
-  int64_t count(int64_t cols) const { return (cols + cols_ - 1) / cols_; }
+  int64_t count(int64_t cols) const { return ceil_div(cols, cols_); }
 
  private:
   int64_t cols_, depth_;

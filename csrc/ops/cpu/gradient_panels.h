@@ -23,9 +23,6 @@ struct WantedGradients {
   bool image, text;
 };
 
-// Rows of a gradient that one task computes.
-inline int64_t gradient_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
-
 // fill(tile, gradient tile, scalars) makes H of a tile and adds to the scalars' gradients. The outputs, [rows, d]
 // each, are written whole where wanted.
 template <typename Products, typename T = NumberOf<Products>, typename Fill>
@@ -74,7 +71,7 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
     }
 
     // Both towers' blocks in one go, so that no thread waits at the end of the shorter list.
-    const int64_t image_block = gradient_block(rows), text_block = gradient_block(m);
+    const int64_t image_block = row_block(rows), text_block = row_block(m);
     const int64_t image_tasks = wanted.image ? ceil_div(rows, image_block) : 0;
     const int64_t text_tasks = wanted.text ? ceil_div(m, text_block) : 0;
     for_each_task(image_tasks + text_tasks, [&](int64_t task) {

@@ -9,6 +9,9 @@
 
 namespace cyclip::cpu {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+
 // Runs f(0) ... f(count - 1), each task on one thread, the first ones first. A thread takes the next task when it
 // is done with one, so tasks may differ in size. Results must not depend on who runs what: then they do not
 // depend on the number of threads either. Two things serve that: callers cut their work by shape alone, and
@@ -26,8 +29,7 @@ void for_each_task(int64_t count, const F& f) {
 // The same over ranges [begin, end) of at most `block` rows.
 template <typename F>
 void for_each_block(int64_t rows, int64_t block, const F& f) {
-  for_each_task((rows + block - 1) / block,
-                [&](int64_t task) { f(task * block, std::min(rows, (task + 1) * block)); });
+  for_each_task(ceil_div(rows, block), [&](int64_t task) { f(task * block, std::min(rows, (task + 1) * block)); });
 }
 
 }  // namespace cyclip::cpu

@@ -19,8 +19,8 @@ struct TileRange {
   int64_t row_begin, row_end, col_begin, col_end;
 };
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Rows of a product that one task computes.
+inline int64_t row_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
 
 template <typename T>
 class ExactProducts {

@@ -102,9 +102,9 @@ class KeptDots {
 struct Regions {
   static constexpr int64_t kMost = 8;  // down and across
 
-  int64_t rows, cols;            // of the matrix
-  int64_t tile_rows, tile_cols;  //
-  int64_t down, across;          // number of regions
+  int64_t rows, cols;  // of the matrix
+  int64_t tile_rows, tile_cols;
+  int64_t down, across;  // number of regions
   int64_t region_rows, region_cols;
 
   Regions(int64_t rows, int64_t cols)
