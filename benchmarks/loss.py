@@ -1,6 +1,6 @@
 """`python -m benchmarks loss`: the losses beside their peers on the CPU: time, memory, error.
 
-10 to 15 minutes on two cores; `--quick` less than one. Every family of losses is timed in a process
+about 11 minutes on two cores; `--quick` less than one. Every family of losses is timed in a process
 of its own, its peers side by side; every peak of memory is that of a process of its own. A peer
 that is not installed, cannot compile, fails or would take too long is a line that says so.
 """
