@@ -7,29 +7,23 @@
 
 namespace cyclip::cpu {
 
-#define CYCLIP_DECLARE(isa)                        \
-  namespace isa {                                  \
-  extern const TileKernels<float> float_kernels;   \
-  extern const TileKernels<double> double_kernels; \
+#define CYCLIP_DECLARE(isa)                                  \
+  namespace isa {                                            \
+  extern const TileKernels<float> float_kernels;             \
+  extern const TileKernels<double> double_kernels;           \
+  extern const CycleRowKernels<float> float_cycle_kernels;   \
+  extern const CycleRowKernels<double> double_cycle_kernels; \
   }
 #define CYCLIP_DECLARE_PRODUCTS(isa)                 \
   namespace isa {                                    \
   extern const ProductKernel<float> float_product;   \
   extern const ProductKernel<double> double_product; \
   }
-#define CYCLIP_DECLARE_CYCLE(isa)                            \
-  namespace isa {                                            \
-  extern const CycleRowKernels<float> float_cycle_kernels;   \
-  extern const CycleRowKernels<double> double_cycle_kernels; \
-  }
 
 CYCLIP_DECLARE(baseline)
-CYCLIP_DECLARE_CYCLE(baseline)
 #if defined(__x86_64__)
 CYCLIP_DECLARE(avx2)
 CYCLIP_DECLARE(avx512)
-CYCLIP_DECLARE_CYCLE(avx2)
-CYCLIP_DECLARE_CYCLE(avx512)
 CYCLIP_DECLARE_PRODUCTS(avx2)
 CYCLIP_DECLARE_PRODUCTS(avx512)
 namespace avx512bf16 {
@@ -37,7 +31,6 @@ extern const Bf16Kernels kernels;
 }
 #endif
 #undef CYCLIP_DECLARE
-#undef CYCLIP_DECLARE_CYCLE
 #undef CYCLIP_DECLARE_PRODUCTS
 
 namespace {
@@ -64,40 +57,31 @@ Isa isa() {
 
 }  // namespace
 
+#if defined(__x86_64__)
+#define CYCLIP_BEST(table) \
+  (isa() == Isa::kAvx512 ? avx512::table : isa() == Isa::kAvx2 ? avx2::table : baseline::table)
+#else
+#define CYCLIP_BEST(table) (baseline::table)
+#endif
+
 template <>
 const TileKernels<float>& tile_kernels<float>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return avx512::float_kernels;
-  if (isa() == Isa::kAvx2) return avx2::float_kernels;
-#endif
-  return baseline::float_kernels;
+  return CYCLIP_BEST(float_kernels);
 }
 
 template <>
 const TileKernels<double>& tile_kernels<double>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return avx512::double_kernels;
-  if (isa() == Isa::kAvx2) return avx2::double_kernels;
-#endif
-  return baseline::double_kernels;
+  return CYCLIP_BEST(double_kernels);
 }
 
 template <>
 const CycleRowKernels<float>& cycle_row_kernels<float>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return avx512::float_cycle_kernels;
-  if (isa() == Isa::kAvx2) return avx2::float_cycle_kernels;
-#endif
-  return baseline::float_cycle_kernels;
+  return CYCLIP_BEST(float_cycle_kernels);
 }
 
 template <>
 const CycleRowKernels<double>& cycle_row_kernels<double>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return avx512::double_cycle_kernels;
-  if (isa() == Isa::kAvx2) return avx2::double_cycle_kernels;
-#endif
-  return baseline::double_cycle_kernels;
+  return CYCLIP_BEST(double_cycle_kernels);
 }
 
 // Without fused multiply-add the library's product is the better one.
