@@ -154,7 +154,7 @@ def sigmoid_loss(
     """
     image, text, scale = _prepare(image_features, text_features, logit_scale)
     bias = _scalar(logit_bias, "logit_bias", image)
-    check_options(backend=backend, precision=precision)
+    check_options(precision=precision, memory_budget=memory_budget)
     if _use_native("sigmoid_rows", image, backend):
         rows, _ = torch.ops.cyclip_ext.sigmoid_rows(
             image,
@@ -247,7 +247,7 @@ def pair_statistics(
     memory_budget: int | None,
 ) -> PairStatistics:
     """One pass over the similarity matrix, for every loss and statistic that looks at it."""
-    check_options(backend=backend, precision=precision)
+    check_options(precision=precision, memory_budget=memory_budget)
     if _use_native("pair_statistics", image_features, backend):
         outputs = torch.ops.cyclip_ext.pair_statistics(
             image_features,
@@ -484,7 +484,6 @@ _torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _keep_bytes(memory_budget: int | None, *inputs: Tensor) -> int:
     """What may be kept for a backward pass: nothing where there will be none."""
-    check_options(memory_budget=memory_budget)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         return 0
     budget = _default_memory_budget() if memory_budget is None else memory_budget

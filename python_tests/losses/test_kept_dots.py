@@ -114,6 +114,11 @@ def test_wrong_budgets(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: a budget that cannot be read is taken for another one."""
     with pytest.raises(ValueError, match="memory_budget must be"):
         cyclip_ext.CLIPLoss(memory_budget=-1)
+    for backend in "native", "reference":
+        with pytest.raises(ValueError, match="memory_budget must be"):
+            functional.contrastive_loss(
+                *_leaves(4, 3, torch.float32)[:3], backend=backend, memory_budget=-1
+            )
     monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", stated)
     with pytest.raises(ValueError, match="CYCLIP_MEMORY_BUDGET must be"):
         functional.contrastive_loss(*_leaves(4, 3, torch.float32)[:3], backend="native")
