@@ -23,6 +23,16 @@ kept and the backward pass computes them again, a quarter of all work. None: wha
 variable CYCLIP_MEMORY_BUDGET says (torch.compile reads it once), else 256 MiB. On a GPU nothing
 is kept.
 
+`group` is a process group of torch.distributed, each of whose ranks calls the loss with its own
+rows, [n, d] with n as it comes, and gets the loss of the whole batch. Gradients are such that their
+average over ranks, as DistributedDataParallel takes it, is that of the whole batch. Ranks whose
+arguments do not fit together, or of which one refuses its own, all raise. None: this process alone.
+`exchange` says how the other ranks' texts get here:
+    "gather"     all at once; memory O(N d)
+    "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
+                 Nothing is kept between forward and backward, whatever `memory_budget` says
+Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
+
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
 """
 
@@ -32,13 +42,17 @@ import functools
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops, reference
+from . import distributed, ops, reference
+from .distributed import Batch, Exchange
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Backend = Literal["auto", "native", "reference"]
 Reduction = Literal["batchmean", "mean"]
@@ -48,7 +62,10 @@ DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
 
 
 class PairStatistics(NamedTuple):
-    """What the losses need to know of the similarity matrix; float64 with the native backend."""
+    """What the losses need to know of the similarity matrix; float64 with the native backend.
+
+    With a group, of this rank's pairs, [n] each, among the negatives of all ranks.
+    """
 
     row_lse: Tensor  # [N] log sum_{j != i} e^(s S_ij), over the negatives of image i
     col_lse: Tensor  # [N] the same over the negatives of text j
@@ -65,6 +82,8 @@ def contrastive_loss(
     backend: Backend = "auto",
     precision: Precision = "auto",
     memory_budget: int | None = None,
+    group: ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     """Symmetric cross-entropy over cosines scaled by `logit_scale` (already exponentiated).
 
@@ -74,11 +93,13 @@ def contrastive_loss(
     Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
     Source: Radford et al. 2021; Goel et al. 2022.
     """
-    image, text, scale = _prepare(image_features, text_features, logit_scale)
-    statistics = pair_statistics(
-        image, text, scale, backend=backend, precision=precision, memory_budget=memory_budget
+    image, text, scale, batch = _prepare(
+        image_features, text_features, logit_scale, group=group, exchange=exchange
     )
-    return _as_loss(contrastive_from_statistics(statistics, scale), image)
+    statistics = pair_statistics(
+        image, text, scale, batch, backend=backend, precision=precision, memory_budget=memory_budget
+    )
+    return _as_loss(contrastive_from_statistics(statistics, scale, batch), image)
 
 
 def cycle_consistency(
@@ -89,33 +110,42 @@ def cycle_consistency(
     cross_modal: float = 0.25,
     reduction: Reduction = "batchmean",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """in_modal * L_in + cross_modal * L_cross of CyCLIP.
 
     L_in = 1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2,  L_cross = 1/N sum_jk (S_jk - S_kj)^2.
     `reduction="mean"` divides by N^2 instead; weights do not carry over from one to the other.
-    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for large N (docs/cycle.md).
+    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for large N (docs/cycle.md). With a group
+    O(n d^2) on each rank, and three d x d matrices are summed over the ranks.
 
     Raises: ValueError or TypeError for features that do not fit or an unknown reduction.
     Source: Goel et al. 2022, cross-modal and in-modal consistency.
     """
-    image, text, _ = _prepare(image_features, text_features, 1.0)
+    image, text, _, batch = _prepare(image_features, text_features, 1.0, group=group)
     if in_modal == cross_modal:
-        both = cycle_sum(image, text, reduction=reduction, backend=backend)
+        both = cycle_sum(image, text, batch, reduction=reduction, backend=backend)
         return _as_loss(in_modal * both, image)
-    in_modal_loss, cross_modal_loss = cycle_terms(image, text, reduction=reduction, backend=backend)
+    in_modal_loss, cross_modal_loss = cycle_terms(
+        image, text, batch, reduction=reduction, backend=backend
+    )
     return _as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, image)
 
 
-def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """1/N sum_i (1 - S_ii): positive pairs only; [N, d] each. O(N d) in every backend.
+def margin_loss(
+    image_features: Tensor,  # [N, d]
+    text_features: Tensor,  # [N, d]
+    *,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """1/N sum_i (1 - S_ii): positive pairs only. O(N d) in every backend.
 
     Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
     """
-    image, text, _ = _prepare(image_features, text_features, 1.0)
+    image, text, _, batch = _prepare(image_features, text_features, 1.0, group=group)
     with _without_autocast(image):
         positive = reference.positive_similarity(_compute(image), _compute(text))
-        return _as_loss(mean(1 - positive), image)
+        return _as_loss(mean(1 - positive, batch), image)
 
 
 def hinge_margin_loss(
@@ -126,16 +156,20 @@ def hinge_margin_loss(
     backend: Backend = "auto",
     precision: Precision = "auto",
     memory_budget: int | None = None,
+    group: ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     """1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts; g = `hinge_margin`.
 
     Of tied hardest negatives the first counts. Zero for N = 1.
     """
-    image, text, scale = _prepare(image_features, text_features, 1.0)
-    statistics = pair_statistics(
-        image, text, scale, backend=backend, precision=precision, memory_budget=memory_budget
+    image, text, scale, batch = _prepare(
+        image_features, text_features, 1.0, group=group, exchange=exchange
     )
-    return _as_loss(hinge_from_statistics(statistics, hinge_margin), image)
+    statistics = pair_statistics(
+        image, text, scale, batch, backend=backend, precision=precision, memory_budget=memory_budget
+    )
+    return _as_loss(hinge_from_statistics(statistics, hinge_margin, batch), image)
 
 
 def sigmoid_loss(
@@ -147,28 +181,32 @@ def sigmoid_loss(
     backend: Backend = "auto",
     precision: Precision = "auto",
     memory_budget: int | None = None,
+    group: ProcessGroup | None = None,
+    exchange: Exchange = "gather",
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
-    image, text, scale = _prepare(image_features, text_features, logit_scale)
-    bias = _scalar(logit_bias, "logit_bias", image)
+    image, text, scale, bias, batch = _prepare(
+        image_features, text_features, logit_scale, logit_bias, group=group, exchange=exchange
+    )
     check_options(precision=precision, memory_budget=memory_budget)
     if _use_native("sigmoid_rows", image, backend):
-        rows, _ = torch.ops.cyclip_ext.sigmoid_rows(
-            image,
-            text,
-            scale,
-            bias,
-            allow_tf32=_allow_tf32(image),
-            allow_bf16=precision == "bf16",
-            keep_bytes=_keep_bytes(memory_budget, image, text, scale, bias),
-        )
-        return _as_loss(mean(rows), image)
+        options = _operator_options(precision, memory_budget, batch, image, text, scale, bias)
+        if batch is None:
+            rows, _ = torch.ops.cyclip_ext.sigmoid_rows(image, text, scale, bias, **options)
+            return _as_loss(mean(rows), image)
+        rectangle = distributed.NativeSigmoid(**options)
+        rows = distributed.sigmoid_rows(rectangle, image, text, scale, bias, batch)
+        return _as_loss(mean(rows, batch), image)
     with _without_autocast(image):
         features = _compute(image, precision), _compute(text, precision)
-        return _as_loss(reference.sigmoid_loss(*features, scale, bias), image)
+        if batch is None:
+            return _as_loss(reference.sigmoid_loss(*features, scale, bias), image)
+        dense = distributed.Dense(lambda *inputs: (reference.sigmoid_rows(*inputs),), 1)
+        rows = distributed.sigmoid_rows(dense, *features, scale, bias, batch)
+        return _as_loss(mean(rows, batch), image)
 
 
 def retrieval_ranks(
@@ -234,13 +272,15 @@ def similarity_top_k(
 
 # ------------------------------------------------- building blocks of cyclip_ext.losses
 #
-# These take features that `_prepare` has checked, and return unrounded results.
+# These take what `_prepare` has returned, features that it has checked and the batch, and return
+# unrounded results.
 
 
 def pair_statistics(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
+    batch: Batch | None = None,
     *,
     backend: Backend,
     precision: Precision,
@@ -248,81 +288,115 @@ def pair_statistics(
 ) -> PairStatistics:
     """One pass over the similarity matrix, for every loss and statistic that looks at it."""
     check_options(precision=precision, memory_budget=memory_budget)
+    inputs = image_features, text_features, logit_scale
     if _use_native("pair_statistics", image_features, backend):
-        outputs = torch.ops.cyclip_ext.pair_statistics(
-            image_features,
-            text_features,
-            logit_scale,
-            allow_tf32=_allow_tf32(image_features),
-            allow_bf16=precision == "bf16",
-            keep_bytes=_keep_bytes(memory_budget, image_features, text_features, logit_scale),
-        )
-        return PairStatistics(*outputs[:5])
+        options = _operator_options(precision, memory_budget, batch, *inputs)
+        if batch is None:
+            outputs = torch.ops.cyclip_ext.pair_statistics(*inputs, **options)
+            return PairStatistics(*outputs[:5])
+        rectangle = distributed.NativeStatistics(**options)
+        return PairStatistics(*distributed.pair_statistics(rectangle, *inputs, batch))
     with _without_autocast(image_features):
-        sim = reference.similarity(
-            _compute(image_features, precision), _compute(text_features, precision)
-        )
-        diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
-        logits = (logit_scale * sim).masked_fill(diagonal, -torch.inf)
-        return PairStatistics(
-            logits.logsumexp(dim=1),
-            logits.logsumexp(dim=0),
-            *reference.positives_and_hardest_negatives(sim),
-        )
+        image, text = (_compute(features, precision) for features in inputs[:2])
+        if batch is None:
+            return PairStatistics(*reference.pair_statistics(image, text, logit_scale))
+        dense = distributed.Dense(reference.pair_statistics, 5)
+        statistics = distributed.pair_statistics(dense, image, text, logit_scale, batch)
+        return PairStatistics(*statistics)
 
 
-def contrastive_from_statistics(statistics: PairStatistics, logit_scale: Tensor) -> Tensor:
+def contrastive_from_statistics(
+    statistics: PairStatistics, logit_scale: Tensor, batch: Batch | None = None
+) -> Tensor:
     """-log softmax of the positive is softplus(lse - z): no cancellation, however small."""
     logit = logit_scale * statistics.positive
     zero = 0 * logit  # keeps NaN
-    if logit.numel() == 1:  # no negatives: lse = -inf, which second derivatives would not survive
-        return zero.sum()
+    if (logit.numel() if batch is None else batch.rows) == 1:
+        # No negatives: lse = -inf, which second derivatives would not survive.
+        return mean(zero, batch)
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
-    return mean(image_to_text + text_to_image) / 2
+    return mean(image_to_text + text_to_image, batch) / 2
 
 
-def hinge_from_statistics(statistics: PairStatistics, hinge_margin: float) -> Tensor:
+def hinge_from_statistics(
+    statistics: PairStatistics, hinge_margin: float, batch: Batch | None = None
+) -> Tensor:
     short_of_margin = hinge_margin - statistics.positive
     rows = (short_of_margin + statistics.row_hardest).relu()
     cols = (short_of_margin + statistics.col_hardest).relu()
-    return mean(rows + cols) / 2
+    return mean(rows + cols, batch) / 2
 
 
 def cycle_terms(
-    image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
+    image_features: Tensor,
+    text_features: Tensor,
+    batch: Batch | None = None,
+    *,
+    reduction: Reduction,
+    backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """(L_in, L_cross), by d x d Gram matrices or by pairs: what is cheaper."""
     check_options(reduction=reduction, backend=backend)
-    n = image_features.shape[0]
-    if not _use_native("cycle_grams", image_features, backend):
+    if batch is not None:
+        grams = _grams_of_all_ranks(image_features, text_features, batch, backend, apart=True)
+        sums = cycle_sums_from_grams(*grams)
+    elif not _use_native("cycle_grams", image_features, backend):
         with _without_autocast(image_features):
             features = _compute(image_features), _compute(text_features)
             return (
                 reference.in_modal_loss(*features, reduction),
                 reference.cross_modal_loss(*features, reduction),
             )
-    if _grams_are_cheaper(image_features, apart=True):
+    elif _grams_are_cheaper(image_features, apart=True):
         grams = torch.ops.cyclip_ext.cycle_grams(image_features, text_features)
         sums = cycle_sums_from_grams(*grams)
     else:
         sums = torch.ops.cyclip_ext.cycle_direct(image_features, text_features)
-    count = n if reduction == "batchmean" else n * n
+    count = _cycle_count(image_features, batch, reduction)
     return sums[0] / count, sums[1] / count
 
 
 def cycle_sum(
-    image_features: Tensor, text_features: Tensor, *, reduction: Reduction, backend: Backend
+    image_features: Tensor,
+    text_features: Tensor,
+    batch: Batch | None = None,
+    *,
+    reduction: Reduction,
+    backend: Backend,
 ) -> Tensor:
     """L_in + L_cross, where K drops out of the Gram route."""
-    native = _use_native("cycle_grams", image_features, backend)
-    if not native or not _grams_are_cheaper(image_features, apart=False):
-        terms = cycle_terms(image_features, text_features, reduction=reduction, backend=backend)
-        return terms[0] + terms[1]
     check_options(reduction=reduction)
-    n = image_features.shape[0]
-    plus, minus, _ = torch.ops.cyclip_ext.cycle_grams(image_features, text_features, cross=False)
-    return _inner_product(plus, minus) / (n if reduction == "batchmean" else n * n)
+    if batch is not None:
+        grams = _grams_of_all_ranks(image_features, text_features, batch, backend, apart=False)
+        plus, minus = grams
+    else:
+        native = _use_native("cycle_grams", image_features, backend)
+        if not native or not _grams_are_cheaper(image_features, apart=False):
+            terms = cycle_terms(image_features, text_features, reduction=reduction, backend=backend)
+            return terms[0] + terms[1]
+        plus, minus, _ = torch.ops.cyclip_ext.cycle_grams(
+            image_features, text_features, cross=False
+        )
+    return _inner_product(plus, minus) / _cycle_count(image_features, batch, reduction)
+
+
+def _cycle_count(features: Tensor, batch: Batch | None, reduction: Reduction) -> int:
+    n = features.shape[0] if batch is None else batch.rows
+    return n if reduction == "batchmean" else n * n
+
+
+def _grams_of_all_ranks(
+    image_features: Tensor, text_features: Tensor, batch: Batch, backend: Backend, *, apart: bool
+) -> tuple[Tensor, ...]:
+    """A and B, and K where the terms are wanted apart: Gram matrices of ranks add up."""
+    grams: tuple[Tensor, ...]
+    if _use_native("cycle_grams", image_features, backend):
+        grams = torch.ops.cyclip_ext.cycle_grams(image_features, text_features, cross=apart)
+    else:
+        with _without_autocast(image_features):
+            grams = reference.cycle_grams(_compute(image_features), _compute(text_features))
+    return distributed.all_sum(torch.stack(grams[: 3 if apart else 2]), batch).unbind()
 
 
 def _grams_are_cheaper(features: Tensor, apart: bool) -> bool:
@@ -339,12 +413,22 @@ def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[T
     return (a + b) / 2, (a - b) / 2
 
 
-def mean(values: Tensor) -> Tensor:
-    """Of a vector, to the same bits for any number of threads; see _inner_product."""
-    most = 16384  # torch leaves what is shorter to one thread
-    if values.numel() <= most:
+def mean(values: Tensor, batch: Batch | None = None) -> Tensor:
+    """Of a vector with one entry per pair, over the whole batch."""
+    if batch is None and values.numel() <= _ONE_THREAD:
         return values.mean()
-    return torch.stack([part.sum() for part in values.split(most)]).sum() / values.numel()
+    total = _sum(values)
+    if batch is None:
+        return total / values.numel()
+    return distributed.all_sum(total, batch) / batch.rows
+
+
+_ONE_THREAD = 16384  # torch leaves what is shorter to one thread
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Of a vector, to the same bits for any number of threads; see _inner_product."""
+    return torch.stack([part.sum() for part in values.split(_ONE_THREAD)]).sum()
 
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
@@ -361,6 +445,7 @@ def check_options(
     reduction: Reduction = "batchmean",
     precision: Precision = "auto",
     memory_budget: int | None = None,
+    exchange: Exchange = "gather",
 ) -> None:
     """Raises ValueError for a value that no loss knows."""
     if precision not in get_args(Precision):
@@ -380,20 +465,40 @@ def check_options(
         )
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
+    if exchange not in get_args(Exchange):
+        raise ValueError(f"exchange must be 'gather', 'ring' or 'replicate', got {exchange!r}")
 
 
 def _prepare(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks the arguments of a loss, and makes the scale a 0-dim tensor."""
-    image, text = _one_kind(image_features=image_features, text_features=text_features)
-    if image.shape != text.shape:
-        raise ValueError(
-            "image_features and text_features must have the same shape, got "
-            f"{list(image.shape)} and {list(text.shape)}; row i of one must pair "
-            "with row i of the other"
-        )
-    return image, text, _scalar(logit_scale, "logit_scale", image)
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *logit_bias: Tensor | float,
+    group: ProcessGroup | None = None,
+    exchange: Exchange = "gather",
+) -> tuple[Any, ...]:  # the arguments, and a Batch | None
+    """Checks the arguments of a loss, makes scalars 0-dim tensors, and meets the other ranks."""
+
+    def check() -> tuple[Tensor, ...]:
+        image, text = _one_kind(image_features=image_features, text_features=text_features)
+        if image.shape != text.shape:
+            raise ValueError(
+                "image_features and text_features must have the same shape, got "
+                f"{list(image.shape)} and {list(text.shape)}; row i of one must pair "
+                "with row i of the other"
+            )
+        biases = (_scalar(bias, "logit_bias", image) for bias in logit_bias)
+        return image, text, _scalar(logit_scale, "logit_scale", image), *biases
+
+    check_options(exchange=exchange)
+    if group is None:
+        return *check(), None
+    image, text, *scalars, batch = distributed.agree(check, group, exchange)
+    if exchange == "replicate":  # from here on as one process would have it
+        wide = torch.promote_types(image.dtype, torch.float32)  # for W times a gradient
+        rows = (distributed.replicate_rows(features, batch, wide) for features in (image, text))
+        return *rows, *scalars, None
+    return image, text, *scalars, batch
 
 
 def _one_kind(**towers: Tensor) -> tuple[Tensor, Tensor]:
@@ -480,6 +585,26 @@ def _torch_allows_tf32() -> bool:
 # torch.compile cannot trace the question, but compiles again where the answer has changed. This is
 # torch.compiler.assume_constant_result without its import of the whole compiler.
 _torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _operator_options(
+    precision: Precision, memory_budget: int | None, batch: Batch | None, *inputs: Tensor
+) -> dict[str, Any]:
+    """Of the operators that look at all pairs; `inputs`, the features first."""
+    features = inputs[0]
+    options = {
+        "allow_tf32": _allow_tf32(features),
+        "allow_bf16": precision == "bf16",
+        "keep_bytes": _keep_bytes(memory_budget, *inputs),
+    }
+    if batch is not None:
+        # The operators see 16-bit features widened to float32, and may multiply them as what they
+        # are: bfloat16, and float16 as TF32, which holds it.
+        options["allow_tf32"] |= features.is_cuda and features.dtype == torch.float16
+        options["allow_bf16"] |= features.dtype == torch.bfloat16
+        if batch.exchange == "ring":
+            options["keep_bytes"] = 0
+    return options
 
 
 def _keep_bytes(memory_budget: int | None, *inputs: Tensor) -> int:

@@ -7,17 +7,24 @@ All are stateless. With `output_dict=True` they return a dictionary whose entrie
 are weighted and sum to the total, so that open_clip's trainer can use them unchanged. Constructed
 with `statistics=True` they add measurements of the batch to it, under names that do not end in
 `_loss`, detached; leave that off where a trainer sums all values.
+
+Constructed with a process group, as in `CyCLIPLoss(group=torch.distributed.group.WORLD)`, they take
+each rank's rows and return the loss and the statistics of the whole batch (docs/distributed.md).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import distributed, functional
+from .distributed import Batch, Exchange
 from .functional import Backend, PairStatistics, Precision, Reduction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _PairwiseLoss(nn.Module):
@@ -30,13 +37,21 @@ class _PairwiseLoss(nn.Module):
         precision: Precision = "auto",
         memory_budget: int | None = None,
         statistics: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__()
-        functional.check_options(backend=backend, precision=precision, memory_budget=memory_budget)
+        functional.check_options(
+            backend=backend, precision=precision, memory_budget=memory_budget, exchange=exchange
+        )
+        if group is not None:
+            distributed.check_group(group)
         self.backend: Backend = backend
         self.precision: Precision = precision
         self.memory_budget = memory_budget
         self.statistics = statistics
+        self.group = group
+        self.exchange: Exchange = exchange
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -46,6 +61,11 @@ class _PairwiseLoss(nn.Module):
             "precision": self.precision,
             "memory_budget": self.memory_budget,
         }
+
+    @property
+    def _ranks(self) -> dict[str, Any]:
+        """Who shares the batch, likewise."""
+        return {"group": self.group, "exchange": self.exchange}
 
     def forward(
         self,
@@ -109,6 +129,7 @@ class CyCLIPLoss(_PairwiseLoss):
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
         backend, precision, memory_budget: see cyclip_ext.functional.
         statistics: add measurements of the batch to the dictionary.
+        group, exchange: who shares the batch, and how; see cyclip_ext.functional.
     """
 
     def __init__(
@@ -124,12 +145,16 @@ class CyCLIPLoss(_PairwiseLoss):
         precision: Precision = "auto",
         memory_budget: int | None = None,
         statistics: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__(
             backend=backend,
             precision=precision,
             memory_budget=memory_budget,
             statistics=statistics,
+            group=group,
+            exchange=exchange,
         )
         functional.check_options(reduction=reduction)
         self.in_modal = in_modal
@@ -148,27 +173,33 @@ class CyCLIPLoss(_PairwiseLoss):
         *,
         apart: bool,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        image, text, scale = functional._prepare(image_features, text_features, logit_scale)
+        image, text, scale, batch = functional._prepare(
+            image_features, text_features, logit_scale, **self._ranks
+        )
         # First here is last in the backward pass, where the cycle terms need the least memory
         # beside the gradients that are there already.
-        cycle = self._cycle_losses(image, text, apart)
-        pairs = functional.pair_statistics(image, text, scale, **self._options)
-        terms = {"contrastive_loss": functional.contrastive_from_statistics(pairs, scale), **cycle}
+        cycle = self._cycle_losses(image, text, batch, apart)
+        pairs = functional.pair_statistics(image, text, scale, batch, **self._options)
+        contrastive = functional.contrastive_from_statistics(pairs, scale, batch)
+        terms = {"contrastive_loss": contrastive, **cycle}
         if self.margin:
-            terms["margin_loss"] = self.margin * functional.mean(1 - pairs.positive)
+            terms["margin_loss"] = self.margin * functional.mean(1 - pairs.positive, batch)
         if self.hinge:
-            hinge = functional.hinge_from_statistics(pairs, self.hinge_margin)
+            hinge = functional.hinge_from_statistics(pairs, self.hinge_margin, batch)
             terms["hinge_loss"] = self.hinge * hinge
         terms = {name: functional._as_loss(term, image) for name, term in terms.items()}
-        return terms, _batch_statistics(pairs) if self.statistics else {}
+        return terms, _batch_statistics(pairs, batch) if self.statistics else {}
 
-    def _cycle_losses(self, image: Tensor, text: Tensor, apart: bool) -> dict[str, Tensor]:
+    def _cycle_losses(
+        self, image: Tensor, text: Tensor, batch: Batch | None, apart: bool
+    ) -> dict[str, Tensor]:
         options: dict[str, Any] = {"reduction": self.reduction, "backend": self.backend}
         if not (self.in_modal or self.cross_modal):
             return {}
         if self.in_modal == self.cross_modal and not apart:
-            return {"cycle_loss": self.in_modal * functional.cycle_sum(image, text, **options)}
-        in_modal, cross_modal = functional.cycle_terms(image, text, **options)
+            both = functional.cycle_sum(image, text, batch, **options)
+            return {"cycle_loss": self.in_modal * both}
+        in_modal, cross_modal = functional.cycle_terms(image, text, batch, **options)
         losses = {}
         if self.in_modal:
             losses["in_modal_loss"] = self.in_modal * in_modal
@@ -187,6 +218,8 @@ class CLIPLoss(CyCLIPLoss):
         precision: Precision = "auto",
         memory_budget: int | None = None,
         statistics: bool = False,
+        group: ProcessGroup | None = None,
+        exchange: Exchange = "gather",
     ) -> None:
         super().__init__(
             in_modal=0.0,
@@ -195,6 +228,8 @@ class CLIPLoss(CyCLIPLoss):
             precision=precision,
             memory_budget=memory_budget,
             statistics=statistics,
+            group=group,
+            exchange=exchange,
         )
 
 
@@ -218,26 +253,29 @@ class SigLIPLoss(_PairwiseLoss):
                 "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
             )
         loss = functional.sigmoid_loss(
-            image_features, text_features, logit_scale, logit_bias, **self._options
+            image_features, text_features, logit_scale, logit_bias, **self._options, **self._ranks
         )
         measured = {}
         if self.statistics:
             with torch.no_grad():
-                prepared = functional._prepare(image_features, text_features, logit_scale)
-                measured = _batch_statistics(functional.pair_statistics(*prepared, **self._options))
+                image, text, scale, batch = functional._prepare(
+                    image_features, text_features, logit_scale, **self._ranks
+                )
+                pairs = functional.pair_statistics(image, text, scale, batch, **self._options)
+                measured = _batch_statistics(pairs, batch)
         return {"contrastive_loss": loss}, measured
 
 
-def _batch_statistics(pairs: PairStatistics) -> dict[str, Tensor]:
+def _batch_statistics(pairs: PairStatistics, batch: Batch | None) -> dict[str, Tensor]:
     """Means over the batch, detached; a tie with the positive counts as a miss."""
     positive = pairs.positive.detach()
     image_margin = positive - pairs.row_hardest.detach()
     text_margin = positive - pairs.col_hardest.detach()
     means = {
-        "positive_similarity": functional.mean(positive),
-        "image_margin": functional.mean(image_margin),
-        "text_margin": functional.mean(text_margin),
-        "image_accuracy": functional.mean((image_margin > 0).double()),
-        "text_accuracy": functional.mean((text_margin > 0).double()),
+        "positive_similarity": functional.mean(positive, batch),
+        "image_margin": functional.mean(image_margin, batch),
+        "text_margin": functional.mean(text_margin, batch),
+        "image_accuracy": functional.mean((image_margin > 0).double(), batch),
+        "text_accuracy": functional.mean((text_margin > 0).double(), batch),
     }
     return {name: mean.float() for name, mean in means.items()}

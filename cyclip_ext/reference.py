@@ -8,6 +8,8 @@ It imports nothing but torch, holds no state, and is differentiable any number o
 
 Shapes throughout: image_features and text_features [N, d]; every loss returns a scalar in the
 dtype of the features. Retrieval takes rectangles, [N, d] and [M, d], and has no derivatives.
+`pair_statistics` and `sigmoid_rows` take rectangles, [n, d] and [m, d], with an offset: the
+positive of row i is column i + offset, where there is one; everything else is a negative.
 """
 
 from __future__ import annotations
@@ -101,10 +103,7 @@ def sigmoid_loss(
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
-    logits = logit_scale * similarity(image_features, text_features) + logit_bias
-    n = logits.shape[0]
-    labels = 2 * torch.eye(n, dtype=logits.dtype, device=logits.device) - 1
-    return -torch.nn.functional.logsigmoid(labels * logits).sum() / n
+    return sigmoid_rows(image_features, text_features, logit_scale, logit_bias).mean()
 
 
 def square_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -137,6 +136,50 @@ def cyclip_loss(
         + margin * margin_loss(*features)
         + hinge * hinge_margin_loss(*features, hinge_margin)
     )
+
+
+def cycle_grams(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A = P'P, B = M'M and K = P'M with P = X^ + Y^, M = X^ - Y^; [d, d] each, float64.
+
+    N L_in = (<A, B> + <K, K'>) / 2 and N L_cross = (<A, B> - <K, K'>) / 2: docs/cycle.md.
+    """
+    image, text = normalize(image_features.double()), normalize(text_features.double())
+    plus, minus = image + text, image - text
+    return plus.T @ plus, minus.T @ minus, plus.T @ minus
+
+
+def pair_statistics(
+    image_features: Tensor,  # [n, d]
+    text_features: Tensor,  # [m, d]
+    logit_scale: Tensor | float,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What softmax and hinge need of a rectangle: row_lse, col_lse, positive and both hardest.
+
+    row_lse, [n], and col_lse, [m]: log sum of e^z over negatives. positive, [n]: S at the positive,
+    0 without one. row_hardest, [n], and col_hardest, [m]: the largest S of a negative; of tied ones
+    the first counts, in value and gradient. Without negatives: -inf.
+    """
+    sim = similarity(image_features, text_features)
+    rows, cols = (torch.arange(size, device=sim.device) for size in sim.shape)
+    positive = cols[None, :] == rows[:, None] + offset
+    row_lse, row_hardest = _over_negatives(sim, logit_scale, positive)
+    col_lse, col_hardest = _over_negatives(sim.T, logit_scale, positive.T)
+    return row_lse, col_lse, sim.where(positive, 0).sum(dim=1), row_hardest, col_hardest
+
+
+def sigmoid_rows(
+    image_features: Tensor,  # [n, d]
+    text_features: Tensor,  # [m, d]
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    offset: int = 0,
+) -> Tensor:
+    """sum_j softplus(-l_ij (s S_ij + b)), row by row; [n]."""
+    logits = logit_scale * similarity(image_features, text_features) + logit_bias
+    rows, cols = (torch.arange(size, device=logits.device) for size in logits.shape)
+    labels = 2 * (cols[None, :] == rows[:, None] + offset).to(logits.dtype) - 1
+    return -torch.nn.functional.logsigmoid(labels * logits).sum(dim=1)
 
 
 def positive_similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -182,6 +225,17 @@ def similarity_top_k(
     sim = _comparable(similarity(query_features, candidate_features))
     values, indices = sim.sort(dim=1, descending=True, stable=True)
     return values[:, :k], indices[:, :k]
+
+
+def _over_negatives(
+    sim: Tensor, logit_scale: Tensor | float, positive: Tensor
+) -> tuple[Tensor, Tensor]:
+    """LSE and maximum of each row without its positive; [n] each."""
+    none = positive.all(dim=1)  # over -inf alone, logsumexp would have derivative NaN
+    left_out = positive & ~none[:, None]
+    lse = (logit_scale * sim).masked_fill(left_out, -torch.inf).logsumexp(dim=1)
+    hardest = sim.masked_fill(left_out, -torch.inf).max(dim=1).values
+    return lse.masked_fill(none, -torch.inf), hardest.masked_fill(none, -torch.inf)
 
 
 def _comparable(sim: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Shared by the tests (no test functions here):
     truth.py             the formulas once more, in float64, exact where the reference cancels
     backends.py          which backends are present, and the marks that depend on it
     programs.py          programs in an interpreter of their own
+    ranks.py             the processes of a group, each of which runs what it is told
+    shares.py            one batch, computed by one process and by the ranks of a group
 
     test_reference.py    the specification itself, against loops, hand values and other libraries
     test_operators.py    every operator of torch.ops.cyclip_ext against truth.py, and gradcheck
@@ -20,6 +22,8 @@ Shared by the tests (no test functions here):
     test_determinism.py  the same bits in every run and for every number of threads
     test_torch.py        opcheck, fake tensors, torch.compile, autocast, derivatives of all kinds
     test_modules.py      the nn.Modules: dictionary, weights, statistics, open_clip's call
+    test_distributed.py  over a group of processes: gradients of the whole batch, bits, mistakes
+    test_grad_cache.py   the gradient of the whole batch, from chunks: dropout, batch norm, DDP
     test_import.py       import cyclip_ext needs torch alone
 
 What must not live here: data, models, training; CUDA kernels have tests of their own.

@@ -1,0 +1,153 @@
+"""What the ranks of a group tell each other before they compute.
+
+Collectives hang, or mix up bytes, where one rank sends what another does not expect. So each loss
+begins with one small all-gather: how many rows, of which kind, with which derivatives, or that a
+rank refuses its arguments. All ranks then know the same and decide the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Exchange = Literal["gather", "ring", "replicate"]
+
+_ARGUMENTS = "image_features", "text_features", "logit_scale", "logit_bias"
+_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where the rows of a group's batch lie: in the order of ranks, `counts[r]` on rank r."""
+
+    group: ProcessGroup
+    exchange: Exchange
+    rank: int  # this process within the group
+    counts: tuple[int, ...]
+
+    @property
+    def ranks(self) -> int:
+        return len(self.counts)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    def start(self, rank: int) -> int:
+        """Where the rows of a rank begin in the whole batch."""
+        return sum(self.counts[:rank])
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a rank says of itself. Only `accepted` means anything where it is 0."""
+
+    accepted: int = 0
+    rows: int = 0
+    width: int = 0
+    dtype: int = 0
+    exchange: int = 0
+    derivatives: int = 0  # bit k: argument k requires grad
+
+    @classmethod
+    def about(cls, arguments: Sequence[Tensor], exchange: Exchange) -> _Message:
+        image = arguments[0]
+        wanted = [torch.is_grad_enabled() and argument.requires_grad for argument in arguments]
+        return cls(
+            accepted=1,
+            rows=image.shape[0],
+            width=image.shape[1],
+            dtype=_DTYPES.index(image.dtype),
+            exchange=get_args(Exchange).index(exchange),
+            derivatives=sum(int(yes) << k for k, yes in enumerate(wanted)),
+        )
+
+
+@_disable_dynamo  # torch.compiler.disable, which would import the whole compiler here
+def agree(
+    check: Callable[[], tuple[Any, ...]], group: ProcessGroup, exchange: Exchange
+) -> tuple[Any, ...]:
+    """The arguments of a loss as `check` returns them, features first, and the group's Batch.
+
+    Raises: what `check` raises, on this rank, and a RuntimeError that names this rank on all
+    others; ValueError on all ranks where they do not fit together.
+    """
+    check_group(group)
+    try:
+        arguments = check()
+    except Exception:
+        _exchange(_Message(), group, None)
+        raise
+    messages = _exchange(_Message.about(arguments, exchange), group, arguments[0].device)
+    _check_messages(messages)
+    counts = tuple(message.rows for message in messages)
+    return (*arguments, Batch(group, exchange, dist.get_rank(group), counts))
+
+
+def check_group(group: object) -> None:
+    """Raises where `group` is not a process group that this process belongs to."""
+    if not dist.is_available():
+        raise RuntimeError("group must be None: this torch is built without torch.distributed")
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "group must contain this process, got NON_GROUP_MEMBER, which new_group returns to "
+            "those outside; call the loss on the members alone"
+        )
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            "group must be a torch.distributed.ProcessGroup or None, got "
+            f"{type(group).__name__}; torch.distributed.group.WORLD holds all processes"
+        )
+    if dist.get_rank(group) < 0:
+        members = dist.get_process_group_ranks(group)
+        raise ValueError(f"group must contain this process, got one of ranks {members}")
+
+
+def _exchange(
+    message: _Message, group: ProcessGroup, device: torch.device | None
+) -> list[_Message]:
+    """By way of the host, where the group can, so that a GPU's queue is not waited for."""
+    if "cpu:" in dist.get_backend_config(group):
+        device = torch.device("cpu")
+    elif device is None:
+        device = torch.accelerator.current_accelerator()
+    mine = torch.tensor(list(vars(message).values()), device=device)
+    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_of_them, mine, group=group)
+    return [_Message(*row) for row in torch.stack(all_of_them).tolist()]
+
+
+def _check_messages(messages: list[_Message]) -> None:
+    refused = [rank for rank, message in enumerate(messages) if not message.accepted]
+    if refused:
+        raise RuntimeError(
+            f"rank {', '.join(map(str, refused))} of the group refused its arguments, so there is "
+            "no loss on this rank either; the error raised there says why"
+        )
+    features = "image_features and text_features"
+    _check_equal(f"{features} must have one width d on all ranks", [m.width for m in messages])
+    _check_equal(
+        f"{features} must have one dtype on all ranks", [_DTYPES[m.dtype] for m in messages]
+    )
+    exchanges = get_args(Exchange)
+    _check_equal(
+        "exchange must be the same on all ranks", [exchanges[m.exchange] for m in messages]
+    )
+    for k, name in enumerate(_ARGUMENTS):
+        wanted = [bool(message.derivatives >> k & 1) for message in messages]
+        _check_equal(f"{name} must require grad on all ranks or on none", wanted)
+
+
+def _check_equal(rule: str, values: list[Any]) -> None:
+    if any(value != values[0] for value in values):
+        got = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+        raise ValueError(f"{rule}, got {got}")

@@ -1,0 +1,160 @@
+"""The differentiable collectives of the losses.
+
+    gather_rows    all-gather of rows               backward: sum of all ranks' gradients of them
+    replicate_rows all-gather of rows               backward: W times this rank's part, no message
+    own_columns    merged statistics of columns     backward: all-gather of their gradients
+    all_sum        all-reduce                       backward: W times the upstream gradient
+
+Each moves what autograd of one process would move, except for the factor W (see the package).
+Gloo and NCCL know all of them. Sums run here, in the order of ranks, wherever a backend may choose
+another order from run to run; all_sum alone is the backend's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .batch import Batch
+
+
+@_disable_dynamo
+def gather_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Of all ranks, [n, d] -> [N, d], sent as they are and then widened to `dtype`.
+
+    Gradients come back in `dtype`, are summed in it, and rounded once.
+    """
+    gathered: Tensor = _GatherRows.apply(rows, batch, dtype)
+    return gathered
+
+
+@_disable_dynamo
+def replicate_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """As gather_rows, for N rows of which every rank computes the same whole loss."""
+    replicated: Tensor = _ReplicateRows.apply(rows, batch, dtype)
+    return replicated
+
+
+@_disable_dynamo
+def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Statistics of this rank's columns over all rows, [n] each.
+
+    From `lse` and `hardest`, [N]: those of all columns over this rank's rows. Of tied hardest
+    negatives that of the lowest rank counts.
+    """
+    own_lse, own_hardest, _ = _OwnColumns.apply(lse, hardest, batch)
+    return own_lse, own_hardest
+
+
+@_disable_dynamo
+def all_sum(values: Tensor, batch: Batch) -> Tensor:
+    """The sum over ranks, on every rank; any shape."""
+    total: Tensor = _AllSum.apply(values, batch)
+    return total
+
+
+class _GatherRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+        ctx.batch, ctx.dtype = batch, rows.dtype
+        return _all_gather(rows, batch).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        total, *others = _to_owners(grad, ctx.batch)
+        for share in others:  # not sum(dim=0), which may take the ranks in another order
+            total = total + share
+        return total.to(ctx.dtype), None, None
+
+
+class _ReplicateRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+        ctx.batch, ctx.dtype = batch, rows.dtype
+        return _all_gather(rows, batch).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        batch = ctx.batch
+        start = batch.start(batch.rank)
+        # Of a whole gradient, not of a share: nothing is missing that other ranks would have.
+        own = batch.ranks * grad[start : start + batch.counts[batch.rank]]
+        return own.to(ctx.dtype), None, None
+
+
+class _OwnColumns(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, lse: Tensor, hardest: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of_all_ranks = _to_owners(torch.stack([lse, hardest], dim=1), batch)  # [W, n, 2]
+        own_lse = of_all_ranks[..., 0].logsumexp(dim=0)
+        candidates = of_all_ranks[..., 1]
+        winner = candidates.argmax(dim=0)  # of equal ones the first
+        own_hardest = candidates.gather(0, winner[None])[0]
+        ctx.batch = batch
+        ctx.save_for_backward(lse, own_lse, winner)
+        ctx.mark_non_differentiable(winner)
+        return own_lse, own_hardest, winner
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        lse, own_lse, winner = ctx.saved_tensors
+        grad_lse, grad_hardest, _ = grads
+        mine = torch.stack([own_lse, grad_lse, grad_hardest, winner.to(lse.dtype)], dim=1)
+        whole_lse, grad_lse, grad_hardest, winner = _all_gather(mine, ctx.batch).unbind(dim=1)
+        # No negatives in this rank's rows: not e^(-inf - -inf), which is what one column has.
+        share = torch.where(lse == -torch.inf, 0, (lse - whole_lse).exp())
+        return grad_lse * share, torch.where(winner == ctx.batch.rank, grad_hardest, 0), None
+
+
+class _AllSum(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, batch: Batch) -> Tensor:
+        ctx.ranks = batch.ranks
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=batch.group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.ranks * grad, None
+
+
+def _all_gather(rows: Tensor, batch: Batch) -> Tensor:
+    """[n, ...] -> [N, ...], padded on the way: gloo sends blocks of one size only."""
+    most, shape = max(batch.counts), rows.shape[1:]
+    missing = most - rows.shape[0]
+    padded = torch.cat([rows, rows.new_zeros(missing, *shape)]) if missing else rows.contiguous()
+    gathered = rows.new_empty(batch.ranks * most, *shape)
+    # Its name since torch 2.13; the older one warns.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, padded, group=batch.group)
+    if min(batch.counts) == most:
+        return gathered
+    blocks = zip(gathered.split(most), batch.counts, strict=True)
+    return torch.cat([block[:count] for block, count in blocks])
+
+
+def _to_owners(columns: Tensor, batch: Batch) -> Tensor:
+    """[N, ...] on each rank -> [W, n, ...]: what every rank has for this rank's columns."""
+    n, shape = batch.counts[batch.rank], columns.shape[1:]
+    received = columns.new_empty(batch.ranks, n, *shape)
+    dist.all_to_all_single(
+        received.flatten(0, 1),
+        columns.contiguous(),
+        [n] * batch.ranks,
+        list(batch.counts),
+        group=batch.group,
+    )
+    return received

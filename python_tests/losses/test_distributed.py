@@ -1,0 +1,621 @@
+"""The losses over a process group: real processes over gloo, against one process with all rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional
+
+from . import truth
+from .backends import BACKENDS, needs_native
+from .inputs import make_features
+from .programs import run_program
+from .ranks import Raised, World
+from .shares import (
+    LOSSES,
+    PAIRWISE,
+    Case,
+    features,
+    loss_and_gradients,
+    rows_of,
+    share,
+    share_of_model,
+    whole,
+    whole_model,
+)
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
+)
+
+EXCHANGES = ["gather", "ring", "replicate"]
+UNEVEN = (5, 3, 1, 2)
+both_exchanges = pytest.mark.parametrize("exchange", EXCHANGES)
+both_backends = pytest.mark.parametrize("backend", BACKENDS)
+pairwise = pytest.mark.parametrize("loss", PAIRWISE)
+# Not dense PyTorch's, which takes part in autocast and can be differentiated again.
+with_own_backward = pytest.mark.parametrize(
+    ("exchange", "backend"),
+    [("ring", "reference"), *(pytest.param(e, "native", marks=needs_native) for e in EXCHANGES)],
+)
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(request.param) as ranks:
+        yield ranks
+
+
+def worlds(*sizes: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("world", sizes, indirect=True)
+
+
+def _options(exchange: str, backend: str) -> dict[str, Any]:
+    return {"exchange": exchange, "backend": backend}
+
+
+def _assert_close(actual: Tensor | None, expected: Tensor | None, rel: float, what: str) -> None:
+    """By norm; gradients that vanish are compared with 1."""
+    if expected is None or not expected.any():
+        assert actual is None or actual.norm() <= rel, what
+        return
+    assert actual is not None, what
+    assert (actual - expected).norm() <= rel * expected.norm(), what
+
+
+def _check_shares(results: list[Any], case: Case, rel: float = 1e-12) -> None:
+    """Whole-batch loss everywhere; gradients W times those of one process, scalars' as a mean."""
+    expected_loss, expected = whole(case)
+    ranks = len(results)
+    for loss, _ in results:
+        _assert_close(loss, expected_loss, rel, "loss")
+    for name in "image", "text":
+        for rank, (_, grads) in enumerate(results):
+            own = expected[name]
+            own = own if own is None else ranks * own[rows_of(rank, case)]
+            if own is None or not own.any():
+                _assert_close(grads[name], own, rel, name)
+            else:  # rows whose gradient is rounding are measured by the others
+                assert (grads[name] - own).norm() <= rel * ranks * expected[name].norm(), name
+    for name in "scale", "bias":
+        shares = [grads[name] for _, grads in results]
+        if expected[name] is None:
+            assert shares == [None] * ranks
+        else:
+            # A sum over pairs of numbers of size 1, which may cancel.
+            error = (sum(shares) / ranks - expected[name]).abs()
+            assert error <= rel * (1 + expected[name].abs()), name
+
+
+# ------------------------------------------------- values and gradients
+
+
+@both_backends
+@both_exchanges
+@pytest.mark.parametrize("loss", LOSSES)
+@worlds(1, 2, 3, 4)
+def test_gradients_after_averaging(world: World, loss: str, exchange: str, backend: str) -> None:
+    """Wrong: training on many ranks is not training on the whole batch."""
+    for counts, width in ((4,) * world.size, 3), (UNEVEN[: world.size], 12):
+        case = Case(loss, counts, width, options=_options(exchange, backend))
+        expected_loss, expected = whole_model(case)
+        for actual_loss, actual in world.results(share_of_model, case):
+            _assert_close(actual_loss, expected_loss, 1e-12, "loss")
+            for name, gradient in expected.items():
+                _assert_close(actual[name], gradient, 1e-11, name)
+
+
+@both_backends
+@both_exchanges
+@pairwise
+@worlds(2, 3)
+def test_frozen_towers(world: World, loss: str, exchange: str, backend: str) -> None:
+    """Wrong: a rank waits for gradients that nobody wants, or a wanted one depends on others.
+
+    With an upstream gradient other than 1.
+    """
+    names = ("image", "text", "scale", "bias")
+    for frozen in ((), ("image",), ("text",), ("scale", "bias"), ("image", "text"), names):
+        counts = UNEVEN[: world.size]
+        options = _options(exchange, backend)
+        case = Case(loss, counts, frozen=frozen, upstream=-2.5, options=options)
+        _check_shares(world.results(share, case), case)
+
+
+@both_backends
+@both_exchanges
+@worlds(2)
+def test_frozen_towers_of_a_model(world: World, exchange: str, backend: str) -> None:
+    """Wrong: DistributedDataParallel with a locked tower averages to something else."""
+    for frozen in ("image",), ("text",), ("log_scale", "bias"):
+        case = Case("all", (4, 3), frozen=frozen, options=_options(exchange, backend))
+        expected_loss, expected = whole_model(case)
+        for actual_loss, actual in world.results(share_of_model, case):
+            _assert_close(actual_loss, expected_loss, 1e-12, "loss")
+            for name, gradient in expected.items():
+                _assert_close(actual[name], gradient, 1e-11, name)
+
+
+@both_backends
+@both_exchanges
+@pytest.mark.parametrize("kind", ["zero_rows", "aligned", "narrow_cone", "modality_gap", "ties"])
+@worlds(3)
+def test_hard_inputs(world: World, kind: str, exchange: str, backend: str) -> None:
+    """Wrong: zero rows, ties across ranks (the first counts), sums that under- or overflow."""
+    for loss, scale in itertools.product(PAIRWISE, (1.0, 100.0)):
+        case = Case(loss, (9, 1, 6), 8, kind, scale=scale, options=_options(exchange, backend))
+        # A zero row's gradient is divided by 1e-12, and drowns the others' where norms are taken.
+        # At s = 100 dense exponentials of z multiply z's rounding by 100.
+        _check_shares(world.results(share, case), case, rel=1e-11)
+
+
+@both_backends
+@both_exchanges
+@worlds(4)
+def test_duplicates(world: World, exchange: str, backend: str) -> None:
+    """Wrong: a negative on another rank that equals the positive counts as one."""
+    for loss in "contrastive", "sigmoid":
+        counts = (4, 4, 3, 5)
+        case = Case(loss, counts, kind="duplicates", options=_options(exchange, backend))
+        _check_shares(world.results(share, case), case)
+
+
+@both_exchanges
+@both_backends
+@worlds(2)
+def test_single_pairs(world: World, exchange: str, backend: str) -> None:
+    """Wrong: of one row per rank, whose columns have no negatives here, gradients are NaN."""
+    for loss in LOSSES:
+        case = Case(loss, (1, 1), options=_options(exchange, backend))
+        _check_shares(world.results(share, case), case)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("loss", ["contrastive", "hinge", "sigmoid", "margin"])
+@both_exchanges
+@both_backends
+@worlds(1)
+def test_group_of_one(
+    world: World, loss: str, exchange: str, backend: str, dtype: torch.dtype
+) -> None:
+    """Wrong: a group of one computes in another precision than no group; gradients to the bit."""
+    case = Case(loss, (30,), 24, dtype=dtype, options=_options(exchange, backend))
+    ((actual_loss, actual),) = world.results(share, case)
+    expected_loss, expected = whole(case)
+    torch.testing.assert_close(actual_loss, expected_loss, rtol=1e-6, atol=0)
+    for name in "image", "text":
+        if exchange == "replicate" and dtype.itemsize == 2:  # dL/dS is not rounded on the way
+            _assert_close(actual[name], expected[name], 0.01, name)
+        else:
+            assert torch.equal(actual[name], expected[name]), name
+
+
+def _share_watched(rank: int, case: Case) -> Any:
+    with torch.autograd.detect_anomaly(check_nan=True):
+        return share(rank, case)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@both_exchanges
+@both_backends
+@worlds(1)
+def test_one_pair_in_all(world: World, exchange: str, backend: str) -> None:
+    """Wrong: a batch of one pair, without any negative, has a loss, or NaN on the way back."""
+    for loss in "contrastive", "hinge", "all", "sigmoid":
+        case = Case(loss, (1,), options=_options(exchange, backend))
+        _check_shares(world.results(_share_watched, case), case)
+
+
+@needs_native
+@both_exchanges
+@worlds(3)
+def test_tiny_losses(world: World, exchange: str) -> None:
+    """Wrong: merging the ranks' statistics rounds a loss of 1e-30 to zero."""
+    case = Case("contrastive", (9, 4, 7), 64, "aligned", scale=100.0)
+    case = dataclasses.replace(case, options=_options(exchange, "native"))
+    image, text = (t.requires_grad_() for t in features(case))
+    expected = truth.contrastive_loss(image, text, 100.0)
+    expected.backward()
+    assert 0 < expected < 1e-12
+    for rank, (loss, grads) in enumerate(world.results(share, case)):
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        for name, whole_grad in ("image", image.grad), ("text", text.grad):
+            _assert_close(grads[name], 3 * whole_grad[rows_of(rank, case)], 1e-9, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@both_backends
+@both_exchanges
+@worlds(3)
+def test_accuracy(world: World, exchange: str, backend: str, dtype: torch.dtype) -> None:
+    """Wrong: rounding piles up over the ranks; error at most twice that of one process.
+
+    At most a quarter more for 16-bit gradients, which are rounded once, not once per rank.
+    """
+    for loss, kind in itertools.product(("contrastive", "sigmoid", "cycle"), ("random", "aligned")):
+        case = Case(loss, (40, 31, 25), 24, kind, dtype, options=_options(exchange, backend))
+        rounded = tuple(t.double().requires_grad_() for t in features(case))
+        scalars = [torch.tensor(v).double() for v in (case.scale, case.bias)]
+        exact = LOSSES[loss](*rounded, *scalars, {"backend": "reference"})
+        exact.backward()
+        one_loss, one = whole(case)
+        results = world.results(share, case)
+        floor = torch.finfo(torch.float32).eps
+        allowed = 2 * abs(one_loss - exact) + 2 * floor * abs(exact)
+        assert all(abs(value - exact) <= allowed for value, _ in results), (loss, kind)
+        for name, leaf in zip(("image", "text"), rounded, strict=True):
+            actual = torch.cat([grads[name].double() for _, grads in results]) / world.size
+            factor = 2 if dtype == torch.float32 else 1.25
+            one_error = (one[name].double() - leaf.grad).norm()
+            allowed = factor * one_error + 4 * floor * leaf.grad.norm()
+            assert (actual - leaf.grad).norm() <= allowed, (loss, kind, name)
+
+
+@both_backends
+@both_exchanges
+@worlds(2)
+def test_precision_bf16(world: World, exchange: str, backend: str) -> None:
+    """Wrong: precision="bf16" is forgotten, or rounds more than the features, with a group."""
+    for loss in "contrastive", "sigmoid":
+        options = {**_options(exchange, backend), "precision": "bf16"}
+        case = Case(loss, (20, 13), 16, dtype=torch.float32, options=options)
+        _check_shares(world.results(share, case), case, rel=5e-3)
+        plain = dataclasses.replace(case, options=_options(exchange, backend))
+        as_bf16, as_float32 = (world.results(share, c)[0][0] for c in (case, plain))
+        assert as_bf16 != as_float32
+        torch.testing.assert_close(as_bf16, whole(case)[0], rtol=1e-5, atol=0)
+
+
+def _statistics(rank: int, case: Case) -> dict[str, dict[str, Tensor]]:
+    image, text = (t[rows_of(rank, case)] for t in features(case))
+    return _dictionaries(image, text, case, group=dist.group.WORLD, **case.options)
+
+
+def _dictionaries(image: Tensor, text: Tensor, case: Case, **options: Any) -> dict[str, Any]:
+    return {
+        kind.__name__: kind(statistics=True, **options)(
+            image, text, case.scale, case.bias, output_dict=True
+        )
+        for kind in (CLIPLoss, CyCLIPLoss, SigLIPLoss)
+    }
+
+
+@both_backends
+@both_exchanges
+@worlds(3)
+def test_statistics(world: World, exchange: str, backend: str) -> None:
+    """Wrong: what is logged is that of one rank, not of the batch."""
+    case = Case("", UNEVEN[:3], options=_options(exchange, backend))
+    expected = _dictionaries(*features(case), case, backend=backend)
+    for actual in world.results(_statistics, case):
+        torch.testing.assert_close(actual, expected)
+
+
+@both_exchanges
+@worlds(4)
+def test_subgroups(world: World, exchange: str) -> None:
+    """Wrong: ranks of a group are taken for ranks of the world."""
+    case = Case("all", (5, 3), options={"exchange": exchange})
+    for members in (1, 3), (0, 2), (2, 3):
+        results = world.results(share, case, members)
+        assert [result is None for result in results] == [r not in members for r in range(4)]
+        _check_shares([results[rank] for rank in members], case)
+
+
+# ------------------------------------------------- bits, memory
+
+
+def _same_bits(first: Any, second: Any) -> bool:
+    (loss, grads), (other_loss, other_grads) = first, second
+    return torch.equal(loss, other_loss) and all(
+        grad is other_grads[name] is None or torch.equal(grad, other_grads[name])
+        for name, grad in grads.items()
+    )
+
+
+def _twice(rank: int, case: Case) -> bool:
+    return _same_bits(*(share(rank, case) for _ in range(2)))
+
+
+@both_backends
+@both_exchanges
+@pairwise
+@worlds(4)
+def test_same_bits(world: World, loss: str, exchange: str, backend: str) -> None:
+    """Wrong: sums follow the order in which messages arrive; ranks disagree about the loss."""
+    case = Case(loss, (50, 37, 61, 44), 24, dtype=torch.float32)
+    case = dataclasses.replace(case, options=_options(exchange, backend))
+    assert all(world.results(_twice, case))
+    losses = [loss for loss, _ in world.results(share, case)]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operator returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for out in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(out, Tensor):
+                self.elements = max(self.elements, out.numel())
+        return result
+
+
+def _largest(rank: int, case: Case) -> int:
+    image, text = (t[rows_of(rank, case)] for t in features(case))
+    with _Largest() as largest:
+        loss_and_gradients(case, image, text, {**case.options, "group": dist.group.WORLD})
+    return largest.elements
+
+
+@needs_native
+@pytest.mark.parametrize("loss", [*PAIRWISE, "cyclip"])
+@worlds(4)
+def test_memory(world: World, loss: str) -> None:
+    """Wrong: a rank of the ring holds all texts, or anyone holds rows times all columns."""
+    counts, width = (96,) * 4, 16
+    rows = sum(counts)
+    largest = {}
+    for exchange in EXCHANGES:
+        options = {**_options(exchange, "native"), "memory_budget": 0}
+        case = Case(loss, counts, width, dtype=torch.float32, options=options)
+        largest[exchange] = max(world.results(_largest, case))
+    assert largest["gather"] == rows * width  # what the mode can see
+    assert largest["ring"] <= counts[0] * width
+
+
+# ------------------------------------------------- what goes wrong
+
+
+def _features_of(rank: int, case: Case) -> list[Tensor]:
+    return [t[rows_of(rank, case)].float() for t in features(case)]
+
+
+def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
+    """A loss in which rank 1 does something else than the others; then one in which it does not."""
+    group, options = dist.group.WORLD, {"exchange": exchange}
+    image, text = _features_of(rank, Case("", (3, 3, 3)))
+    scale: Any = torch.tensor(5.0)
+    if rank == 1:
+        if what == "width":
+            image, text = image[:, :2], text[:, :2]
+        elif what == "dtype":
+            image, text = image.double(), text.double()
+        elif what == "empty":
+            image, text = image[:0], text[:0]
+        elif what == "shapes":
+            text = text[:2]
+        elif what == "scale":
+            scale = "5"
+        elif what == "image_grad":
+            image.requires_grad_()
+        elif what == "scale_grad":
+            scale.requires_grad_()
+        elif what == "exchange":
+            options["exchange"] = "ring" if exchange == "gather" else "gather"
+    try:
+        LOSSES[name](image, text, scale, -1.0, {**options, "group": group})
+    finally:  # nobody is left behind in another collective
+        count = torch.ones(())
+        dist.all_reduce(count)
+        assert count == 3
+    return 0.0
+
+
+UNFIT = {
+    # what rank 1 does: (its exception, words of it, the others' exception, words of theirs)
+    "width": (ValueError, ["width", "5 on rank 0", "2 on rank 1"]) * 2,
+    "dtype": (ValueError, ["dtype", "float32 on rank 0", "float64 on rank 1"]) * 2,
+    "image_grad": (ValueError, ["image_features", "require grad", "True on rank 1"]) * 2,
+    "scale_grad": (ValueError, ["logit_scale", "require grad", "True on rank 1"]) * 2,
+    "exchange": (ValueError, ["exchange", "on rank 1"]) * 2,
+    "empty": (ValueError, ["image_features", "empty"], RuntimeError, ["rank 1", "refused"]),
+    "shapes": (ValueError, ["text_features", "[2, 5]"], RuntimeError, ["rank 1", "refused"]),
+    "scale": (TypeError, ["logit_scale", "str"], RuntimeError, ["rank 1", "refused"]),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@worlds(3)
+def test_ranks_that_do_not_fit_together(world: World, what: str) -> None:
+    """Wrong: one rank's mistake leaves the others waiting, or computing with its bytes."""
+    own_kind, own_words, kind, words = UNFIT[what]
+    names = ["contrastive", "SigLIPLoss"] if "scale" in what else ["all", "margin", "cycle"]
+    names = ["hinge", "SigLIPLoss"] if what == "exchange" else names
+    for name, exchange in itertools.product(names, EXCHANGES):
+        for rank, result in enumerate(world.run(_unfit, name, exchange, what)):
+            assert isinstance(result, Raised), rank
+            assert result.kind is (own_kind if rank == 1 else kind), result.where
+            for word in own_words if rank == 1 else words:
+                assert word in result.message
+
+
+def _not_a_member(rank: int) -> list[tuple[str, str]]:
+    group = dist.new_group([0])
+    if rank == 0:
+        return []
+    x, y = _features_of(0, Case("", (3,)))
+    said = []
+    for call in (
+        lambda: functional.contrastive_loss(x, y, 5.0, group=group),
+        lambda: functional.margin_loss(x, y, group=group),
+        lambda: CyCLIPLoss(group=group),
+    ):
+        try:
+            call()
+        except Exception as error:
+            said.append((type(error).__name__, str(error)))
+    return said
+
+
+@worlds(2)
+def test_group_of_others(world: World) -> None:
+    """Wrong: a process outside of the group gets a loss, or waits for the group."""
+    said = world.results(_not_a_member)[1]
+    assert len(said) == 3
+    assert all(kind == "ValueError" and "NON_GROUP_MEMBER" in text for kind, text in said)
+
+
+@pytest.mark.parametrize("group", ["world", 1, True], ids=str)
+def test_not_a_group(group: Any) -> None:
+    """Wrong: a name or a number in place of a group is ignored, or fails deep inside."""
+    x = torch.randn(4, 3)
+    for call in (
+        lambda: functional.contrastive_loss(x, x, 5.0, group=group),
+        lambda: functional.cycle_consistency(x, x, group=group),
+        lambda: functional.margin_loss(x, x, group=group),
+        lambda: functional.hinge_margin_loss(x, x, group=group),
+        lambda: functional.sigmoid_loss(x, x, 5.0, -1.0, group=group),
+        lambda: CLIPLoss(group=group),
+        lambda: CyCLIPLoss(group=group),
+        lambda: SigLIPLoss(group=group),
+    ):
+        with pytest.raises(TypeError, match=r"group.*ProcessGroup.*WORLD") as error:
+            call()
+        assert type(group).__name__ in str(error.value)
+
+
+def test_unknown_exchange() -> None:
+    """Wrong: a misspelt exchange is taken for another, with a group or without."""
+    x = torch.randn(4, 3)
+    for call in (
+        lambda: functional.contrastive_loss(x, x, 5.0, exchange="rings"),
+        lambda: functional.sigmoid_loss(x, x, 5.0, -1.0, exchange="rings"),
+        lambda: CLIPLoss(exchange="rings"),
+        lambda: SigLIPLoss(exchange="rings"),
+    ):
+        with pytest.raises(ValueError, match=r"exchange must be 'gather', 'ring' or 'replicate'"):
+            call()
+
+
+def test_without_torch_distributed() -> None:
+    """Wrong: beside a torch that is built without it, the package does not import."""
+    run_program(
+        "import torch, torch.distributed as dist\n"
+        "for name in set(vars(dist)) - {'is_available'}:\n"
+        "    if not name.startswith('_'):\n"
+        "        delattr(dist, name)\n"
+        "dist.is_available = lambda: False\n"
+        "import cyclip_ext\n"
+        "x, y = torch.randn(2, 4, 3).requires_grad_()\n"
+        "cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1)(x, y, 10.0).backward()\n"
+        "try:\n"
+        "    cyclip_ext.CLIPLoss(group=object())\n"
+        "except RuntimeError as error:\n"
+        "    assert 'torch.distributed' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+
+
+def _with_nan(rank: int, case: Case) -> float:
+    x, y = (t[rows_of(rank, case)] for t in features(case))
+    if rank == 1:
+        y[0, 0] = math.nan
+    options = {**case.options, "group": dist.group.WORLD}
+    return LOSSES[case.loss](x, y, 5.0, -1.0, options).item()
+
+
+@both_backends
+@both_exchanges
+@worlds(2)
+def test_nan(world: World, exchange: str, backend: str) -> None:
+    """Wrong: NaN on one rank is a finite loss on another, which goes on training."""
+    for loss in LOSSES:
+        case = Case(loss, (3, 3), options=_options(exchange, backend))
+        assert all(map(math.isnan, world.results(_with_nan, case)))
+
+
+# ------------------------------------------------- torch around it
+
+
+def _in_autocast(rank: int, case: Case) -> bool:
+    plain = share(rank, case)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return _same_bits(share(rank, case), plain)
+
+
+@with_own_backward
+@pairwise
+@worlds(2)
+def test_autocast(world: World, loss: str, exchange: str, backend: str) -> None:
+    """Wrong: autocast reaches a loss, or a backward pass that computes blocks again."""
+    if loss == "all" and backend == "reference":
+        return  # Gram matrices are autograd's, too
+    case = Case(loss, (9, 6), dtype=torch.float32, options=_options(exchange, backend))
+    assert all(world.results(_in_autocast, case))
+
+
+def _second_derivative(rank: int, case: Case) -> None:
+    image, text = (t[rows_of(rank, case)].requires_grad_() for t in features(case))
+    loss = LOSSES[case.loss](image, text, 5.0, -1.0, {**case.options, "group": dist.group.WORLD})
+    (gradient,) = torch.autograd.grad(loss, image, create_graph=True)
+    gradient.sum().backward()
+
+
+@with_own_backward
+@worlds(2)
+def test_second_derivatives_are_refused(world: World, exchange: str, backend: str) -> None:
+    """Wrong: a double backward returns zeros, or this rank's part, without a word."""
+    for loss in PAIRWISE:
+        case = Case(loss, (3, 2), options=_options(exchange, backend))
+        for result in world.run(_second_derivative, case):
+            assert isinstance(result, Raised), loss
+            assert "twice" in result.message
+
+
+def _compiled(rank: int, case: Case) -> list[Tensor]:
+    x, y = (t[rows_of(rank, case)].requires_grad_() for t in features(case))
+    loss = torch.compile(CyCLIPLoss(group=dist.group.WORLD, **case.options), backend="eager")
+    value = loss(x, y, torch.tensor(5.0))
+    value.backward()
+    return [value.detach(), x.grad, y.grad]
+
+
+@pytest.mark.slow
+@both_exchanges
+@worlds(2)
+def test_compile(world: World, exchange: str) -> None:
+    """Wrong: torch.compile around a loss with a group computes something else."""
+    case = Case("cyclip", (5, 3), scale=5.0, options={"exchange": exchange})
+    expected = world.results(share, case)
+    for (loss, grads), actual in zip(expected, world.results(_compiled, case), strict=True):
+        torch.testing.assert_close(actual, [loss, grads["image"], grads["text"]])
+
+
+def _snippet(rank: int, code: str) -> None:
+    torch.manual_seed(0)
+    image, text = make_features("random", 8, 5, dtype=torch.float32)
+    towers = [torch.nn.Linear(5, 3) for _ in range(2)]
+    batch = image[4 * rank :][:4], text[4 * rank :][:4]
+    scope = {"image_tower": towers[0], "text_tower": towers[1], "batch": batch}
+    exec(code, scope)
+    averaged = [p.grad.clone() for p in scope["model"].parameters()]
+    alone = scope["model"].module
+    alone.zero_grad()
+    loss = CyCLIPLoss()(*alone(image, text))
+    loss.backward()
+    torch.testing.assert_close(scope["loss"], loss)
+    torch.testing.assert_close(averaged, [p.grad for p in alone.parameters()])
+
+
+@worlds(2)
+def test_documented_usage(world: World) -> None:
+    """Wrong: what docs/distributed.md tells to write does not run, or does something else."""
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    world.results(_snippet, page.read_text().split("```python\n")[1].split("```")[0])

@@ -1,0 +1,419 @@
+"""GradCache: the gradient of the whole batch, from chunks."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from cyclip_ext.grad_cache import cached_backward
+from cyclip_ext.models import GroupBatchNorm
+
+from .ranks import World
+
+N = 13
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "clip": CLIPLoss,
+    "cyclip": lambda: CyCLIPLoss(margin=0.1, hinge=0.3, statistics=True),
+    "siglip": SigLIPLoss,
+}
+
+
+class Towers(nn.Module):
+    """Small, of every kind of layer that matters here."""
+
+    def __init__(
+        self,
+        *,
+        norm: nn.Module | None = None,
+        dropout: float = 0.0,
+        checkpointed: bool = False,
+        width: int = 8,
+    ) -> None:
+        super().__init__()
+        self.image = nn.Sequential(
+            nn.Linear(6, width), norm or nn.LayerNorm(width), nn.Tanh(), nn.Dropout(dropout)
+        )
+        self.image_projection = nn.Linear(width, 5)
+        self.text = nn.Sequential(nn.EmbeddingBag(11, width), nn.Tanh(), nn.Linear(width, 5))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-1.0))
+        self.checkpointed = checkpointed
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        if self.checkpointed:
+            hidden = checkpoint(self.image, images, use_reentrant=False)
+        else:
+            hidden = self.image(images)
+        image_features = self.image_projection(hidden)
+        return image_features, self.text(tokens), self.logit_scale.exp(), self.logit_bias
+
+
+def _towers(dtype: torch.dtype = torch.float64, **options: Any) -> Towers:
+    torch.manual_seed(0)
+    return Towers(**options).to(dtype)
+
+
+def _batch(n: int = N, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, 6, dtype=dtype, generator=generator)
+    return images, torch.randint(0, 11, (n, 4), generator=generator)
+
+
+def _plain_backward(
+    towers: Callable[..., Any],
+    loss: nn.Module,
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    chunk_size: int = N,
+    autocast: Callable[[], Any] | None = None,
+    scale: Callable[[Tensor], Tensor] = lambda total: total,
+) -> dict[str, Tensor]:
+    """With the graph of all chunks at once."""
+    outputs = []
+    for chunk in zip(images.split(chunk_size), tokens.split(chunk_size), strict=True):
+        if autocast is None:
+            outputs.append(towers(*chunk))
+        else:
+            with autocast():
+                outputs.append(towers(*chunk))
+    x, y = (torch.cat([output[side] for output in outputs]) for side in (0, 1))
+    if x.dtype == torch.bfloat16:
+        x, y = x.float(), y.float()
+    terms = loss(x, y, *outputs[-1][2:], output_dict=True)
+    total = torch.stack([value for name, value in terms.items() if name.endswith("_loss")]).sum()
+    scale(total).backward()
+    return terms
+
+
+def _gradients(towers: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in towers.named_parameters()}
+
+
+def _assert_same(actual: nn.Module, expected: nn.Module, **tolerance: float) -> None:
+    tolerance = tolerance or {"rtol": 1e-12, "atol": 1e-13}
+    assert any(gradient is not None for gradient in _gradients(expected).values())
+    torch.testing.assert_close(_gradients(actual), _gradients(expected), **tolerance)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 13, 40])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_the_whole_batch(name: str, chunk_size: int) -> None:
+    """Wrong: chunks see only each other, a chunk is lost, or the temperature counts k times."""
+    loss = LOSSES[name]()
+    plain, cached = _towers(), _towers()
+    # Twice: gradients add up.
+    for _ in range(2):
+        expected = _plain_backward(plain, loss, *_batch())
+        terms = cached_backward(cached, loss, *_batch(), chunk_size=chunk_size)
+    _assert_same(cached, plain)
+    assert terms.keys() == expected.keys()
+    for key, term in terms.items():
+        assert not term.requires_grad
+        torch.testing.assert_close(term, expected[key].detach(), rtol=1e-12, atol=1e-13)
+
+
+def test_every_parameter_is_touched_last_in_the_last_chunk() -> None:
+    """Wrong: what hangs on a parameter's gradient sees the temperature's more than once."""
+    towers = _towers()
+    touched: list[str] = []
+    for name, parameter in towers.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: touched.append(name))
+    cached_backward(towers, SigLIPLoss(), *_batch(), chunk_size=5)
+    assert touched.count("logit_scale") == touched.count("logit_bias") == 1
+    names = {name for name, _ in towers.named_parameters()}
+    assert set(touched[-len(names) :]) == names
+
+
+FROZEN = ["image", "text", "logit_scale", "logit_bias", "image|image_projection|text|logit_bias"]
+
+
+@pytest.mark.parametrize("chunk_size", [5, N])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_frozen_parts(frozen: str, chunk_size: int) -> None:
+    """Wrong: a tower or temperature without gradient fails, gets one, or takes another's."""
+    plain, cached = _towers(), _towers()
+    for towers in plain, cached:
+        for name, parameter in towers.named_parameters():
+            if name.split(".")[0] in frozen.split("|"):
+                parameter.requires_grad_(False)
+    _plain_backward(plain, SigLIPLoss(), *_batch())
+    cached_backward(cached, SigLIPLoss(), *_batch(), chunk_size=chunk_size)
+    _assert_same(cached, plain)
+
+
+class _ImagesOnly(nn.Module):
+    def forward(self, x: Tensor, y: Tensor, *_: Tensor, output_dict: bool) -> dict[str, Tensor]:
+        return {"some_loss": (x - x.mean(0)).square().sum(), "other": x.sum()}
+
+
+def test_outputs_that_the_loss_does_not_use() -> None:
+    """Wrong: what the loss does not depend on fails, or other entries of its dictionary count."""
+    plain, cached = _towers(), _towers()
+    _plain_backward(plain, _ImagesOnly(), *_batch())
+    cached_backward(cached, _ImagesOnly(), *_batch(), chunk_size=5)
+    _assert_same(cached, plain)
+    assert cached.logit_scale.grad is None
+
+
+class _Drawing(CyCLIPLoss):
+    def forward(self, x: Tensor, *others: Tensor, output_dict: bool) -> dict[str, Tensor]:
+        noise = 0.01 * torch.randn_like(x)
+        return super().forward(x + noise, *others, output_dict=output_dict)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_dropout_is_replayed(checkpointed: bool) -> None:
+    """Wrong: the gradient belongs to features other than those that the loss has seen."""
+    plain, cached = _towers(dropout=0.5), _towers(dropout=0.5, checkpointed=checkpointed)
+    seen = []
+    cached.register_forward_hook(lambda *call: seen.append(call[-1][0].detach()))
+    torch.manual_seed(2)
+    _plain_backward(plain, _Drawing(), *_batch(), chunk_size=5)
+    after = torch.get_rng_state()
+    torch.manual_seed(2)
+    cached_backward(cached, _Drawing(), *_batch(), chunk_size=5)
+    assert len(seen) == 6
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(first, second)
+    _assert_same(cached, plain)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_autocast(checkpointed: bool) -> None:
+    """Wrong: the towers run in another precision, or the loss sees features rounded to bfloat16."""
+    plain = _towers(torch.float32)
+    cached = _towers(torch.float32, checkpointed=checkpointed)
+    batch = _batch(dtype=torch.float32)
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    # Of two chunks, whose gradients add up to the same bits in either order.
+    expected = _plain_backward(plain, CLIPLoss(), *batch, chunk_size=7, autocast=autocast)
+    terms = cached_backward(cached, CLIPLoss(), *batch, chunk_size=7, autocast=autocast)
+    _assert_same(cached, plain, rtol=0, atol=0)
+    assert torch.equal(terms["contrastive_loss"], expected["contrastive_loss"])
+    float32 = _plain_backward(_towers(torch.float32), CLIPLoss(), *batch)
+    assert terms["contrastive_loss"] != float32["contrastive_loss"]
+
+
+def test_inside_an_autocast_of_the_caller() -> None:
+    """Wrong: weights cast in the pass without graph serve in the other one: no gradient."""
+    batch = _batch(dtype=torch.float32)
+    plain, cached = _towers(torch.float32), _towers(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        _plain_backward(plain, CLIPLoss(), *batch, chunk_size=7)
+        cached_backward(cached, CLIPLoss(), *batch, chunk_size=7)
+    _assert_same(cached, plain, rtol=1e-2, atol=1e-4)
+
+
+def test_grad_scaler_and_accumulation() -> None:
+    """Wrong: gradients are scaled not at all, twice, or only those of the towers."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for scale, factor in (scaler.scale, 2.0**10), (lambda total: total / 4, 0.25):
+        for chunk_size in 5, N:
+            plain, cached = _towers(), _towers()
+            _plain_backward(plain, CyCLIPLoss(), *_batch(), scale=lambda t, f=factor: t * f)
+            terms = cached_backward(
+                cached, CyCLIPLoss(), *_batch(), chunk_size=chunk_size, scale=scale
+            )
+            _assert_same(cached, plain, rtol=1e-12, atol=1e-10)
+            unscaled = cached_backward(_towers(), CyCLIPLoss(), *_batch(), chunk_size=5)
+            torch.testing.assert_close(terms, unscaled, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunk_size", [5, N])
+def test_check_comes_before_anything_is_differentiated(chunk_size: int) -> None:
+    """Wrong: a loss that is not finite has spoiled the gradients when the caller learns of it."""
+    images, tokens = _batch()
+    images[3] = torch.nan
+    towers = _towers()
+    seen = []
+
+    def check(terms: dict[str, Tensor]) -> None:
+        seen.append(terms)
+        if not all(term.isfinite() for term in terms.values()):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        cached_backward(towers, CLIPLoss(), images, tokens, chunk_size=chunk_size, check=check)
+    assert set(seen[0]) == {"contrastive_loss"}
+    assert all(gradient is None for gradient in _gradients(towers).values())
+    cached_backward(towers, CLIPLoss(), *_batch(), chunk_size=chunk_size, check=check)
+    assert towers.logit_scale.grad.isfinite()
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(8),
+    "SyncBatchNorm": lambda: nn.SyncBatchNorm(8),
+    "GroupBatchNorm": lambda: GroupBatchNorm(nn.BatchNorm1d(8), None),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(8, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_of_batches_are_refused(kind: str) -> None:
+    """Wrong: chunks are normalized by themselves, silently: the gradient of another model."""
+    towers = _towers(norm=NORMS[kind]())
+    with pytest.raises(ValueError, match=rf"image\.1 \({kind}\) would see chunks of 5 of the 13"):
+        cached_backward(towers, CLIPLoss(), *_batch(), chunk_size=5)
+    assert towers.image[1].num_batches_tracked == 0
+
+
+def test_norms_that_are_harmless() -> None:
+    """Wrong: frozen batch norm is refused, or that which has no statistics to be frozen is not."""
+    for norm in nn.BatchNorm1d(8), nn.GroupNorm(2, 8):
+        plain, cached = _towers(norm=norm).eval(), _towers().eval()
+        cached.image[1] = copy.deepcopy(norm)
+        _plain_backward(plain, CLIPLoss(), *_batch())
+        cached_backward(cached, CLIPLoss(), *_batch(), chunk_size=5)
+        _assert_same(cached, plain)
+    towers = _towers(norm=nn.BatchNorm1d(8, track_running_stats=False)).eval()
+    with pytest.raises(ValueError, match=r"image\.1"):
+        cached_backward(towers, CLIPLoss(), *_batch(), chunk_size=5)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_per_chunk_statistics(checkpointed: bool, momentum: float | None) -> None:
+    """Wrong: another gradient than of chunks one by one, or running statistics that move twice."""
+    plain = _towers(norm=nn.BatchNorm1d(8, momentum=momentum))
+    cached = _towers(norm=nn.BatchNorm1d(8, momentum=momentum), checkpointed=checkpointed)
+    _plain_backward(plain, CLIPLoss(), *_batch(), chunk_size=5)
+    cached_backward(cached, CLIPLoss(), *_batch(), chunk_size=5, per_chunk_statistics=True)
+    _assert_same(cached, plain)
+    assert plain.image[1].num_batches_tracked == 3
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(cached.get_buffer(name), buffer, rtol=1e-12, atol=0)
+
+
+def test_whole_batch_needs_no_permission() -> None:
+    """Wrong: batch norm is refused though one chunk holds the batch; running statistics move so."""
+    plain, cached = (_towers(norm=nn.BatchNorm1d(8)) for _ in range(2))
+    _plain_backward(plain, CLIPLoss(), *_batch())
+    cached_backward(cached, CLIPLoss(), *_batch(), chunk_size=N)
+    _assert_same(cached, plain)
+    assert torch.equal(cached.image[1].running_var, plain.image[1].running_var)
+
+
+def _most_saved_bytes(work: Callable[[], object]) -> int:
+    """The most that autograd keeps at any time for the backward pass."""
+    alive = most = 0
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor.detach()  # an output that is saved would keep its own graph
+
+    def freed(count: int) -> None:
+        nonlocal alive
+        alive -= count
+
+    def pack(tensor: Tensor) -> Kept:
+        nonlocal alive, most
+        alive += tensor.nbytes
+        most = max(most, alive)
+        kept = Kept(tensor)
+        weakref.finalize(kept, freed, tensor.nbytes)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        work()
+    assert alive == 0
+    return most
+
+
+@pytest.mark.parametrize("frozen", [None, "text"])
+def test_activations_of_one_chunk_at_a_time(frozen: str | None) -> None:
+    """Wrong: the graph of one chunk is alive while another one is encoded."""
+    batch = _batch(512)
+
+    def saved(rows: int, chunk_size: int) -> int:
+        towers = _towers(width=64)
+        if frozen:
+            getattr(towers, frozen).requires_grad_(False)
+        part = [tensor[:rows] for tensor in batch]
+        return _most_saved_bytes(
+            lambda: cached_backward(towers, _ImagesOnly(), *part, chunk_size=chunk_size)
+        )
+
+    one_chunk, plain, cached = saved(64, 64), saved(512, 512), saved(512, 64)
+    features = 512 * 5 * 8
+    assert cached <= one_chunk + 2 * features
+    assert cached < plain / 4
+
+
+def test_arguments() -> None:
+    """Wrong: a bad argument fails late, or not at all."""
+    towers, (images, tokens) = _towers(), _batch()
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, not 0"):
+        cached_backward(towers, CLIPLoss(), images, tokens, chunk_size=0)
+    with pytest.raises(ValueError, match="not 13 and 12"):
+        cached_backward(towers, CLIPLoss(), images, tokens[:-1], chunk_size=5)
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, not function"):
+        cached_backward(lambda *batch: towers(*batch), CLIPLoss(), images, tokens, chunk_size=5)
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> Iterator[World]:
+    with World(2) as world:
+        yield world
+
+
+def _on_rank(
+    rank: int, name: str, rows: list[int], norm: bool
+) -> tuple[dict[str, Tensor], int, int]:
+    """The gradients, how many values DDP has averaged, and how many parameters have."""
+    towers = _towers(norm=nn.BatchNorm1d(8) if norm else None)
+    towers.logit_bias.requires_grad_(name != "cyclip")  # DDP wants every parameter to be used
+    ddp = DistributedDataParallel(towers)
+    averaged = 0
+
+    def average(_, bucket):  # DDP compares annotations, and cannot read those that are strings
+        nonlocal averaged
+        averaged += bucket.buffer().numel()
+        bucket.buffer().div_(len(rows))
+        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    ddp.register_comm_hook(None, average)
+    own = [tensor.split(rows)[rank] for tensor in _batch()]
+    loss = GROUP_LOSSES[name](dist.group.WORLD)
+    for _ in range(2):
+        towers.zero_grad()
+        cached_backward(ddp, loss, *own, chunk_size=3, per_chunk_statistics=norm)
+    parameters = sum(p.numel() for p in towers.parameters() if p.grad is not None)
+    return _gradients(towers), averaged, parameters
+
+
+GROUP_LOSSES: dict[str, Callable[[Any], nn.Module]] = {
+    "siglip": lambda group: SigLIPLoss(group=group),
+    "cyclip": lambda group: CyCLIPLoss(margin=0.1, hinge=0.3, group=group),
+    "ring": lambda group: SigLIPLoss(group=group, exchange="ring"),
+}
+
+
+@pytest.mark.parametrize("rows", [[6, 7], [4, 9], [8, 5]])
+@pytest.mark.parametrize("name", GROUP_LOSSES)
+def test_under_ddp(name: str, rows: list[int], two_ranks: World) -> None:
+    """Wrong: ranks average before the last chunk, twice, or wait for one with fewer chunks."""
+    plain = _towers()
+    plain.logit_bias.requires_grad_(name != "cyclip")
+    _plain_backward(plain, GROUP_LOSSES[name](None), *_batch())
+    for gradients, averaged, parameters in two_ranks.results(_on_rank, name, rows, False):
+        torch.testing.assert_close(gradients, _gradients(plain), rtol=1e-12, atol=1e-13)
+        assert averaged == 2 * parameters
+
+
+def test_under_ddp_with_buffers(two_ranks: World) -> None:
+    """Wrong: ranks with different numbers of chunks wait for each other's running statistics."""
+    first, second = two_ranks.results(_on_rank, "siglip", [5, 8], True)
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
