@@ -2,6 +2,7 @@
 
     python -m benchmarks loss          the losses beside their peers on the CPU: time, memory, error
     python -m benchmarks report        docs/benchmarks.md and its pictures from the CSV of `loss`
+    python -m benchmarks grad_cache    a large batch in chunks: memory, time, whose gradient it is
     python -m benchmarks gpu           correctness, then time and memory beside the peers, on a GPU
     python -m benchmarks sass_report   what the compiler made of each kernel; nvcc, no GPU
     python -m benchmarks roofline      flops, bytes and lower bounds; needs nothing

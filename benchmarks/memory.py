@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .family import Loss, Peer, Unavailable
 from .inputs import Batch
 from .measure import gradients
+
+T = TypeVar("T")
 
 _SMALL_ROWS = 256
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -40,19 +44,28 @@ def cpu_extra_bytes(peer: Peer, batch: Batch) -> tuple[int, float]:
 
     Raises: Unavailable where the kernel does not count.
     """
-    if not _CLEAR_REFS.exists():
-        raise Unavailable("peaks are read from Linux's /proc")
     loss = peer.make(batch)
     # A compiled loss has to be compiled for this very size first.
     gradients(loss, batch if peer.compiled else batch.first(_SMALL_ROWS))
+    (_, grads), peak, spent_ms = cpu_peak_of(lambda: gradients(loss, batch))
+    delivered = sum(grad.nbytes for grad in grads if grad is not None)
+    return max(0, peak - delivered), spent_ms
+
+
+def cpu_peak_of(work: Callable[[], T]) -> tuple[T, int, float]:
+    """What it returns, the bytes of its peak beyond what is there already, and its milliseconds.
+
+    Raises: Unavailable where the kernel does not count.
+    """
+    if not _CLEAR_REFS.exists():
+        raise Unavailable("peaks are read from Linux's /proc")
     _return_freed_memory()
     _CLEAR_REFS.write_text("5")  # the peak counts from here
     before = _peak_bytes()
     begin = time.perf_counter()
-    _, grads = gradients(loss, batch)
+    result = work()
     spent_ms = (time.perf_counter() - begin) * 1e3
-    delivered = sum(grad.nbytes for grad in grads if grad is not None)
-    return max(0, _peak_bytes() - before - delivered), spent_ms
+    return result, _peak_bytes() - before, spent_ms
 
 
 def _peak_bytes() -> int:

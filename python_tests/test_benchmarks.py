@@ -51,3 +51,19 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
     list(results.written(lines, loss.COLUMNS, path))
     page = report.page(results.Results(results.read(path)), str(path))
     assert "## Where cyclip_ext loses" in page
+
+
+@needs_native
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+@pytest.mark.parametrize(("variant", "temperature"), [(1, 1.0), (3, 2.0)])
+def test_grad_cache(
+    variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
+) -> None:
+    """Wrong: the table shows another gradient than the ways it compares have."""
+    pytest.importorskip("open_clip", exc_type=Exception)
+    (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
+    assert figures.error < 1e-5
+    assert figures.temperature == pytest.approx(temperature, rel=1e-4)
+    assert figures.peak_bytes > 0

@@ -5,11 +5,13 @@ two forms: with "image" and "text" for the towers of mini.py, with "vision_cfg" 
 open_clip, which learns them by name. No loss and no training belongs here.
 """
 
+from .batch_norm import GroupBatchNorm, synchronize_batch_norm
 from .factory import CreatedModel, create_model, list_models
 from .mini import ImageConfig, ImageTower, MiniCLIP, TextConfig, TextTower
 
 __all__ = [
     "CreatedModel",
+    "GroupBatchNorm",
     "ImageConfig",
     "ImageTower",
     "MiniCLIP",
@@ -17,4 +19,5 @@ __all__ = [
     "TextTower",
     "create_model",
     "list_models",
+    "synchronize_batch_norm",
 ]

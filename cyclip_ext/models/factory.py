@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .. import needs
 from .mini import ImageConfig, MiniCLIP, TextConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -50,7 +51,7 @@ def create_model(name: str, *, sigmoid: bool = False) -> CreatedModel:
     name: one of `list_models()` or of `open_clip.list_models()`. sigmoid: start the temperature as
     SigLIP does and give the model a logit_bias. Nothing is downloaded.
 
-    Raises ValueError for an unknown name, RuntimeError where open_clip does not import.
+    Raises ValueError for an unknown name, MissingDependency where open_clip does not import.
     """
     path = CONFIGS / f"{name}.json"
     config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -63,7 +64,7 @@ def create_model(name: str, *, sigmoid: bool = False) -> CreatedModel:
         mini = MiniCLIP(config["embed_dim"], image, text, **temperature)
         tokenizer = _simple_tokenizer(text.context_length)
         return CreatedModel(name, _channels_last(mini), tokenizer, image.image_size)
-    open_clip: Any = _open_clip()
+    open_clip = needs.open_clip()
     if config:
         open_clip.add_model_config(path)
     if name not in open_clip.list_models():
@@ -88,18 +89,7 @@ def _channels_last(model: nn.Module) -> nn.Module:
 
 def _simple_tokenizer(context_length: int) -> Callable[[list[str]], Tensor]:
     """CLIP's byte-pair tokenizer, whose vocabulary open_clip carries."""
-    tokenizer: Callable[[list[str]], Tensor] = _open_clip().SimpleTokenizer(
+    tokenizer: Callable[[list[str]], Tensor] = needs.open_clip().SimpleTokenizer(
         context_length=context_length
     )
     return tokenizer
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        raise RuntimeError(
-            "models and tokenizers need open_clip and a torchvision that matches torch "
-            f"{torch.__version__}; importing open_clip failed with: {error}"
-        ) from error
-    return open_clip

@@ -6,6 +6,7 @@ open_clip's blocks are made for pictures of 224 pixels; docs/results.md compares
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, relu
+from torch.utils.checkpoint import checkpoint
+
+from ..running_statistics import kept_running_statistics
 
 PAD = 0  # token id of padding, as in open_clip's SimpleTokenizer
 
@@ -57,11 +61,14 @@ class ImageTower(nn.Module):
             *(_Residual(a, b, stride=2) for a, b in pairwise(widths)),
         )
         self.projection = nn.Linear(widths[-1], embed_dim)
+        self.grad_checkpointing = False
 
     def forward(self, image: Tensor) -> Tensor:
         # Channels last is the layout oneDNN and cuDNN convolve without reordering.
         image = image.contiguous(memory_format=torch.channels_last)
-        positions = self.stages(relu(self.stem_norm(self.stem(image))))
+        positions = relu(self.stem_norm(self.stem(image)))
+        for stage in self.stages:
+            positions = _apply(stage, positions, checkpointed=self.grad_checkpointing)
         pooled: Tensor = self.projection(positions.mean((2, 3)))
         return pooled
 
@@ -93,6 +100,7 @@ class TextTower(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         self.projection = nn.Linear(config.width, embed_dim, bias=False)
+        self.grad_checkpointing = False
 
     def forward(self, text: Tensor) -> Tensor:
         present = text != PAD
@@ -100,7 +108,9 @@ class TextTower(nn.Module):
         text, present = text[:, :length], present[:, :length]
         hidden = self.token_embedding(text) + self.positional_embedding[:length]
         for layer in self.layers:
-            hidden = layer(hidden, src_key_padding_mask=~present)
+            hidden = _apply(
+                layer, hidden, src_key_padding_mask=~present, checkpointed=self.grad_checkpointing
+            )
         weight = present[:, :, None].to(hidden.dtype)
         mean = (self.norm(hidden) * weight).sum(1) / weight.sum(1).clamp(min=1)
         projected: Tensor = self.projection(mean)
@@ -132,6 +142,15 @@ class MiniCLIP(nn.Module):
         self.logit_bias = (
             None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
         )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of each stage and layer for the backward pass; compute them again.
+
+        Gradients and running statistics stay the same bits; only with GroupBatchNorm under
+        torch.compile, which does not trace through it, do running statistics move twice per batch.
+        """
+        self.visual.grad_checkpointing = enable
+        self.text.grad_checkpointing = enable
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """[n, 3, s, s] -> [n, embed_dim], raw or of unit length."""
@@ -172,6 +191,15 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = relu(self.norm1(self.conv1(x)))
         return relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+def _apply(layer: nn.Module, x: Tensor, *, checkpointed: bool, **options: Any) -> Any:
+    if not (checkpointed and torch.is_grad_enabled()):
+        return layer(x, **options)
+    if not torch.compiler.is_compiling():  # compiled graphs compute again without side effects
+        # Batch norm has learned from this batch when the layer runs for the second time.
+        options["context_fn"] = lambda: (nullcontext(), kept_running_statistics(layer))
+    return checkpoint(layer, x, use_reentrant=False, **options)
 
 
 def _maybe_normalized(features: Tensor, wanted: bool) -> Tensor:
