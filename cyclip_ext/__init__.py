@@ -7,8 +7,13 @@
 | `losses`, `functional` | the public losses, as modules and as functions |
 | `reference` | the same losses as dense formulas: the specification |
 | `ops` | the native operators: loading, shapes, derivatives |
+| `distributed` | what the losses do where their batch is spread over processes |
+| `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: what is installed and usable |
 | `data`, `models`, `training`, `evaluation` | the pretraining and evaluation loop |
+
+Helpers of these: `running_statistics` (of batch norm, while a chunk is encoded twice), `needs`
+(what is imported on first use).
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
 Dependencies point one way: ops <- functional <- losses <- training; evaluation never imports

@@ -4,6 +4,7 @@
     python examples/pretrain_cc3m.py --compare --seeds 0 1 2  CLIP against CyCLIP and two more
     python examples/pretrain_cc3m.py --train-data PATH        CC3M: tar shards, TSV or CSV
     python examples/pretrain_cc3m.py --resume logs/NAME       continue after Ctrl-C
+    torchrun --nproc-per-node 2 examples/pretrain_cc3m.py     the same on two processes
 
 Settings: --help. The code is in cyclip_ext/training.
 """

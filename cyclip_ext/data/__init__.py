@@ -5,13 +5,22 @@
     shapes       procedural stand-in with the same parts; data of the tests
     debian       clip art and stamps from Debian packages, added to the emoji; fashion-mnist
     tar          img2dataset / webdataset shards, random access by an index of offsets
+    tar_index    that index: built once in parallel, kept on disk
+    tar_format   where the members of an archive are
     tables       CSV and TSV with a header; Google's CC3M TSV with a folder of downloads
+    folders      image files with captions beside them
+    files        what sources on disk have in common: bytes, fingerprint, decoding
     records      what a source hands out: Record, Pairs, BadRecord, SkipReport
     pictures     sets in memory: MemoryPairs, PictureSet with classes and domains, PictureData
     images       decoding: one policy for transparency, rotation, depth, damage and size
     transforms   augmentation and rendering of sets in memory; open_clip's transform for files
+    captions     which caption a record is trained with, and another for its second view
     seeding      order and draws as functions of (seed, epoch, index)
-    loader       batches as a function of (seed, epoch, step)
+    loader       batches as a function of (seed, epoch, step), divided among ranks
+    processes    work spread over processes, in order, with no way to hang
+    verify       `python -m cyclip_ext.data verify`: reads everything once, counts, compares
+    duplicates   equal captions and images, and what they cost in a batch
+    manifest     what verify found bad, for training to leave out
 
 Nothing here knows models, losses, tokenizers or devices; nothing downloads.
 """
@@ -19,7 +28,17 @@ Nothing here knows models, losses, tokenizers or devices; nothing downloads.
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader, make_loader
 from .pictures import Classes, MemoryPairs, PictureData, PictureSet
-from .records import BadRecord, MissingData, Pairs, Record, SkipReport
+from .processes import WorkerDied
+from .records import (
+    BadRecord,
+    MissingData,
+    Pairs,
+    Part,
+    Record,
+    SkipReport,
+    TooManyBadRecords,
+    require_usable,
+)
 from .shapes import load_shapes
 from .source import NAMED, load_named, open_pairs
 from .transforms import Augment, file_transform, render
@@ -34,10 +53,13 @@ __all__ = [
     "MemoryPairs",
     "MissingData",
     "Pairs",
+    "Part",
     "PictureData",
     "PictureSet",
     "Record",
     "SkipReport",
+    "TooManyBadRecords",
+    "WorkerDied",
     "emoji_available",
     "file_transform",
     "load_emoji",
@@ -46,4 +68,5 @@ __all__ = [
     "make_loader",
     "open_pairs",
     "render",
+    "require_usable",
 ]

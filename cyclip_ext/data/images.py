@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +20,8 @@ MAX_PIXELS = 2**26
 # By the name's end; what a file really is, its first bytes decide.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
+_EXIF_ORIENTATION = 0x0112
+
 # What Pillow's decoders raise on damaged data: SyntaxError comes from the PNG reader.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -31,28 +32,26 @@ def open_image(
     *,
     keep_alpha: bool = False,
     max_pixels: int = MAX_PIXELS,
+    least_side: int | None = None,
 ) -> Image.Image:
     """Decode a picture whole and bring it to RGB, or RGBA with keep_alpha.
 
     Rotation and mirroring stored as EXIF orientation are applied; palettes, grey, CMYK and 16-bit
     pictures are converted; transparency is composited onto white unless it is kept; of an animation
-    the first frame is taken. `where` names the record in errors.
+    the first frame is taken; gamma and colour profiles are ignored. `where` names the record in
+    errors. least_side: a JPEG may come out at 1/2, 1/4 or 1/8 of its size, averaged over pixels by
+    its decoder, as long as neither side falls below this; default: full size.
 
-    Raises BadRecord with reason missing, empty file, not an image, too many pixels or truncated.
+    Raises BadRecord with reason missing, unreadable, empty file, not an image (zero by zero pixels
+    included), too many pixels or truncated.
     """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except FileNotFoundError:
-        raise BadRecord("missing", where) from None
-    except OSError as error:
-        raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+    data = source if isinstance(source, bytes) else read_bytes(source, where)
     if not data:
         raise BadRecord("empty file", where)
     try:
-        with warnings.catch_warnings():  # Pillow only warns below twice its own limit
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(data))
-    except Image.DecompressionBombError:
+        image = Image.open(BytesIO(data))
+    # Below twice its own limit Pillow only warns; who turns warnings into errors gets the same.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("too many pixels", where) from None
     except UnidentifiedImageError:
         raise BadRecord("not an image", where) from None
@@ -61,10 +60,22 @@ def open_image(
     if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
         raise BadRecord("too many pixels", where)
     try:
+        if least_side is not None and image.format == "JPEG":
+            image.draft(None, (least_side, least_side))
         image.load()
         return _convert(_upright(image), keep_alpha)
     except _DAMAGE:
         raise BadRecord("truncated", where) from None
+
+
+def read_bytes(path: Path, where: str) -> bytes:
+    """A whole file; BadRecord with reason missing or unreadable where that fails."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in it
+        raise BadRecord("missing", where) from None
+    except OSError as error:
+        raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -75,6 +86,8 @@ def on_white(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except _DAMAGE:  # a damaged EXIF block does not spoil the picture: it just is not turned
         return image
@@ -87,7 +100,8 @@ def _convert(image: Image.Image, keep_alpha: bool) -> Image.Image:
     if image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         return image if keep_alpha else on_white(image)
-    return image.convert("RGBA" if keep_alpha else "RGB")
+    mode = "RGBA" if keep_alpha else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

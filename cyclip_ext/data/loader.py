@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from multiprocessing import RawArray
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from .captions import choose_caption, other_caption
 from .pictures import MemoryPairs
+from .processes import AHEAD, ordered_map
 from .records import BadRecord, Pairs, SkipReport
-from .seeding import epoch_order, sample_seed, uniforms
-from .transforms import Augment, file_transform
+from .seeding import epoch_order, uniforms
+from .transforms import CROP_DRAWS, CROP_SIDE, Augment, normalize_pixels, random_crop
 
-# Draws for the augmentation must not repeat the one that picks the caption.
-_CAPTION_STREAM = 0x43415054
+# The draws of view v come from the stream seed ^ _VIEW_STREAM[v]: view 0 is the same with or
+# without another beside it.
+_VIEW_STREAM = (0, 0x56494557)
+
+# A picture is decoded at no less than this many times the resolution it is resized to; then bicubic
+# hardly differs from that of the full size (docs/data.md).
+_DECODE_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -26,18 +34,21 @@ class Batch:
     """images float32 [b, 3, s, s], texts [b], indices int64 [b] into the source.
 
     skipped: (reason, where) of the records that should have been in this batch and are left out.
+    other_images [b, 3, s, s], other_texts [b]: the second view of each pair, if asked for.
     """
 
     images: Tensor
     texts: list[str]
     indices: Tensor
     skipped: tuple[tuple[str, str], ...] = ()
+    other_images: Tensor | None = None
+    other_texts: list[str] | None = None
 
 
 class Loader(Protocol):
     """What training sees of either loader."""
 
-    skipped: SkipReport
+    skipped: SkipReport  # of the epoch last asked for, as far as it was read
 
     def __len__(self) -> int:
         """Steps per epoch; the incomplete last batch is dropped."""
@@ -51,6 +62,29 @@ class Loader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of each step's batch is this rank's.
+
+    Step k of an epoch takes order[k * B : (k + 1) * B], B = batch_size * world_size, and rank r the
+    r-th batch_size of it: over all ranks nothing is lost or seen twice, and the whole batch of a
+    step is the same for each way of dividing B.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def steps(self, count: int) -> int:
+        """Whole steps in an epoch of `count` records."""
+        return count // (self.batch_size * self.world_size)
+
+    def of(self, order: Tensor, step: int) -> Tensor:
+        """This rank's indices of one step; int64 [batch_size]."""
+        start = (step * self.world_size + self.rank) * self.batch_size
+        return order[start : start + self.batch_size]
+
+
 def make_loader(
     pairs: Pairs,
     batch_size: int,
@@ -59,27 +93,40 @@ def make_loader(
     seed: int = 0,
     augment: Augment | None = None,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    views: int = 1,
 ) -> Loader:
-    """The loader that suits the source: whole tensors in memory, torch's DataLoader for files.
+    """The loader that suits the source: whole tensors in memory, worker processes for files.
 
-    augment: for a set in memory, None shows the pictures as evaluation does; files always get
-    open_clip's random crop. workers: processes that decode files; 0 decodes in this one.
+    batch_size: pairs per step of this rank; see Share for how ranks divide a step. augment: for a
+    set in memory, None shows the pictures as evaluation does; files always get open_clip's random
+    crop. workers: processes that decode files; 0 decodes in this one. views: 2 adds a second one
+    of each pair, the picture augmented by draws of its own and another caption (other_caption).
 
-    Raises ValueError where there are fewer records than batch_size, or where augment or workers
-    does not apply to the source.
+    Raises ValueError where there are fewer records than a step takes, where rank, world_size or
+    views is out of range, or where augment or workers does not apply to the source.
     """
-    if not 1 <= batch_size <= len(pairs):
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, world_size), got {rank} of {world_size}")
+    if not 1 <= batch_size <= len(pairs) // world_size:
+        over = f" over {world_size} ranks" if world_size > 1 else ""
         raise ValueError(
-            f"batch_size must be between 1 and the {len(pairs):,} records of {pairs.source}, "
+            f"batch_size must be between 1 and the {len(pairs):,} records of {pairs.source}{over}, "
             f"got {batch_size}"
         )
+    if views not in (1, 2):
+        raise ValueError(f"views must be 1 or 2, got {views}")
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    share = Share(batch_size, rank, world_size)
     if isinstance(pairs, MemoryPairs):
         if workers:
             raise ValueError(f"workers must be 0 for {pairs.source}, held in memory; got {workers}")
-        return MemoryLoader(pairs, batch_size, image_size, seed, augment or STILL)
+        return MemoryLoader(pairs, share, image_size, seed, augment or STILL, views)
     if augment is not None:
         raise ValueError(f"augment must be None for files ({pairs.source}): open_clip's is used")
-    return FileLoader(pairs, batch_size, file_transform(image_size, train=True), seed, workers)
+    return FileLoader(pairs, share, image_size, seed, workers, views)
 
 
 # No change at all: what `make_loader` uses where augment is None.
@@ -92,132 +139,154 @@ class MemoryLoader:
     """Batches of a set in memory, augmented as whole tensors in this process."""
 
     def __init__(
-        self, pictures: MemoryPairs, batch_size: int, image_size: int, seed: int, augment: Augment
+        self,
+        pictures: MemoryPairs,
+        share: Share,
+        image_size: int,
+        seed: int,
+        augment: Augment,
+        views: int,
     ) -> None:
         self.pictures = pictures
-        self.batch_size = batch_size
+        self.share = share
         self.image_size = image_size
         self.seed = seed
         self.augment = augment
+        self.views = views
         self.skipped = SkipReport()
 
     def __len__(self) -> int:
-        return len(self.pictures) // self.batch_size
+        return self.share.steps(len(self.pictures))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See Loader.epoch."""
-        for indices in _batches(self.pictures, self.seed, epoch, self.batch_size, start):
-            draws = uniforms(self.seed, epoch, indices, Augment.DRAWS)
-            images = self.augment(self.pictures.images[indices], self.image_size, draws)
-            texts = [
-                choose_caption(self.pictures.captions[index], self.seed, epoch, index)
-                for index in indices.tolist()
+        self.skipped = SkipReport()
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        order = epoch_order(self.seed, epoch, len(self.pictures))
+        for step in range(start, len(self)):
+            indices = self.share.of(order, step)
+            images = [
+                self.augment(
+                    self.pictures.images[indices],
+                    self.image_size,
+                    uniforms(self.seed ^ stream, epoch, indices, Augment.DRAWS),
+                )
+                for stream in _VIEW_STREAM[: self.views]
             ]
-            yield Batch(images, texts, indices)
+            records = [(self.pictures.captions[index], index) for index in indices.tolist()]
+            texts = [choose_caption(captions, self.seed, epoch, i) for captions, i in records]
+            if self.views == 1:
+                yield Batch(images[0], texts, indices)
+                continue
+            others = [other_caption(captions, self.seed, epoch, i) for captions, i in records]
+            yield Batch(images[0], texts, indices, (), images[1], others)
 
 
 class FileLoader:
-    """Batches of any Pairs, decoded and transformed by torch's DataLoader.
+    """Batches of any Pairs, decoded and cropped in worker processes.
 
     A record that turns out bad is left out of its batch and counted; a batch of bad records only is
     None, so that the steps of an epoch are the same however it is entered.
+
+    Workers write 8-bit pixels into memory they share with this process, which normalizes: a quarter
+    of the bytes, and no copy between processes.
     """
 
     def __init__(
-        self,
-        pairs: Pairs,
-        batch_size: int,
-        transform: Callable[[Image.Image], Tensor],
-        seed: int,
-        workers: int,
+        self, pairs: Pairs, share: Share, image_size: int, seed: int, workers: int, views: int
     ) -> None:
         self.pairs = pairs
-        self.batch_size = batch_size
-        self.transform = transform
+        self.share = share
+        self.image_size = image_size
         self.seed = seed
         self.workers = workers
+        self.views = views
         self.skipped = SkipReport()
 
     def __len__(self) -> int:
-        return len(self.pairs) // self.batch_size
+        return self.share.steps(len(self.pairs))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
-        """See Loader.epoch."""
-        order = [
-            indices.tolist()
-            for indices in _batches(self.pairs, self.seed, epoch, self.batch_size, start)
-        ]
-        batches: DataLoader[Batch] = DataLoader(
-            _Samples(self.pairs, self.transform, self.seed, epoch),  # type: ignore[arg-type]
-            batch_sampler=order,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            # Otherwise the DataLoader draws a seed for its workers from the training's generator.
-            generator=torch.Generator(),
-        )
-        for batch in batches:
-            for reason, where in batch.skipped:
-                self.skipped.add(reason, where)
-            yield batch if batch.texts else None
+        """See Loader.epoch. Raises WorkerDied where a worker process was killed."""
+        self.skipped = SkipReport()
+        return self._batches(epoch, start, self.skipped)
 
-
-def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
-    """One of a record's captions, each equally likely, drawn anew every epoch."""
-    if len(captions) == 1:
-        return captions[0]
-    return captions[sample_seed(seed ^ _CAPTION_STREAM, epoch, index) % len(captions)]
-
-
-def _batches(
-    pairs: Pairs, seed: int, epoch: int, batch_size: int, start: int
-) -> tuple[Tensor, ...]:
-    """The index batches of an epoch from step `start` on; the incomplete last one is dropped."""
-    steps = len(pairs) // batch_size
-    order = epoch_order(seed, epoch, len(pairs))[start * batch_size : steps * batch_size]
-    return torch.split(order, batch_size) if len(order) else ()
+    def _batches(self, epoch: int, start: int, skipped: SkipReport) -> Iterator[Batch | None]:
+        # One slot more than there are items under way: the one whose batch is being taken.
+        slots = AHEAD * self.workers + 1
+        shape = (slots, self.views, self.share.batch_size, 3, self.image_size, self.image_size)
+        size = math.prod(shape)
+        memory = RawArray("B", size) if self.workers else bytearray(size)
+        order = epoch_order(self.seed, epoch, len(self.pairs))
+        read = _Reader(self.pairs, self.share, order, self.seed, epoch, shape, memory)
+        for taken in ordered_map(read, range(start, len(self)), self.workers):
+            for reason, where in taken.skipped:
+                skipped.add(reason, where)
+            count = len(taken.texts)
+            if not count:
+                yield None
+                continue
+            images = [normalize_pixels(view[:count]) for view in read.pixels()[taken.slot]]
+            indices = torch.tensor(taken.indices)
+            others = images[1] if self.views == 2 else None
+            yield Batch(images[0], taken.texts, indices, taken.skipped, others, taken.other_texts)
 
 
 @dataclass(frozen=True)
-class _Sample:
-    image: Tensor
-    text: str
-    index: int
+class _Taken:
+    """What a worker answers: where in the shared memory the pictures are, and all the rest."""
+
+    slot: int
+    texts: list[str]
+    other_texts: list[str] | None
+    indices: list[int]
+    skipped: tuple[tuple[str, str], ...]
 
 
-class _Samples(Dataset[_Sample | BadRecord]):
-    """One epoch of a source: what a worker process executes."""
+@dataclass(frozen=True)
+class _Reader:
+    """Reads this rank's batch of a step; what a worker process executes. Draws no random numbers.
 
-    def __init__(
-        self, pairs: Pairs, transform: Callable[[Image.Image], Tensor], seed: int, epoch: int
-    ) -> None:
-        self.pairs = pairs
-        self.transform = transform
-        self.seed = seed
-        self.epoch = epoch
+    shape: of the pixels in memory, [slots, views, batch_size, 3, s, s]. Steps take slots in turn.
+    """
 
-    def __getitem__(self, index: int) -> _Sample | BadRecord:
-        try:
-            record = self.pairs[index]
-        except BadRecord as bad:
-            return bad
-        # torchvision draws from the global generators: seed them for this sample, then put them
-        # back, since with workers=0 they are the training's own.
-        python_state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            value = sample_seed(self.seed, self.epoch, index)
-            torch.manual_seed(value)
-            random.seed(value)
-            image = self.transform(record.image)
-        random.setstate(python_state)
-        text = choose_caption(record.captions, self.seed, self.epoch, index)
-        return _Sample(image, text, index)
+    pairs: Pairs
+    share: Share
+    order: Tensor
+    seed: int
+    epoch: int
+    shape: tuple[int, ...]
+    memory: Any
 
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self.memory, dtype=np.uint8).reshape(self.shape)
 
-def _collate(samples: list[_Sample | BadRecord]) -> Batch:
-    good = [sample for sample in samples if isinstance(sample, _Sample)]
-    return Batch(
-        images=torch.stack([sample.image for sample in good]) if good else torch.empty(0),
-        texts=[sample.text for sample in good],
-        indices=torch.tensor([sample.index for sample in good], dtype=torch.int64),
-        skipped=tuple((s.reason, s.where) for s in samples if isinstance(s, BadRecord)),
-    )
+    def __call__(self, step: int) -> _Taken:
+        slots, views, _, _, _, size = self.shape
+        slot = step % slots
+        pixels = self.pixels()[slot]
+        indices = self.share.of(self.order, step)
+        draws = [
+            uniforms(self.seed ^ stream, self.epoch, indices, CROP_DRAWS).tolist()
+            for stream in _VIEW_STREAM[:views]
+        ]
+        side = math.ceil(_DECODE_MARGIN * size / CROP_SIDE)
+        texts: list[str] = []
+        others: list[str] = []
+        kept: list[int] = []
+        skipped: list[tuple[str, str]] = []
+        for row, index in enumerate(indices.tolist()):
+            try:
+                record = self.pairs.reduced(index, side)
+            except BadRecord as bad:
+                skipped.append((bad.reason, bad.where))
+                continue
+            for view in range(views):
+                pixels[view, len(kept)] = random_crop(record.image, size, draws[view][row])
+            texts.append(choose_caption(record.captions, self.seed, self.epoch, index))
+            if views == 2:
+                others.append(other_caption(record.captions, self.seed, self.epoch, index))
+            kept.append(index)
+        return _Taken(slot, texts, others if views == 2 else None, kept, tuple(skipped))

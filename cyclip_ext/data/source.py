@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .debian import load_debian
 from .emoji import load_emoji
+from .files import FilePairs
+from .folders import FolderPairs, has_images
+from .manifest import apply_manifest
 from .pictures import PictureData
 from .records import Pairs
 from .shapes import load_shapes
@@ -30,9 +33,12 @@ _FLAGS = {  # argument of open_pairs: flag of the command line
     "caption_key": "--csv-caption-key",
 }
 
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 _ACCEPTED = f"""accepted are
   {", ".join(NAMED)}: sets that come with their own evaluation
   00000.tar, a folder of .tar files, 'cc3m/{{00000..00331}}.tar' or 'cc3m/*.tar': img2dataset shards
+  a folder of image files, each with its caption beside it in a .txt or .json of the same name
   a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>
   a .csv or .tsv with a header that has an image and a caption column"""
 
@@ -56,14 +62,17 @@ def open_pairs(
     image_key: str | None = None,
     caption_key: str | None = None,
     keep_alpha: bool = False,
+    manifest: str | Path | None = None,
 ) -> Pairs:
     """Open training pairs on disk by what `path` is; `.source` says what it was taken for.
 
     path: see the error message below. images, first_row: for Google's TSV (read_google_tsv).
-    separator, image_key, caption_key: for tables with a header (read_table).
+    separator, image_key, caption_key: for tables with a header (read_table). manifest: written by
+    `python -m cyclip_ext.data verify` for this data; the records it lists as bad are left out.
 
     Raises FileNotFoundError where nothing is there, ValueError where it is no accepted format (both
-    name the path and the accepted formats) or where an argument does not belong to the format.
+    name the path and the accepted formats), where an argument does not belong to the format, or
+    where the manifest is of other data.
     """
     table_arguments = {
         "separator": separator,
@@ -74,31 +83,58 @@ def open_pairs(
     google_arguments = {"images": images is not None, "first_row": first_row != 0}
     google_given = {name for name, present in google_arguments.items() if present}
     shards = _shards(path)
+    file = Path(path)
+    pairs: FilePairs
     if shards:
         _refuse(path, "tar shards", given | google_given)
-        return TarPairs(shards, keep_alpha=keep_alpha)
-    file = Path(path)
-    if not file.is_file():
-        if file.is_dir():
-            raise ValueError(f"{path} is a folder without .tar files; {_ACCEPTED}")
+        pairs = TarPairs(shards, keep_alpha=keep_alpha)
+    elif file.is_dir():
+        _refuse(path, "a folder", given | google_given)
+        pairs = _open_folder(file, keep_alpha)
+    elif not file.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_ACCEPTED}")
-    if file.suffix.lower() not in {".csv", ".tsv", ".txt"}:
+    elif file.suffix.lower() not in {".csv", ".tsv", ".txt"}:
         raise ValueError(f"{path} is of no known format; {_ACCEPTED}")
-    if is_google_tsv(file):
+    elif is_google_tsv(file):
         _refuse(path, "a TSV of captions and addresses", given)
         if images is None:
             raise ValueError(
                 f"{path} lists web addresses: images (--images) must name the folder the files "
                 "were downloaded to, got None"
             )
-        return read_google_tsv(file, Path(images), first_row=first_row, keep_alpha=keep_alpha)
-    _refuse(path, "a table with a header", google_given)
-    return read_table(
-        file,
-        separator=separator,
-        image_key=image_key,
-        caption_key=caption_key,
-        keep_alpha=keep_alpha,
+        pairs = read_google_tsv(file, Path(images), first_row=first_row, keep_alpha=keep_alpha)
+    else:
+        _refuse(path, "a table with a header", google_given)
+        pairs = read_table(
+            file,
+            separator=separator,
+            image_key=image_key,
+            caption_key=caption_key,
+            keep_alpha=keep_alpha,
+        )
+    return pairs if manifest is None else apply_manifest(pairs, Path(manifest))
+
+
+def _open_folder(folder: Path, keep_alpha: bool) -> FolderPairs:
+    packed = next((name for s in _PACKED for name in sorted(folder.glob(f"*{s}"))), None)
+    if packed is not None:
+        raise _compressed(packed)
+    pairs = FolderPairs(folder, keep_alpha=keep_alpha)
+    if len(pairs):
+        return pairs
+    if not has_images(folder):
+        raise ValueError(f"{folder} is a folder without .tar files and without images; {_ACCEPTED}")
+    raise ValueError(
+        f"no image in {folder} has a caption, a .txt or .json of the same name beside it. If its "
+        "subfolders are named after classes: a class name is no caption; write a CSV with the "
+        f"columns image,caption instead. {_ACCEPTED}"
+    )
+
+
+def _compressed(path: str | Path) -> ValueError:
+    return ValueError(
+        f"{path} is a compressed archive: samples cannot be reached at random in it. Unpack it to "
+        "a plain .tar (images are compressed already, it hardly grows)"
     )
 
 
@@ -120,6 +156,8 @@ def expand_braces(pattern: str) -> list[str]:
 def _shards(path: str) -> list[Path]:
     """The .tar files a path stands for, sorted within each glob; none where it is no such path."""
     shards: list[Path] = []
+    if path.endswith(_PACKED):
+        raise _compressed(path)
     # What exists is taken by its name, even one with braces or brackets in it.
     for name in [path] if Path(path).exists() else expand_braces(path):
         if Path(name).is_dir():

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from .images import IMAGE_SUFFIXES, open_image
-from .records import Pairs, Record, SkipReport, clean_caption
+import numpy as np
+
+from .files import Encoded, FilePairs, Fingerprint, Strings
+from .images import IMAGE_SUFFIXES, read_bytes
+from .records import NOT_DOWNLOADED, SkipReport, clean_caption, is_utf8
 
 IMAGE_KEYS = ("image", "filepath", "path", "file", "image_path", "filename")
 CAPTION_KEYS = ("caption", "title", "text")
@@ -27,32 +30,46 @@ NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
 )
 
 
-class TablePairs(Pairs):
+class TablePairs(FilePairs):
     """Image files of a table, each with the captions of all rows that name it."""
 
     def __init__(
         self,
         source: str,
-        rows: Iterable[tuple[str, str]],  # (path, caption)
+        table: Path,
+        folder: Path,
+        rows: Iterable[tuple[str, str]],  # (path relative to folder, or absolute; caption)
         skipped: SkipReport,
         keep_alpha: bool = False,
     ) -> None:
         self.source = source
+        self.table = table
+        self.folder = folder
         self.skipped = skipped
         self.keep_alpha = keep_alpha
         # One record per image: rows of their own would put one image into training and validation.
         captions_of: dict[str, list[str]] = {}
         for path, caption in rows:
             captions_of.setdefault(path, []).append(caption)
-        self._records = [(path, tuple(captions)) for path, captions in captions_of.items()]
+        self._paths = Strings(captions_of)
+        self._captions = Strings(chain.from_iterable(captions_of.values()))
+        self._starts = np.cumsum([0, *map(len, captions_of.values())], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._paths)
 
-    def __getitem__(self, index: int) -> Record:
-        """Read and decode image `index`, in order of first mention; BadRecord where that fails."""
-        path, captions = self._records[index]
-        return Record(open_image(Path(path), path, keep_alpha=self.keep_alpha), captions, path)
+    def encoded(self, index: int) -> Encoded:
+        """Read the file of image `index`, in order of first mention."""
+        path = self.folder / self._paths[index]
+        captions = tuple(
+            self._captions[i] for i in range(self._starts[index], self._starts[index + 1])
+        )
+        return Encoded(read_bytes(path, str(path)), captions, str(path))
+
+    def fingerprint(self) -> Fingerprint:
+        """See FilePairs.fingerprint."""
+        table = ((self.table.name, self.table.stat().st_size),)
+        return Fingerprint(len(self), table, self._paths.digest())
 
 
 def read_table(
@@ -103,10 +120,10 @@ def read_table(
             if not fields[image_column]:
                 skipped.add("no image named", where)
                 continue
-            rows.append((str(path.parent / fields[image_column]), caption))
+            rows.append((fields[image_column], caption))
         if fields:
             raise ValueError(f"{path}:{line}: a quote is opened in this row and never closed")
-    return TablePairs(f"table {path}", rows, skipped, keep_alpha)
+    return TablePairs(f"table {path}", path, path.parent, rows, skipped, keep_alpha)
 
 
 def read_google_tsv(
@@ -150,10 +167,11 @@ def read_google_tsv(
     for number, caption, url in rows:
         file = files.get(naming(number, url))
         if file is None:
-            skipped.add("missing", f"{path}: row {number} ({url})")
+            skipped.add(NOT_DOWNLOADED, f"{path}: row {number} ({url})")
         else:
             found.append((file, caption))
-    return TablePairs(f"{path} with images by {best} in {images}", found, skipped, keep_alpha)
+    source = f"{path} with images by {best} in {images}"
+    return TablePairs(source, path, images, found, skipped, keep_alpha)
 
 
 def _csv_rows(
@@ -191,14 +209,14 @@ def _google_rows(path: Path, first_row: int, skipped: SkipReport) -> Iterator[tu
             caption = _usable_caption(fields[0], where, skipped)
             if caption is None:
                 continue
-            if not _is_utf8(fields[1]):
+            if not is_utf8(fields[1]):
                 skipped.add("bad encoding", where)
                 continue
             yield number, caption, fields[1].strip()
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Image files below a folder by name without suffix and leading zeros.
+    """Image files below a folder, relative to it, by name without suffix and leading zeros.
 
     A file without suffix counts too: some downloaders write none.
     """
@@ -211,12 +229,12 @@ def _files_by_stem(folder: Path) -> dict[str, str]:
                 number, bar, rest = stem.partition("_")
                 if number.isdecimal() and len(stem) < 32:
                     stem = str(int(number)) + bar + rest
-                files[stem] = os.path.join(parent, name)
+                files[stem] = os.path.relpath(os.path.join(parent, name), folder)
     return files
 
 
 def _usable_caption(text: str, where: str, skipped: SkipReport) -> str | None:
-    if not _is_utf8(text):
+    if not is_utf8(text):
         skipped.add("bad encoding", where)
         return None
     caption = clean_caption(text)
@@ -224,15 +242,6 @@ def _usable_caption(text: str, where: str, skipped: SkipReport) -> str | None:
         skipped.add("empty caption", where)
         return None
     return caption
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether text read with "surrogateescape" held no bytes that are not UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _column(

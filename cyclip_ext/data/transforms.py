@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -75,9 +78,61 @@ def render(images: Tensor, image_size: int) -> Tensor:
     return _normalized(_over(layers, torch.ones(len(images), 3)).clamp_(0, 1))
 
 
+# Of open_clip's training transform, and the number of attempts torchvision makes.
+_CROP_AREA = (0.9, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+CROP_DRAWS = 4 * _CROP_ATTEMPTS  # random numbers in [0, 1) that crop_box takes
+
+# Both sides of a random crop are at least this share of the picture's shorter side, to the pixel:
+# where one side of the crop is all of the picture's, the other is 0.9 of it or more.
+CROP_SIDE = 0.9
+
+
+def crop_box(width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop draws it.
+
+    Area 0.9 to 1 of the picture, uniform; ratio of the sides 3/4 to 4/3, uniform in the logarithm;
+    position uniform. Where none of 10 attempts fits in, the largest centred crop of such a ratio.
+    draws: CROP_DRAWS numbers from [0, 1).
+
+    Source: open_clip's image_transform(is_train=True) and torchvision's get_params. It is written
+    anew because theirs draws from torch's global generator, which would have to be seeded and put
+    back for every sample: half the time of a small picture.
+    """
+    low, high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
+    for attempt in range(0, CROP_DRAWS, 4):
+        area = width * height * (_CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * draws[attempt])
+        ratio = math.exp(low + (high - low) * draws[attempt + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(draws[attempt + 2] * (width - w + 1))
+            top = int(draws[attempt + 3] * (height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * _CROP_RATIO[1]))
+    h = min(height, round(width / _CROP_RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_crop(image: Image.Image, size: int, draws: list[float]) -> npt.NDArray[np.uint8]:
+    """A random crop, see crop_box, of an RGB picture, resized by bicubic: uint8 [3, size, size]."""
+    resized = image.crop(crop_box(*image.size, draws)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
+    pixels: npt.NDArray[np.uint8] = np.asarray(resized).transpose(2, 0, 1)
+    return pixels
+
+
+def normalize_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 [n, 3, s, s] of any strides -> float32, as torchvision's ToTensor and Normalize."""
+    return _normalized(torch.from_numpy(pixels).float().div_(255))
+
+
 def file_transform(image_size: int, train: bool) -> Callable[[Image.Image], Tensor]:
     """open_clip's own transform for RGB pictures: random crop, or resize and centre crop.
 
+    Where train is true it draws from torch's global generator; the loader uses random_crop.
     Returns a function PIL.Image -> float32 [3, image_size, image_size], normalized as `render`.
     Raises RuntimeError where open_clip or the torchvision beneath it does not import.
     """

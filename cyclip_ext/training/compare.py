@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import LossConfig, TrainConfig
+from .config import TrainConfig
+from .ranks import ALONE, Ranks
 from .report import comparison_table, plot_results
 from .run import read_result, resume_state, run_training
 from .sources import RunData
@@ -24,10 +25,10 @@ def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
     """
     cyclip = replace(config.loss, loss="cyclip", margin=0.0, hinge=0.0)
     losses = {
-        "clip": LossConfig(loss="clip"),
+        "clip": replace(cyclip, loss="clip"),
         "cyclip": cyclip,
         "cyclip-margin": replace(cyclip, margin=config.loss.margin or MARGIN),
-        "clip-scale-100": LossConfig(loss="clip"),
+        "clip-scale-100": replace(cyclip, loss="clip"),
     }
     configs = {}
     for name, loss in losses.items():
@@ -37,7 +38,13 @@ def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
     return configs
 
 
-def run_comparison(config: TrainConfig, data: RunData, folder: Path, seeds: Sequence[int]) -> bool:
+def run_comparison(
+    config: TrainConfig,
+    data: RunData,
+    folder: Path,
+    seeds: Sequence[int],
+    ranks: Ranks = ALONE,
+) -> bool:
     """All four trainings for each seed, then table and plot in `folder`. False if interrupted.
 
     Runs that are complete are not repeated and an interrupted one is continued, so that the same
@@ -51,23 +58,27 @@ def run_comparison(config: TrainConfig, data: RunData, folder: Path, seeds: Sequ
     for seed in seeds:
         for name, method in comparison(config).items():
             method = replace(method, run=replace(method.run, seed=seed))
-            result = _complete(method, data, folder / f"{name}-seed{seed}")
+            result = _complete(method, data, folder / f"{name}-seed{seed}", ranks)
             if result is None:
-                print("give the same --compare command again to continue")
+                ranks.say("give the same --compare command again to continue")
                 return False
             collected.setdefault(method.label(), []).append(result)
-        _report(collected, folder, data)
-    print(f"\n{(folder / 'report.md').read_text()}")
-    print(f"written to {folder}")
+        if ranks.is_main:
+            _report(collected, folder, data)
+            print(f"\n{(folder / 'report.md').read_text()}\nwritten to {folder}")
     return True
 
 
-def _complete(config: TrainConfig, data: RunData, folder: Path) -> dict[str, Any] | None:
+def _complete(
+    config: TrainConfig, data: RunData, folder: Path, ranks: Ranks
+) -> dict[str, Any] | None:
     """A run's result: as found, or by starting or continuing the run."""
     state = resume_state(folder)
     if state is not None:
         check_same_settings(config, state["config"], folder)
-    return read_result(folder) or run_training(config, data, folder, state)
+    # Gathered: every rank has looked before one of them goes on and writes.
+    found = ranks.gathered(read_result(folder))[0]
+    return found or run_training(config, data, folder, state, ranks)
 
 
 def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path) -> None:
@@ -82,8 +93,8 @@ def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Flat settings without those that only say where things lie."""
     flat = {key: value for section in config.values() for key, value in section.items()}
-    for key in ("logs", "name", "resume", "device", "workers"):
-        flat.pop(key)
+    for key in ("logs_dir", "name", "resume", "device", "workers"):
+        flat.pop(key, None)
     return flat
 
 

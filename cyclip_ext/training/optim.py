@@ -44,6 +44,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         parameter_groups(model, config),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
+        eps=config.eps,
         fused=True,
     )
 

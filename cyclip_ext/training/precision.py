@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 from .config import SetupError
+from .ranks import local_rank
 
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto": cuda where there is one, else the CPU.
 
+    "cuda" is the GPU of this process's number on its machine, as torchrun counts.
     Raises SetupError where there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -42,4 +46,10 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     """Makes the context a tower runs in."""
     if precision == "fp32":
         return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+    dtype = torch.float16 if precision == "amp_fp16" else torch.bfloat16
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def grad_scaler_for(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Keeps the gradients of float16 in its range; disabled in every other precision."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "amp_fp16")

@@ -1,13 +1,14 @@
-"""What a run leaves behind for a reader: metrics.jsonl, plots, report.md."""
+"""What a run leaves behind for a reader: tables, plots, report.md."""
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .tracking import MetricsLog
 
 Results = Mapping[str, Mapping[str, float]]  # evaluation set -> metric -> share
 
@@ -37,38 +38,6 @@ SUMMARY = {
 }
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
-
-
-class MetricsLog:
-    """One JSON object per line: kind ("train", "validation", "evaluation"), step, values."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-
-    def read(self, kind: str) -> list[dict[str, Any]]:
-        """All records of a kind, in order."""
-        return [record for record in self._records() if record["kind"] == kind]
-
-    def truncate(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
-        kept = [record for record in self._records() if record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-
-    def _records(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # the torn last line of a killed run
-                break
-        return records
 
 
 def columns_of(results: Results) -> list[tuple[str, str, str]]:

@@ -11,67 +11,114 @@ import torch
 
 from .. import ops
 from ..models import create_model
-from .checkpoint import LAST, load_checkpoint
+from .checkpoint import LAST, Checkpoints, State
 from .config import TrainConfig
 from .loop import Trainer
+from .ranks import ALONE, Ranks
 from .report import plot_results, plot_training, write_run_report
 from .sources import RunData
+from .tracking import TensorBoard, Tracker, WandB
 
 RESULT = "result.json"  # written last: its presence says that a run is complete
 
 
 def run_training(
-    config: TrainConfig, data: RunData, folder: Path, resume: dict[str, Any] | None = None
+    config: TrainConfig,
+    data: RunData,
+    folder: Path,
+    resume: State | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any] | None:
     """Train, evaluate and report in `folder`; the content of its result.json.
 
     resume: a loaded checkpoint to continue from. None after an interruption; checkpoints/last.pt
-    then has the state. A folder with neither a checkpoint nor a result is started anew.
+    then has the state. A folder with neither a checkpoint nor a result is started anew. Every rank
+    calls this; the main one measures and writes, and the result is the same on all.
 
-    Raises DivergedError where the loss is not finite, FileExistsError where the folder holds a run
-    that is not being resumed.
+    Raises DivergedError where loss or gradient are not finite, FileExistsError where the folder
+    holds a run that is not being resumed.
     """
-    if resume is None and (_last(folder).is_file() or (folder / RESULT).is_file()):
+    # Every rank looks before the main one writes.
+    taken = resume is None and (_last(folder).is_file() or (folder / RESULT).is_file())
+    if any(ranks.gathered(taken)):
         raise FileExistsError(
             f"{folder} holds a run already: continue it with --resume {folder}, or choose a --name"
         )
     torch.manual_seed(config.run.seed)
     created = create_model(config.run.model, sigmoid=config.loss.loss == "siglip")
-    trainer = Trainer(config, data, created, folder)
-    # Only now: settings that cannot work leave no folder behind.
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    trainer = Trainer(config, data, created, folder, ranks)
+    if ranks.is_main:
+        # Only now: settings that cannot work leave no folder behind.
+        trainer.checkpoints.prepare()
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        if resume is None:  # killed before its first checkpoint, a run leaves records of lost steps
+            trainer.log.path.unlink(missing_ok=True)
     if resume is not None:
         trainer.restore(resume)
-    else:  # killed before its first checkpoint, a run leaves records of steps that are lost
-        trainer.log.path.unlink(missing_ok=True)
-    print(f"\n{config.label()}, seed {config.run.seed} -> {folder}")
-    print(
+    if ranks.is_main:
+        trainer.trackers.extend(_further_trackers(config, folder, trainer.step))
+    _announce(trainer)
+    start = time.perf_counter()
+    try:
+        if not trainer.fit():
+            ranks.say(f"interrupted at step {trainer.step}")
+            return None
+        trained = time.perf_counter() - start
+        result: dict[str, Any] | None = None
+        if ranks.is_main:
+            result = _finish(trainer, trained)
+        return ranks.gathered(result)[0]
+    finally:
+        for tracker in trainer.trackers:
+            tracker.close()
+
+
+def _further_trackers(config: TrainConfig, folder: Path, step: int) -> list[Tracker]:
+    trackers: list[Tracker] = []
+    if config.run.tensorboard:
+        try:
+            trackers.append(TensorBoard(folder / "tensorboard", step))
+        except ImportError:
+            print("  no TensorBoard files: pip install tensorboard, or pass --no-tensorboard")
+    if config.run.wandb is not None:
+        trackers.append(WandB(config.run.wandb, folder, config.to_dict()))
+    return trackers
+
+
+def _announce(trainer: Trainer) -> None:
+    """What is about to run, in three lines."""
+    config, created, ranks = trainer.config, trainer.created, trainer.ranks
+    processes = f", {ranks.size} processes" if ranks.size > 1 else ""
+    parts = f" in {config.data.accum_freq} parts" if config.data.accum_freq > 1 else ""
+    ranks.say(f"\n{config.label()}, seed {config.run.seed} -> {trainer.folder}")
+    ranks.say(
         f"  model {created.name}: {created.parameters:,} parameters, pictures of "
-        f"{created.image_size} pixels; {trainer.precision} on {trainer.device}, "
+        f"{created.image_size} pixels; {trainer.precision} on {trainer.device}{processes}, "
         f"{torch.get_num_threads()} threads; losses: {backend_line(trainer.device)}"
     )
-    print(
+    ranks.say(
         f"  {config.run.epochs} epochs of {trainer.steps_per_epoch} steps of "
-        f"{config.data.batch_size} pairs; step {trainer.step} of {trainer.total_steps}"
+        f"{trainer.global_batch} pairs{parts}; step {trainer.step} of {trainer.total_steps}"
     )
+
+
+def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
+    """Evaluate a trained model and write tables, plots and result.json."""
+    config, created, data, folder = trainer.config, trainer.created, trainer.data, trainer.folder
     start = time.perf_counter()
-    if not trainer.fit():
-        print(f"interrupted at step {trainer.step}")
-        return None
-    trained = time.perf_counter() - start
-    if trainer.loader.skipped.total:
-        print(f"  training data: {trainer.loader.skipped}")
     results = trainer.assessor.evaluate(data)
-    evaluated = time.perf_counter() - start - trained
+    evaluated = time.perf_counter() - start
     for name, metrics in results.items():
-        trainer.log.write("evaluation", trainer.step, set=name, **metrics)
-    speed = [record["images_per_second"] for record in trainer.log.read("train")]
+        trainer.track("evaluation", set=name, **metrics)
+    records = trainer.log.read("train")
+    speed = _median([record["images_per_second"] for record in records])
+    data_wait = _median([record["data_wait"] for record in records])
     result = {
         "label": config.label(),
         "seed": config.run.seed,
         "logit_scale": trainer.logit_scale,
-        "images_per_second": sorted(speed)[len(speed) // 2] if speed else 0.0,
+        "images_per_second": speed,
+        "data_wait": data_wait,
         "train_seconds": trained,
         "evaluation_seconds": evaluated,
         "metrics": results,
@@ -82,16 +129,23 @@ def run_training(
     facts = {
         "data": data.description.replace("\n", "\n  "),
         "model": f"{created.name}, {created.parameters:,} parameters",
-        "steps": f"{trainer.step:,} of {config.data.batch_size} pairs, seed {config.run.seed}",
-        "final logit scale": f"{result['logit_scale']:.1f}",
-        "time": f"{trained:.0f} s training (median {result['images_per_second']:.0f} images/s), "
+        "steps": f"{trainer.step:,} of {trainer.global_batch} pairs, seed {config.run.seed}",
+        "final logit scale": f"{trainer.logit_scale:.1f}",
+        "time": f"{trained:.0f} s training (median {speed:.0f} images/s, {100 * data_wait:.1f}% of "
+        "the time waiting for data), "
         f"{evaluated:.0f} s evaluation, {trainer.precision} on {trainer.device}",
     }
-    write_run_report(folder, config.label(), results, facts, plots)
+    if trainer.left_out:
+        facts["steps left out, not finite"] = str(trainer.left_out)
+    write_run_report(folder, label, results, facts, plots)
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     if not plots:
         print("  no plots: matplotlib is missing (pip install 'cyclip_ext[train]')")
     return result
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else 0.0
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -103,9 +157,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def resume_state(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint in a run folder, None where there is none yet."""
-    return load_checkpoint(folder) if _last(folder).is_file() else None
+def resume_state(folder: Path) -> State | None:
+    """The newest whole checkpoint in a run folder, None where there is none yet."""
+    return Checkpoints(folder).newest()
 
 
 def _last(folder: Path) -> Path:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..data import (
     NAMED,
     BadRecord,
     Pairs,
+    Part,
     PictureData,
-    Record,
     SkipReport,
     emoji_available,
     load_named,
     open_pairs,
+    require_usable,
 )
 from .config import DataConfig
 
@@ -42,7 +45,8 @@ def open_data(config: DataConfig) -> RunData:
     """Open `train_data` and `val_data`.
 
     Raises MissingData where a named data set is not installed, ValueError for files beside one, for
-    too few pairs and for validation pairs of which none can be read.
+    too few pairs, for too large a share of bad ones, and for validation pairs of which none can be
+    read.
     """
     name = config.train_data
     note = ""
@@ -61,17 +65,20 @@ def open_data(config: DataConfig) -> RunData:
             ("csv-separator", config.csv_separator),
             ("csv-img-key", config.csv_img_key),
             ("csv-caption-key", config.csv_caption_key),
+            ("manifest", config.manifest),
         ):
             if value is not None:
                 raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
         pictures = load_named(name, size=PICTURE_SIZE)
         return RunData(pictures.train, note + pictures.describe(), pictures=pictures)
-    pairs = _open_files(name, config)
+    pairs = _open_files(name, config, config.manifest)
     if config.val_data is not None:
         _require(pairs, 1)
         train, validation = pairs, _open_files(config.val_data, config)
     else:
         train, validation = split_pairs(pairs)
+    seen = len(pairs) + pairs.skipped.judged
+    require_usable(seen, pairs.skipped, config.max_skipped, pairs.source)
     require_readable(validation)
     description = (
         f"{pairs.source}: {len(train):,} training pairs, {len(validation):,} for validation; "
@@ -80,7 +87,7 @@ def open_data(config: DataConfig) -> RunData:
     return RunData(train, description, validation=validation)
 
 
-def _open_files(path: str, config: DataConfig) -> Pairs:
+def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> Pairs:
     separator = config.csv_separator
     return open_pairs(
         path,
@@ -89,6 +96,7 @@ def _open_files(path: str, config: DataConfig) -> Pairs:
         separator="\t" if separator == r"\t" else separator,  # as a shell passes '\t' on
         image_key=config.csv_img_key,
         caption_key=config.csv_caption_key,
+        manifest=manifest,
     )
 
 
@@ -107,11 +115,8 @@ def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
     """
     _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
-    spacing = len(pairs) // count
-    held_out = [i * spacing for i in range(count)]
-    kept_out = set(held_out)
-    rest = [i for i in range(len(pairs)) if i not in kept_out]
-    return Part(pairs, rest), Part(pairs, held_out)
+    held_out = np.arange(count) * (len(pairs) // count)
+    return Part(pairs, np.delete(np.arange(len(pairs)), held_out)), Part(pairs, held_out)
 
 
 def require_readable(pairs: Pairs) -> None:
@@ -128,19 +133,3 @@ def require_readable(pairs: Pairs) -> None:
         f"no validation record of {pairs.source} can be read ({skipped}); check --val-data and "
         "--images"
     )
-
-
-class Part(Pairs):
-    """Some records of another source, by index."""
-
-    def __init__(self, pairs: Pairs, indices: list[int]) -> None:
-        self.pairs = pairs
-        self.indices = indices
-        self.source = pairs.source
-        self.skipped = pairs.skipped
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.pairs[self.indices[index]]

@@ -93,6 +93,7 @@ def test_exif_orientation_is_applied() -> None:
     assert near(image.getpixel((10, 36)), BLUE)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -147,3 +148,35 @@ def test_bytes_and_path_agree(tmp_path: Path) -> None:
     one = open_image(tmp_path / "a.png", "a")
     two = open_image(encode(halves()), "a")
     assert one.tobytes() == two.tobytes()
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth, as photographs are: waves of several lengths and directions."""
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    waves = [np.sin(40 * x + 9 * y), np.sin(11 * x - 50 * y), np.sin(30 * (x * x + y))]
+    return Image.fromarray((127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_reduced_decoding_keeps_the_picture(options: dict[str, bool]) -> None:
+    """Decoding below the size that is needed, or another picture, would spoil training unseen."""
+    data = encode(photo(1000, 700), "JPEG", quality=95, **options)
+    full = open_image(data, "x")
+    reduced = open_image(data, "x", least_side=107)
+    assert reduced.size == (250, 175)  # a quarter: an eighth would have 88 rows
+    one, two = (
+        np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC), dtype=np.float64)
+        for image in (full, reduced)
+    )
+    assert np.abs(one - two).mean() < 1
+    assert open_image(data, "x", least_side=701).size == full.size
+    png = encode(halves(size=(400, 400)))
+    assert open_image(png, "x", least_side=10).size == (400, 400)
+
+
+def test_reduced_decoding_finds_the_same_damage() -> None:
+    for options in ({}, {"progressive": True}):
+        data = encode(photo(400, 400), "JPEG", **options)
+        for cut in range(len(data) // 2, len(data) - 2, len(data) // 40):
+            with pytest.raises(BadRecord, match="truncated"):
+                open_image(data[:cut], "x", least_side=50)

@@ -76,7 +76,9 @@ def test_tables(tmp_path: Path) -> None:
 def test_unknown_things_name_the_path_and_the_formats(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; accepted are[^$]*\.tar"):
         open_pairs("nowhere")
-    with pytest.raises(ValueError, match=r"folder without \.tar files; accepted are"):
+    with pytest.raises(
+        ValueError, match=r"folder without \.tar files and without images; accepted are"
+    ):
         open_pairs(str(tmp_path))
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="of no known format"):

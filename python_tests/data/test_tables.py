@@ -46,7 +46,7 @@ def test_google_namings(tmp_path: Path, convention: str) -> None:
     (tmp_path / "images" / "failed.log").write_text("noise")
     pairs = read_google_tsv(google_table(tmp_path / "t.tsv"), tmp_path / "images")
     assert len(pairs) == 11
-    assert pairs.skipped.counts == {"missing": 1}
+    assert pairs.skipped.counts == {"not downloaded": 1}
     for index in range(len(pairs)):
         record = pairs[index]
         row = int(record.captions[0].split()[-1])

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cyclip_ext.data.records import BadRecord
-from cyclip_ext.data.tar import _OPEN_SHARDS, BrokenTar, TarPairs, read_members
+from cyclip_ext.data.tar import _OPEN_SHARDS, TarPairs
+from cyclip_ext.data.tar_format import BrokenTar, read_members
 
 from .files import encode, halves, jpeg, write_tar
 
@@ -156,6 +157,19 @@ def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
     assert pairs.skipped.counts["broken tar"] == 1
 
 
+def test_a_pax_size_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    """A negative one would lead the reader back to a header it has seen, for ever."""
+    whole = write_tar(tmp_path / "a.tar", [("ü" * 60 + ".jpg", PNG)])  # has a pax header
+    data = whole.read_bytes()
+    assert b"path=" in data
+    for damage in (b"size=-2048", b"size=many"):
+        start = data.index(b" path=") + 1
+        changed = data[:start] + damage + data[start + len(damage) :]
+        (tmp_path / "b.tar").write_bytes(changed)
+        with (tmp_path / "b.tar").open("rb") as file, pytest.raises(BrokenTar):
+            list(read_members(file))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10_000), noise=st.binary(min_size=1, max_size=64))
 def test_no_damage_escapes_as_another_error(tmp_path: Path, position: int, noise: bytes) -> None:
@@ -184,10 +198,8 @@ def test_few_shards_are_open_at_once(tmp_path: Path) -> None:
     """One descriptor per shard for good ends CC12M, 1,240 shards, at `ulimit -n`."""
 
     def descriptors() -> int:
-        return sum(
-            str(tmp_path) in os.path.realpath(f"/proc/self/fd/{number}")
-            for number in os.listdir("/proc/self/fd")
-        )
+        targets = (os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd"))
+        return sum(str(tmp_path) in name and name.endswith(".tar") for name in targets)
 
     count = 2 * _OPEN_SHARDS
     pairs = TarPairs([write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(count)])

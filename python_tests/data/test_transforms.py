@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cyclip_ext.data.loader import STILL
-from cyclip_ext.data.transforms import MEAN, STD, Augment, file_transform, render
+from cyclip_ext.data.seeding import uniforms
+from cyclip_ext.data.transforms import (
+    CROP_DRAWS,
+    CROP_SIDE,
+    MEAN,
+    STD,
+    Augment,
+    crop_box,
+    file_transform,
+    normalize_pixels,
+    random_crop,
+    render,
+)
 
 
 def raw(images: torch.Tensor) -> torch.Tensor:
@@ -121,3 +134,61 @@ def test_file_transform_or_a_clear_error() -> None:
     out = transform(Image.new("RGB", (40, 30), "white"))
     assert out.shape == (3, 24, 24)
     assert torch.allclose(raw(out), torch.ones(3, 24, 24), atol=1e-4)
+
+
+def training_transform(size: int) -> list[object]:
+    """open_clip's steps: crop, mode, tensor, normalize."""
+    try:
+        return file_transform(size, train=True).transforms  # type: ignore[attr-defined,no-any-return]
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("shape", [(80, 64), (48, 48), (300, 200), (20, 1000), (1, 1), (1, 10_000)])
+def test_random_crop_equals_open_clip(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given the same box, bit for bit: resampling, range and normalization."""
+    steps = training_transform(48)
+    noise = np.random.default_rng(0).integers(0, 255, (*shape[::-1], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    for row in uniforms(0, 0, torch.arange(20), CROP_DRAWS).tolist():
+        left, top, right, bottom = crop_box(*shape, row)
+        box = (top, left, bottom - top, right - left)
+        monkeypatch.setattr(steps[0], "get_params", lambda *_, box=box: box)
+        theirs = image
+        for step in steps:
+            theirs = step(theirs)  # type: ignore[operator]
+        ours = normalize_pixels(random_crop(image, 48, row)[None].copy())[0]
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(80, 64), (64, 64), (64, 72), (100, 300)])
+def test_random_crop_is_distributed_as_torchvision_draws_it(shape: tuple[int, int]) -> None:
+    crop = training_transform(48)[0]
+    count = 4000
+    ours = np.array(
+        [crop_box(*shape, row) for row in uniforms(1, 0, torch.arange(count), CROP_DRAWS).tolist()]
+    )
+    torch.manual_seed(0)
+    image = Image.new("RGB", shape)
+    rows = [crop.get_params(image, crop.scale, crop.ratio) for _ in range(count)]  # type: ignore[attr-defined]
+    theirs = np.array([(j, i, j + w, i + h) for i, j, h, w in rows])
+    for one, two in (
+        *zip(ours.T, theirs.T, strict=True),
+        (ours[:, 2] - ours[:, 0], theirs[:, 2] - theirs[:, 0]),
+        (ours[:, 3] - ours[:, 1], theirs[:, 3] - theirs[:, 1]),
+    ):
+        values = np.unique(np.concatenate([one, two]))
+        steps = [np.searchsorted(np.sort(x), values, side="right") / count for x in (one, two)]
+        assert np.abs(steps[0] - steps[1]).max() < 1.63 * (2 / count) ** 0.5  # KS, 1 in 100
+
+
+@pytest.mark.parametrize("shape", [(80, 64), (64, 85), (500, 500), (10, 100), (3, 1)])
+def test_crops_lie_inside_and_are_as_large_as_stated(shape: tuple[int, int]) -> None:
+    """The loader decodes JPEGs at the resolution that CROP_SIDE allows."""
+    for row in uniforms(2, 0, torch.arange(500), CROP_DRAWS).tolist():
+        left, top, right, bottom = crop_box(*shape, row)
+        assert 0 <= left < right <= shape[0]
+        assert 0 <= top < bottom <= shape[1]
+        assert min(right - left, bottom - top) >= int(CROP_SIDE * min(shape))

@@ -1,5 +1,7 @@
-"""Nothing is collected where the loop's progress bar (tqdm, extra `train`) is not installed."""
+"""Nothing is collected where the loop's own needs (extra `train`) are not installed."""
 
 import importlib.util
 
-collect_ignore_glob = [] if importlib.util.find_spec("tqdm") else ["test_*.py"]
+NEEDED = ("jsonargparse", "tqdm")
+
+collect_ignore_glob = [] if all(map(importlib.util.find_spec, NEEDED)) else ["test_*.py"]

@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from data.files import encode, write_tar
 from torch import Tensor
 
-from cyclip_ext.data import PictureData, load_shapes
+from cyclip_ext.data import Pairs, PictureData, load_shapes
 from cyclip_ext.models import CreatedModel, ImageConfig, MiniCLIP, TextConfig
 from cyclip_ext.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from cyclip_ext.training.loop import Trainer
@@ -44,6 +45,19 @@ def create_tiny(name: str = "tiny", *, sigmoid: bool = False) -> CreatedModel:
 def shapes() -> PictureData:
     """The procedural set, made once."""
     return load_shapes(size=16)
+
+
+def write_shards(folder: Path, pairs: Pairs, count: int) -> Path:
+    """The pairs as `count` img2dataset shards in a folder."""
+    folder.mkdir()
+    for shard in range(count):
+        members = []
+        for index in range(shard, len(pairs), count):
+            record = pairs[index]
+            members.append((f"{index:06d}.png", encode(record.image)))
+            members.append((f"{index:06d}.txt", record.captions[0].encode()))
+        write_tar(folder / f"{shard:05d}.tar", members)
+    return folder
 
 
 def settings(epochs: int = 2, **optim: float) -> TrainConfig:

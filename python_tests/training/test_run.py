@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from cyclip_ext.data import Batch
+from cyclip_ext.needs import MissingDependency
 from cyclip_ext.training import run
 from cyclip_ext.training.assess import Assessor
-from cyclip_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.compare import run_comparison
 from cyclip_ext.training.loop import DivergedError, Trainer
 from cyclip_ext.training.main import main
-from cyclip_ext.training.report import MetricsLog
 from cyclip_ext.training.sources import RunData
+from cyclip_ext.training.tracking import MetricsLog
 
 from .parts import create_tiny, settings, shapes, tiny_trainer, with_loss
 
@@ -39,7 +40,7 @@ def test_command_line_run_learns_and_leaves_a_complete_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--epochs", "6", "--batch-size", "64", "--warmup", "5"]
-    words += ["--precision", "fp32", "--logs", str(tmp_path), "--name", "r", "--margin", "0.1"]
+    words += ["--precision", "fp32", "--logs-dir", str(tmp_path), "--name", "r", "--margin", "0.1"]
     assert main(words) == 0
     folder = tmp_path / "r"
     records = MetricsLog(folder / "metrics.jsonl").read("train")
@@ -72,7 +73,7 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
     broken = tiny_trainer(tmp_path / "broken")
     step = broken._train_step
 
-    def train_step(*arguments: Any) -> dict[str, float]:
+    def train_step(*arguments: Any) -> dict[str, float] | None:
         if broken.step == stop_at - 1:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C during this step
         return step(*arguments)
@@ -83,12 +84,12 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
 
     resumed = tiny_trainer(tmp_path / "broken")
     torch.rand(3)  # whatever the global generator did in between
-    resumed.restore(load_checkpoint(tmp_path / "broken"))
+    resumed.restore(load_checkpoint(tmp_path / "broken/checkpoints/last.pt"))
     assert resumed.step == stop_at
     assert resumed.fit()
     assert_identical(weights(whole), weights(resumed))
     with pytest.raises(ValueError, match="weights only"):
-        resumed.restore(load_checkpoint(tmp_path / "broken" / "checkpoints" / "best.pt"))
+        resumed.restore(load_checkpoint(tmp_path / "broken/checkpoints/best.pt"))
     assert resumed.log.read("train")[-1]["step"] == whole.total_steps
 
 
@@ -141,33 +142,10 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> No
     trainer = tiny_trainer(tmp_path)
     with torch.no_grad():
         trainer.model.visual.projection.weight.fill_(torch.nan)
-    with pytest.raises(DivergedError, match=r"step 0 .*contrastive_loss nan.*logit scale"):
+    with pytest.raises(
+        DivergedError, match=r"step 0 .*contrastive_loss nan.*logit scale.*nonfinite-step-0.json"
+    ):
         trainer.fit()
-
-
-def test_torn_checkpoint_leaves_the_former_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, {"epoch": 1})
-
-    def fails(state: object, file: Any) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, {"epoch": 2})
-    assert load_checkpoint(path)["epoch"] == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_checkpoint_errors_say_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "x.pt").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -215,7 +193,7 @@ def test_interrupted_comparison_says_how_to_go_on(
 def test_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     stale = MetricsLog(tmp_path / "metrics.jsonl")
-    stale.write("train", 10, loss=-1.0)
+    stale.write("train", 10, {"loss": -1.0})
     data = RunData(shapes().train, "shapes", pictures=shapes())
     assert run.run_training(settings(epochs=1), data, tmp_path) is not None
     assert all(record["loss"] > 0 for record in stale.read("train"))
@@ -233,19 +211,19 @@ def test_error_in_validation_does_not_cost_the_epoch(
         with pytest.raises(OSError, match="disk gone"):
             trainer.fit()
     resumed = tiny_trainer(tmp_path)
-    resumed.restore(load_checkpoint(tmp_path))
+    resumed.restore(load_checkpoint(tmp_path / "checkpoints/last.pt"))
     assert (resumed.epoch, resumed.step_in_epoch) == (1, 0)
     assert resumed.fit()
     # The validation that failed is made up for.
     assert [record["epoch"] for record in resumed.log.read("validation")] == [1, 2]
-    assert not load_checkpoint(tmp_path)["validation_due"]
+    assert not load_checkpoint(tmp_path / "checkpoints/last.pt")["validation_due"]
 
 
 def test_resume_finds_the_run_from_anywhere_and_leaves_a_finished_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "64"]
-    assert main([*words, "--logs", str(tmp_path), "--name", "r"]) == 0
+    assert main([*words, "--logs-dir", str(tmp_path), "--name", "r"]) == 0
     folder = tmp_path / "r"
     before = (folder / "result.json").read_text()
     monkeypatch.chdir(folder / "checkpoints")
@@ -262,7 +240,7 @@ def test_resume_finds_the_run_from_anywhere_and_leaves_a_finished_one_alone(
 def test_settings_that_the_machine_cannot_serve_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--train-data", "shapes", "--logs", str(tmp_path / "logs")]
+    words = ["--train-data", "shapes", "--logs-dir", str(tmp_path / "logs")]
     for device in ("tpu9", "cuda:99"):
         assert main([*words, "--device", device]) == 2
         assert f"--device {device} cannot be used" in capsys.readouterr().err
@@ -271,21 +249,18 @@ def test_settings_that_the_machine_cannot_serve_are_one_line(
     assert "is a file" in capsys.readouterr().err
 
     def create_model(*arguments: object, **options: object) -> None:
-        raise RuntimeError(message)
+        raise MissingDependency("models need open_clip")
 
     monkeypatch.setattr(run, "create_model", create_model)
     words[-1] = str(tmp_path)
-    message = "models need open_clip and a torchvision that matches torch 2"
     assert main(words) == 2
-    message = "a bug"
-    with pytest.raises(RuntimeError, match="a bug"):
-        main(words)
+    assert "models need open_clip" in capsys.readouterr().err
 
 
 def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in (10, 20, 30):
-        log.write("train", step, loss=1.0)
+        log.write("train", step, {"loss": 1.0})
     with log.path.open("a") as file:
         file.write('{"kind": "tr')  # killed while writing
     log.truncate(20)

@@ -1,0 +1,112 @@
+"""The processes of a run: alone, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .config import SetupError
+
+Thing = TypeVar("Thing")
+
+# How long ranks wait for each other. One measures and writes while the others stand at the barrier.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's place among the processes of the run.
+
+    group: for the losses and DDP, None where there is one process. control: for small messages
+    between hosts, never over the accelerator, so that they do not wait for its queue.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, measures and writes."""
+        return self.rank == 0
+
+    def say(self, *lines: object) -> None:
+        """`print`, once per run."""
+        if self.is_main:
+            print(*lines, flush=True)
+
+    def sums(self, numbers: Sequence[int]) -> list[int]:
+        """Each number summed over the ranks."""
+        if self.control is None:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(total, group=self.control)
+        summed: list[int] = total.tolist()
+        return summed
+
+    def gathered(self, thing: Thing) -> list[Thing]:
+        """Every rank's `thing`, in order of rank."""
+        if self.control is None:
+            return [thing]
+        things = [thing] * self.size
+        dist.all_gather_object(things, thing, group=self.control)
+        return things
+
+    def wait(self) -> None:
+        """Returns once every rank is here."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block runs on the main rank, then on the others: they find what it has written."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+
+ALONE = Ranks()
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
+    """The ranks of this run, over NCCL on a GPU and over gloo elsewhere, until the block ends.
+
+    Raises SetupError where this torch has no collectives.
+    """
+    if world_size() == 1:
+        yield ALONE
+        return
+    if not dist.is_available():
+        raise SetupError("torchrun started several processes, but this torch has no distributed")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # With gloo beside NCCL, what the losses tell each other first does not wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(control, dist.ProcessGroup)  # this process is in it
+        yield Ranks(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
+    finally:
+        dist.destroy_process_group()

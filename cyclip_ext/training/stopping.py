@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM end a run after the step under way, with its state saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by which signal (0: not asked)."""
+
+    number: int = 0
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+
+@contextmanager
+def listening_for_stop() -> Iterator[StopRequest]:
+    """Within the block SIGINT and SIGTERM only fill in the request; a second SIGINT ends at once.
+
+    A second SIGTERM does not: torchrun sends one after the terminal's SIGINT, to processes that are
+    about to save.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.number = request.number or number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    former = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are somebody else's there
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

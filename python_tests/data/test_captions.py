@@ -1,0 +1,51 @@
+"""Which caption a view gets: each of a record's own in turn, or a disturbed copy, never nothing."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cyclip_ext.data.captions import choose_caption, other_caption
+
+WORDS = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=12)
+
+
+def test_captions_vary_over_epochs_evenly() -> None:
+    captions = ("a", "b", "c")
+    drawn = [choose_caption(captions, 0, epoch, 5) for epoch in range(600)]
+    assert all(150 < drawn.count(caption) < 250 for caption in captions)
+
+
+def test_the_other_caption_is_another_one_evenly() -> None:
+    captions = ("a", "b", "b", "c")
+    pairs = [
+        (choose_caption(captions, 1, epoch, 7), other_caption(captions, 1, epoch, 7))
+        for epoch in range(2000)
+    ]
+    assert all(one != two for one, two in pairs)
+    after_b = [two for one, two in pairs if one == "b"]
+    assert 0.45 < after_b.count("a") / len(after_b) < 0.55
+
+
+@given(WORDS, st.integers(0, 2**40), st.integers(0, 100))
+def test_a_disturbed_caption_keeps_to_its_words(words: list[str], seed: int, index: int) -> None:
+    """Empty text, or words that the caption does not have, would train on noise."""
+    caption = " ".join(words)
+    other = other_caption((caption, caption), seed, 3, index)
+    assert other
+    assert other == other_caption((caption,), seed, 3, index)
+    left = list(words)
+    for word in other.split():
+        left.remove(word)  # ValueError for a word too many
+
+
+def test_words_are_deleted_and_swapped_as_often_as_stated() -> None:
+    words = [f"w{i}" for i in range(10)]
+    others = [other_caption((" ".join(words),), 0, epoch, 0).split() for epoch in range(1000)]
+    left_out = sum(10 - len(other) for other in others) / 10_000
+    assert 0.09 < left_out < 0.11
+    for other in others:
+        out_of_place = sum(a != b for a, b in zip(other, sorted(other), strict=True))
+        assert out_of_place == 2  # one swap of two different places
+    first = {other.index(max(other)) for other in others}
+    assert len(first) == 10  # any place may take part

@@ -1,0 +1,144 @@
+"""One policy in every format: what is bad is counted by reason, what is good arrives unchanged."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cyclip_ext.data import BadRecord, SkipReport, make_loader, open_pairs, require_usable
+from cyclip_ext.data.__main__ import main
+from cyclip_ext.data.records import TooManyBadRecords
+from cyclip_ext.data.seeding import uniforms
+from cyclip_ext.data.transforms import CROP_DRAWS, normalize_pixels, random_crop
+
+from .damaged import SOURCES, Source, caption, good_cases
+from .files import encode, halves
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+GOOD = {caption(case): case for case in good_cases()}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+    return SOURCES[request.param](tmp_path)
+
+
+def test_every_record_is_right_or_counted(source: Source) -> None:
+    """A picture changed, swapped with its neighbour's or lost, or a reason miscounted, shows."""
+    pairs = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    counts = Counter(pairs.skipped.counts)
+    seen = set()
+    for index in range(len(pairs)):
+        try:
+            record = pairs[index]
+        except BadRecord as bad:
+            counts[bad.reason] += 1
+            continue
+        if record.captions[0] not in GOOD:
+            assert record.captions == ("first",)  # before the break in the second shard
+            continue
+        case = GOOD[record.captions[0]]
+        assert record.image.mode == "RGB"
+        assert record.image.size == case.expected.size  # type: ignore[union-attr]
+        difference = np.abs(np.asarray(record.image, int) - np.asarray(case.expected, int))
+        assert difference.max() <= case.tolerance, case.name
+        seen.add(case.name)
+    assert counts == source.counts
+    assert seen == {case.name for case in good_cases()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_delivers_the_good_and_counts_the_bad(source: Source, workers: int) -> None:
+    pairs = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    loader = make_loader(pairs, len(pairs), 16, seed=5, workers=workers)
+    (batch,) = loader.epoch(2)
+    total = SkipReport()
+    total.merge(pairs.skipped)
+    total.merge(loader.skipped)
+    assert total.counts == source.counts
+    assert {*GOOD} <= {*batch.texts}
+    assert len(batch.texts) == len(pairs) - loader.skipped.total == len(batch.images)
+    draws = uniforms(5, 2, batch.indices, CROP_DRAWS).tolist()
+    for image, index, row in zip(batch.images, batch.indices.tolist(), draws, strict=True):
+        expected = random_crop(pairs[index].image, 16, row)
+        assert torch.equal(image, normalize_pixels(expected[None].copy())[0])
+
+
+def test_verify_counts_the_same_and_its_manifest_leaves_them_out(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "out.manifest"
+    flags = [word for k, v in source.arguments.items() for word in (f"--{k}", v)]
+    command = ["verify", source.path, *flags, "--manifest", str(manifest), "--workers", "2"]
+    assert main([*command, "--max-skipped", "1"]) == 0
+    printed = capsys.readouterr().out
+    for reason, count in source.counts.items():
+        assert f"{count:>9}  {reason:<22} e.g. " in printed
+    summary = json.loads(manifest.read_text())["summary"]
+    assert {k: v["count"] for k, v in summary["skipped"].items()} == source.counts
+    assert main(command) == 1  # 5% allowed
+    assert "more than the 5.0% allowed" in capsys.readouterr().err
+    pairs = open_pairs(source.path, **source.arguments, manifest=manifest)  # type: ignore[arg-type]
+    before = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    found = {pairs[index].captions[0] for index in range(len(pairs))}  # none raises
+    assert {*GOOD} <= found
+    left_out = len(before) - len(pairs)
+    assert pairs.skipped.counts == before.skipped.counts + Counter(
+        {"listed in the manifest": left_out}
+    )
+
+
+def test_too_many_bad_records_are_an_error_with_examples() -> None:
+    skipped = SkipReport()
+    for i in range(3):
+        skipped.add("truncated", f"{i}.jpg")
+    skipped.add("not downloaded", "row 7")  # dead addresses are no damage
+    require_usable(100, skipped, 0.03)
+    message = r"x: 3 of 99 records are bad \(3\.0%\), more than the 2\.9% allowed.*0\.jpg.*verify"
+    with pytest.raises(TooManyBadRecords, match=message):
+        require_usable(99, skipped, 0.029, "x")
+    require_usable(0, SkipReport(), 0.0)
+    with pytest.raises(TooManyBadRecords):
+        require_usable(3, skipped, 0.0)
+    with pytest.raises(ValueError, match="max_share must be between 0 and 1, got 5"):
+        require_usable(99, skipped, 5)
+
+
+def test_reports_of_ranks_add_up() -> None:
+    total = SkipReport()
+    for rank in range(3):
+        one = SkipReport()
+        for i in range(2):
+            one.add("truncated", f"{rank}/{i}.jpg")
+        total.merge(SkipReport.from_dict(json.loads(json.dumps(one.to_dict()))))
+    assert total.counts == {"truncated": 6}
+    assert total.examples == {"truncated": ["0/0.jpg", "0/1.jpg", "1/0.jpg"]}
+
+
+def test_a_folder_without_captions_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(encode(halves(), "JPEG"))
+    with pytest.raises(ValueError, match=r"no image in .* has a caption.*CSV with the columns"):
+        open_pairs(str(tmp_path))
+    (tmp_path / "dog" / "1.json").write_text('{"caption": ["a dog", "an animal"]}')
+    (tmp_path / "dog" / "._1.jpg").write_bytes(b"left by macOS")
+    pairs = open_pairs(str(tmp_path))
+    assert [pairs[i].captions for i in range(len(pairs))] == [("a dog", "an animal")]
+    assert pairs.skipped.counts == {"no caption file": 1}
+    with pytest.raises(ValueError, match=r"--images. does not apply"):
+        open_pairs(str(tmp_path), images="x")
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
+def test_compressed_shards_are_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00" + b"x" * 2000)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(ValueError, match=r"compressed.*[Uu]npack it to a plain \.tar"):
+            open_pairs(str(path))

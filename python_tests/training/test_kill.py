@@ -1,0 +1,112 @@
+"""Killed at any step and resumed, a run ends with the very weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclip_ext.training.checkpoint import load_checkpoint
+
+from .parts import shapes, write_shards
+from .tiny_run import finish, start
+
+EPOCHS, STEPS = 5, 5 * 13  # at least: shards give some pairs to validation
+
+
+def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
+    """The command line of a run in `folder`."""
+    return [
+        *("--logs-dir", str(folder), "--name", "run", "--train-data", data, "--precision", "fp32"),
+        *(
+            "--model",
+            "dropout",
+            "--batch-size",
+            str(batch_size),
+            "--epochs",
+            str(EPOCHS),
+            "--val-frequency",
+            "100",
+        ),
+        *("--log-every-n-steps", "1", "--save-frequency", "3", "--warmup", "5"),
+        *("--ema-decay", "0.9", "--no-tensorboard", *words),
+    ]
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Returns once the run has logged that many steps."""
+    log = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < step:
+        assert time.monotonic() < deadline, f"step {step} was never reached"
+        time.sleep(0.002)
+
+
+def assert_same_end(whole: Path, broken: Path) -> None:
+    """Weights, their average and the optimizer's moments, bit for bit."""
+    ends = [load_checkpoint(folder / "run/checkpoints/last.pt") for folder in (whole, broken)]
+    for part in ("model", "ema"):
+        first, second = (end[part] for end in ends)
+        assert all(torch.equal(first[name], second[name]) for name in first), part
+    moments = [end["optimizer"]["state"] for end in ends]
+    for number, own in moments[0].items():
+        assert all(torch.equal(own[name], moments[1][number][name]) for name in own)
+    assert ends[0]["epoch"] == ends[1]["epoch"] == EPOCHS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path, ranks: int) -> None:
+    # Shards and two decoding processes where one rank trains, a set in memory for two.
+    data, workers = ("shapes", "0")
+    if ranks == 1:
+        data, workers = str(write_shards(tmp_path / "shards", shapes().train, 3)), "2"
+    words = ["--workers", workers]
+    batch_size = 64 // ranks
+    finish(start(job(tmp_path / "whole", data, batch_size, *words), ranks))
+    broken = tmp_path / "broken"
+    kills = sorted(random.sample(range(2, STEPS - 15), 2))
+    for step in kills:
+        processes = start(job(broken, data, batch_size, *words, "--resume", "auto"), ranks)
+        wait_for_step(broken, step)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        assert all(process.wait() == -signal.SIGKILL for process in processes), kills
+    finish(start(job(broken, data, batch_size, *words, "--resume", "auto"), ranks))
+    assert_same_end(tmp_path / "whole", broken)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -> None:
+    """Half the pairs on twice the ranks go on where one rank stopped; twice the pairs do not."""
+    alone = start(job(tmp_path, "shapes", 64))[0]
+    wait_for_step(tmp_path, 20)
+    alone.send_signal(signal.SIGTERM)
+    shown = alone.communicate(timeout=60)[0]
+    assert alone.returncode == 130, shown
+    assert "continue with --resume" in shown
+    for process in start([*job(tmp_path, "shapes", 64), "--resume", "auto"], ranks=2):
+        assert "64 pairs in a step, now" in process.communicate(timeout=60)[0]
+        assert process.returncode == 1
+    shown = finish(start([*job(tmp_path, "shapes", 32), "--resume", "auto"], ranks=2))[0]
+    assert "2 processes" in shown
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert steps[: 14 * EPOCHS] == list(range(1, 14 * EPOCHS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_one_rank_saves_and_stops_all(tmp_path: Path, number: signal.Signals) -> None:
+    processes = start(job(tmp_path, "shapes", 32), ranks=2)
+    wait_for_step(tmp_path, 10)
+    processes[1].send_signal(number)  # not the rank that saves
+    shown = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], shown
+    state = load_checkpoint(tmp_path / "run/checkpoints/last.pt")
+    logged = (tmp_path / "run/metrics.jsonl").read_text().count("\n")
+    assert state["epoch"] * 14 + state["step_in_epoch"] == logged  # nothing lost, nothing repeated

@@ -1,0 +1,103 @@
+"""Several ranks train what one rank trains: the same bits where the sums are the same sums."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from cyclip_ext.data import emoji_available
+from cyclip_ext.models import create_model
+from cyclip_ext.training.checkpoint import load_checkpoint
+from cyclip_ext.training.config import TrainConfig
+from cyclip_ext.training.loop import Trainer
+from cyclip_ext.training.ranks import join_ranks
+from cyclip_ext.training.sources import open_data
+
+
+def train(
+    rank: int, world: int, port: int, config: TrainConfig, folder: Path, dtype: Any, steps: int
+) -> None:
+    """The first steps of a run, as one of its ranks; what is left is checkpoints/last.pt."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with join_ranks(torch.device("cpu")) as ranks:
+        torch.manual_seed(config.run.seed)
+        created = create_model(config.run.model)
+        created.model.to(dtype)
+        visual: Any = created.model.visual
+        visual.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
+        trainer = Trainer(config, open_data(config.data), created, folder, ranks)
+        step = trainer._train_step
+
+        def train_step(*arguments: Any) -> Any:
+            if trainer.step == steps - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return step(*arguments)
+
+        trainer._train_step = train_step  # type: ignore[method-assign]
+        assert not trainer.fit()
+        assert trainer.step == steps
+
+
+def weights_after(
+    steps: int, config: TrainConfig, folder: Path, world: int, dtype: Any = torch.float32
+) -> dict[str, Tensor]:
+    """The parameters (not the running statistics) that `world` ranks leave."""
+    (folder / "checkpoints").mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train, (world, port, config, folder, dtype, steps), nprocs=world)
+    model = load_checkpoint(folder / "checkpoints/last.pt")["model"]
+    return {name: value for name, value in model.items() if name in PARAMETERS}
+
+
+PARAMETERS = frozenset(name for name, _ in create_model("mini").model.named_parameters())
+
+
+@pytest.fixture
+def default_run() -> TrainConfig:
+    """The default run, in float32."""
+    if not emoji_available():
+        pytest.skip("the default data are not installed (extra `demo`)")
+    config = TrainConfig()
+    return replace(config, run=replace(config.run, precision="fp32", device="cpu"))
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_bits_of_one_rank_with_two_parts(
+    tmp_path: Path, default_run: TrainConfig
+) -> None:
+    """The same sums in the same order: losses of the whole batch, gradients of two halves."""
+    two_parts = replace(default_run, data=replace(default_run.data, accum_freq=2))
+    one = weights_after(50, two_parts, tmp_path / "one", 1)
+    two = weights_after(50, default_run, tmp_path / "two", 2)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_weights_of_one_with_the_doubled_batch(
+    tmp_path: Path, default_run: TrainConfig
+) -> None:
+    """With batch norm over both, in float64.
+
+    AdamW makes a full step of a gradient that is zero but for rounding, so runs in float32 part
+    wherever a sum is taken in another order (docs/training.md).
+    """
+    double = replace(default_run, data=replace(default_run.data, batch_size=256))
+    one = weights_after(15, double, tmp_path / "one", 1, torch.float64)
+    synchronized = replace(default_run, run=replace(default_run.run, use_bn_sync=True))
+    two = weights_after(15, synchronized, tmp_path / "two", 2, torch.float64)
+    for name, expected in one.items():
+        worst = (two[name] - expected).abs().max() / expected.abs().max()
+        assert worst < 1e-5, name
