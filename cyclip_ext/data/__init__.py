@@ -41,7 +41,7 @@ from .records import (
 )
 from .shapes import load_shapes
 from .source import NAMED, load_named, open_pairs
-from .transforms import Augment, file_transform, render
+from .transforms import Augment, as_input, file_transform, render
 
 __all__ = [
     "NAMED",
@@ -60,6 +60,7 @@ __all__ = [
     "SkipReport",
     "TooManyBadRecords",
     "WorkerDied",
+    "as_input",
     "emoji_available",
     "file_transform",
     "load_emoji",

@@ -18,7 +18,7 @@ from .pictures import MemoryPairs
 from .processes import AHEAD, ordered_map
 from .records import BadRecord, Pairs, SkipReport
 from .seeding import epoch_order, uniforms
-from .transforms import CROP_DRAWS, CROP_SIDE, Augment, normalize_pixels, random_crop
+from .transforms import CROP_DRAWS, CROP_SIDE, Augment, random_crop
 
 # The draws of view v come from the stream seed ^ _VIEW_STREAM[v]: view 0 is the same with or
 # without another beside it.
@@ -31,7 +31,10 @@ _DECODE_MARGIN = 2.0
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 [b, 3, s, s], texts [b], indices int64 [b] into the source.
+    """images [b, 3, s, s], texts [b], indices int64 [b] into the source.
+
+    Pictures of files are uint8, a quarter of the bytes to send to a device, and become a model's
+    input there by transforms.as_input; those of sets in memory are that already.
 
     skipped: (reason, where) of the records that should have been in this batch and are left out.
     other_images [b, 3, s, s], other_texts [b]: the second view of each pair, if asked for.
@@ -190,8 +193,7 @@ class FileLoader:
     A record that turns out bad is left out of its batch and counted; a batch of bad records only is
     None, so that the steps of an epoch are the same however it is entered.
 
-    Workers write 8-bit pixels into memory they share with this process, which normalizes: a quarter
-    of the bytes, and no copy between processes.
+    Workers write 8-bit pixels into memory they share with this process: nothing is sent.
     """
 
     def __init__(
@@ -228,7 +230,8 @@ class FileLoader:
             if not count:
                 yield None
                 continue
-            images = [normalize_pixels(view[:count]) for view in read.pixels()[taken.slot]]
+            # Copied: the slot is written to again.
+            images = [torch.from_numpy(view[:count].copy()) for view in read.pixels()[taken.slot]]
             indices = torch.tensor(taken.indices)
             others = images[1] if self.views == 2 else None
             yield Batch(images[0], taken.texts, indices, taken.skipped, others, taken.other_texts)

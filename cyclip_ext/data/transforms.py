@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from .. import needs
+
 # CLIP's own, which open_clip's models expect as well (Radford et al. 2021).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -124,9 +126,12 @@ def random_crop(image: Image.Image, size: int, draws: list[float]) -> npt.NDArra
     return pixels
 
 
-def normalize_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 [n, 3, s, s] of any strides -> float32, as torchvision's ToTensor and Normalize."""
-    return _normalized(torch.from_numpy(pixels).float().div_(255))
+def as_input(images: Tensor) -> Tensor:
+    """A batch's pictures as a model takes them, computed where they are.
+
+    uint8 [n, 3, s, s] -> float32, as torchvision's ToTensor and Normalize. Others are ready.
+    """
+    return _normalized(images.float().div_(255)) if images.dtype == torch.uint8 else images
 
 
 def file_transform(image_size: int, train: bool) -> Callable[[Image.Image], Tensor]:
@@ -134,16 +139,9 @@ def file_transform(image_size: int, train: bool) -> Callable[[Image.Image], Tens
 
     Where train is true it draws from torch's global generator; the loader uses random_crop.
     Returns a function PIL.Image -> float32 [3, image_size, image_size], normalized as `render`.
-    Raises RuntimeError where open_clip or the torchvision beneath it does not import.
+    Raises MissingDependency where open_clip or the torchvision beneath it does not import.
     """
-    try:
-        from open_clip import image_transform
-    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        raise RuntimeError(
-            "transforms of image files need open_clip and a torchvision that matches torch "
-            f"{torch.__version__}; importing them failed with: {error}"
-        ) from error
-    transform: Callable[[Image.Image], Tensor] = image_transform(
+    transform: Callable[[Image.Image], Tensor] = needs.open_clip().image_transform(
         image_size, is_train=train, mean=MEAN, std=STD
     )
     return transform
@@ -180,6 +178,6 @@ def _over(layers: Tensor, colour: Tensor) -> Tensor:
 
 
 def _normalized(rgb: Tensor) -> Tensor:
-    mean = torch.tensor(MEAN)[:, None, None]
-    std = torch.tensor(STD)[:, None, None]
+    mean = torch.tensor(MEAN, device=rgb.device)[:, None, None]
+    std = torch.tensor(STD, device=rgb.device)[:, None, None]
     return rgb.sub_(mean).div_(std)

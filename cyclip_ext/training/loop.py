@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..data import Augment, Batch, SkipReport, make_loader, require_usable
+from ..data import Augment, Batch, SkipReport, as_input, make_loader, require_usable
 from ..data.seeding import sample_seed
 from ..grad_cache import cached_backward
 from ..models import CreatedModel, synchronize_batch_norm
@@ -238,11 +238,8 @@ class Trainer:
         images, texts = batch.images, batch.texts
         if batch.other_images is not None and batch.other_texts is not None:
             images, texts = torch.cat([images, batch.other_images]), texts + batch.other_texts
-        tokens = self.created.tokenizer(texts)
-        return (
-            images.to(self.device, non_blocking=True),
-            tokens.to(self.device, non_blocking=True),
-        )
+        tokens = self.created.tokenizer(texts).to(self.device, non_blocking=True)
+        return as_input(images.to(self.device, non_blocking=True)), tokens
 
     def _not_finite(self, values: Values, batch: Batch) -> None:
         """Write down what was in the step, then raise or, where asked to, go on."""

@@ -17,9 +17,9 @@ from cyclip_ext.data.transforms import (
     MEAN,
     STD,
     Augment,
+    as_input,
     crop_box,
     file_transform,
-    normalize_pixels,
     random_crop,
     render,
 )
@@ -159,7 +159,7 @@ def test_random_crop_equals_open_clip(
         theirs = image
         for step in steps:
             theirs = step(theirs)  # type: ignore[operator]
-        ours = normalize_pixels(random_crop(image, 48, row)[None].copy())[0]
+        ours = as_input(torch.from_numpy(random_crop(image, 48, row)[None].copy()))[0]
         assert torch.equal(ours, theirs)
 
 
