@@ -74,12 +74,7 @@ class _GatherRows(Function):
         return total.to(ctx.dtype), None, None
 
 
-class _ReplicateRows(Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-        ctx.batch, ctx.dtype = batch, rows.dtype
-        return _all_gather(rows, batch).to(dtype)
-
+class _ReplicateRows(_GatherRows):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -39,19 +39,27 @@ class Rectangle(Protocol):
 
 
 @dataclass(frozen=True)
-class NativeStatistics:
-    """The operator pair_statistics."""
+class _Native:
+    """An operator of cyclip_ext.ops with its options."""
 
     allow_tf32: bool
     allow_bf16: bool
     keep_bytes: int
-    differentiable = 5
+    operator: ClassVar[str]
 
     def __call__(self, inputs: Inputs, offset: int) -> Outputs:
-        outputs: Outputs = torch.ops.cyclip_ext.pair_statistics(
+        operator = getattr(torch.ops.cyclip_ext, self.operator)
+        outputs: Outputs = operator(
             *inputs, offset, self.allow_tf32, self.allow_bf16, self.keep_bytes
         )
         return outputs
+
+
+class NativeStatistics(_Native):
+    """The operator pair_statistics."""
+
+    operator = "pair_statistics"
+    differentiable = 5
 
     def backward(
         self,
@@ -76,20 +84,11 @@ class NativeStatistics:
         return result
 
 
-@dataclass(frozen=True)
-class NativeSigmoid:
+class NativeSigmoid(_Native):
     """The operator sigmoid_rows."""
 
-    allow_tf32: bool
-    allow_bf16: bool
-    keep_bytes: int
+    operator = "sigmoid_rows"
     differentiable = 1
-
-    def __call__(self, inputs: Inputs, offset: int) -> Outputs:
-        outputs: Outputs = torch.ops.cyclip_ext.sigmoid_rows(
-            *inputs, offset, self.allow_tf32, self.allow_bf16, self.keep_bytes
-        )
-        return outputs
 
     def backward(
         self,

@@ -95,9 +95,9 @@ def test_two_ranks_give_the_weights_of_one_with_the_doubled_batch(
     wherever a sum is taken in another order (docs/training.md).
     """
     double = replace(default_run, data=replace(default_run.data, batch_size=256))
-    one = weights_after(15, double, tmp_path / "one", 1, torch.float64)
+    one = weights_after(8, double, tmp_path / "one", 1, torch.float64)
     synchronized = replace(default_run, run=replace(default_run.run, use_bn_sync=True))
-    two = weights_after(15, synchronized, tmp_path / "two", 2, torch.float64)
+    two = weights_after(8, synchronized, tmp_path / "two", 2, torch.float64)
     for name, expected in one.items():
         worst = (two[name] - expected).abs().max() / expected.abs().max()
         assert worst < 1e-5, name
