@@ -27,10 +27,12 @@ is kept.
 rows, [n, d] with n as it comes, and gets the loss of the whole batch. Gradients are such that their
 average over ranks, as DistributedDataParallel takes it, is that of the whole batch. Ranks whose
 arguments do not fit together, or of which one refuses its own, all raise. None: this process alone.
-`exchange` says how the other ranks' texts get here:
+`exchange` says how the other ranks' features get here:
     "gather"     all at once; memory O(N d)
     "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
                  Nothing is kept between forward and backward, whatever `memory_budget` says
+    "replicate"  both towers all at once, and every rank computes the whole loss: the bits of one
+                 process, nothing sent in the backward pass; for small batches
 Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
 
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.

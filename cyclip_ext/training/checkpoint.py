@@ -47,6 +47,10 @@ class Checkpoints:
         """The state after `epoch` epochs, never overwritten by a later one."""
         save_checkpoint(self.folder / f"epoch-{epoch:04d}.pt", state)
 
+    def any(self) -> bool:
+        """Whether there is a state to continue from, whole or not."""
+        return next(self._newest_first(), None) is not None
+
     def newest(self, notify: Callable[[str], None] = print) -> State | None:
         """The newest whole state to continue from, None where there is no checkpoint.
 
@@ -67,7 +71,10 @@ class Checkpoints:
     def _newest_first(self) -> Iterator[Path]:
         names = (LAST, PREVIOUS)
         yield from (self.folder / name for name in names if (self.folder / name).is_file())
-        yield from sorted(self.folder.glob("epoch-*.pt"), reverse=True)
+        kept = self.folder.glob("epoch-*.pt")
+        yield from sorted(
+            kept, key=lambda path: int(path.stem.removeprefix("epoch-")), reverse=True
+        )
 
 
 def save_checkpoint(path: Path, state: State) -> None:

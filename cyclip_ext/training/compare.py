@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import TrainConfig
+from .checkpoint import Checkpoints
+from .config import FREE_ON_RESUME, TrainConfig
 from .ranks import ALONE, Ranks
 from .report import comparison_table, plot_results
-from .run import read_result, resume_state, run_training
+from .run import read_result, run_training
 from .sources import RunData
 
 MARGIN = 0.1  # where --margin is not given
@@ -73,9 +74,15 @@ def _complete(
     config: TrainConfig, data: RunData, folder: Path, ranks: Ranks
 ) -> dict[str, Any] | None:
     """A run's result: as found, or by starting or continuing the run."""
-    state = resume_state(folder)
+    state = Checkpoints(folder).newest(ranks.say)
     if state is not None:
         check_same_settings(config, state["config"], folder)
+        batch = config.data.batch_size * config.data.accum_freq * ranks.size
+        if state["global_batch"] != batch:
+            raise ValueError(
+                f"{folder} was made with {state['global_batch']} pairs in a step, now {batch}; "
+                "choose another --name"
+            )
     # Gathered: every rank has looked before one of them goes on and writes.
     found = ranks.gathered(read_result(folder))[0]
     return found or run_training(config, data, folder, state, ranks)
@@ -87,15 +94,16 @@ def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path
     differing = [key for key in ours if ours[key] != theirs.get(key)]
     if differing:
         listed = ", ".join(f"{key} {theirs.get(key)!r} (now {ours[key]!r})" for key in differing)
-        raise ValueError(f"{folder} was made with other settings: {listed}; choose another --name")
+        raise ValueError(
+            f"{folder} was made with other settings: {listed}; leave them out, or choose another "
+            "--name"
+        )
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings without those that only say where things lie."""
+    """Flat settings without those that do not decide what is learned."""
     flat = {key: value for section in config.values() for key, value in section.items()}
-    for key in ("logs_dir", "name", "resume", "device", "workers"):
-        flat.pop(key, None)
-    return flat
+    return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
 
 
 def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunData) -> None:

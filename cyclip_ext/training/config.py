@@ -211,6 +211,16 @@ class TrainConfig:
         return text
 
 
+# Where things lie, what is reported, and how the batch is laid out over parts and processes: what a
+# resumed run may have otherwise. (That batch and data are the same, Trainer.restore sees to.)
+FREE_ON_RESUME = frozenset(
+    {
+        *("train_data", "val_data", "images", "workers", "max_skipped", "batch_size", "accum_freq"),
+        *("exchange", "device", "logs_dir", "name", "resume", "save_frequency", "keep_frequency"),
+        *("log_every_n_steps", "tensorboard", "wandb"),
+    }
+)
+
 _SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "loss": LossConfig,

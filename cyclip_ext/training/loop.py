@@ -105,6 +105,8 @@ class Trainer:
         self.validation_due = False  # an epoch is complete and saved, but not yet measured
         self.left_out = 0  # steps that were not finite, under skip_nonfinite
         self.stop = StopRequest()
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0  # of training, before this process continued it
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.trackers: list[Tracker] = [self.log]
 
@@ -130,6 +132,11 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
+    def seconds(self) -> float:
+        """Time spent in `fit`, by this process and those whose run it continues."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
     def logit_scale(self) -> float:
         """The current scale of the logits, exponentiated: 1 / temperature."""
         scale: float = self.model.logit_scale.exp().item()
@@ -141,7 +148,8 @@ class Trainer:
         Raises DivergedError where loss or gradient are not finite, TooManyBadRecords where too much
         of the data cannot be read.
         """
-        with listening_for_stop() as self.stop, self._progress() as progress:
+        self.started = time.perf_counter()
+        with listening_for_stop(self.ranks.size) as self.stop, self._progress() as progress:
             if self.validation_due:
                 self._validate(progress)
             while self.epoch < self.config.run.epochs:
@@ -205,6 +213,8 @@ class Trainer:
             sample_seed(self.config.run.seed ^ _DROPOUT_STREAM, self.step, self.ranks.rank)
         )
         self.optimizer.zero_grad(set_to_none=True)
+        # The forward pass moves running statistics; a step that is left out must not.
+        statistics = self._statistics() if optim.skip_nonfinite else {}
         terms = cached_backward(
             self.towers,
             self.loss,
@@ -219,19 +229,43 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, optim.grad_clip_norm or math.inf)
         values = _on_host({**terms, "grad_norm": norm})
-        # An overflow of float16 is the scaler's to handle: it leaves out the step.
-        judged = {
-            k: v for k, v in values.items() if k != "grad_norm" or not self.scaler.is_enabled()
-        }
-        if not all(map(math.isfinite, judged.values())):
+        if not self._is_finite(values):
             self._not_finite(values, batch)
+            for name, buffer in self._statistics(copy=False).items():
+                buffer.copy_(statistics[name])
+            self.scaler.update()
             return None
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        clamp_logit_scale(self.model)
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
+        if self._take_step():
+            clamp_logit_scale(self.model)
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
         return values
+
+    def _is_finite(self, values: Values) -> bool:
+        """Loss and gradient; measurements may be infinite, such as the margin of a lone pair."""
+        judged = [value for name, value in values.items() if name.endswith("_loss")]
+        if not self.scaler.is_enabled():  # else an overflow of float16 is the scaler's to handle
+            judged.append(values["grad_norm"])
+        return all(map(math.isfinite, judged))
+
+    def _take_step(self) -> bool:
+        """The optimizer's; False where the scaler left it out, for an overflow of float16."""
+        self.scaler.step(self.optimizer)
+        if not self.scaler.is_enabled():
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        after = self.scaler.get_scale()
+        if after < 1:
+            raise DivergedError(
+                f"the gradient is not finite at step {self.step} in float16, even scaled by "
+                f"{before:g}; try --precision amp_bf16, a lower --lr, or --grad-clip-norm 1"
+            )
+        return after >= before
+
+    def _statistics(self, copy: bool = True) -> dict[str, Tensor]:
+        """The model's buffers by name: running statistics."""
+        return {k: b.clone() if copy else b for k, b in self.model.named_buffers()}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and tokens on the device; with two views, all first ones before all second."""
@@ -248,7 +282,8 @@ class Trainer:
             "epoch": self.epoch,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "logit_scale": self.logit_scale,
-            "values": values,
+            # JSON has no word for them.
+            "values": {k: v if math.isfinite(v) else str(v) for k, v in values.items()},
             "records": self.ranks.gathered(
                 {"indices": batch.indices.tolist(), "texts": batch.texts}
             ),
@@ -346,6 +381,9 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "best": self.best,
             "validation_due": self.validation_due,
+            "records": len(self.data.train),
+            "left_out": self.left_out,
+            "seconds": self.seconds,
         }
 
     def save(self) -> None:
@@ -357,7 +395,7 @@ class Trainer:
         """Continue from a state that `save` wrote, on any number of ranks with the same batch.
 
         Raises ValueError for a checkpoint of weights only, such as best.pt, and where the batch of
-        all ranks together is another one.
+        all ranks together or the number of training pairs is another one.
         """
         if "optimizer" not in state:
             raise ValueError("this checkpoint holds weights only (best.pt): continue from last.pt")
@@ -365,6 +403,11 @@ class Trainer:
             raise ValueError(
                 f"the run has {state['global_batch']} pairs in a step, now --batch-size times "
                 f"--accum-freq times {self.ranks.size} process(es) is {self.global_batch}"
+            )
+        if state["records"] != len(self.data.train):
+            raise ValueError(
+                f"the run was trained on {state['records']:,} pairs, --train-data has "
+                f"{len(self.data.train):,}: these are other data"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -374,8 +417,10 @@ class Trainer:
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.best = state["best"]
         self.validation_due = state["validation_due"]
+        self.left_out = state["left_out"]
+        self.seconds_before = state["seconds"]
         if self.ranks.is_main:
-            self.log.truncate(self.step)
+            self.log.truncate(self.step, self.validation_due)
 
     def _wrapped_towers(self) -> Any:
         towers: Any = Towers(self.model)

@@ -15,7 +15,7 @@ from ..data import MissingData, WorkerDied
 from ..needs import MissingDependency
 from .checkpoint import Checkpoints, State, load_checkpoint
 from .compare import check_same_settings, run_comparison
-from .config import SetupError, TrainConfig, add_arguments
+from .config import FREE_ON_RESUME, SetupError, TrainConfig, add_arguments
 from .loop import DivergedError
 from .precision import choose_device
 from .ranks import Ranks, join_ranks, world_size
@@ -25,25 +25,6 @@ from .sources import open_data
 
 UNUSABLE = 2  # what argparse exits with, too
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-# Where a run lies, what it reports, and how its batch is laid out over parts and processes: what a
-# resumed run may have otherwise. (That the whole batch is the same, the Trainer sees to.)
-FREE_ON_RESUME = frozenset(
-    {
-        *(
-            "logs_dir",
-            "name",
-            "resume",
-            "device",
-            "workers",
-            "batch_size",
-            "accum_freq",
-            "exchange",
-        ),
-        *("save_frequency", "keep_frequency", "log_every_n_steps", "tensorboard", "wandb"),
-        "max_skipped",
-    }
-)
 
 
 def build_parser() -> ArgumentParser:
@@ -82,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         WorkerDied,
         DivergedError,
         ValueError,
-        FileNotFoundError,
-        FileExistsError,
+        OSError,
     ) as error:
         return _failed(error, 1)
     except KeyboardInterrupt:

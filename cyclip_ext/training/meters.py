@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 Values = dict[str, float]
@@ -13,6 +14,7 @@ class Window:
     def __init__(self, weights: Values) -> None:
         self.weights = weights  # of the loss's terms: weighted value / weight = raw value
         self.sums: Values = {}
+        self.counts: dict[str, int] = {}
         self.steps = 0
         self.images = 0
         self.waited = 0.0
@@ -21,7 +23,9 @@ class Window:
     def add(self, values: Values, images: int) -> None:
         """One step: its loss terms and measurements, and how many pictures all ranks saw."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            if math.isfinite(value):  # a lone pair has no margin, an overflow of float16 no norm
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
         self.steps += 1
         self.images += images
 
@@ -31,7 +35,7 @@ class Window:
         data_wait is the share of the time in which the step waited for its batch.
         """
         seconds = time.perf_counter() - self.start
-        means = {name: total / max(1, self.steps) for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         raw = {
             f"{name}_raw": means[name] / weight
             for name, weight in self.weights.items()

@@ -65,15 +65,6 @@ class Ranks:
         if self.control is not None:
             dist.barrier(group=self.control)
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The block runs on the main rank, then on the others: they find what it has written."""
-        if not self.is_main:
-            self.wait()
-        yield
-        if self.is_main:
-            self.wait()
-
 
 ALONE = Ranks()
 

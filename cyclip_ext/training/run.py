@@ -11,7 +11,7 @@ import torch
 
 from .. import ops
 from ..models import create_model
-from .checkpoint import LAST, Checkpoints, State
+from .checkpoint import Checkpoints, State
 from .config import TrainConfig
 from .loop import Trainer
 from .ranks import ALONE, Ranks
@@ -39,7 +39,7 @@ def run_training(
     holds a run that is not being resumed.
     """
     # Every rank looks before the main one writes.
-    taken = resume is None and (_last(folder).is_file() or (folder / RESULT).is_file())
+    taken = resume is None and (Checkpoints(folder).any() or (folder / RESULT).is_file())
     if any(ranks.gathered(taken)):
         raise FileExistsError(
             f"{folder} holds a run already: continue it with --resume {folder}, or choose a --name"
@@ -58,15 +58,13 @@ def run_training(
     if ranks.is_main:
         trainer.trackers.extend(_further_trackers(config, folder, trainer.step))
     _announce(trainer)
-    start = time.perf_counter()
     try:
         if not trainer.fit():
             ranks.say(f"interrupted at step {trainer.step}")
             return None
-        trained = time.perf_counter() - start
         result: dict[str, Any] | None = None
         if ranks.is_main:
-            result = _finish(trainer, trained)
+            result = _finish(trainer, trainer.seconds)
         return ranks.gathered(result)[0]
     finally:
         for tracker in trainer.trackers:
@@ -155,15 +153,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     result: dict[str, Any] = json.loads(path.read_text())
     return result
-
-
-def resume_state(folder: Path) -> State | None:
-    """The newest whole checkpoint in a run folder, None where there is none yet."""
-    return Checkpoints(folder).newest()
-
-
-def _last(folder: Path) -> Path:
-    return folder / "checkpoints" / LAST
 
 
 def backend_line(device: torch.device) -> str:

@@ -18,17 +18,17 @@ class StopRequest:
 
 
 @contextmanager
-def listening_for_stop() -> Iterator[StopRequest]:
+def listening_for_stop(processes: int = 1) -> Iterator[StopRequest]:
     """Within the block SIGINT and SIGTERM only fill in the request; a second SIGINT ends at once.
 
-    A second SIGTERM does not: torchrun sends one after the terminal's SIGINT, to processes that are
-    about to save.
+    Of one process alone. Of several, each may get the terminal's signal and then its launcher's,
+    while they are about to save.
     """
     request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and processes == 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     former = {}

@@ -40,10 +40,20 @@ class MetricsLog:
         """All records of a kind, in order."""
         return [record for record in self._records() if record["kind"] == kind]
 
-    def truncate(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
-        kept = [record for record in self._records() if record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    def truncate(self, step: int, validation_due: bool) -> None:
+        """Drop what a run resumed at `step` logs again: what came later, and the evaluation.
+
+        validation_due: the validation at this step, too.
+        """
+        again = {"evaluation", "validation"} if validation_due else {"evaluation"}
+        kept = [
+            record
+            for record in self._records()
+            if record["step"] <= step and not (record["step"] == step and record["kind"] in again)
+        ]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(self.path)
 
     def _records(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -100,6 +100,23 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_ranks_stop_together_where_records_are_bad(tmp_path: Path) -> None:
+    """One rank may see all of the bad ones; none may wait for another that has stopped."""
+    shard = write_shards(tmp_path / "shards", shapes().train, 1) / "00000.tar"
+    data = bytearray(shard.read_bytes())
+    at = 0
+    while (at := data.find(b"IDAT", at + 1)) > 0:
+        if at % 3 == 0:
+            data[at + 8 : at + 40] = b"x" * 32
+    shard.write_bytes(data)
+    words = [*job(tmp_path, str(shard), 32), "--accum-freq", "2", "--max-skipped", "0.1"]
+    for process in start(words, ranks=2):
+        assert "records are bad" in process.communicate(timeout=60)[0]
+        assert process.returncode == 1
+    finish(start([*words, "--max-skipped", "0.6", "--name", "goes-on"], ranks=2))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_one_rank_saves_and_stops_all(tmp_path: Path, number: signal.Signals) -> None:
     processes = start(job(tmp_path, "shapes", 32), ranks=2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cyclip_ext import reference
+from cyclip_ext.data import Batch
 from cyclip_ext.training import run
 from cyclip_ext.training.config import LossConfig, TrainConfig
 from cyclip_ext.training.loop import DivergedError, Trainer
@@ -148,18 +149,24 @@ def with_nan_at(trainer: Trainer, step: int) -> None:
     trainer.loss = spoilt  # type: ignore[assignment]
 
 
-def test_step_that_is_not_finite_can_be_left_out(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, changed("optim", skip_nonfinite=True))
+@pytest.mark.parametrize("precision", ["fp32", "amp_fp16"])
+def test_step_that_is_not_finite_can_be_left_out(tmp_path: Path, precision: str) -> None:
+    config = changed("optim", skip_nonfinite=True, ema_decay=0.9)
+    config = changed(
+        "run", changed("data", config, batch_size=32, accum_freq=2), precision=precision
+    )
+    trainer = tiny_trainer(tmp_path, config)
     with_nan_at(trainer, 2)
     take_steps(trainer, 2)
-    before = parameters(trainer.model)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     batch = list(trainer.loader.epoch(0))[2]
     assert batch is not None
     assert trainer._train_step(batch) is None
-    assert all(torch.equal(before[k], v) for k, v in parameters(trainer.model).items())
+    # Running statistics, too: they would spoil every later evaluation.
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
     written = json.loads((tmp_path / "nonfinite-step-2.json").read_text())
     assert written["records"] == [{"indices": batch.indices.tolist(), "texts": batch.texts}]
-    assert math.isnan(written["values"]["contrastive_loss"])
+    assert written["values"]["contrastive_loss"] == "nan"
     trainer.step_in_epoch = 0
     assert trainer.fit()
     assert trainer.left_out == 2
@@ -188,6 +195,26 @@ def test_float16_scales_its_gradients_and_survives_an_overflow(tmp_path: Path) -
     resumed = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
     resumed.restore(trainer.state())
     assert resumed.scaler.get_scale() == 2.0**10
+
+
+def test_float16_that_never_comes_right_stops_the_run(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 4.0})
+    trainer.model.text.projection.weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(DivergedError, match="not finite at step 2 in float16"):
+        trainer.fit()
+
+
+def test_lone_pair_is_no_divergence(tmp_path: Path) -> None:
+    """It has no negatives, so its margins are infinite; its loss and gradient are zero."""
+    trainer = tiny_trainer(tmp_path, settings(epochs=1))
+    (batch, *_) = trainer.loader.epoch(0)
+    assert batch is not None
+    values = trainer._train_step(Batch(batch.images[:1], batch.texts[:1], batch.indices[:1]))
+    assert values is not None
+    window = trainer._window()
+    window.add(values, 1)
+    assert all(map(math.isfinite, window.record().values()))
 
 
 def test_checkpointed_activations_change_no_bit(tmp_path: Path) -> None:

@@ -263,5 +263,25 @@ def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
         log.write("train", step, {"loss": 1.0})
     with log.path.open("a") as file:
         file.write('{"kind": "tr')  # killed while writing
-    log.truncate(20)
+    log.truncate(20, validation_due=False)
     assert [record["step"] for record in log.read("train")] == [10, 20]
+
+
+def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None:
+    """Killed after it wrote them and before it saved that they are done."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for kind in ("train", "validation", "evaluation"):
+        log.write(kind, 10, {"loss": 1.0})
+    log.truncate(10, validation_due=False)
+    assert [len(log.read(kind)) for kind in ("train", "validation", "evaluation")] == [1, 1, 0]
+    log.truncate(10, validation_due=True)
+    assert [len(log.read(kind)) for kind in ("train", "validation")] == [1, 0]
+
+
+def test_run_killed_between_two_renames_is_not_overwritten(tmp_path: Path) -> None:
+    """For a moment previous.pt is the only checkpoint."""
+    tiny_trainer(tmp_path).save()
+    (tmp_path / "checkpoints/last.pt").rename(tmp_path / "checkpoints/previous.pt")
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    with pytest.raises(FileExistsError, match="continue it with --resume"):
+        run.run_training(settings(epochs=1), data, tmp_path)
