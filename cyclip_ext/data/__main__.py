@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import FilePairs
-from .processes import WorkerDied, cores
+from .manifest import require_writable
+from .processes import cores
 from .records import TooManyBadRecords, require_usable
 from .source import open_pairs
 from .verify import examine, find_doubles, manifest_of, report
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Read and decode every record once with all cores; print what is bad by "
         "reason, sizes, caption lengths, duplicates and the false negatives they make in a batch. "
         "Exit status: 0 fit to train on; 1 more records are bad than --max-skipped; 2 the data "
-        "cannot be opened.",
+        "cannot be opened or read to the end, none of it can be used, or the manifest cannot be "
+        "written.",
     )
     verify.add_argument(
         "path", help="as for --train-data: tar shards, a folder of images, a TSV or CSV"
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _verify(options: argparse.Namespace) -> int:
     separator = options.csv_separator
     try:
+        if options.manifest is not None:
+            require_writable(options.manifest)  # before hours of reading
         pairs = open_pairs(
             options.path,
             images=options.images,
@@ -85,13 +89,20 @@ def _verify(options: argparse.Namespace) -> int:
     assert isinstance(pairs, FilePairs)  # without a manifest it is
     try:
         findings = examine(pairs, options.workers, _Progress(len(pairs)))
-    except WorkerDied as error:
+    except RuntimeError as error:  # a worker that was killed, or failed
         print(f"\n{error}", file=sys.stderr)
         return 2
     doubles = find_doubles(findings, options.batch_size)
     print(report(pairs, findings, doubles))
+    if not len(findings.images):
+        print(f"{pairs.source}: no record can be used", file=sys.stderr)
+        return 2
     if options.manifest is not None:
-        manifest_of(pairs, findings, doubles).write(options.manifest)
+        try:
+            manifest_of(pairs, findings, doubles).write(options.manifest)
+        except OSError as error:
+            print(f"cannot write the manifest {options.manifest}: {error}", file=sys.stderr)
+            return 2
         print(f"wrote {options.manifest}: {len(findings.bad):,} records to leave out")
     try:
         require_usable(findings.seen, findings.skipped, options.max_skipped, pairs.source)

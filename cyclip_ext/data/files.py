@@ -40,8 +40,6 @@ class Fingerprint:
 class FilePairs(Pairs):
     """Pairs whose pictures are files, or parts of files."""
 
-    keep_alpha: bool
-
     @abstractmethod
     def encoded(self, index: int) -> Encoded:
         """Record `index` as stored; BadRecord where it cannot be read or has no usable caption."""
@@ -53,13 +51,13 @@ class FilePairs(Pairs):
     def __getitem__(self, index: int) -> Record:
         """Read and decode record `index`; BadRecord where that fails."""
         found = self.encoded(index)
-        image = open_image(found.data, found.key, keep_alpha=self.keep_alpha)
+        image = open_image(found.data, found.key)
         return Record(image, found.captions, found.key)
 
     def reduced(self, index: int, side: int) -> Record:
         """See Pairs.reduced."""
         found = self.encoded(index)
-        image = open_image(found.data, found.key, keep_alpha=self.keep_alpha, least_side=side)
+        image = open_image(found.data, found.key, least_side=side)
         return Record(image, found.captions, found.key)
 
 

@@ -23,10 +23,9 @@ class FolderPairs(FilePairs):
     images without caption file and caption files without image are counted in `skipped`.
     """
 
-    def __init__(self, folder: Path, *, keep_alpha: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.source = f"image folder {folder}"
         self.folder = folder
-        self.keep_alpha = keep_alpha
         self.skipped = SkipReport()
         images: list[str] = []
         json: list[bool] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -22,8 +23,22 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 
 _EXIF_ORIENTATION = 0x0112
 
-# What Pillow's decoders raise on damaged data: SyntaxError comes from the PNG reader.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# Pillow reads dozens of formats, some of them little tested, and EPS by starting Ghostscript: what
+# the web serves as pictures is enough. JPEG includes MPO, several pictures in one file.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# What Pillow's decoders raise on damaged data: SyntaxError comes from the PNG reader, RuntimeError
+# from that of AVIF.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 
 def open_image(
@@ -42,14 +57,15 @@ def open_image(
     errors. least_side: a JPEG may come out at 1/2, 1/4 or 1/8 of its size, averaged over pixels by
     its decoder, as long as neither side falls below this; default: full size.
 
-    Raises BadRecord with reason missing, unreadable, empty file, not an image (zero by zero pixels
-    included), too many pixels or truncated.
+    Raises BadRecord with reason missing, unreadable, empty file, not an image (none of JPEG, PNG,
+    WebP, GIF, BMP, TIFF and, where Pillow has it, AVIF; zero by zero pixels), too many pixels or
+    truncated.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, where)
     if not data:
         raise BadRecord("empty file", where)
     try:
-        image = Image.open(BytesIO(data))
+        image = Image.open(BytesIO(data), formats=_formats())
     # Below twice its own limit Pillow only warns; who turns warnings into errors gets the same.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("too many pixels", where) from None
@@ -60,12 +76,18 @@ def open_image(
     if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
         raise BadRecord("too many pixels", where)
     try:
-        if least_side is not None and image.format == "JPEG":
+        if least_side is not None and image.format in {"JPEG", "MPO"}:
             image.draft(None, (least_side, least_side))
         image.load()
         return _convert(_upright(image), keep_alpha)
     except _DAMAGE:
         raise BadRecord("truncated", where) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()  # loads the readers; those of a format this Pillow lacks are not there
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def read_bytes(path: Path, where: str) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,20 @@ class Manifest:
             [BadEntry(**entry) for entry in content["bad"]],
             content["summary"],
         )
+
+
+def require_writable(path: Path) -> None:
+    """Raise OSError, with what to change, where a manifest cannot be written to path."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the manifest (--manifest) cannot be written to {path}: {error.strerror}; "
+            "name a file in a folder that exists and can be written"
+        ) from None
 
 
 def apply_manifest(pairs: FilePairs, path: Path) -> Part:

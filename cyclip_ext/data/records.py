@@ -69,9 +69,9 @@ class SkipReport:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
-    def add(self, reason: str, where: str) -> None:
-        """Count one dropped record."""
-        self._count(reason, 1, [where])
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        """Count `count` dropped records."""
+        self._count(reason, count, [where])
 
     def merge(self, other: SkipReport) -> None:
         """Count what another report counted, too: of another rank or another stage."""
@@ -184,8 +184,11 @@ class Part(Pairs):
 
 
 def clean_caption(text: str) -> str:
-    """The caption on one line: runs of white space become one space, the ends are trimmed."""
-    return " ".join(text.split())
+    """The caption on one line: runs of white space become one space, the ends are trimmed.
+
+    Byte order marks are dropped: files with one that were joined have them in the middle.
+    """
+    return " ".join(text.replace("\ufeff", "").split())
 
 
 def printable(text: str) -> str:
@@ -193,8 +196,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8; what was read with "surrogateescape" may not be."""
+def is_text(text: str) -> bool:
+    """Whether text was UTF-8: read with "surrogateescape", other bytes cannot be written again.
+
+    UTF-16 without a byte order mark passes for UTF-8, with a NUL beside each Latin letter: no
+    caption has one.
+    """
+    if "\0" in text:
+        return False
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -61,7 +61,6 @@ def open_pairs(
     separator: str | None = None,
     image_key: str | None = None,
     caption_key: str | None = None,
-    keep_alpha: bool = False,
     manifest: str | Path | None = None,
 ) -> Pairs:
     """Open training pairs on disk by what `path` is; `.source` says what it was taken for.
@@ -87,10 +86,10 @@ def open_pairs(
     pairs: FilePairs
     if shards:
         _refuse(path, "tar shards", given | google_given)
-        pairs = TarPairs(shards, keep_alpha=keep_alpha)
+        pairs = TarPairs(shards)
     elif file.is_dir():
         _refuse(path, "a folder", given | google_given)
-        pairs = _open_folder(file, keep_alpha)
+        pairs = _open_folder(file)
     elif not file.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_ACCEPTED}")
     elif file.suffix.lower() not in {".csv", ".tsv", ".txt"}:
@@ -102,7 +101,7 @@ def open_pairs(
                 f"{path} lists web addresses: images (--images) must name the folder the files "
                 "were downloaded to, got None"
             )
-        pairs = read_google_tsv(file, Path(images), first_row=first_row, keep_alpha=keep_alpha)
+        pairs = read_google_tsv(file, Path(images), first_row=first_row)
     else:
         _refuse(path, "a table with a header", google_given)
         pairs = read_table(
@@ -110,16 +109,15 @@ def open_pairs(
             separator=separator,
             image_key=image_key,
             caption_key=caption_key,
-            keep_alpha=keep_alpha,
         )
     return pairs if manifest is None else apply_manifest(pairs, Path(manifest))
 
 
-def _open_folder(folder: Path, keep_alpha: bool) -> FolderPairs:
+def _open_folder(folder: Path) -> FolderPairs:
     packed = next((name for s in _PACKED for name in sorted(folder.glob(f"*{s}"))), None)
     if packed is not None:
         raise _compressed(packed)
-    pairs = FolderPairs(folder, keep_alpha=keep_alpha)
+    pairs = FolderPairs(folder)
     if len(pairs):
         return pairs
     if not has_images(folder):

@@ -14,7 +14,7 @@ import numpy as np
 
 from .files import Encoded, FilePairs, Fingerprint, Strings
 from .images import IMAGE_SUFFIXES, read_bytes
-from .records import NOT_DOWNLOADED, SkipReport, clean_caption, is_utf8
+from .records import NOT_DOWNLOADED, SkipReport, clean_caption, is_text
 
 IMAGE_KEYS = ("image", "filepath", "path", "file", "image_path", "filename")
 CAPTION_KEYS = ("caption", "title", "text")
@@ -40,13 +40,11 @@ class TablePairs(FilePairs):
         folder: Path,
         rows: Iterable[tuple[str, str]],  # (path relative to folder, or absolute; caption)
         skipped: SkipReport,
-        keep_alpha: bool = False,
     ) -> None:
         self.source = source
         self.table = table
         self.folder = folder
         self.skipped = skipped
-        self.keep_alpha = keep_alpha
         # One record per image: rows of their own would put one image into training and validation.
         captions_of: dict[str, list[str]] = {}
         for path, caption in rows:
@@ -78,7 +76,6 @@ def read_table(
     separator: str | None = None,
     image_key: str | None = None,
     caption_key: str | None = None,
-    keep_alpha: bool = False,
 ) -> TablePairs:
     """A CSV or TSV with a header: CyCLIP's `image,caption`, open_clip's `filepath,title`, others.
 
@@ -96,7 +93,8 @@ def read_table(
     skipped = SkipReport()
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         # The blank line at the end is a row of its own, unless a quote is still open there.
-        lines = chain((line.replace("\0", "") for line in file), ["\n"])
+        # A NUL, which csv refuses before Python 3.11, becomes another byte that is no UTF-8.
+        lines = chain((line.replace("\0", "\udcff") for line in file), ["\n"])
         first = next(lines, "")
         if separator is None:
             separator = "\t" if "\t" in first else ","
@@ -117,13 +115,13 @@ def read_table(
             caption = _usable_caption(fields[caption_column], where, skipped)
             if caption is None:
                 continue
-            if not fields[image_column]:
+            if not fields[image_column].strip():
                 skipped.add("no image named", where)
                 continue
-            rows.append((fields[image_column], caption))
+            rows.append((os.path.normpath(fields[image_column]), caption))
         if fields:
             raise ValueError(f"{path}:{line}: a quote is opened in this row and never closed")
-    return TablePairs(f"table {path}", path, path.parent, rows, skipped, keep_alpha)
+    return TablePairs(f"table {path}", path, path.parent, rows, skipped)
 
 
 def read_google_tsv(
@@ -131,7 +129,6 @@ def read_google_tsv(
     images: Path,
     *,
     first_row: int = 0,
-    keep_alpha: bool = False,
 ) -> TablePairs:
     """CC3M as Google publishes it, caption<TAB>url without a header, with a folder of downloads.
 
@@ -139,11 +136,13 @@ def read_google_tsv(
     the namings of NAMINGS; the one that fits most rows is taken for all and stands in `source`.
     first_row: the number of the first row in the file names, 0 or 1.
 
-    Raises ValueError where no naming fits a single row, or where the numbers seem to start at 1
-    while first_row is 0: every caption would go to its neighbour's picture.
+    Raises ValueError where no naming fits a single row, and where captions would go to other rows'
+    pictures: the numbers seem to start at 1 while first_row is 0, or there are numbers above that
+    of the last row. img2dataset numbers within shards: its names are row numbers only where the
+    samples per shard are a power of ten.
     """
     skipped = SkipReport()
-    rows = list(_google_rows(path, first_row, skipped))
+    rows, last = _google_rows(path, first_row, skipped)
     files = _files_by_stem(images)
     matches = {
         name: sum(naming(number, url) in files for number, _, url in rows)
@@ -156,12 +155,23 @@ def read_google_tsv(
             f"none of the {len(files):,} image files in {images} is named after a row of {path}; "
             f"known namings: {names}"
         )
-    last = max(number for number, _, _ in rows) if rows else 0
     if best == "row number" and first_row == 0 and "0" not in files and str(last + 1) in files:
         raise ValueError(
             f"the file names in {images} seem to count from 1 (no 0, but {last + 1}): "
             "pass --first-row 1 (first_row=1)"
         )
+    if best == "row number":
+        beyond = [
+            stem for stem in files if stem.isdecimal() and len(stem) < 32 and int(stem) > last
+        ]
+        if beyond:
+            raise ValueError(
+                f"{len(beyond):,} file(s) in {images} have numbers above {last:,}, the last row of "
+                f"{path} (e.g. {files[beyond[0]]}): where they are not row numbers, captions would "
+                "go to other rows' pictures. img2dataset's are only if number_sample_per_shard is "
+                "a power of ten; otherwise let it write the captions too and open its output "
+                "without the table. Remove files that do not belong to the table"
+            )
     naming = dict(NAMINGS)[best]
     found: list[tuple[str, str]] = []
     for number, caption, url in rows:
@@ -171,7 +181,7 @@ def read_google_tsv(
         else:
             found.append((file, caption))
     source = f"{path} with images by {best} in {images}"
-    return TablePairs(source, path, images, found, skipped, keep_alpha)
+    return TablePairs(source, path, images, found, skipped)
 
 
 def _csv_rows(
@@ -197,8 +207,15 @@ def is_google_tsv(path: Path) -> bool:
     return len(fields) == 2 and fields[1].startswith(("http://", "https://"))
 
 
-def _google_rows(path: Path, first_row: int, skipped: SkipReport) -> Iterator[tuple[int, str, str]]:
-    """(number, caption, url) per usable line; quotes in captions mean nothing special here."""
+def _google_rows(
+    path: Path, first_row: int, skipped: SkipReport
+) -> tuple[list[tuple[int, str, str]], int]:
+    """(number, caption, url) per usable line, and the number of the last line, usable or not.
+
+    Quotes in captions mean nothing special here.
+    """
+    rows: list[tuple[int, str, str]] = []
+    number = first_row
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=first_row):
             where = f"{path}: row {number}"
@@ -209,10 +226,11 @@ def _google_rows(path: Path, first_row: int, skipped: SkipReport) -> Iterator[tu
             caption = _usable_caption(fields[0], where, skipped)
             if caption is None:
                 continue
-            if not is_utf8(fields[1]):
+            if not is_text(fields[1]):
                 skipped.add("bad encoding", where)
                 continue
-            yield number, caption, fields[1].strip()
+            rows.append((number, caption, fields[1].strip()))
+    return rows, number
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
@@ -234,7 +252,7 @@ def _files_by_stem(folder: Path) -> dict[str, str]:
 
 
 def _usable_caption(text: str, where: str, skipped: SkipReport) -> str | None:
-    if not is_utf8(text):
+    if not is_text(text):
         skipped.add("bad encoding", where)
         return None
     caption = clean_caption(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import Encoded, FilePairs, Fingerprint
-from .records import BadRecord, clean_caption, is_utf8
+from .records import BadRecord, clean_caption, is_text
 from .tar_index import tar_index
 
 # Members this close are fetched by one read: from a disk, reads cost more than bytes.
@@ -43,12 +43,11 @@ class TarPairs(FilePairs):
     shards used last stay open. Raises ValueError for no shards and for compressed ones.
     """
 
-    def __init__(self, shards: Sequence[Path], *, keep_alpha: bool = False) -> None:
+    def __init__(self, shards: Sequence[Path]) -> None:
         if not shards:
             raise ValueError("shards must name at least one .tar file, got none")
         self.source = f"{len(shards)} tar shard(s) in {shards[0].parent}"
         self.shards = tuple(shards)
-        self.keep_alpha = keep_alpha
         index = tar_index(self.shards)
         self.skipped = index.skipped
         self._rows = index.rows
@@ -121,7 +120,7 @@ def decode_captions(data: bytes, is_json: bool, where: str) -> tuple[str, ...]:
     captions = tuple(filter(None, (clean_caption(c) for c in several if isinstance(c, str))))
     if not captions:
         raise BadRecord("empty caption", where)
-    if not all(map(is_utf8, captions)):  # JSON may spell half of a surrogate pair
+    if not all(map(is_text, captions)):  # JSON may spell half of a surrogate pair, or a NUL
         raise BadRecord("bad encoding", where)
     return captions
 

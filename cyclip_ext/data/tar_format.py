@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 
 _BLOCK = 512
+_MOST_PADDING = 2**20  # zeros after the end: tar pads to 10 KiB, some tools to more
 
 
 class BrokenTar(Exception):
@@ -23,6 +24,11 @@ class Member:
     offset: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """Where the next header is."""
+        return self.offset + -(-self.size // _BLOCK) * _BLOCK
+
 
 def read_members(file: BufferedReader) -> Iterator[Member]:
     """The regular files of an uncompressed tar archive, in order.
@@ -30,7 +36,10 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
     Several times as fast as tarfile, which builds an object of 20 fields per member: CC3M has 9
     million. Knows POSIX ustar, GNU long names and sizes, and pax paths and sizes.
 
-    Raises BrokenTar where a header or the data of a member is cut off or damaged.
+    An archive may end without the zero block that marks the end: some writers leave it off.
+
+    Raises BrokenTar where a header or the data of a member is cut off or damaged, and where zeros
+    are no end, because data follows them or because they are more than 1 MiB.
     """
     end = os.fstat(file.fileno()).st_size
     position = 0
@@ -41,7 +50,8 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise BrokenTar(f"cut off at byte {position}")
         if not any(header):
-            return  # the zero block that marks the end
+            _require_end(file, position, end)
+            return
         checksum = _number(header[148:156], position)
         # The checksum counts its own 8 bytes as spaces. The lower half of Adler-32 is 1 + the sum
         # of all bytes modulo 65521, and 20 times as fast as sum(): half of all time was spent here.
@@ -68,6 +78,17 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
             if kind in b"0\0":
                 yield Member(override.get("path") or _name(header), data, size)
             override = {}
+
+
+def _require_end(file: BufferedReader, position: int, end: int) -> None:
+    """Of an archive whose zeros start at position; file stands after the first block of them.
+
+    A hole, of a download that was interrupted or a disk that was full, looks like an end.
+    """
+    if file.read(_MOST_PADDING).strip(b"\0"):
+        raise BrokenTar(f"zeros at byte {position} with data after it")
+    if end - position > _MOST_PADDING:
+        raise BrokenTar(f"zero-filled from byte {position}")
 
 
 def _name(header: bytes) -> str:

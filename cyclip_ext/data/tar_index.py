@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ SAMPLE = np.dtype(
     [("image", "<i8"), ("image_size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
 )
 
-_FORMAT = "cyclip_ext tar index 1"
+_FORMAT = "cyclip_ext tar index 2"
 _CHECKSUM_BYTES = 4
+_BROKEN = "broken tar"
 _UNREADABLE = "unreadable tar"
 _SERIAL_BYTES = 2**26  # below this starting processes costs more than it saves
 
@@ -48,7 +49,7 @@ Rows = npt.NDArray[Any]
 class TarIndex:
     """rows: SAMPLE [n], shard by shard. starts: int64 [shards + 1], first row of each shard.
 
-    skipped: samples without image or caption, and what follows a break in an archive.
+    skipped: samples without image or caption, and an estimate of those after a break in an archive.
     """
 
     rows: Rows
@@ -90,21 +91,75 @@ def tar_index(shards: Sequence[Path]) -> TarIndex:
 def _build(shards: Sequence[Path]) -> TarIndex:
     size = sum(shard.stat().st_size for shard in shards if shard.exists())
     workers = min(cores(), len(shards)) if size > _SERIAL_BYTES else 0
+    parts = list(ordered_map(_index_shard, shards, 0 if workers == 1 else workers))
+    starts = np.cumsum([0, *(len(part.rows) for part in parts)], dtype=np.int64)
+    return TarIndex(np.concatenate([part.rows for part in parts]), starts, _skipped(parts))
+
+
+@dataclass
+class _Part:
+    """What one pass over a shard found, and how far it came.
+
+    bytes: of the shard, None where it is not there. read: bytes up to the end of the last member
+    found. samples: good and bad ones up to there. reason: why it came no further; empty where it
+    came to the end.
+    """
+
+    shard: Path
+    rows: Rows = field(default_factory=lambda: np.empty(0, dtype=SAMPLE))
+    skipped: SkipReport = field(default_factory=SkipReport)
+    bytes: int | None = None
+    read: int = 0
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def samples(self) -> int:
+        return len(self.rows) + self.skipped.total
+
+
+def _skipped(parts: Sequence[_Part]) -> SkipReport:
+    """What all shards skipped; the samples after a break are estimated from the bytes there.
+
+    One record for a shard of ten thousand would pass under every threshold.
+    """
     skipped = SkipReport()
-    parts: list[Rows] = []
-    for rows, report in ordered_map(_index_shard, shards, 0 if workers == 1 else workers):
-        parts.append(rows)
-        skipped.merge(report)
-    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return TarIndex(np.concatenate(parts), starts, skipped)
+    for part in parts:
+        skipped.merge(part.skipped)
+    known = [part.bytes for part in parts if part.bytes is not None]
+    usual = sum(known) / max(len(known), 1)  # bytes of a shard that is not there
+    mean = sum(part.read for part in parts) / max(sum(part.samples for part in parts), 1)
+    for part in parts:
+        if part.reason:
+            unread = (usual if part.bytes is None else part.bytes) - part.read
+            size = part.read / part.samples if part.samples else mean
+            lost = max(1, round(unread / size)) if size else 1
+            detail = f"{part.shard}: {part.detail}; about {lost:,} sample(s) lost (estimated)"
+            skipped.add(part.reason, detail, lost)
+    return skipped
 
 
-def _index_shard(shard: Path) -> tuple[Rows, SkipReport]:
-    skipped = SkipReport()
-    return np.array(list(_samples(shard, skipped)), dtype=SAMPLE), skipped
+def _index_shard(shard: Path) -> _Part:
+    part = _Part(shard)
+    part.rows = np.array(list(_samples(part)), dtype=SAMPLE)
+    return part
 
 
-def _samples(shard: Path, skipped: SkipReport) -> Iterator[tuple[int, int, int, int, bool]]:
+def _members(part: _Part) -> Iterator[Member]:
+    """The members of a shard up to a break, which is noted in part."""
+    try:
+        part.bytes = part.shard.stat().st_size
+        with part.shard.open("rb") as file:
+            for member in read_members(file):
+                part.read = member.end
+                yield member
+    except BrokenTar as broken:
+        part.reason, part.detail = _BROKEN, str(broken)
+    except OSError as error:
+        part.reason, part.detail = _UNREADABLE, str(error)
+
+
+def _samples(part: _Part) -> Iterator[tuple[int, int, int, int, bool]]:
     """A row of SAMPLE for each complete sample of a shard."""
     key: str | None = None
     image: Member | None = None
@@ -116,26 +171,24 @@ def _samples(shard: Path, skipped: SkipReport) -> Iterator[tuple[int, int, int, 
             text = texts[suffix]
             yield image.offset, image.size, text.offset, text.size, suffix == ".json"
         elif image is not None or texts:
-            skipped.add("no caption file" if image else "no image file", f"{shard}:{key}")
+            reason = "no caption file" if image else "no image file"
+            part.skipped.add(reason, f"{part.shard}:{key}")
 
-    try:
-        with shard.open("rb") as file:
-            for member in read_members(file):
-                # webdataset's rule: the key ends at the first dot of the last path component
-                folder, slash, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                if folder + slash + stem != key:
-                    yield from finish()
-                    key, image, texts = folder + slash + stem, None, {}
-                suffix = (dot + suffix).lower()
-                if suffix in IMAGE_SUFFIXES:
-                    image = member
-                elif suffix in CAPTION_SUFFIXES:
-                    texts[suffix] = member
-    except BrokenTar as broken:
-        skipped.add("broken tar", f"{shard}: {broken}")
-    except OSError as error:
-        skipped.add(_UNREADABLE, f"{shard}: {error}")
+    for member in _members(part):
+        # webdataset's rule: the key ends at the first dot of the last path component
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, suffix = name.partition(".")
+        # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
+        if not stem or not suffix:
+            continue
+        if folder + slash + stem != key:
+            yield from finish()
+            key, image, texts = folder + slash + stem, None, {}
+        suffix = (dot + suffix).lower()
+        if suffix in IMAGE_SUFFIXES:
+            image = member
+        elif suffix in CAPTION_SUFFIXES:
+            texts[suffix] = member
     yield from finish()
 
 
@@ -170,9 +223,13 @@ def _places(shards: Sequence[Path]) -> list[Path]:
     """Where the index may be stored, best first; the name is that of this set of shards."""
     folder = shards[0].parent
     names = "\n".join(os.path.relpath(shard, folder) for shard in shards)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cyclip_ext"
-    beside = f".cyclip_ext-{_digest(names)}.index"
-    return [folder / beside, cache / f"{_digest(f'{folder.resolve()}{names}')}.index"]
+    places: list[Path] = []
+    if folder.is_dir():  # it is not for us to create
+        places.append(folder / f".cyclip_ext-{_digest(names)}.index")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cyclip_ext"
+        places.append(cache / f"{_digest(f'{folder.resolve()}{names}')}.index")
+    return places
 
 
 def _digest(text: str) -> str:
@@ -231,7 +288,7 @@ def _load(place: Path, state: list[list[Any]]) -> TarIndex | None:
     except OSError:
         return None
     checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
-    if checksum != _checksum(content):
+    if not content or checksum != _checksum(content):  # the checksum of nothing is zero
         return None
     line, _, _ = bytes(content).partition(b"\n")
     header = json.loads(line)

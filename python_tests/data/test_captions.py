@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cyclip_ext.data import BadRecord, open_pairs
 from cyclip_ext.data.captions import choose_caption, other_caption
+
+from .files import encode, halves, write_tar
 
 WORDS = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=12)
 
@@ -49,3 +55,34 @@ def test_words_are_deleted_and_swapped_as_often_as_stated() -> None:
         assert out_of_place == 2  # one swap of two different places
     first = {other.index(max(other)) for other in others}
     assert len(first) == 10  # any place may take part
+
+
+def test_nul_is_a_bad_encoding_and_a_byte_order_mark_is_nothing_in_every_format(
+    tmp_path: Path,
+) -> None:
+    """UTF-16 text read as UTF-8 would be trained on, and the mark is a token of its own."""
+    image = encode(halves())
+    (tmp_path / "files").mkdir()
+    for name in ("1", "2"):
+        (tmp_path / "files" / f"{name}.png").write_bytes(image)
+    wide, marked = "wide".encode("utf-16-le"), "\ufeff marked".encode()
+    (tmp_path / "files" / "1.txt").write_bytes(wide)
+    (tmp_path / "files" / "2.json").write_bytes(b'{"caption": "' + marked + b'"}')
+    shard = [("1.png", image), ("1.json", b'{"caption": "w\\u0000"}')]
+    write_tar(tmp_path / "a.tar", [*shard, ("2.png", image), ("2.txt", b"\n" + marked)])
+    rows = (b"files/1.png,", wide, b"\nfiles/2.png,", marked, b"\n")
+    (tmp_path / "a.csv").write_bytes(b"image,caption\n" + b"".join(rows))
+    lines = (wide, b"\thttp://host/1\n", b"x\thttp://host/2\n", marked, b"\thttp://host/3\n")
+    (tmp_path / "a.tsv").write_bytes(b"x\thttp://host/0\n" + b"".join(lines))
+    for name, images in (("files", None), ("a.tar", None), ("a.csv", None), ("a.tsv", "files")):
+        folder = None if images is None else str(tmp_path / images)
+        pairs = open_pairs(str(tmp_path / name), images=folder)
+        counts, captions = Counter(pairs.skipped.counts), []
+        for index in range(len(pairs)):
+            try:
+                captions.append(pairs[index].captions)
+            except BadRecord as bad:
+                counts[bad.reason] += 1
+        assert counts["bad encoding"] == 1, name
+        if name != "a.tsv":
+            assert captions == [("marked",)], name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cyclip_ext.data.images import open_image, square_rgba
 from cyclip_ext.data.records import BadRecord
@@ -180,3 +182,45 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
         for cut in range(len(data) // 2, len(data) - 2, len(data) // 40):
             with pytest.raises(BadRecord, match="truncated"):
                 open_image(data[:cut], "x", least_side=50)
+
+
+def test_formats_the_web_does_not_serve_are_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript on a file from the web that calls itself x.jpg."""
+
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    for format in ("EPS", "PPM", "TGA", "ICNS"):
+        with pytest.raises(BadRecord, match="not an image"):
+            open_image(encode(halves(size=(64, 64)), format), "x.jpg")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_damaged_avif_is_a_reason() -> None:
+    """Its decoder raises RuntimeError, which would end the run."""
+    whole = encode(photo(200, 150), "AVIF")
+    assert open_image(whole, "x").size == (200, 150)
+    noise = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(200):
+        data = bytearray(whole)
+        start = int(noise.integers(len(data)))
+        data[start : start + 40] = noise.bytes(len(data[start : start + 40]))
+        try:
+            open_image(bytes(data), "x")
+        except BadRecord as bad:
+            reasons.add(bad.reason)
+    assert "truncated" in reasons
+
+
+def test_the_first_of_several_pictures_in_a_jpeg_is_reduced_too() -> None:
+    """Phones write MPO: decoding it whole takes several times as long."""
+    more = [photo(400, 280)]
+    data = encode(photo(1000, 700), "MPO", save_all=True, append_images=more, quality=95)
+    assert Image.open(BytesIO(data)).format == "MPO"
+    full = open_image(data, "x")
+    reduced = open_image(data, "x", least_side=107)
+    assert (full.size, reduced.size) == ((1000, 700), (250, 175))
+    small = [np.asarray(image.resize((48, 48)), dtype=np.float64) for image in (full, reduced)]
+    assert np.abs(small[0] - small[1]).mean() < 2

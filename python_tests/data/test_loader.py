@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def same(one: Batch | None, two: Batch | None) -> bool:
     )
 
 
+def all_same(ones: Iterable[Batch | None], others: Iterable[Batch | None]) -> bool:
+    return all(same(one, other) for one, other in zip(ones, others, strict=True))
+
+
 def noise(number: int) -> Image.Image:
     """Another picture for each number; nearly square, so that crops of it differ."""
     pixels = np.random.default_rng(number).integers(0, 255, (30, 28, 3), dtype=np.uint8)
@@ -66,7 +71,7 @@ def test_memory_batches_repeat_and_resume() -> None:
     first = list(loader.epoch(2))
     assert len(first) == len(loader)
     again = list(make_loader(SHAPES.train, 50, 16, seed=3, augment=Augment()).epoch(2, start=5))
-    assert all(map(same, first[5:], again))
+    assert all_same(first[5:], again)
     assert len(again) == len(first) - 5
     assert list(loader.epoch(2, start=len(loader))) == []
     indices = torch.cat([batch.indices for batch in first])
@@ -101,8 +106,8 @@ def test_file_batches_repeat_whatever_the_workers(table: str, workers: int) -> N
     batches = list(loader.epoch(4))
     assert torch.equal(torch.random.get_rng_state(), before)  # a resumed run draws the same dropout
     assert len(batches) == len(loader) == 4
-    assert all(map(same, batches, reference))
-    assert all(map(same, loader.epoch(4, start=2), batches[2:]))
+    assert all_same(batches, reference)
+    assert all_same(loader.epoch(4, start=2), batches[2:])
     assert list(loader.epoch(4, start=4)) == []
 
 
@@ -113,7 +118,7 @@ def test_workers_start_by_any_method(
     monkeypatch.setattr(multiprocessing, "get_context", partial(CONTEXT, method))
     pairs = open_pairs(table)
     batches = make_loader(pairs, 5, 16, workers=1).epoch(0)
-    assert all(map(same, batches, make_loader(pairs, 5, 16).epoch(0)))
+    assert all_same(batches, make_loader(pairs, 5, 16).epoch(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -156,12 +161,12 @@ def test_ranks_divide_the_same_batch(table: str, files: bool) -> None:
         epochs = [loader.epoch(1) for loader in ranks]
         steps.append([joined(list(parts)) for parts in zip(*epochs, strict=True)])
     for other in steps[1:]:
-        assert all(map(same, other, steps[0]))
+        assert all_same(other, steps[0])
 
 
 def test_a_resumed_epoch_continues_on_each_rank(table: str) -> None:
     loader = make_loader(open_pairs(table), 2, 16, rank=1, world_size=2)
-    assert all(map(same, loader.epoch(0, start=3), list(loader.epoch(0))[3:]))
+    assert all_same(loader.epoch(0, start=3), list(loader.epoch(0))[3:])
 
 
 @pytest.mark.parametrize("files", [False, True])

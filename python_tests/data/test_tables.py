@@ -171,3 +171,23 @@ def test_absolute_paths(tmp_path: Path) -> None:
     (tmp_path / "near").mkdir()
     (tmp_path / "near" / "t.csv").write_text(f"image,caption\n{tmp_path}/far/a.png,hello\n")
     assert read_table(tmp_path / "near" / "t.csv")[0].captions == ("hello",)
+
+
+def test_google_numbers_above_the_last_row_are_refused(tmp_path: Path) -> None:
+    """img2dataset with 5 samples per shard calls row 5 "10": row 10 would get its picture."""
+    table = google_table(tmp_path / "t.tsv")
+    for i in range(12):
+        picture(tmp_path / "images" / f"{i // 5:05d}" / f"{i // 5:05d}{i % 5}.jpg")
+    with pytest.raises(ValueError, match=r"5 file.s. .*above 11, .*a power of ten"):
+        read_google_tsv(table, tmp_path / "images")
+    # A last row that cannot be used has its number all the same.
+    table.write_text(table.read_text() + " \thttp://host/x\n" * 10)
+    assert len(read_google_tsv(table, tmp_path / "images")) == 7
+
+
+def test_one_image_spelt_in_two_ways_is_one_record(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\na.png,one\n./a.png,two\n  ,three\n")
+    picture(tmp_path / "a.png")
+    pairs = read_table(tmp_path / "t.csv")
+    assert [pairs[i].captions for i in range(len(pairs))] == [("one", "two")]
+    assert pairs.skipped.counts == {"no image named": 1}

@@ -147,7 +147,7 @@ def test_overwritten_header_is_damage_not_nonsense(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     pairs = TarPairs([tmp_path / "a.tar"])
     assert len(pairs) == 1
-    assert pairs.skipped.counts["broken tar"] == 1
+    assert pairs.skipped.counts["broken tar"] == 2  # estimated from the bytes that follow
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
@@ -220,3 +220,65 @@ def test_a_shard_that_shrinks_or_goes_away_spoils_its_records_only(tmp_path: Pat
     assert reason(pairs, 0) == "unreadable (shard cut off since it was opened)"
     assert reason(pairs, 1) == "unreadable (FileNotFoundError)"
     assert pairs[2].captions == ("caption 2",)
+
+
+@pytest.mark.parametrize(
+    ("hole", "message"),
+    [
+        (slice(3072, 4096), "zeros at byte 3072 with data after it"),
+        (slice(3072, None), "zero-filled from byte 3072"),
+    ],
+)
+def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> None:
+    """Else a shard that lost most of its samples counts as whole."""
+    data = bytearray(write_tar(tmp_path / "a.tar", members(400)).read_bytes())
+    assert len(data) > 3072 + 2**20
+    data[hole] = bytes(len(data[hole]))
+    (tmp_path / "b.tar").write_bytes(data)
+    pairs = TarPairs([tmp_path / "b.tar"])
+    assert len(pairs) == 1
+    assert 395 <= pairs.skipped.counts["broken tar"] <= 405  # 399, and the padding
+    assert message in pairs.skipped.examples["broken tar"][0]
+
+
+@pytest.mark.parametrize("padding", [0, 512, 1024, 10_240, 2**20])
+def test_any_usual_end_is_an_end(tmp_path: Path, padding: int) -> None:
+    """None at all, one block, two, tar's blocking factor, other tools' larger ones."""
+    whole = write_tar(tmp_path / "a.tar", members(2)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 2 * 3072] + bytes(padding))
+    pairs = TarPairs([tmp_path / "a.tar"])
+    assert len(pairs) == 2
+    assert pairs.skipped.total == 0
+
+
+def test_the_loss_in_a_shard_without_any_sample_is_estimated_from_the_others(
+    tmp_path: Path,
+) -> None:
+    shards = [write_tar(tmp_path / f"{i}.tar", members(100, 100 * i)) for i in range(3)]
+    data = bytearray(shards[1].read_bytes())
+    data[100:200] = b"x" * 100
+    shards[1].write_bytes(data)
+    shards[2].unlink()
+    pairs = TarPairs(shards)
+    assert len(pairs) == 100
+    assert 98 <= pairs.skipped.counts["broken tar"] <= 103
+    assert 98 <= pairs.skipped.counts["unreadable tar"] <= 103
+    assert "(estimated)" in pairs.skipped.examples["unreadable tar"][0]
+
+
+def test_members_that_belong_to_no_sample_do_not_divide_one(tmp_path: Path) -> None:
+    """macOS's tar puts ._a.jpg before a.jpg, ._a.txt before a.txt: every sample would be lost."""
+    data = [
+        (prefix + name, content)
+        for stem in ("x/a", "x/b")
+        for name, content in ((f"{stem}.jpg", PNG), (f"{stem}.txt", b"caption"))
+        for prefix, name, content in (
+            ("", name.replace("/", "/._"), b"\0\5\x16\7"),
+            ("", "x/.jpg", b"no stem"),
+            ("", "x/README", b"no suffix"),
+            ("", name, content),
+        )
+    ]
+    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    assert [pairs[i].captions for i in range(len(pairs))] == [("caption",), ("caption",)]
+    assert pairs.skipped.total == 0

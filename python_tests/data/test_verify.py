@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclip_ext.data import __main__ as command
 from cyclip_ext.data import make_loader, open_pairs
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.captions import normalized_caption
 from cyclip_ext.data.duplicates import difference_hash
 from cyclip_ext.data.files import FilePairs
+from cyclip_ext.data.manifest import Manifest
 from cyclip_ext.data.verify import examine, find_doubles
 
 from .files import encode, write_tar
@@ -203,3 +206,39 @@ def test_interruption_leaves_no_manifest_and_no_traceback(table: Path, tmp_path:
     assert (program.returncode, program.stdout) == (130, "")
     assert program.stderr.strip() == "interrupted: no manifest was written"
     assert not (tmp_path / "m.json").exists()
+
+
+def test_what_cannot_end_well_has_status_2(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1 means that the data was read and judged."""
+
+    def message() -> str:
+        return capsys.readouterr().err
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "open_pairs", lambda *a, **k: pytest.fail("read before the check"))
+        for place in (tmp_path / "none" / "m.json", tmp_path):
+            assert main(["verify", str(table), "--manifest", str(place)]) == 2
+            assert f"(--manifest) cannot be written to {place}: " in message()
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", broken(OSError("disk full")))
+        options = ["--manifest", str(tmp_path / "m.json"), "--max-skipped", "0.1"]
+        assert main(["verify", str(table), *options]) == 2
+        assert "disk full" in message()
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "examine", broken(RuntimeError("a worker process failed")))
+        assert main(["verify", str(table)]) == 2
+        assert "a worker process failed" in message()
+    table.write_text("image,caption\n")
+    assert main(["verify", str(table)]) == 2
+    assert "no record can be used" in message()
+    table.write_text("image,caption\n4.png,a page\n")
+    assert main(["verify", str(table), "--max-skipped", "1"]) == 2
+
+
+def broken(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
