@@ -77,11 +77,12 @@ class Trainer:
             fix_logit_scale(self.model, config.optim.logit_scale_fixed)
         if config.loss.loss != "siglip" and getattr(self.model, "logit_bias", None) is not None:
             self.model.logit_bias.requires_grad_(False)  # it shifts all logits alike
+        # Before batch norm holds a process group, which cannot be copied.
+        self.ema = _moving_average(self.model, config.optim.ema_decay)
         if config.run.grad_checkpointing:
             cast(Any, self.model).set_grad_checkpointing(True)
         if config.run.use_bn_sync and ranks.group is not None:
             self.model = synchronize_batch_norm(self.model, ranks.group)
-        self.ema = _moving_average(self.model, config.optim.ema_decay)
         self.towers = self._wrapped_towers()
         self.loss = make_loss(config.loss, self.global_batch, ranks.group)
         self.optimizer = make_optimizer(self.model, config.optim)

@@ -100,6 +100,17 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
+    """One may break another: a process group in a model to be copied, a frozen parameter in DDP."""
+    words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "32", "--warmup", "2"]
+    words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name"]
+    norms = ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]
+    finish(start([*words, "norms", *norms, "--logit-scale-fixed", "50"], ranks=2))
+    views = ["--inmodal", "--accum-freq", "2", "--exchange", "ring"]
+    finish(start([*words, "views", *views, "--loss", "siglip"], ranks=2))
+
+
+@pytest.mark.slow
 def test_ranks_stop_together_where_records_are_bad(tmp_path: Path) -> None:
     """One rank may see all of the bad ones; none may wait for another that has stopped."""
     shard = write_shards(tmp_path / "shards", shapes().train, 1) / "00000.tar"
