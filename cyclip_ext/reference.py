@@ -86,8 +86,7 @@ def hinge_margin_loss(
 
     Zero for N = 1, where there is no negative to keep away from.
     """
-    sim = similarity(image_features, text_features)
-    positive, row_hardest, col_hardest = positives_and_hardest_negatives(sim)
+    _, _, positive, row_hardest, col_hardest = pair_statistics(image_features, text_features, 1.0)
     rows = (hinge_margin - positive + row_hardest).relu()
     cols = (hinge_margin - positive + col_hardest).relu()
     return (rows + cols).mean() / 2
@@ -185,16 +184,6 @@ def sigmoid_rows(
 def positive_similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
     """S_ii, the cosine of each pair; [N]."""
     return (normalize(image_features) * normalize(text_features)).sum(dim=-1)
-
-
-def positives_and_hardest_negatives(sim: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S_ii, max_{j != i} S_ij and max_{i != j} S_ij of a square similarity matrix; each [N].
-
-    Of tied negatives the first counts, in value and gradient. Without negatives: -inf.
-    """
-    diagonal = torch.eye(sim.shape[0], dtype=torch.bool, device=sim.device)
-    negatives = sim.masked_fill(diagonal, -torch.inf)
-    return sim.diagonal(), negatives.max(dim=1).values, negatives.max(dim=0).values
 
 
 def retrieval_ranks(

@@ -13,6 +13,7 @@ from .manifest import require_writable
 from .processes import cores
 from .records import TooManyBadRecords, require_usable
 from .source import open_pairs
+from .tables import typed_separator
 from .verify import examine, find_doubles, manifest_of, report
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -71,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    separator = options.csv_separator
     try:
         if options.manifest is not None:
             require_writable(options.manifest)  # before hours of reading
@@ -79,7 +79,7 @@ def _verify(options: argparse.Namespace) -> int:
             options.path,
             images=options.images,
             first_row=options.first_row,
-            separator="\t" if separator == r"\t" else separator,  # as a shell passes '\t' on
+            separator=typed_separator(options.csv_separator),
             image_key=options.csv_img_key,
             caption_key=options.csv_caption_key,
         )

@@ -30,6 +30,11 @@ NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
 )
 
 
+def typed_separator(typed: str | None) -> str | None:
+    """A tab, where a shell has passed on backslash and t; else what was typed."""
+    return "\t" if typed == r"\t" else typed
+
+
 class TablePairs(FilePairs):
     """Image files of a table, each with the captions of all rows that name it."""
 

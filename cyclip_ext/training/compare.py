@@ -77,7 +77,7 @@ def _complete(
     state = Checkpoints(folder).newest(ranks.say)
     if state is not None:
         check_same_settings(config, state["config"], folder)
-        batch = config.data.batch_size * config.data.accum_freq * ranks.size
+        batch = config.data.pairs_per_step * ranks.size
         if state["global_batch"] != batch:
             raise ValueError(
                 f"{folder} was made with {state['global_batch']} pairs in a step, now {batch}; "

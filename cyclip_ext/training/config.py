@@ -52,6 +52,11 @@ class DataConfig:
     )
     workers: int = _option(0, "processes that decode files; 0: none besides this one")
 
+    @property
+    def pairs_per_step(self) -> int:
+        """Of one process."""
+        return self.batch_size * self.accum_freq
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -141,7 +146,7 @@ class TrainConfig:
         data, optim, run = self.data, self.optim, self.run
         for name, value, least in (
             ("accum-freq", data.accum_freq, 1),
-            ("batch-size", data.batch_size * data.accum_freq, 2),
+            ("batch-size", data.pairs_per_step, 2),
             ("workers", data.workers, 0),
             ("first-row", data.first_row, 0),
             ("warmup", optim.warmup, 0),

@@ -88,7 +88,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.optim)
         self.loader = make_loader(
             data.train,
-            config.data.batch_size * config.data.accum_freq,
+            config.data.pairs_per_step,
             created.image_size,
             seed=config.run.seed,
             augment=Augment() if data.pictures is not None else None,
@@ -114,8 +114,7 @@ class Trainer:
     @property
     def global_batch(self) -> int:
         """Pairs in a step of all ranks together."""
-        data = self.config.data
-        return data.batch_size * data.accum_freq * self.ranks.size
+        return self.config.data.pairs_per_step * self.ranks.size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -215,7 +214,11 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         # The forward pass moves running statistics; a step that is left out must not.
-        statistics = self._statistics() if optim.skip_nonfinite else {}
+        statistics = (
+            {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            if optim.skip_nonfinite
+            else {}
+        )
         terms = cached_backward(
             self.towers,
             self.loss,
@@ -232,8 +235,7 @@ class Trainer:
         values = _on_host({**terms, "grad_norm": norm})
         if not self._is_finite(values):
             self._not_finite(values, batch)
-            for name, buffer in self._statistics(copy=False).items():
-                buffer.copy_(statistics[name])
+            self.model.load_state_dict(statistics, strict=False)
             self.scaler.update()
             return None
         if self._take_step():
@@ -263,10 +265,6 @@ class Trainer:
                 f"{before:g}; try --precision amp_bf16, a lower --lr, or --grad-clip-norm 1"
             )
         return after >= before
-
-    def _statistics(self, copy: bool = True) -> dict[str, Tensor]:
-        """The model's buffers by name: running statistics."""
-        return {k: b.clone() if copy else b for k, b in self.model.named_buffers()}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and tokens on the device; with two views, all first ones before all second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
 
 
 def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else 0.0
+    return median_high(values) if values else 0.0
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from ..data import (
     open_pairs,
     require_usable,
 )
+from ..data.tables import typed_separator
 from .config import DataConfig
 
 PICTURE_SIZE = 64  # pixels, kept a little above the model's so that augmentation loses nothing
@@ -88,12 +89,11 @@ def open_data(config: DataConfig) -> RunData:
 
 
 def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> Pairs:
-    separator = config.csv_separator
     return open_pairs(
         path,
         images=config.images,
         first_row=config.first_row,
-        separator="\t" if separator == r"\t" else separator,  # as a shell passes '\t' on
+        separator=typed_separator(config.csv_separator),
         image_key=config.csv_img_key,
         caption_key=config.csv_caption_key,
         manifest=manifest,

@@ -98,6 +98,15 @@ def _check_shares(results: list[Any], case: Case, rel: float = 1e-12) -> None:
             assert error <= rel * (1 + expected[name].abs()), name
 
 
+def _check_model(world: World, case: Case) -> None:
+    """Loss and every parameter's gradient, after DistributedDataParallel's averaging."""
+    expected_loss, expected = whole_model(case)
+    for actual_loss, actual in world.results(share_of_model, case):
+        _assert_close(actual_loss, expected_loss, 1e-12, "loss")
+        for name, gradient in expected.items():
+            _assert_close(actual[name], gradient, 1e-11, name)
+
+
 # ------------------------------------------------- values and gradients
 
 
@@ -109,11 +118,7 @@ def test_gradients_after_averaging(world: World, loss: str, exchange: str, backe
     """Wrong: training on many ranks is not training on the whole batch."""
     for counts, width in ((4,) * world.size, 3), (UNEVEN[: world.size], 12):
         case = Case(loss, counts, width, options=_options(exchange, backend))
-        expected_loss, expected = whole_model(case)
-        for actual_loss, actual in world.results(share_of_model, case):
-            _assert_close(actual_loss, expected_loss, 1e-12, "loss")
-            for name, gradient in expected.items():
-                _assert_close(actual[name], gradient, 1e-11, name)
+        _check_model(world, case)
 
 
 @both_backends
@@ -140,11 +145,7 @@ def test_frozen_towers_of_a_model(world: World, exchange: str, backend: str) -> 
     """Wrong: DistributedDataParallel with a locked tower averages to something else."""
     for frozen in ("image",), ("text",), ("log_scale", "bias"):
         case = Case("all", (4, 3), frozen=frozen, options=_options(exchange, backend))
-        expected_loss, expected = whole_model(case)
-        for actual_loss, actual in world.results(share_of_model, case):
-            _assert_close(actual_loss, expected_loss, 1e-12, "loss")
-            for name, gradient in expected.items():
-                _assert_close(actual[name], gradient, 1e-11, name)
+        _check_model(world, case)
 
 
 @both_backends
