@@ -118,9 +118,12 @@ def _group_statistics(
     channels = input.shape[1]
     # torch's own pass over the input; it returns what it counted in the dtype of `unused`.
     unused = input.new_zeros(channels, dtype=dtype)
-    mean, var = torch.batch_norm_update_stats(input, unused, unused, 0.0)
+    mean, _ = torch.batch_norm_update_stats(input, unused, unused, 0.0)
+    # The mean of large values is rounded on the way; what is missing is a mean of small ones.
+    centred = input - mean.view([1, channels] + [1] * (input.ndim - 2))
+    rest, var = torch.batch_norm_update_stats(centred, unused, unused, 0.0)
     count = input.new_full((1,), input.numel() // channels, dtype=torch.float64)
-    own = torch.cat([count, mean.double(), var.double()])
+    own = torch.cat([count, mean.double() + rest.double(), var.double()])
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, own, group=group)
     counts, means, variances = torch.stack(everyone).split([1, channels, channels], dim=1)

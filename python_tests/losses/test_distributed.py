@@ -57,6 +57,15 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield ranks
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As every rank has: a library that multiplies with two sums in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def worlds(*sizes: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("world", sizes, indirect=True)
 
