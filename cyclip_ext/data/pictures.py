@@ -97,6 +97,11 @@ class MemoryPairs(Pairs):
         image = on_white(Image.fromarray(array))
         return Record(image, self.captions[index], f"{self.source}[{index}]")
 
+    def part(self, indices: npt.NDArray[np.int64]) -> MemoryPairs:
+        """Some of the pictures with their captions, still in memory."""
+        captions = tuple(self.captions[index] for index in indices)
+        return MemoryPairs(self.source, self.images[torch.from_numpy(indices)], captions)
+
 
 class PictureSet(MemoryPairs):
     """Pictures in memory with class labels and domains (vendor, drawing style)."""

@@ -38,6 +38,9 @@ class DataConfig:
     )
     csv_img_key: str | None = _option(None, "its image column; default: image, filepath, ...")
     csv_caption_key: str | None = _option(None, "its caption column; default: caption, title, text")
+    train_fraction: float = _option(
+        1.0, "share of the training pairs to train on; a smaller share is a part of a larger one"
+    )
     manifest: str | None = _option(
         None, "what `python -m cyclip_ext.data verify` wrote: records it lists as bad are left out"
     )
@@ -62,10 +65,16 @@ class DataConfig:
 class LossConfig:
     """Which loss; the weights count for cyclip only and belong to a batch size (docs/losses.md)."""
 
-    loss: Literal["cyclip", "clip", "siglip"] = _option("cyclip", "training loss")
+    loss: Literal["cyclip", "clip", "siglip", "square"] = _option(
+        "cyclip",
+        "training loss; square: regression of one tower on the other, which fails in zero-shot",
+    )
     in_modal: float = _option(0.25, "weight of in-modal cycle consistency")
     cross_modal: float = _option(0.25, "weight of cross-modal cycle consistency")
     margin: float = _option(0.0, "weight of the one-sided margin; 0.1 when used")
+    margin_pairs: Literal["positive", "both", "negative"] = _option(
+        "positive", "pairs that the margin's weight is on; others than positive are ablations"
+    )
     hinge: float = _option(0.0, "weight of the hinge margin")
     inmodal: bool = _option(
         False, "also contrast two views of each picture, and of each caption (CyCLIP's inmodal)"
@@ -123,6 +132,9 @@ class RunConfig:
         None, "a checkpoint or run folder to continue; auto: the one of --name, if there is one"
     )
     val_frequency: int = _option(5, "epochs between validations, which choose the best checkpoint")
+    evaluate_frequency: int | None = _option(
+        None, "steps between evaluations on every set, besides the one at the end; they are logged"
+    )
     save_frequency: int | None = _option(
         None, "steps between checkpoints, besides those at the end of each epoch"
     )
@@ -152,6 +164,7 @@ class TrainConfig:
             ("warmup", optim.warmup, 0),
             ("epochs", run.epochs, 1),
             ("val-frequency", run.val_frequency, 1),
+            ("evaluate-frequency", run.evaluate_frequency, 1),
             ("save-frequency", run.save_frequency, 1),
             ("keep-frequency", run.keep_frequency, 1),
             ("log-every-n-steps", run.log_every_n_steps, 1),
@@ -170,6 +183,10 @@ class TrainConfig:
         for name, share in (("max-skipped", data.max_skipped), ("ema-decay", optim.ema_decay)):
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"--{name} must be between 0 and 1, got {share}")
+        if not 0 < data.train_fraction <= 1:
+            raise ValueError(f"--train-fraction must be in (0, 1], got {data.train_fraction}")
+        if self.loss.loss == "square" and self.loss.inmodal:
+            raise ValueError("--inmodal contrasts views; --loss square has nothing to contrast")
         if run.torchcompile and run.grad_checkpointing and run.use_bn_sync:
             raise ValueError(
                 "--torchcompile, --grad-checkpointing and --use-bn-sync do not go together: "
@@ -206,10 +223,12 @@ class TrainConfig:
                 text = "I-CyCLIP"
             else:
                 text = "C-CyCLIP" if loss.cross_modal else "CLIP"
-            text += f" + margin {loss.margin:g}" if loss.margin else ""
+            sides = {"positive": "", "both": "both-sided ", "negative": "negative-only "}
+            if loss.margin:
+                text += f" + {sides[loss.margin_pairs]}margin {loss.margin:g}"
             text += f" + hinge {loss.hinge:g}" if loss.hinge else ""
         else:
-            text = {"clip": "CLIP", "siglip": "SigLIP"}[loss.loss]
+            text = {"clip": "CLIP", "siglip": "SigLIP", "square": "square loss"}[loss.loss]
         text += " + views" if loss.inmodal else ""
         if self.optim.logit_scale_fixed is not None:
             text += f", scale held at {self.optim.logit_scale_fixed:g}"
@@ -222,7 +241,7 @@ FREE_ON_RESUME = frozenset(
     {
         *("train_data", "val_data", "images", "workers", "max_skipped", "batch_size", "accum_freq"),
         *("exchange", "device", "logs_dir", "name", "resume", "save_frequency", "keep_frequency"),
-        *("log_every_n_steps", "tensorboard", "wandb"),
+        *("evaluate_frequency", "log_every_n_steps", "tensorboard", "wandb"),
     }
 )
 

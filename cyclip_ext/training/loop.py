@@ -77,6 +77,8 @@ class Trainer:
             fix_logit_scale(self.model, config.optim.logit_scale_fixed)
         if config.loss.loss != "siglip" and getattr(self.model, "logit_bias", None) is not None:
             self.model.logit_bias.requires_grad_(False)  # it shifts all logits alike
+        if config.loss.loss == "square":
+            self.model.logit_scale.requires_grad_(False)  # nothing asks for a temperature
         # Before batch norm holds a process group, which cannot be copied.
         self.ema = _moving_average(self.model, config.optim.ema_decay)
         if config.run.grad_checkpointing:
@@ -189,11 +191,11 @@ class Trainer:
             self.step_in_epoch += 1
             progress.update()
             window = self._log(window, progress)
-            every = self.config.run.save_frequency
-            if (
-                every is not None
-                and self.step % every == 0
-                and self.step_in_epoch < len(self.loader)
+            if _due(self.step, self.config.run.evaluate_frequency) and self.step < self.total_steps:
+                self._evaluate()
+            # At the end of an epoch that is done anyway.
+            if _due(self.step, self.config.run.save_frequency) and self.step_in_epoch < len(
+                self.loader
             ):
                 self.save()
         skipped = self._skipped_by_all()
@@ -367,6 +369,13 @@ class Trainer:
         self.save()
         self.ranks.wait()
 
+    def _evaluate(self) -> None:
+        """Log what the report at the end will hold, as of now; nothing is chosen by it."""
+        if self.ranks.is_main:
+            for name, metrics in self.assessor.evaluate(self.data).items():
+                self.track("evaluation", set=name, **metrics)
+        self.ranks.wait()
+
     def state(self) -> State:
         """All that a run continues from. Reader and dropout follow from position and seed."""
         return {
@@ -419,7 +428,10 @@ class Trainer:
         self.left_out = state["left_out"]
         self.seconds_before = state["seconds"]
         if self.ranks.is_main:
-            self.log.truncate(self.step, self.validation_due)
+            again = {"validation"} if self.validation_due else set()
+            if self.step == self.total_steps:
+                again.add("evaluation")  # the one at the end
+            self.log.truncate(self.step, again)
 
     def _wrapped_towers(self) -> Any:
         towers: Any = Towers(self.model)
@@ -444,6 +456,10 @@ class Trainer:
             mininterval=0.5,
             disable=not self.ranks.is_main,
         )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

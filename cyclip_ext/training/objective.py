@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from .ablations import NegativesLoss, SquareLoss
 from .config import LossConfig
 
 # Up to this many pairs every rank computes the whole loss: less to wait for than more messages.
@@ -31,9 +32,14 @@ def make_loss(
         loss = CLIPLoss(statistics=statistics, **options)
     elif config.loss == "siglip":
         loss = SigLIPLoss(statistics=statistics, **options)
+    elif config.loss == "square":
+        loss = SquareLoss(**options)
     else:
-        weights = config.in_modal, config.cross_modal, config.margin, config.hinge
+        margin = 0.0 if config.margin_pairs == "negative" else config.margin
+        weights = config.in_modal, config.cross_modal, margin, config.hinge
         loss = CyCLIPLoss(*weights, statistics=statistics, **options)
+        if config.margin and config.margin_pairs != "positive":
+            loss = NegativesLoss(loss, config.margin, **options)
     if config.inmodal:
         views = SigLIPLoss(**options) if config.loss == "siglip" else CLIPLoss(**options)
         loss = TwoViewLoss(loss, views)
@@ -77,13 +83,16 @@ class TwoViewLoss(nn.Module):
 def term_weights(config: LossConfig) -> dict[str, float]:
     """Weight of each term of the loss's dict: weighted value / weight = raw value."""
     weights = {"contrastive_loss": 1.0}
-    if config.inmodal:
+    if config.loss == "square":
+        weights = {"square_loss": 1.0}
+    elif config.inmodal:
         weights = {"contrastive_loss": 0.5, "image_views_loss": 0.25, "text_views_loss": 0.25}
     if config.loss == "cyclip":
         weights |= {
             "in_modal_loss": config.in_modal,
             "cross_modal_loss": config.cross_modal,
-            "margin_loss": config.margin,
+            "margin_loss": config.margin if config.margin_pairs != "negative" else 0.0,
+            "negatives_loss": config.margin if config.margin_pairs != "positive" else 0.0,
             "hinge_loss": config.hinge,
         }
     return {name: weight for name, weight in weights.items() if weight}

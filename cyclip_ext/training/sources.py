@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..data import (
     NAMED,
@@ -45,6 +46,8 @@ class RunData:
 def open_data(config: DataConfig) -> RunData:
     """Open `train_data` and `val_data`.
 
+    Of the training pairs `train_fraction` is left, after validation pairs are set apart.
+
     Raises MissingData where a named data set is not installed, ValueError for files beside one, for
     too few pairs, for too large a share of bad ones, and for validation pairs of which none can be
     read.
@@ -71,7 +74,10 @@ def open_data(config: DataConfig) -> RunData:
             if value is not None:
                 raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
         pictures = load_named(name, size=PICTURE_SIZE)
-        return RunData(pictures.train, note + pictures.describe(), pictures=pictures)
+        chosen = fraction_of(len(pictures.train), config.train_fraction)
+        used = pictures.train if chosen is None else pictures.train.part(chosen)
+        description = note + pictures.describe() + _of_all(used, pictures.train)
+        return RunData(used, description, pictures=pictures)
     pairs = _open_files(name, config, config.manifest)
     if config.val_data is not None:
         _require(pairs, 1)
@@ -85,7 +91,29 @@ def open_data(config: DataConfig) -> RunData:
         f"{pairs.source}: {len(train):,} training pairs, {len(validation):,} for validation; "
         f"{pairs.skipped}"
     )
-    return RunData(train, description, validation=validation)
+    chosen = fraction_of(len(train), config.train_fraction)
+    part = train if chosen is None else Part(train, chosen)
+    return RunData(part, description + _of_all(part, train), validation=validation)
+
+
+_FRACTION_STREAM = 0x46524143  # no other draw's
+
+
+def fraction_of(count: int, fraction: float) -> npt.NDArray[np.int64] | None:
+    """Indices of a random share of `count` records, at least one, rising; None: all of them.
+
+    The same for every seed, and those of a smaller share are among those of a larger one.
+    """
+    if fraction == 1:
+        return None
+    order = np.random.default_rng(_FRACTION_STREAM).permutation(count)
+    return np.sort(order[: max(1, round(fraction * count))])
+
+
+def _of_all(part: Pairs, whole: Pairs) -> str:
+    if len(part) == len(whole):
+        return ""
+    return f"\n  of the training pairs {len(part):,} are used (--train-fraction)"
 
 
 def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> Pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,12 +40,10 @@ class MetricsLog:
         """All records of a kind, in order."""
         return [record for record in self._records() if record["kind"] == kind]
 
-    def truncate(self, step: int, validation_due: bool) -> None:
-        """Drop what a run resumed at `step` logs again: what came later, and the evaluation.
-
-        validation_due: the validation at this step, too.
+    def truncate(self, step: int, again: Collection[str]) -> None:
+        """Drop what a run resumed at `step` logs again: what came later, and of `step` the kinds
+        in `again`.
         """
-        again = {"evaluation", "validation"} if validation_due else {"evaluation"}
         kept = [
             record
             for record in self._records()

@@ -82,6 +82,8 @@ def test_dictionary_round_trip() -> None:
         ("--grad-clip-norm", "-1.0"),
         ("--max-skipped", "5.0"),
         ("--logit-scale-fixed", "200.0"),
+        ("--train-fraction", "0.0"),
+        ("--evaluate-frequency", "0"),
     ],
 )
 def test_impossible_settings_are_named(flag: str, value: str) -> None:
@@ -99,6 +101,8 @@ def test_impossible_settings_are_named(flag: str, value: str) -> None:
         (LossConfig(margin=0.1), "CyCLIP + margin 0.1"),
         (LossConfig(in_modal=0, cross_modal=0, margin=0.1), "CLIP + margin 0.1"),
         (LossConfig(loss="clip", inmodal=True), "CLIP + views"),
+        (LossConfig(margin=0.1, margin_pairs="both"), "CyCLIP + both-sided margin 0.1"),
+        (LossConfig(loss="square"), "square loss"),
     ],
 )
 def test_labels(loss: LossConfig, label: str) -> None:

@@ -148,9 +148,18 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> No
         trainer.fit()
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
-def test_other_losses_train(tmp_path: Path, loss: str) -> None:
-    config = with_loss(settings(epochs=1), loss=loss)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"loss": "clip"},
+        {"loss": "siglip"},
+        {"loss": "square"},
+        {"margin": 0.1, "margin_pairs": "negative"},
+    ],
+    ids=str,
+)
+def test_other_losses_train(tmp_path: Path, loss: dict[str, Any]) -> None:
+    config = with_loss(settings(epochs=1), **loss)
     data = RunData(shapes().train, "shapes", pictures=shapes())
     result = run.run_training(config, data, tmp_path)
     assert result is not None
@@ -263,7 +272,7 @@ def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
         log.write("train", step, {"loss": 1.0})
     with log.path.open("a") as file:
         file.write('{"kind": "tr')  # killed while writing
-    log.truncate(20, validation_due=False)
+    log.truncate(20, ())
     assert [record["step"] for record in log.read("train")] == [10, 20]
 
 
@@ -272,10 +281,33 @@ def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for kind in ("train", "validation", "evaluation"):
         log.write(kind, 10, {"loss": 1.0})
-    log.truncate(10, validation_due=False)
+    log.truncate(10, {"evaluation"})
     assert [len(log.read(kind)) for kind in ("train", "validation", "evaluation")] == [1, 1, 0]
-    log.truncate(10, validation_due=True)
+    log.truncate(10, {"validation"})
     assert [len(log.read(kind)) for kind in ("train", "validation")] == [1, 0]
+
+
+def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> None:
+    """Wrong: it leaves a trace in the training, a resume loses it, or the end has it twice."""
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    config = settings(epochs=2)
+    plain = run.run_training(config, data, tmp_path / "plain")
+    steps = len(shapes().train) // 64
+    evaluated = config.updated({"evaluate_frequency": steps})
+    result = run.run_training(evaluated, data, tmp_path / "evaluated")
+    assert plain is not None
+    assert result is not None
+    assert result["metrics"] == plain["metrics"]
+
+    def logged() -> list[tuple[int, str]]:
+        records = MetricsLog(tmp_path / "evaluated" / "metrics.jsonl").read("evaluation")
+        return [(record["step"], record["set"]) for record in records]
+
+    expected = [(step, name) for step in (steps, 2 * steps) for name in result["metrics"]]
+    assert logged() == expected
+    trainer = tiny_trainer(tmp_path / "evaluated", evaluated)
+    trainer.restore({**trainer.checkpoints.newest(), "epoch": 1, "step_in_epoch": 0})
+    assert logged() == expected[: len(result["metrics"])]
 
 
 def test_run_killed_between_two_renames_is_not_overwritten(tmp_path: Path) -> None:

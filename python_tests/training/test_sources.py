@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from cyclip_ext.data import BadRecord, Pairs, PictureSet, Record, SkipReport
-from cyclip_ext.training.assess import Assessor, unambiguous_captions
+from cyclip_ext.evaluation.pictures import unambiguous_captions
+from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
-from cyclip_ext.training.sources import open_data, require_readable, split_pairs
+from cyclip_ext.training.sources import fraction_of, open_data, require_readable, split_pairs
 
 from .parts import create_tiny, shapes
 
@@ -86,6 +87,25 @@ def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int) -> None:
     message = rf"no usable pairs in .*t\.csv: {count} found.*1 empty caption"
     with pytest.raises(ValueError, match=message):
         open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
+
+
+def test_fractions_are_nested_parts_of_the_training_pairs_alone() -> None:
+    """Wrong: a larger share lacks pairs of a smaller one, or the evaluation sets shrink, too."""
+    whole = open_data(DataConfig(train_data="shapes"))
+    half = open_data(DataConfig(train_data="shapes", train_fraction=0.5))
+    assert len(half.train) == round(len(whole.train) / 2)
+    assert half.pictures is not None
+    assert whole.pictures is not None
+    assert len(half.pictures.evaluation["shifted"]) == len(whole.pictures.evaluation["shifted"])
+    assert f"{len(half.train):,} are used" in half.description
+    third, two_thirds = fraction_of(1000, 0.3), fraction_of(1000, 0.6)
+    assert third is not None
+    assert two_thirds is not None
+    assert set(third) < set(two_thirds)
+    assert fraction_of(3, 0.01).tolist() != []
+    index = int(fraction_of(len(whole.train), 0.5)[7])
+    assert half.train[7].captions == whole.train[index].captions
+    assert half.train[7].image.tobytes() == whole.train[index].image.tobytes()
 
 
 def test_captions_of_two_classes_are_no_retrieval_queries() -> None:
