@@ -1,11 +1,12 @@
 """Zero-shot classification: each picture goes to the class whose text is nearest.
 
-Source: Radford et al. 2021, section 3.1; coarse classes: Goel et al. 2022, section 4.4.
+Source: Radford et al. 2021, section 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.functional import normalize
 
 from .checks import require_finite
 
-CHUNK = 4096  # pictures per similarity block: bounds memory, changes no result
+BLOCK = 2**22  # similarities held at a time: bounds memory, changes no result
 
 NAME_ONLY = ("{}",)
 
@@ -47,65 +48,129 @@ def zero_shot_predict(
     class_features: Tensor,  # [C, d], unit length
 ) -> Tensor:
     """Index of the nearest class of each picture, int64 [N]; of tied classes the first."""
-    _check(image_features, class_features)
-    return torch.cat([(rows @ class_features.T).argmax(1) for rows in image_features.split(CHUNK)])
+    _check_features(image_features, class_features)
+    rows = _rows_at_a_time(class_features)
+    return torch.cat([(part @ class_features.T).argmax(1) for part in image_features.split(rows)])
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What one pass over the similarities of pictures and classes keeps of every picture.
+
+    labels: int64 [N], the true classes.
+    ranks: int64 [N], how many other classes are at least as near as the true one. rank < k is a hit
+        at k, so a tie counts against the model: towers that map everything to one point score 0
+        rather than 1. acc<k>, recalls and the accuracies per class follow from these.
+    predictions: int64 [N], the nearest class, of tied ones the first: here a tie may count for the
+        model. Confusions, which need one predicted class, follow from these.
+    num_classes: C.
+    """
+
+    labels: Tensor
+    ranks: Tensor
+    predictions: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, rows: Tensor) -> Classified:  # bool [N], or int64 indices
+        """The same of some of the pictures, of one domain for instance."""
+        return Classified(
+            self.labels[rows], self.ranks[rows], self.predictions[rows], self.num_classes
+        )
+
+    def metrics(self, ks: Sequence[int] = (1, 3, 5, 10)) -> dict[str, float]:
+        """acc<k> for each k, and mean_per_class_recall over the classes that have pictures.
+
+        With k >= C acc<k> is 1. Raises ValueError where there is no picture, and for a k below 1.
+        """
+        if not len(self):
+            raise ValueError("no pictures to score: the set, or this part of it, is empty")
+        metrics = {}
+        for k in ks:
+            if k < 1:
+                raise ValueError(f"ks must be 1 or more, got {k}")
+            metrics[f"acc{k}"] = (self.ranks < k).double().mean().item()
+        counts = self.counts()
+        present = counts > 0
+        metrics["mean_per_class_recall"] = (self.hits(1)[present] / counts[present]).mean().item()
+        return metrics
+
+    def counts(self) -> Tensor:
+        """Pictures of each class, int64 [C]."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    def hits(self, k: int) -> Tensor:
+        """Pictures of each class whose true class is among the k nearest, int64 [C]."""
+        return torch.bincount(self.labels[self.ranks < k], minlength=self.num_classes)
+
+
+def classify(
+    image_features: Tensor,  # [N, d], unit length
+    class_features: Tensor,  # [C, d], unit length
+    labels: Tensor,  # int64 [N]
+) -> Classified:
+    """Compare every picture with every class once, in blocks: no N x C matrix is held.
+
+    Raises: ValueError for shapes that do not fit, labels that name no class, and features that are
+    not finite.
+    """
+    ranks, predictions = [], []
+    for similarity, truth in similarity_blocks(image_features, class_features, labels):
+        target = similarity.gather(1, truth[:, None])
+        ranks.append((similarity >= target).sum(1) - 1)  # the true class itself is among them
+        predictions.append(similarity.argmax(1))
+    return Classified(labels, torch.cat(ranks), torch.cat(predictions), len(class_features))
 
 
 def classification_metrics(
     image_features: Tensor,  # [N, d], unit length
     class_features: Tensor,  # [C, d], unit length
     labels: Tensor,  # int64 [N]
-    ks: Sequence[int] = (1, 5),
+    ks: Sequence[int] = (1, 3, 5, 10),
 ) -> dict[str, float]:
-    """acc<k> for each k, and mean_per_class_recall over the classes that have pictures.
+    """acc<k> for each k, and mean_per_class_recall: `classify` and `Classified.metrics`.
 
-    A tie counts against the model: the true class must beat all but k - 1 of the others, so towers
-    that map everything to one point score 0 rather than 1. With k >= C acc<k> is 1.
+    A tie counts against the model: the true class must beat all but k - 1 of the others. With
+    k >= C acc<k> is 1.
     """
-    _check(image_features, class_features, labels)
-    ranks = []
-    for rows, truth in zip(image_features.split(CHUNK), labels.split(CHUNK), strict=True):
-        similarity = rows @ class_features.T
-        target = similarity.gather(1, truth[:, None])
-        ranks.append((similarity >= target).sum(1) - 1)  # the true class itself is among them
-    rank = torch.cat(ranks)
-    metrics = {f"acc{k}": (rank < k).double().mean().item() for k in ks}
-    hits = torch.zeros(len(class_features), dtype=torch.float64)
-    hits.index_add_(0, labels, (rank < 1).double())
-    counts = torch.bincount(labels, minlength=len(class_features))
-    present = counts > 0
-    metrics["mean_per_class_recall"] = (hits[present] / counts[present]).mean().item()
-    return metrics
+    return classify(image_features, class_features, labels).metrics(ks)
 
 
-def coarse_accuracy(
+def similarity_blocks(
     image_features: Tensor,  # [N, d], unit length
     class_features: Tensor,  # [C, d], unit length
-    labels: Tensor,  # int64 [N], fine labels
-    coarse_of_class: Tensor,  # int64 [C]
-) -> float:
-    """Share of pictures put into the right superclass.
-
-    A superclass scores the maximum over its classes, so the best class decides; which of its
-    classes that is does not matter. A tie with another superclass counts against the model.
-    """
-    _check(image_features, class_features, labels)
-    hits = []
-    for rows, truth in zip(image_features.split(CHUNK), labels.split(CHUNK), strict=True):
-        similarity = rows @ class_features.T
-        own = coarse_of_class[truth][:, None] == coarse_of_class[None, :]
-        best_own = similarity.masked_fill(~own, -torch.inf).amax(1)
-        best_other = similarity.masked_fill(own, -torch.inf).amax(1)
-        hits.append(best_own > best_other)
-    return torch.cat(hits).double().mean().item()
-
-
-def _check(image_features: Tensor, class_features: Tensor, labels: Tensor | None = None) -> None:
-    if image_features.ndim != 2 or image_features.shape[1:] != class_features.shape[1:]:
+    labels: Tensor,  # int64 [N]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Similarities [n, C] and labels [n] of successive pictures, after the checks of `classify`."""
+    _check_features(image_features, class_features)
+    if labels.shape != image_features.shape[:1]:
         raise ValueError(
-            "image_features and class_features must be [N, d] and [C, d] with one d, got "
-            f"{[*image_features.shape]} and {[*class_features.shape]}"
+            f"labels has {len(labels)} entries for {len(image_features)} pictures; it must be [N]"
         )
-    if labels is not None and len(labels) != len(image_features):
-        raise ValueError(f"labels has {len(labels)} entries for {len(image_features)} pictures")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_features):
+        raise ValueError(
+            f"labels must be in 0 .. {len(class_features) - 1}, the rows of class_features, got "
+            f"{int(labels.min())} .. {int(labels.max())}"
+        )
+    rows = _rows_at_a_time(class_features)
+    for part, truth in zip(image_features.split(rows), labels.split(rows), strict=True):
+        yield part @ class_features.T, truth
+
+
+def _rows_at_a_time(class_features: Tensor) -> int:
+    return max(1, BLOCK // len(class_features))
+
+
+def _check_features(image_features: Tensor, class_features: Tensor) -> None:
+    if (
+        image_features.ndim != 2
+        or not len(class_features)
+        or image_features.shape[1:] != class_features.shape[1:]
+    ):
+        raise ValueError(
+            "image_features and class_features must be [N, d] and [C, d] with one d and C >= 1, "
+            f"got {[*image_features.shape]} and {[*class_features.shape]}"
+        )
     require_finite(image_features=image_features, class_features=class_features)

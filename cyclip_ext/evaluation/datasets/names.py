@@ -1,0 +1,38 @@
+"""Class names that stand in text files beside the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CLASS_NAMES_FILE = "classnames.txt"
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, trimmed, without the blank ones at its end.
+
+    Raises ValueError where it is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as such") from None
+    # Not splitlines: it cuts at rare characters, too, and shifts all labels that follow.
+    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """One name a line, line k that of label k; ValueError for a line, or file, without a name."""
+    names = read_lines(path)
+    if not names:
+        raise ValueError(f"{path} must have a class name a line, but is empty")
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise ValueError(
+                f"{path}:{number}: a class needs a name, and line k is that of label k"
+            )
+    return tuple(names)
+
+
+def readable(name: str) -> str:
+    """A folder's name as a prompt has it: "golden_retriever" is "golden retriever"."""
+    return " ".join(name.replace("_", " ").split()) or name

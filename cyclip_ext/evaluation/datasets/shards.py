@@ -1,0 +1,216 @@
+"""Tar shards in CLIP_benchmark's layout: classification (.cls) and retrieval (.txt)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ...data import BadRecord, MissingData, SkipReport
+from ...data.images import IMAGE_SUFFIXES, open_image
+from ...data.records import clean_caption
+from ...data.tar_format import BrokenTar, Member, read_members
+from ..prompts import read_templates
+from ..sets import CaptionedImages, ClassifiedImages
+from .files import state_of_files
+from .names import CLASS_NAMES_FILE, read_lines, read_names
+
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+SHARDS_FILE = "nshards.txt"
+LABEL_SUFFIX, CAPTION_SUFFIX = ".cls", ".txt"
+
+
+def open_shards(folder: Path, split: str = "test") -> ClassifiedImages | CaptionedImages:
+    """A webdataset as CLIP_benchmark writes it.
+
+        classnames.txt                             line k is the class of label k
+        zeroshot_classification_templates.txt      a template a line, "{c}" for the class; optional
+        <split>/0.tar, 1.tar, ...                  members k.jpg (or .png, .webp, ...) with k.cls, a
+                                                   number, or k.txt, a caption a line
+        <split>/nshards.txt                        how many of them; without it all that are there
+
+    A split with any .cls is classification. Samples that are not whole are counted in `skipped`,
+    and so is a break in an archive, together with all samples after it as one.
+
+    Raises: MissingData for a split or a shard that is not there; ValueError for labels beyond
+    classnames.txt, shards without samples and files that say something else than above.
+    """
+    shards = _shards(folder, split)
+    skipped = SkipReport()
+    samples = [sample for shard in shards for sample in _samples(shard, skipped)]
+    if not samples:
+        raise ValueError(
+            f"the shards of {folder / split} have no sample that can be used: {skipped}"
+        )
+    name = folder.resolve().name
+    if any(sample.label is not None for sample in samples):
+        return _classified(name, folder, _whole(samples, LABEL_SUFFIX, skipped), skipped)
+    captioned: list[_Sample] = []
+    captions: list[tuple[str, ...]] = []
+    for sample in _whole(samples, CAPTION_SUFFIX, skipped):
+        try:
+            captions.append(_captions(sample))
+            captioned.append(sample)
+        except BadRecord as bad:
+            skipped.add(bad.reason, bad.where)
+    return CaptionedImages(name, ShardImages(captioned), tuple(captions), skipped)
+
+
+@dataclass
+class _Sample:
+    """Where the picture of a sample is, and what stands beside it."""
+
+    shard: Path
+    key: str
+    image: Member | None = None
+    label: bytes | None = None
+    captions: bytes | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.shard}:{self.key}"
+
+
+class ShardImages:
+    """Pictures inside tar shards, read when asked for."""
+
+    def __init__(self, samples: list[_Sample]) -> None:
+        self._places = [
+            (sample.shard, sample.where, sample.image)
+            for sample in samples
+            if sample.image is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Image.Image:
+        shard, where, member = self._places[index]
+        try:
+            with shard.open("rb") as file:
+                file.seek(member.offset)
+                data = file.read(member.size)
+        except OSError as error:
+            raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+        return open_image(data, where)
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and times of change of the shards: see feature_cache."""
+        return state_of_files(dict.fromkeys(shard for shard, _, _ in self._places))
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    place = folder / split
+    if not place.is_dir():
+        raise MissingData(
+            f"{place} is not there; a webdataset for evaluation has its shards in {split}/0.tar, "
+            f"{split}/1.tar, ... and their number in {split}/{SHARDS_FILE}"
+        )
+    file = place / SHARDS_FILE
+    if not file.is_file():
+        found = [path for path in place.glob("*.tar") if path.stem.isdecimal()]
+        if not found:
+            raise MissingData(f"{place} has neither 0.tar, 1.tar, ... nor {SHARDS_FILE}")
+        return sorted(found, key=lambda path: int(path.stem))
+    lines = read_lines(file)
+    if len(lines) != 1 or not lines[0].isdecimal() or int(lines[0]) < 1:
+        raise ValueError(f"{file} must hold the number of shards, 1 or more, got {lines[:3]}")
+    shards = [place / f"{number}.tar" for number in range(int(lines[0]))]
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise MissingData(
+            f"{len(missing)} of the {len(shards)} shards that {file} counts are not there: "
+            f"{', '.join(missing[:5])}; results would be those of another set"
+        )
+    return shards
+
+
+def _samples(shard: Path, skipped: SkipReport) -> Iterator[_Sample]:
+    """The samples of a shard in order, whole or not, up to a break in it."""
+    sample = _Sample(shard, "")
+    try:
+        with shard.open("rb") as file:
+            for member in read_members(file):
+                # webdataset's rule: the key ends at the first dot of the last path component
+                folder, slash, name = member.name.rpartition("/")
+                stem, dot, suffix = name.partition(".")
+                if not stem or not suffix:  # macOS puts ._name beside each file
+                    continue
+                if folder + slash + stem != sample.key:
+                    if sample.key:
+                        yield sample
+                    sample = _Sample(shard, folder + slash + stem)
+                suffix = (dot + suffix).lower()
+                if suffix in IMAGE_SUFFIXES:
+                    sample.image = member
+                elif suffix in {LABEL_SUFFIX, CAPTION_SUFFIX}:
+                    file.seek(member.offset)
+                    text = file.read(member.size)
+                    if suffix == LABEL_SUFFIX:
+                        sample.label = text
+                    else:
+                        sample.captions = text
+    except (BrokenTar, OSError) as broken:
+        skipped.add("broken tar", f"{shard}: {broken}; the samples after it are lost")
+    if sample.key:
+        yield sample
+
+
+def _whole(samples: list[_Sample], suffix: str, skipped: SkipReport) -> Iterator[_Sample]:
+    """The samples that have a picture and a member with `suffix`; the others are counted."""
+    for sample in samples:
+        text = sample.label if suffix == LABEL_SUFFIX else sample.captions
+        if sample.image is None:
+            skipped.add("no image file", sample.where)
+        elif text is None:
+            skipped.add(f"no {suffix} file", sample.where)
+        else:
+            yield sample
+
+
+def _classified(
+    name: str, folder: Path, samples: Iterator[_Sample], skipped: SkipReport
+) -> ClassifiedImages:
+    file = folder / CLASS_NAMES_FILE
+    if not file.is_file():
+        raise MissingData(f"{file} is not there; its line k must name the class of label k")
+    names = read_names(file)
+    kept: list[_Sample] = []
+    labels: list[int] = []
+    for sample in samples:
+        text = (sample.label or b"").strip()
+        if not text.isdigit():
+            skipped.add("broken label", sample.where)
+            continue
+        label = int(text)
+        if label >= len(names):
+            raise ValueError(
+                f"{sample.where}: label {label}, but {file} has {len(names)} lines and so names "
+                f"0 .. {len(names) - 1}"
+            )
+        kept.append(sample)
+        labels.append(label)
+    templates = folder / TEMPLATES_FILE
+    return ClassifiedImages(
+        name,
+        ShardImages(kept),
+        torch.tensor(labels, dtype=torch.int64),
+        names,
+        read_templates(templates) if templates.is_file() else ("{}",),
+        skipped,
+    )
+
+
+def _captions(sample: _Sample) -> tuple[str, ...]:
+    """A caption a line; BadRecord where there is none."""
+    try:
+        text = (sample.captions or b"").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadRecord("bad encoding", sample.where) from None
+    captions = tuple(filter(None, map(clean_caption, text.split("\n"))))
+    if not captions:
+        raise BadRecord("empty caption", sample.where)
+    return captions

@@ -1,0 +1,295 @@
+"""One evaluation from options to outcomes: loads the model, opens the data, runs the tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import NAMED, emoji_available, load_named
+from ..models.trained import TrainedModel, load_pretrained, load_trained
+from .datasets import open_set
+from .encoder import BATCH, Encoder
+from .hierarchy import read_superclasses
+from .outcome import Outcome
+from .prompts import read_class_names, read_templates
+from .report import About
+from .sets import ClassifiedImages
+from .shift import read_baselines
+from .suite import TASKS, completeness, probes
+from .suite.embeddings import evaluate_embeddings
+from .suite.opened import Prompts, evaluate_sets
+from .suite.pictures import MAIN, describe_sets, evaluate_picture_data
+from .zero_shot import NAME_ONLY
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to evaluate, on what, and how; the options of `python -m cyclip_ext.evaluation`.
+
+    Exactly one of checkpoint, model with pretrained, embeddings; none only beside completeness.
+    data: "emoji" and the other named sets, or what open_set takes; none: what the run of the
+    checkpoint was trained on. The others: see the command line's help.
+
+    Raises ValueError for options that do not go together.
+    """
+
+    checkpoint: Path | None = None
+    model: str | None = None
+    pretrained: str | None = None
+    embeddings: Path | None = None
+    data: tuple[str, ...] = ()
+    train_data: str | None = None
+    split: str | None = None
+    root: Path = Path("data")
+    tasks: tuple[str, ...] | None = None
+    templates: str | None = None
+    class_names: str | None = None
+    hierarchy: str | None = None
+    completeness: tuple[Path, Path] | None = None
+    baselines: Path | None = None
+    device: str = "auto"
+    batch_size: int = BATCH
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        models = [self.checkpoint, self.model, self.embeddings]
+        given = sum(value is not None for value in models)
+        if given > 1:
+            raise ValueError("give one of CHECKPOINT, --model and --embeddings, not several")
+        if not given and self.completeness is None:
+            raise ValueError("nothing to evaluate: give CHECKPOINT, --model or --embeddings")
+        if (self.model is None) != (self.pretrained is None):
+            raise ValueError("--model and --pretrained belong together: a name and its weights")
+        if self.model is not None and not self.data:
+            raise ValueError("--data must name what to evaluate the model on")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be 1 or more, got {self.batch_size}")
+        unknown = sorted(set(self.tasks or ()) - set(TASKS))
+        if unknown:
+            raise ValueError(f"--tasks {', '.join(unknown)} unknown; known are {', '.join(TASKS)}")
+        if self.embeddings is not None or not given:
+            for flag, value in (
+                ("data", self.data),
+                ("templates", self.templates),
+                ("class-names", self.class_names),
+                ("baselines", self.baselines),
+                ("split", self.split),
+            ):
+                if value:
+                    raise ValueError(f"--{flag} needs a model: CHECKPOINT, or --model")
+
+
+def chosen_tasks(job: Job, notify: Callable[[str], None]) -> tuple[str, ...]:
+    """Those of the job; by default all, less what needs a package that is missing."""
+    if job.tasks is not None:
+        return job.tasks
+    if importlib.util.find_spec("sklearn") is not None:
+        return TASKS
+    notify("no probes: scikit-learn is missing (pip install 'cyclip_ext[eval]')")
+    return tuple(task for task in TASKS if task not in (probes.LINEAR, probes.KNN))
+
+
+def run_job(
+    job: Job, notify: Callable[[str], None] = lambda line: None
+) -> tuple[About, list[Outcome]]:
+    """Measure everything; what the report is made of.
+
+    notify: shows a line. Raises ValueError, FileNotFoundError, MissingData or MissingDependency
+    where model or data cannot be used, and ValueError where the model's embeddings are not finite.
+    """
+    tasks = chosen_tasks(job, notify)
+    outcomes: list[Outcome] = []
+    about = About("none", "none", "Completeness of captions")
+    if job.embeddings is not None:
+        outcomes += evaluate_embeddings(
+            job.embeddings,
+            tasks,
+            train=None if job.train_data is None else Path(job.train_data),
+            superclass_of=None if job.hierarchy is None else read_superclasses(job.hierarchy),
+            seed=job.seed,
+        )
+        name = job.embeddings.stem
+        facts = {"embeddings": str(job.embeddings)}
+        about = About("embeddings", str(job.embeddings), f"Evaluation of {name}", facts)
+    elif job.checkpoint is not None or job.model is not None:
+        about, found = _with_model(job, tasks, notify)
+        outcomes += found
+    if job.completeness is not None:
+        notify("comparing captions with annotations")
+        outcomes.append(completeness.completeness(*job.completeness))
+    return about, outcomes
+
+
+def _with_model(
+    job: Job, tasks: tuple[str, ...], notify: Callable[[str], None]
+) -> tuple[About, list[Outcome]]:
+    device = choose_device(job.device)
+    if job.checkpoint is not None:
+        trained = load_trained(job.checkpoint)
+    else:
+        assert job.model is not None
+        assert job.pretrained is not None
+        trained = load_pretrained(job.model, job.pretrained)
+    specs = job.data or (_own_data(trained),)
+    encoder = _encoder(trained, device, job.batch_size)
+    named = [spec for spec in specs if spec in NAMED]
+    opened = [spec for spec in specs if spec not in NAMED]
+    templates = None if job.templates is None else read_templates(job.templates)
+    baselines = None if job.baselines is None else read_baselines(job.baselines)
+    _require_fit(job, opened)
+    facts = _facts(trained)
+    outcomes: list[Outcome] = []
+    for name in named:
+        notify(f"opening {name}")
+        pictures = load_named(name)
+        facts |= describe_sets(pictures)
+        outcomes += evaluate_picture_data(
+            encoder,
+            pictures,
+            tasks,
+            templates=templates or NAME_ONLY,
+            baselines=baselines,
+            seed=job.seed,
+            notify=notify,
+        )
+    if opened:
+        outcomes += _opened(job, opened, encoder, tasks, templates, notify)
+    about = About(
+        trained.created.name,
+        trained.weights,
+        f"Evaluation of {_title(trained, job.checkpoint)}",
+        facts,
+        f"{named[0]}/{MAIN}" if named else "",
+    )
+    return about, outcomes
+
+
+def _opened(
+    job: Job,
+    specs: Sequence[str],
+    encoder: Encoder,
+    tasks: tuple[str, ...],
+    templates: tuple[str, ...] | None,
+    notify: Callable[[str], None],
+) -> list[Outcome]:
+    train = None
+    if job.train_data is not None:
+        found = open_set(job.train_data, split=_split(job, job.train_data, "train"), root=job.root)
+        if not isinstance(found, ClassifiedImages):
+            raise ValueError(f"--train-data {job.train_data} has no classes to learn")
+        train = found
+    return evaluate_sets(
+        encoder,
+        [open_set(spec, split=_split(job, spec, None), root=job.root) for spec in specs],
+        tasks,
+        train=train,
+        prompts=Prompts(
+            None if job.class_names is None else read_class_names(job.class_names), templates
+        ),
+        superclass_of=None if job.hierarchy is None else read_superclasses(job.hierarchy),
+        baselines=None if job.baselines is None else read_baselines(job.baselines),
+        seed=job.seed,
+        notify=notify,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": cuda where there is one, else the CPU.
+
+    Raises ValueError where there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}; try --device auto") from error
+    return device
+
+
+def _encoder(trained: TrainedModel, device: torch.device, batch_size: int) -> Encoder:
+    created = trained.created
+    towers: Any = created.model.to(device)
+    return Encoder(
+        towers,
+        created.tokenizer,
+        created.image_size,
+        device,
+        transform=trained.transform,
+        batch_size=batch_size,
+    )
+
+
+def _own_data(trained: TrainedModel) -> str:
+    """The named data set that a run was trained on. Raises ValueError where it was files."""
+    name: str = trained.settings["data"]["train_data"]
+    if name == "auto":
+        name = "emoji" if emoji_available() else "shapes"
+    if name not in NAMED:
+        raise ValueError(
+            f"the run was trained on files ({name}), which are no evaluation set: name one with "
+            "--data"
+        )
+    return name
+
+
+def _require_fit(job: Job, opened: Sequence[str]) -> None:
+    """Raises ValueError for an option that only sets from files have, without any."""
+    for flag, value in (
+        ("train-data", job.train_data),
+        ("class-names", job.class_names),
+        ("hierarchy", job.hierarchy),
+        ("split", job.split),
+    ):
+        if value is not None and not opened:
+            raise ValueError(
+                f"--{flag} is for sets from files, {', '.join(NAMED)} bring their own; "
+                f"got {value!r}"
+            )
+
+
+def _split(job: Job, spec: str, default: str | None) -> str | None:
+    """Only some kinds of sets have splits."""
+    if not spec.startswith(("torchvision:", "wds:")):
+        return None
+    return default or job.split
+
+
+def _title(trained: TrainedModel, checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return trained.created.name
+    file = Path(trained.weights).resolve()
+    run = file.parent.parent if file.parent.name == "checkpoints" else file
+    return f"{run.name} ({trained.created.name})"
+
+
+def _facts(trained: TrainedModel) -> dict[str, str]:
+    created = trained.created
+    facts = {
+        "model": f"{created.name}, {created.parameters:,} parameters, pictures of "
+        f"{created.image_size} pixels",
+        "weights": trained.weights,
+    }
+    scale = getattr(created.model, "logit_scale", None)
+    if scale is not None:
+        facts["logit scale"] = f"{float(scale.detach().exp()):.1f} (1 / temperature)"
+    settings = trained.settings
+    if settings:
+        loss, run = settings["loss"], settings["run"]
+        weights = [
+            f"{name} {value:g}"
+            for name, value in loss.items()
+            if isinstance(value, float) and value and loss["loss"] == "cyclip"
+        ]
+        facts["loss"] = ", ".join([loss["loss"], *weights])
+        facts["training"] = (
+            f"{run['epochs']} epochs on {settings['data']['train_data']}, seed {run['seed']}"
+        )
+    return facts

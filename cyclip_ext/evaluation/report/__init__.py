@@ -1,0 +1,17 @@
+"""The folder an evaluation leaves: results.json, report.md, report.html, plots, tables.
+
+    model      what was evaluated, and how outcomes are grouped into sections
+    numbers    names of metrics for a reader, digits, dashes
+    drawing    plots as PNG
+    results    CLIP_benchmark's JSON, tables as CSV
+    markdown   report.md
+    page       report.html, one file; style.py is its CSS
+    folder     everything at once, whole or not at all
+
+Nothing here measures anything.
+"""
+
+from .folder import write_report
+from .model import About
+
+__all__ = ["About", "write_report"]

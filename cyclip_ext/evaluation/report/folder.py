@@ -1,0 +1,74 @@
+"""The whole report, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..outcome import Outcome
+from .drawing import can_draw, draw, file_stem
+from .markdown import markdown
+from .model import About, sections
+from .page import page
+from .results import as_csv, as_json, record
+
+NO_PLOTS = "No plots: matplotlib is missing (pip install 'cyclip_ext[eval]')."
+PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
+
+
+def write_report(folder: Path, about: About, outcomes: Sequence[Outcome]) -> None:
+    """Write results.json, records/, tables/, plots/, report.md and report.html into `folder`.
+
+    results.json is the list of all records, records/ has each by itself as `clip_benchmark build`
+    reads them. tables/ has every table whole, as CSV. A former report there is replaced; other
+    files stay. Without matplotlib there are no plots, and a line says so.
+
+    Everything is made beside the target first and then moved: an error on the way leaves the former
+    report as it was.
+
+    Raises ValueError for no outcomes, or two of one data set and task; OSError where the folder
+    cannot be written.
+    """
+    if not outcomes:
+        raise ValueError("outcomes is empty: there is nothing to report")
+    grouped = sections(outcomes)
+    plots: dict[str, bytes] = {}
+    if can_draw():
+        plots = {file_stem(o, plot.name): draw(plot) for o in outcomes for plot in o.plots}
+    note = "" if plots or not any(o.plots for o in outcomes) else NO_PLOTS
+    records = {file_stem(o, ""): record(about, o) for o in outcomes}
+    files = {
+        **{f"plots/{stem}.png": content for stem, content in plots.items()},
+        **{
+            f"tables/{file_stem(o, str(number))}.csv": as_csv(table)
+            for o in outcomes
+            for number, table in enumerate(o.tables, 1)
+        },
+        **{f"records/{stem}.json": as_json(content) for stem, content in records.items()},
+        "report.md": markdown(about, grouped, plots, note).encode(),
+        "report.html": page(about, grouped, plots, note).encode(),
+        "results.json": as_json(list(records.values())),
+    }
+    _write(folder, files)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".report.{os.getpid()}.tmp"
+    try:
+        for name, content in files.items():
+            path = made / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        for part in PARTS:
+            if (folder / part).exists():
+                (folder / part).rename(made / f"former-{part}")
+            if (made / part).exists():
+                (made / part).rename(folder / part)
+        for name in files:
+            if "/" not in name:
+                (made / name).replace(folder / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

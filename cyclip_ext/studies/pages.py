@@ -1,0 +1,39 @@
+"""The page of a study in docs/: Markdown with its pictures in a folder beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..evaluation.outcome import Plot, Table
+from ..evaluation.report.drawing import can_draw, draw
+from ..evaluation.report.markdown import table_lines
+
+Part = str | Table | Plot
+
+
+def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -> None:
+    """Write a Markdown page; its pictures go to images/<stem of the page>/ beside it.
+
+    sections: heading -> paragraphs of Markdown, tables and plots, in order. Without matplotlib
+    pictures are left out.
+    """
+    images = path.parent / "images" / path.stem
+    drawing = can_draw()
+    lines = [f"# {title}", ""]
+    for heading, parts in sections.items():
+        if heading:
+            lines += [f"## {heading}", ""]
+        for part in parts:
+            if isinstance(part, str):
+                lines += [part, ""]
+            elif isinstance(part, Table):
+                lines += [f"**{part.title}**", ""] if part.title else []
+                lines += table_lines(part, "")
+            elif drawing:
+                images.mkdir(parents=True, exist_ok=True)
+                (images / f"{part.name}.png").write_bytes(draw(part))
+                lines += [f"![{part.caption}](images/{path.stem}/{part.name}.png)", ""]
+                lines += [part.caption, ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines).rstrip() + "\n")

@@ -1,0 +1,556 @@
+"""Evaluation sets from disk, whole and damaged."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.files import encode, write_tar
+from PIL import Image
+
+from cyclip_ext.data import BadRecord, MissingData
+from cyclip_ext.evaluation.datasets import open_set
+from cyclip_ext.evaluation.sets import CaptionedImages, ClassifiedImages, Quadruples
+from cyclip_ext.needs import MissingDependency
+
+
+def picture(grey: int, kind: str = "PNG") -> bytes:
+    return encode(Image.new("L", (8, 6), grey), kind)
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def classified(spec: str | Path, **options: object) -> ClassifiedImages:
+    found = open_set(str(spec), **options)  # type: ignore[arg-type]
+    assert isinstance(found, ClassifiedImages)
+    return found
+
+
+def captioned(spec: str | Path, **options: object) -> CaptionedImages:
+    found = open_set(str(spec), **options)  # type: ignore[arg-type]
+    assert isinstance(found, CaptionedImages)
+    return found
+
+
+def greys(data: ClassifiedImages | CaptionedImages) -> list[int | str]:
+    """The grey of each picture, or why there is none."""
+    found: list[int | str] = []
+    for index in range(len(data)):
+        try:
+            image = data.images[index]
+            assert image.mode == "RGB"
+            found.append(image.getpixel((0, 0))[0])  # type: ignore[index]
+        except BadRecord as bad:
+            found.append(bad.reason)
+    return found
+
+
+def named(data: ClassifiedImages) -> dict[int | str, str]:
+    """Class name by grey: what must hold in whatever order pictures come."""
+    names = [data.class_names[label] for label in data.labels.tolist()]
+    return dict(zip(greys(data), names, strict=True))
+
+
+# Folders
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    """Wrong: an empty class would shift labels, or hidden and other files be pictures."""
+    folder = tmp_path / "größe"
+    write(folder / "b_cat" / "1.png", picture(1))
+    write(folder / "b_cat" / "deeper" / "2.JPG", picture(2, "JPEG"))
+    write(folder / "b_cat" / "notes.txt", "no picture")
+    write(folder / "b_cat" / "._3.png", "macOS")
+    (folder / "a_empty").mkdir()
+    write(folder / "猫" / "4.png", picture(4))
+    write(folder / "猫" / "5.png", picture(5)[:-30])
+    write(folder / ".git" / "6.png", picture(6))
+    for spec in (f"folder:{folder}", folder):
+        data = classified(spec)
+        assert data.name == "größe"
+        assert data.class_names == ("a empty", "b cat", "猫")
+        assert greys(data) == [1, 2, 4, "truncated"]
+        assert data.labels.tolist() == [1, 1, 2, 2]
+        assert data.templates == ("{}",)
+
+
+def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    """Wrong: folder 10 would get the name in line 2, as the alphabet has it."""
+    for number in (0, 2, 10):
+        write(tmp_path / "set" / str(number) / "x.png", picture(number))
+    assert classified(tmp_path / "set").class_names == ("0", "2", "10")
+    write(tmp_path / "set" / "classnames.txt", "\n".join(f"name {i}" for i in range(12)) + "\n\n")
+    data = classified(tmp_path / "set")
+    assert len(data.class_names) == 12
+    assert named(data) == {0: "name 0", 2: "name 2", 10: "name 10"}
+    write(tmp_path / "set" / "classnames.txt", "a\nb\nc\n")
+    with pytest.raises(ValueError, match=r"names folders 0 \.\. 2, but there is a folder 10"):
+        classified(tmp_path / "set")
+
+
+def test_names_of_folders(tmp_path: Path) -> None:
+    """Wrong: names would go to other folders, or a folder have none without a word."""
+    for name in ("n01", "n02"):
+        write(tmp_path / name / "x.png", picture(int(name[1:])))
+    names = tmp_path / "classnames.txt"
+    write(names, "\ufefftench\r\ngoldfish\r\n")
+    assert named(classified(tmp_path)) == {1: "tench", 2: "goldfish"}
+    write(names, "n02\tgoldfish\nn09\tabsent\nn01\ttench")
+    data = classified(tmp_path)
+    assert data.class_names == ("goldfish", "absent", "tench")
+    assert named(data) == {1: "tench", 2: "goldfish"}
+    for content, message in (
+        ("one", "1 lines for 2 subfolders"),
+        ("one\n\ntwo", r"classnames.txt:2: a class needs a name"),
+        ("", "is empty"),
+        ("n01\ta", "no line for the folder"),
+        ("n01\ta\nn02\t", "classnames.txt:2: must be folder<TAB>name"),
+        ("n01\ta\nn01\tb", "classnames.txt:2: folder 'n01' already"),
+    ):
+        write(names, content)
+        with pytest.raises(ValueError, match=message):
+            classified(tmp_path)
+    names.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="UTF-8"):
+        classified(tmp_path)
+
+
+def test_folders_without_classes_or_pictures(tmp_path: Path) -> None:
+    """Wrong: a set of nothing."""
+    with pytest.raises(ValueError, match="no subfolder"):
+        open_set(f"folder:{tmp_path}")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="no picture in them"):
+        open_set(f"folder:{tmp_path}")
+
+
+# Tables
+
+
+def test_table_of_labels(tmp_path: Path) -> None:
+    """Wrong: rows that cannot be used would shift the labels of those after them."""
+    for grey in (1, 2, 3):
+        write(tmp_path / f"ü {grey}.png", picture(grey))
+    table = write(
+        tmp_path / "test.csv",
+        "filepath,label,other\r\n"
+        'ü 1.png,"cat, big",x\r\n'
+        "ü 2.png\r\n"
+        "ü 2.png,,x\r\n"
+        ",cat,x\r\n"
+        "\r\n"
+        "ü 3.png,ant,x\r\n"
+        "gone.png,ant,x\r\n",
+    )
+    for spec in (table, f"csv:{table}"):
+        data = classified(spec)
+        assert data.name == "test"
+        assert data.class_names == ("ant", "cat, big")
+        assert greys(data) == [1, 3, "missing"]
+        assert data.labels.tolist() == [1, 0, 0]
+        assert data.skipped.counts == {
+            "too few columns": 1,
+            "empty label or caption": 1,
+            "no image named": 1,
+        }
+
+
+def test_table_of_numbers_with_gaps(tmp_path: Path) -> None:
+    """Wrong: labels 0, 5, 10 would be sorted as texts, or taken for 11 classes without names."""
+    table = write(tmp_path / "t.tsv", "label\tfilepath\n10\ta.png\n0\tb.png\n5\tc.png\n")
+    data = classified(table)
+    assert data.class_names == ("0", "5", "10")
+    assert data.labels.tolist() == [2, 0, 1]
+    names = write(tmp_path / "classnames.txt", "\n".join("abcdefghijk"))
+    data = classified(table)
+    assert data.labels.tolist() == [10, 0, 5]
+    assert data.class_names == tuple("abcdefghijk")
+    write(names, "a\nb")
+    with pytest.raises(ValueError, match=r"t.tsv:2: label 10, but .* has 2 lines"):
+        classified(table)
+
+
+def test_table_of_captions(tmp_path: Path) -> None:
+    """Wrong: one picture with several captions would be several pictures."""
+    table = write(
+        tmp_path / "t.csv",
+        b"image,caption_0,caption_1\n"
+        b'a.png,one,"two\nlines"\n'
+        b"b.png,,three\n"
+        b"a.png,four,\n"
+        b"c.png,\xff\xff,five\n"
+        b"d.png,nul\0,five\n",
+    )
+    data = captioned(table)
+    assert data.captions == (("one", "two lines", "four"), ("three",))
+    assert data.skipped.counts == {"bad encoding": 2}
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    """Wrong: an error that does not say where, or half a table."""
+    for content, message in (
+        ("", r"has the columns \[\]"),
+        ("filepath,size\na,1\n", "'size'.*needs one of"),
+        ("filepath,label,caption\na,b,c\n", "labels and captions"),
+        ("filepath,label\n", "no row that can be used"),
+        ('filepath,label\na,b\nc,"d\ne,f\n', "t.csv:3: .*quote"),
+        ("filepath,label\na,b\na,c\n", "several labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_set(str(write(tmp_path / "t.csv", content)))
+
+
+# Shards
+
+
+def shards(folder: Path, split: str = "test") -> Path:
+    """11 shards of one picture each, k in shard k: 10 comes before 2 in the alphabet."""
+    (folder / split).mkdir(parents=True)
+    for number in range(11):
+        write_tar(
+            folder / split / f"{number}.tar",
+            [(f"s{number}.cls", str(number % 3).encode()), (f"s{number}.png", picture(number))],
+        )
+    write(folder / split / "nshards.txt", "11\n")
+    write(folder / "classnames.txt", "ant\nbee\ncat\nunused\n")
+    return folder
+
+
+def test_classification_shards(tmp_path: Path) -> None:
+    """Wrong: labels of one shard would go to the pictures of another."""
+    folder = shards(tmp_path / "wds_set")
+    write(folder / "zeroshot_classification_templates.txt", "a photo of a {c}.\nart of the {c}.\n")
+    for spec in (folder, f"wds:{folder}"):
+        data = classified(spec)
+        assert data.name == "wds_set"
+        assert data.class_names == ("ant", "bee", "cat", "unused")
+        assert data.templates == ("a photo of a {}.", "art of the {}.")
+        assert named(data) == {k: ("ant", "bee", "cat")[k % 3] for k in range(11)}
+        assert data.skipped.total == 0
+    (folder / "test" / "nshards.txt").unlink()
+    assert greys(classified(folder)) == list(range(11))
+    shards(tmp_path / "train_set", "train")
+    assert len(classified(f"wds:{tmp_path / 'train_set'}", split="train")) == 11
+
+
+def test_damaged_shards(tmp_path: Path) -> None:
+    """Wrong: a sample that is not whole would borrow a label from the next one."""
+    folder = shards(tmp_path / "set")
+    write_tar(
+        folder / "test" / "0.tar",
+        [
+            ("a.png", picture(100)),  # no label
+            ("b.cls", b"1"),  # no picture
+            ("c.png", picture(101)),
+            ("c.cls", b"two"),
+            ("._d.png", b"macOS"),
+            ("d.webp", encode(Image.new("RGB", (8, 8), (102,) * 3), "WEBP", lossless=True)),
+            ("d.cls", b" 2\n"),
+            ("d.json", b"{}"),
+            ("e.jpg", picture(103)[:-30]),
+            ("e.cls", b"0"),
+        ],
+    )
+    broken = folder / "test" / "1.tar"
+    broken.write_bytes(broken.read_bytes()[:1100])  # in the header of the picture
+    data = classified(folder)
+    expected = {102: "cat", "truncated": "ant"} | {
+        k: ("ant", "bee", "cat")[k % 3] for k in range(2, 11)
+    }
+    assert named(data) == expected
+    assert data.skipped.counts == {
+        "no .cls file": 1,
+        "no image file": 2,
+        "broken label": 1,
+        "broken tar": 1,
+    }
+
+
+def test_shards_that_do_not_fit(tmp_path: Path) -> None:
+    """Wrong: accuracy on part of a set, or a label without class."""
+    folder = shards(tmp_path / "set")
+    with pytest.raises(MissingData, match="train"):
+        open_set(f"wds:{folder}", split="train")
+    (folder / "test" / "7.tar").unlink()
+    with pytest.raises(MissingData, match=r"1 of the 11 shards .* 7\.tar"):
+        open_set(f"wds:{folder}")
+    write(folder / "test" / "nshards.txt", "7")
+    write(folder / "classnames.txt", "ant\nbee\n")
+    with pytest.raises(ValueError, match=r"2\.tar:s2: label 2, but .* has 2 lines"):
+        open_set(f"wds:{folder}")
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(MissingData, match=r"classnames\.txt"):
+        open_set(f"wds:{folder}")
+    write(folder / "test" / "nshards.txt", "several")
+    with pytest.raises(ValueError, match="number of shards"):
+        open_set(f"wds:{folder}")
+
+
+def test_retrieval_shards(tmp_path: Path) -> None:
+    """Wrong: the lines of a file would be one long caption."""
+    (tmp_path / "test").mkdir()
+    write_tar(
+        tmp_path / "test" / "0.tar",
+        [
+            ("0.jpg", picture(1)),
+            ("0.txt", "one\n two  words\n\nünï\n".encode()),
+            ("1.jpg", picture(2)),
+            ("1.txt", b"\n"),
+            ("2.jpg", picture(3)),
+            ("2.txt", b"\xff"),
+            ("3.jpg", picture(4)),
+            ("3.txt", b"last"),
+        ],
+    )
+    data = captioned(f"wds:{tmp_path}")
+    assert data.captions == (("one", "two words", "ünï"), ("last",))
+    assert greys(data) == [1, 4]
+    assert data.skipped.counts == {"empty caption": 1, "bad encoding": 1}
+
+
+# COCO and Winoground
+
+
+def test_coco(tmp_path: Path) -> None:
+    """Wrong: captions would be matched by position rather than by id."""
+    for grey, name in ((1, "x.png"), (2, "y.png")):
+        write(tmp_path / "val2017" / name, picture(grey))
+    content = {
+        "images": [
+            {"id": 9, "file_name": "x.png"},
+            {"id": 3, "file_name": "y.png"},
+            {"id": 5, "file_name": "uncaptioned.png"},
+            {"id": 6},
+            "broken",
+            {"id": 7, "file_name": "gone.png"},
+        ],
+        "annotations": [
+            {"image_id": 3, "caption": "of y"},
+            {"image_id": 9, "caption": " of\nx "},
+            {"image_id": 3, "caption": "also of y"},
+            {"image_id": 7, "caption": "of a file that is gone"},
+            {"image_id": 4, "caption": "of nothing"},
+            {"image_id": 9, "caption": ""},
+            {"image_id": 9},
+            7,
+        ],
+    }
+    path = write(tmp_path / "annotations" / "captions_val2017.json", json.dumps(content))
+    for spec in (path, f"coco:{path}"):
+        data = captioned(spec)
+        assert data.captions == (("of x",), ("of y", "also of y"), ("of a file that is gone",))
+        assert greys(data) == [1, 2, "missing"]
+        assert data.skipped.counts == {
+            "broken image entry": 2,
+            "caption of no picture": 1,
+            "empty caption": 3,
+            "no caption": 1,
+        }
+    (tmp_path / "val2017").rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingData, match=r"x\.png.*val2017.*give their folder as images"):
+        captioned(path)
+    assert greys(captioned(path, images=tmp_path / "elsewhere")) == [1, 2, "missing"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON file"),
+        ("[]", "must be an object"),
+        ('{"images": []}', r"got \['images'\]"),
+        ('{"images": {}, "annotations": []}', '"images" must be a list, got dict'),
+        ('{"images": [], "annotations": []}', "no picture with a caption"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
+            '"annotations": []}',
+            "id 1 already belongs to 'a'",
+        ),
+    ],
+)
+def test_json_that_is_not_cocos(tmp_path: Path, content: str, message: str) -> None:
+    """Wrong: KeyError."""
+    with pytest.raises(ValueError, match=message):
+        open_set(str(write(tmp_path / "c.json", content)))
+
+
+def test_winoground(tmp_path: Path) -> None:
+    """Wrong: first and second pictures or captions would be swapped."""
+    for grey in range(4):
+        write(tmp_path / "images" / f"ex_{grey}.png", picture(grey))
+    lines = [
+        {"id": 0, "caption_0": "a b", "caption_1": "b a", "image_0": "ex_0", "image_1": "ex_1.png"},
+        {"caption_0": "c", "image_0": "ex_0", "image_1": "ex_1"},
+        {"caption_0": " ", "caption_1": "d", "image_0": "ex_0", "image_1": "ex_1"},
+        {
+            "caption_0": "e f",
+            "caption_1": "f e",
+            "image_0": "ex_3",
+            "image_1": "gone",
+            "tag": "Object",
+        },
+    ]
+    write(tmp_path / "examples.jsonl", "\n".join([*map(json.dumps, lines), "{", "", "[]"]))
+    for spec in (str(tmp_path), f"winoground:{tmp_path}"):
+        data = open_set(spec)
+        assert isinstance(data, Quadruples)
+        assert data.captions == (("a b", "b a"), ("e f", "f e"))
+        assert data.tags == ("", "Object")
+        assert data.first_images[0].getpixel((0, 0)) == (0, 0, 0)
+        assert data.second_images[0].getpixel((0, 0)) == (1, 1, 1)
+        assert data.first_images[1].getpixel((0, 0)) == (3, 3, 3)
+        with pytest.raises(BadRecord, match="missing"):
+            data.second_images[1]
+        assert data.skipped.counts == {"broken line": 3, "empty caption": 1}
+    write(tmp_path / "examples.jsonl", "{}\n")
+    with pytest.raises(ValueError, match="no line that can be used"):
+        open_set(str(tmp_path))
+
+
+# torchvision
+
+
+def test_torchvision_sets_of_folders(tmp_path: Path) -> None:
+    """Wrong: labels, which are read without opening pictures, would be those of others."""
+    pytest.importorskip("torchvision")
+    for place, grey in (("AnnualCrop", 1), ("Forest", 2), ("SeaLake", 3)):
+        write(tmp_path / "eurosat" / "2750" / place / "x.png", picture(grey))
+    write(tmp_path / "eurosat" / "2750" / "SeaLake" / "y.png", picture(4)[:-30])
+    data = classified("torchvision:eurosat", root=tmp_path)
+    assert data.class_names == ("annual crops", "forest", "sea or lake")
+    assert named(data) == {
+        1: "annual crops",
+        2: "forest",
+        3: "sea or lake",
+        "unreadable (OSError)": "sea or lake",
+    }
+    for code, grey in (("AD", 5), ("ZW", 6)):
+        write(tmp_path / "country211" / "valid" / code / "x.png", picture(grey))
+    assert named(classified("torchvision:country211", root=tmp_path, split="val")) == {
+        5: "AD",
+        6: "ZW",
+    }
+    for mood, grey in (("negative", 7), ("positive", 8)):
+        write(tmp_path / "rendered-sst2" / "test" / mood / "x.png", picture(grey))
+    assert named(classified("torchvision:rendered_sst2", root=tmp_path)) == {
+        7: "negative",
+        8: "positive",
+    }
+
+
+def test_torchvision_sets_with_lists(tmp_path: Path) -> None:
+    """Wrong: as above, for sets that keep their labels under other names."""
+    pytest.importorskip("torchvision")
+    gtsrb = tmp_path / "gtsrb"
+    for name, grey in (("0.ppm", 1), ("1.ppm", 2)):
+        write(gtsrb / "GTSRB" / "Final_Test" / "Images" / name, picture(grey, "PPM"))
+    write(gtsrb / "GT-final_test.csv", "Filename;ClassId\n0.ppm;14\n1.ppm;42\n")
+    data = classified("torchvision:gtsrb", root=tmp_path)
+    assert len(data.class_names) == 43
+    assert named(data) == {1: "stop", 2: "end of no overtaking by lorries"}
+
+    dtd = tmp_path / "dtd" / "dtd"
+    write(dtd / "labels" / "test1.txt", "zig_zag/b.jpg\nbanded/a.jpg\n")
+    write(dtd / "images" / "zig_zag" / "b.jpg", picture(3))
+    write(dtd / "images" / "banded" / "a.jpg", picture(4))
+    assert named(classified("torchvision:dtd", root=tmp_path)) == {3: "zig zag", 4: "banded"}
+
+    food = tmp_path / "food-101"
+    write(food / "meta" / "test.json", json.dumps({"apple_pie": ["apple_pie/1"], "sushi": []}))
+    write(food / "images" / "apple_pie" / "1.jpg", picture(5))
+    data = classified("torchvision:food101", root=tmp_path)
+    assert data.class_names == ("apple pie", "sushi")
+    assert named(data) == {5: "apple pie"}
+
+
+def test_torchvision_mnist(tmp_path: Path) -> None:
+    """Wrong: grey pictures would stay grey, or "3 - three" go into prompts."""
+    pytest.importorskip("torchvision")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.full((2, 28, 28), 7, dtype=np.uint8)
+    pixels[1] = 9
+    for prefix in ("train", "t10k"):
+        images = struct.pack(">iiii", 2051, 2, 28, 28) + pixels.tobytes()
+        labels = struct.pack(">ii", 2049, 2) + bytes([3, 0])
+        write(raw / f"{prefix}-images-idx3-ubyte", images)
+        write(raw / f"{prefix}-labels-idx1-ubyte", labels)
+        for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
+            write(raw / f"{prefix}-{kind}-ubyte.gz", gzip.compress(content))
+    data = classified("torchvision:mnist", root=tmp_path)
+    assert data.labels.dtype == torch.int64
+    assert named(data) == {7: "3", 9: "0"}
+    assert data.class_names == tuple("0123456789")
+
+
+def test_torchvision_sets_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: torchvision would download, or speak of download=True, which we do not have."""
+    pytest.importorskip("torchvision")
+    from cyclip_ext.evaluation.datasets.torchvision_sets import NAMES
+
+    for name in NAMES:
+        # MissingDependency: h5py, which PCAM needs
+        with pytest.raises((MissingData, MissingDependency), match=f"torchvision:{name}") as error:
+            open_set(f"torchvision:{name}", root=tmp_path)
+        if error.type is MissingData:
+            assert f"in {tmp_path} torchvision expects" in str(error.value)
+    assert not list(tmp_path.rglob("*.*"))
+    with pytest.raises(ValueError, match="torchvision:cifar11 is not known; known are caltech101"):
+        open_set("torchvision:cifar11")
+    with pytest.raises(ValueError, match="split of cifar10 must be one of train, test, got 'val'"):
+        open_set("torchvision:cifar10", split="val")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(MissingDependency, match=r"cyclip_ext\[eval\]"):
+        open_set("torchvision:cifar10", root=tmp_path)
+
+
+# The entry
+
+
+def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
+    """Wrong: the user would not learn what was looked for."""
+    with pytest.raises(ValueError, match=r"neither examples\.jsonl .* nor test/\*\.tar"):
+        open_set(str(tmp_path))
+    with pytest.raises(ValueError, match=r"neither \.json \(coco\) nor \.csv"):
+        open_set(str(write(tmp_path / "set.parquet", "")))
+    with pytest.raises(FileNotFoundError, match="did you mean torchvision:cifar10"):
+        open_set("cifar10")
+    with pytest.raises(FileNotFoundError, match="imagenet:x does not exist"):
+        open_set("imagenet:x")
+    for spec in ("folder:/nowhere", "wds:/nowhere", "winoground:/nowhere"):
+        with pytest.raises(FileNotFoundError, match="is no folder"):
+            open_set(spec)
+    for spec in ("csv:/nowhere", "coco:/nowhere", f"winoground:{tmp_path}"):
+        with pytest.raises(FileNotFoundError, match="is no file"):
+            open_set(spec)
+    write(tmp_path / "a" / "x.png", picture(1))
+    with pytest.raises(ValueError, match="which has no splits, got split='train'"):
+        open_set(f"folder:{tmp_path}", split="train")
+    with pytest.raises(ValueError, match="images is for coco alone"):
+        open_set(f"folder:{tmp_path}", images=tmp_path)
+
+
+def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
+    """Wrong: a changed picture would be served from the cache of features."""
+    file = write(tmp_path / "set" / "a" / "x.png", picture(1))
+    images = classified(tmp_path / "set").images
+    before = images.fingerprint()  # type: ignore[attr-defined]
+    assert before == classified(tmp_path / "set").images.fingerprint()  # type: ignore[attr-defined]
+    write(file, picture(1) + b"\0")
+    assert images.fingerprint() != before  # type: ignore[attr-defined]
+    folder = shards(tmp_path / "wds")
+    shard_images = classified(folder).images
+    before = shard_images.fingerprint()  # type: ignore[attr-defined]
+    (folder / "test" / "4.tar").write_bytes(b"")
+    assert shard_images.fingerprint() != before  # type: ignore[attr-defined]

@@ -1,0 +1,126 @@
+"""Templates and class names from open_clip and from files, and what is refused in them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cyclip_ext.evaluation import class_embeddings, read_class_names, read_templates
+
+
+def text(folder: Path, content: str) -> Path:
+    path = folder / "list.txt"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def saved(folder: Path, content: Any) -> Path:
+    path = folder / "list.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_open_clips_own_by_name() -> None:
+    """Wrong: a template loses its words when it is turned from a function into a text."""
+    open_clip = pytest.importorskip("open_clip")
+    for name, functions in (
+        ("openai", open_clip.OPENAI_IMAGENET_TEMPLATES),
+        ("simple", open_clip.SIMPLE_IMAGENET_TEMPLATES),
+    ):
+        templates = read_templates(name)
+        assert [template.format("cat") for template in templates] == [f("cat") for f in functions]
+    names = read_class_names("imagenet")
+    assert tuple(name for (name,) in names) == tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
+def test_text_files(tmp_path: Path) -> None:
+    """Wrong: blank lines become classes, or the placeholder of CLIP_benchmark breaks format()."""
+    templates = read_templates(text(tmp_path, "a {c}.\n\n  the {} \n"))
+    assert templates == ("a {}.", "the {}")
+    names = read_class_names(text(tmp_path, "\ufeffdog | hound\n\nMöwe\ncat\n"))
+    assert names == (("dog", "hound"), ("Möwe",), ("cat",))
+    prompts: list[str] = []
+
+    def embed(batch: list[str]) -> torch.Tensor:
+        prompts.extend(batch)
+        return torch.ones(len(batch), 2)
+
+    assert class_embeddings(embed, names, templates).shape == (3, 2)
+    assert prompts[:4] == ["a dog.", "the dog", "a hound.", "the hound"]
+
+
+def test_json_files(tmp_path: Path) -> None:
+    by_set = saved(tmp_path, {"pets": ["a {c}"], "cars": ["the {c}", "{c}"]})
+    assert read_templates(by_set, "cars") == ("the {}", "{}")
+    assert read_templates(by_set, "vtab/pets") == ("a {}",)
+    assert read_templates(saved(tmp_path, ["my {}"])) == ("my {}",)
+    # "|" separates synonyms in text files only: JSON has lists for them.
+    names = read_class_names(saved(tmp_path, {"pets": ["a|b", ["dog", "hound"]]}), "pets")
+    assert names == (("a|b",), ("dog", "hound"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a {}\na cat\n", r'list.txt, line 2: a template needs exactly one "{}"'),
+        ("\n{} and {}\n", "line 2: a template needs exactly one"),
+        ("a {name}\n", "line 1: a template needs exactly one"),
+        ("a {\n", "line 1: 'a {' is no template"),
+        ("\n \n", "list.txt has no templates"),
+    ],
+)
+def test_templates_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    """Wrong: every class gets the same prompt, and every picture the same class."""
+    with pytest.raises(ValueError, match=message):
+        read_templates(text(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\n\ndog\ncat\n", "line 4: class name 'cat' already stands in .*list.txt, line 1"),
+        ("cat|pet\ndog|pet\n", "line 2: class name 'pet' already stands"),
+        ("cat|\n", "line 1: a class needs a name"),
+        ("", "list.txt has no class names"),
+    ],
+)
+def test_class_names_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_class_names(text(tmp_path, content))
+
+
+def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
+    """CLIP_benchmark's own list for ImageNet has two such pairs: an error would refuse it."""
+    path = saved(tmp_path, {"imagenet1k": ["missile", "cat", "missile"]})
+    with pytest.warns(UserWarning, match=r"entry 3: class name 'missile' already .* entry 1"):
+        names = read_class_names(path, "imagenet1k")
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "dataset", "message"),
+    [
+        ({"pets": []}, None, "lists for pets; dataset must name one of them, got None"),
+        ({"pets": []}, "cars", "got 'cars'"),
+        ({"pets": []}, "pets", "list.json has no"),
+        ({"pets": {"cat": ["a cat"]}}, "pets", "'pets' must be a list of texts, got dict"),
+        ([3], None, "entry 1: a"),
+        ("cat", None, "must be a list of texts, got str"),
+    ],
+)
+def test_json_that_is_refused(
+    tmp_path: Path, content: Any, dataset: str | None, message: str
+) -> None:
+    path = saved(tmp_path, content)
+    for read in (read_templates, read_class_names):
+        with pytest.raises(ValueError, match=message):
+            read(path, dataset)
+
+
+def test_broken_json_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text("[")
+    with pytest.raises(ValueError, match=r"list.json is no JSON file"):
+        read_templates(path)

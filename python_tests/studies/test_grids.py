@@ -1,0 +1,65 @@
+"""Data size, batch size and temperature: which runs, and their page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cyclip_ext.studies import runs
+from cyclip_ext.studies.__main__ import main
+from cyclip_ext.studies.grids import batch_and_temperature, data_size
+from cyclip_ext.training.config import TrainConfig
+
+from .made_up import Pretender
+
+
+@pytest.fixture
+def pretender(monkeypatch: pytest.MonkeyPatch) -> Pretender:
+    made = Pretender(lambda name, config: {"shifted": config.data.train_fraction / 2})
+    monkeypatch.setattr(runs, "complete", made)
+    return made
+
+
+@pytest.mark.parametrize("same_steps", [False, True])
+def test_fractions(tmp_path: Path, pretender: Pretender, same_steps: bool) -> None:
+    """Wrong: a fraction trains on other than its share, or for other than its epochs."""
+    base = TrainConfig().updated({"epochs": 10})
+    assert data_size(
+        base, tmp_path, fractions=(0.25, 1.0), objectives=("clip", "square"), same_steps=same_steps
+    )
+    assert len(pretender.asked) == 2 * 2 * 3
+    quarter = pretender.asked["square-loss-0.25-seed2"]
+    assert quarter.data.train_fraction == 0.25
+    assert quarter.run.epochs == (40 if same_steps else 10)
+    assert quarter.label() == "square loss"
+    page = (tmp_path / "report.md").read_text()
+    assert "| CLIP | 12.5 ± 0.0 | 50.0 ± 0.0 |" in page
+    assert (tmp_path / "images" / "report" / "lines.png").is_file()
+
+
+def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
+    assert batch_and_temperature(
+        TrainConfig(), tmp_path, batch_sizes=(32, 64), scales=(10.0, 100.0), seeds=(5,)
+    )
+    assert set(pretender.asked) == {
+        *("batch-32-10-seed5", "batch-32-100-seed5", "batch-64-10-seed5", "batch-64-100-seed5")
+    }
+    one = pretender.asked["batch-32-100-seed5"]
+    assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
+
+
+def test_command_line_hands_on_settings(tmp_path: Path, pretender: Pretender) -> None:
+    """Wrong: a flag of training is lost, or a default of it overrides the study's."""
+    words = ["data-size", "--folder", str(tmp_path), "--fractions", "0.5", "--seeds", "3"]
+    assert main([*words, "--objectives", "cyclip", "--lr", "0.01", "--epochs", "7"]) == 0
+    (config,) = pretender.asked.values()
+    assert (config.optim.lr, config.run.epochs, config.run.seed) == (0.01, 7, 3)
+    assert not config.run.tensorboard
+
+
+def test_flags_of_single_runs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
+    assert "--seed is of a single run; a study has --seeds" in capsys.readouterr().err
