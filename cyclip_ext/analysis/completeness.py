@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .style import IMAGE, THIRD, plain
+from ..drawing import BLUE, GREEN, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +116,8 @@ def plot_completeness(figure: Figure, completeness: Completeness) -> None:
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     groups = (
-        ("one caption", completeness.captions, IMAGE, -0.2),
-        ("all captions of the picture", completeness.images, THIRD, 0.2),
+        ("one caption", completeness.captions, BLUE, -0.2),
+        ("all captions of the picture", completeness.images, GREEN, 0.2),
     )
     for name, entries, color, offset in groups:
         counts = Counter(len(entry.missing) for entry in entries)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..drawing import BLUE, GREEN, VERMILION
 from .directions import unit_pairs
-from .style import IMAGE, TEXT, THIRD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,10 +194,10 @@ def _quadrilateral(axes: Axes, points: Tensor) -> None:
     edges = (
         ((0, 1), "0.6", "-", "positive pair"),
         ((2, 3), "0.6", "-", None),
-        ((0, 2), IMAGE, "-", "images"),
-        ((1, 3), TEXT, "-", "texts"),
-        ((0, 3), THIRD, "--", "image to the other's text"),
-        ((1, 2), THIRD, "--", None),
+        ((0, 2), BLUE, "-", "images"),
+        ((1, 3), VERMILION, "-", "texts"),
+        ((0, 3), GREEN, "--", "image to the other's text"),
+        ((1, 2), GREEN, "--", None),
     )
     for (a, b), color, dashes, name in edges:
         axes.plot(
@@ -216,7 +216,7 @@ def _quadrilateral(axes: Axes, points: Tensor) -> None:
             bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
         )
     for index, name in enumerate(("$x_i$", "$y_i$", "$x_j$", "$y_j$")):
-        color = IMAGE if index % 2 == 0 else TEXT
+        color = BLUE if index % 2 == 0 else VERMILION
         marker = "o" if index % 2 == 0 else "s"
         x, y = places[index].tolist()
         axes.plot(x, y, marker=marker, color=color, zorder=2)

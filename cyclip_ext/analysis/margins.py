@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..drawing import line_style, plain
 from .directions import BLOCK, check_labels, unit_pairs
-from .style import line_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

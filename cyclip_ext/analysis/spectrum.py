@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..drawing import line_style, plain
 from .directions import unit_rows
-from .style import line_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

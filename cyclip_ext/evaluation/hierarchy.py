@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .drawing import BLUE, VERMILION, shorten
+from ..drawing import BLUE, VERMILION, shorten
 from .zero_shot import similarity_blocks
 
 if TYPE_CHECKING:

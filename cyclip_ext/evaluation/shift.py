@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from .drawing import BLUE, VERMILION, shorten
+from ..drawing import BLUE, VERMILION, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

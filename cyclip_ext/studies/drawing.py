@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..analysis import paired_difference
-from ..analysis.style import COLORS, line_style, plain
+from ..drawing import BLUE, VERMILION, line_style, plain
 from ..training.report import mean_and_deviation
 from .runs import Result
 from .values import Value
@@ -74,15 +74,15 @@ def plot_differences(
             a, b = value.of_all(runs[name]), value.of_all(runs[baseline])
             estimate = paired_difference(a, b)
             if estimate.interval is not None:
-                axes.plot(estimate.interval, [row, row], color=COLORS[0], lw=2, alpha=0.5)
+                axes.plot(estimate.interval, [row, row], color=BLUE, lw=2, alpha=0.5)
             axes.plot(
                 [x - y for x, y in zip(a, b, strict=True)],
                 [row] * len(a),
                 "o",
                 ms=3.5,
-                color=COLORS[1],
+                color=VERMILION,
             )
-            axes.plot(estimate.mean, row, "|", ms=12, mew=2, color=COLORS[0])
+            axes.plot(estimate.mean, row, "|", ms=12, mew=2, color=BLUE)
         axes.axvline(0, color="black", lw=0.8)
         axes.set_yticks(range(len(others)), others, fontsize=9)
         axes.set_xlabel(f"{value.heading},\ndifference" + (" (points)" if value.percent else ""))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..drawing import COLORS
 from .tracking import MetricsLog
 
 Results = Mapping[str, Mapping[str, float]]  # evaluation set -> metric -> share
@@ -36,8 +37,6 @@ SUMMARY = {
     "image_retrieval_recall@5": "image R@5",
     "text_retrieval_recall@5": "text R@5",
 }
-
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 
 
 def columns_of(results: Results) -> list[tuple[str, str, str]]:

@@ -119,10 +119,13 @@ def test_the_search_goes_from_coarse_to_fine() -> None:
 def test_the_last_fit_has_the_validation_rows_too() -> None:
     """Wrong: a tenth of the training rows would be wasted."""
     train = at(0, 10, 90, 100), torch.tensor([0, 0, 1, 1])
-    held_out = at(45, 50, 55, 60), torch.tensor([0, 0, 0, 0])
-    test = at(50), torch.tensor([0])
-    assert linear_probe(*train, *test, C=1e4).metrics["acc1"] == 0
-    assert linear_probe(*train, *test, validation=held_out).metrics["acc1"] == 1
+    # Beyond the bisector at 50 degrees: without these rows every C puts them into class 1.
+    held_out = at(60, 62, 64), torch.tensor([0, 0, 0])
+    test = at(60), torch.tensor([0])
+    assert linear_probe(*train, *test, C=1e-2).metrics["acc1"] == 0
+    probe = linear_probe(*train, *test, validation=held_out)
+    assert {point.validation_acc1 for point in probe.sweep} == {0}
+    assert probe.metrics["acc1"] == 1
     assert knn_probe(*train, *(at(60), torch.tensor([0])), ks=[1]).metrics["acc1"] == 0
     found = knn_probe(*train, at(60), torch.tensor([0]), ks=[1], validation=held_out)
     assert found.metrics["acc1"] == 1
@@ -182,6 +185,9 @@ def test_nearest_neighbours_by_hand() -> None:
         ).predictions.item()
     # k = 2: a vote each, the nearest (7) decides; k = 3 and 4: two votes for 3
     assert answers == {1: 7, 2: 7, 3: 3, 4: 3}
+    around = at(1, 2, 3, 4), torch.tensor([7, 3, 3, 7])  # two votes each; of the nearest, 7
+    found = knn_probe(*around, *test, ks=[4], validation=(at(180), torch.tensor([7])))
+    assert found.predictions.item() == 7
     swept = knn_probe(*train, *test, ks=(1, 2, 3, 50), validation=held_out)
     assert [(p.value, p.validation_acc1) for p in swept.sweep] == [(1, 1), (2, 1), (3, 0)]
     assert swept.chosen == 1

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from data.files import encode, write_tar
-from torch import Tensor
+from models.tiny import create_tiny
 
 from cyclip_ext.data import Pairs, PictureData, load_shapes
-from cyclip_ext.models import CreatedModel, ImageConfig, MiniCLIP, TextConfig
 from cyclip_ext.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from cyclip_ext.training.loop import Trainer
 from cyclip_ext.training.sources import RunData
-
-CONTEXT, VOCABULARY = 12, 509
-
-
-def tokenizer(texts: list[str]) -> Tensor:
-    """Words by checksum: open_clip's tokenizer is not importable everywhere."""
-    tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
-    for row, text in enumerate(texts):
-        for column, word in enumerate(text.split()[:CONTEXT]):
-            tokens[row, column] = 1 + zlib.crc32(word.encode()) % (VOCABULARY - 1)
-    return tokens
-
-
-def create_tiny(name: str = "tiny", *, sigmoid: bool = False) -> CreatedModel:
-    """In place of cyclip_ext.models.create_model."""
-    model = MiniCLIP(
-        16,
-        ImageConfig(image_size=16, widths=(8, 16)),
-        TextConfig(context_length=CONTEXT, vocab_size=VOCABULARY, width=16, heads=2),
-        init_logit_scale=2.0,
-        init_logit_bias=-10.0 if sigmoid else None,
-    )
-    return CreatedModel(name, model, tokenizer, 16)
 
 
 @lru_cache

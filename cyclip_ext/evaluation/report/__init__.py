@@ -2,6 +2,8 @@
 
     model      what was evaluated, and how outcomes are grouped into sections
     numbers    names of metrics for a reader, digits, dashes
+    names      of files
+    excerpt    which rows of a long table are shown
     drawing    plots as PNG
     results    CLIP_benchmark's JSON, tables as CSV
     markdown   report.md

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
 
-from ..outcome import Outcome, Plot
+from ..outcome import Plot
 
 DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
 
@@ -31,16 +30,3 @@ def draw(plot: Plot) -> bytes:
     # No date and no version inside: equal results are equal files.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def file_stem(outcome: Outcome, name: str) -> str:
-    """Name of a file of an outcome's, without suffix: letters, digits, points and hyphens."""
-    return _slug(f"{outcome.dataset}-{outcome.task}-{name}" if name else _record(outcome))
-
-
-def _record(outcome: Outcome) -> str:
-    return f"{outcome.dataset}-{outcome.task}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..outcome import Outcome
-from .drawing import can_draw, draw, file_stem
+from .drawing import can_draw, draw
 from .markdown import markdown
 from .model import About, sections
+from .names import file_stem
 from .page import page
 from .results import as_csv, as_json, record
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..outcome import Outcome, Table
-from .drawing import file_stem
 from .excerpt import left_out, shown_rows
 from .model import About, Section
+from .names import file_stem
 from .numbers import columns, metric_table
 
 

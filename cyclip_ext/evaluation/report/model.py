@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..outcome import Outcome
+from .names import file_stem
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,17 @@ class Section:
 def sections(outcomes: Sequence[Outcome]) -> tuple[Section, ...]:
     """Outcomes by title, in the order in which titles come first.
 
-    Raises ValueError where two outcomes are of one data set and task: their files would overwrite
-    each other.
+    Raises ValueError where the files of two outcomes would overwrite each other.
     """
     groups: dict[str, list[Outcome]] = {}
-    seen: set[tuple[str, str]] = set()
+    stems: set[str] = set()
     for outcome in outcomes:
-        key = (outcome.dataset, outcome.task)
-        if key in seen:
-            raise ValueError(f"two outcomes of task {outcome.task!r} on {outcome.dataset!r}")
-        seen.add(key)
+        stem = file_stem(outcome, "")
+        if stem in stems:
+            raise ValueError(
+                f"two outcomes have the files {stem}: task {outcome.task!r} on {outcome.dataset!r}"
+            )
+        stems.add(stem)
         groups.setdefault(outcome.title, []).append(outcome)
     return tuple(
         Section(title, f"section-{number}", tuple(own))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ..outcome import Outcome, Table
-from .drawing import file_stem
 from .excerpt import left_out, shown_rows
 from .model import About, Section
+from .names import file_stem
 from .numbers import columns, metric_table, name_of, shown
 from .style import STYLE
 

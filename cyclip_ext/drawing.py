@@ -1,4 +1,4 @@
-"""How the drawings look: colours that the colour-blind can tell apart, and few lines."""
+"""How the drawings of the package look: colours, few lines, short names; without matplotlib."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = (  # Okabe and Ito
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
+# Okabe and Ito: told apart by colour-blind readers, too.
+COLORS = BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
+    *("#0072b2", "#d55e00", "#009e73"),
+    *("#cc79a7", "#e69f00", "#56b4e9"),
 )
-IMAGE, TEXT, THIRD = COLORS[:3]
 DASHES = ("-", "--", ":")  # where there are more curves than colours
 
 
@@ -26,7 +22,12 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def plain(axes: Axes) -> None:
-    """Two spines and a faint grid."""
+    """Two spines and a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
+
+
+def shorten(name: str, length: int = 24) -> str:
+    """The name, cut to `length` characters so that a label leaves room for the plot."""
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,185 @@
+"""`python -m cyclip_ext.evaluation` from a command line to a report, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.tiny import create_tiny
+from PIL import Image
+
+from cyclip_ext.evaluation.__main__ import main
+from cyclip_ext.models import trained
+
+from .tiny import write_checkpoint
+
+CHEAP = ["zeroshot_classification", "consistency", "margins", "fine_coarse_classification"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained, "create_model", create_tiny)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path / "run/checkpoints/best.pt")
+    return tmp_path / "run"
+
+
+def write_classes(folder: Path, per_class: int = 4) -> Path:
+    for number, name in enumerate(("red", "green", "blue")):
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            colour = [20 * index] * 3
+            colour[number] = 200
+            Image.new("RGB", (18, 18), tuple(colour)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def tasks_of(folder: Path) -> dict[tuple[str, str], dict[str, float]]:
+    records = json.loads((folder / "results.json").read_text())
+    return {(record["dataset"], record["task"]): record["metrics"] for record in records}
+
+
+def test_run_is_measured_on_its_own_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong: the report is of other data or lies elsewhere than it says."""
+    assert main([str(run), "--tasks", *CHEAP]) == 0
+    found = tasks_of(run / "evaluation")
+    assert {dataset.split("/")[0] for dataset, _ in found} == {"shapes"}
+    assert {task for _, task in found} == set(CHEAP)
+    shown = capsys.readouterr().out
+    assert f"wrote {run / 'evaluation/report.html'}" in shown
+    page = (run / "evaluation/report.html").read_text()
+    for fact in ("Evaluation of run (tiny)", "3 epochs on shapes, seed 7", "in_modal 0.25"):
+        assert fact in page, fact
+
+
+def test_folder_of_classes(run: Path, tmp_path: Path) -> None:
+    """Wrong: options for sets from files are taken and not used."""
+    pytest.importorskip("open_clip")
+    data, other = write_classes(tmp_path / "colours"), write_classes(tmp_path / "paints", 3)
+    (data / "red/broken.png").write_bytes(b"no picture")
+    (tmp_path / "t.txt").write_text("a {} wall\n{}\n")
+    (tmp_path / "h.json").write_text('{"warm": ["red"], "cold": ["green", "blue"]}')
+    (tmp_path / "b.csv").write_text("model,base,paints\nx,0.3,0.2\ny,0.6,0.5\n")
+    words = [str(run / "checkpoints/best.pt"), "--output", str(tmp_path / "out")]
+    words += ["--data", str(data), "--data", f"folder:{other}", "--train-data", str(other)]
+    words += ["--templates", str(tmp_path / "t.txt"), "--hierarchy", str(tmp_path / "h.json")]
+    words += ["--baselines", str(tmp_path / "b.csv"), "--batch-size", "5", "--device", "cpu"]
+    assert main([*words, "--tasks", *CHEAP, "distribution_shift", "knn_probe"]) == 0
+    found = tasks_of(tmp_path / "out")
+    assert {dataset for dataset, _ in found} == {"colours", "paints", "colours and others"}
+    assert {task for _, task in found} == {*CHEAP, "distribution_shift", "knn_probe"}
+    assert found["paints", "knn_probe"]["knn_acc1"] == 1  # it learned these very pictures
+    assert "effective_robustness/paints" in found["colours and others", "distribution_shift"]
+    with (tmp_path / "out/tables/colours-zeroshot_classification-1.csv").open() as file:
+        assert sum(int(line.split(",")[1]) for line in list(file)[1:]) == 12  # without the broken
+
+
+def test_embeddings_and_captions_need_no_model(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", image_features=features, text_features=features)
+    instances = {
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [{"image_id": 5, "category_id": 1}, {"image_id": 5, "category_id": 2}],
+    }
+    captions = {"annotations": [{"image_id": 5, "caption": "A dog."}]}
+    (tmp_path / "i.json").write_text(json.dumps(instances))
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    words = ["--completeness", str(tmp_path / "i.json"), str(tmp_path / "captions.json")]
+    words += ["--output", str(tmp_path / "out")]
+    assert main(["--embeddings", str(tmp_path / "e.npz"), *words]) == 0
+    found = tasks_of(tmp_path / "out")
+    assert found["e", "zeroshot_retrieval"]["image_retrieval_recall@1"] == 1
+    assert found["captions", "caption_completeness"]["missing_per_caption"] == 1
+    assert main(words) == 0
+    assert set(tasks_of(tmp_path / "out")) == {("captions", "caption_completeness")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["x", "--embeddings", "y"], "not several"),
+        (["--model", "RN50"], "--model and --pretrained belong together"),
+        (["--model", "RN50", "--pretrained", "x"], "--data must name"),
+        (["--embeddings", "y", "--data", "emoji"], "--data needs a model"),
+        (["x", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+        (["x", "--tasks", "guessing"], "invalid choice: 'guessing'"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_one_line_and_leave_no_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a traceback, a status of success, or an empty folder that looks like a report."""
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    out = str(tmp_path / "out")
+    for words, message in (
+        ([str(tmp_path / "none")], "there is no checkpoint at"),
+        ([str(run), "--device", "tpu9"], "--device tpu9 cannot be used"),
+        ([str(run), "--data", str(tmp_path / "nowhere")], "does not exist"),
+        ([str(run), "--hierarchy", "cifar100"], "--hierarchy is for sets from files"),
+        ([str(run), "--templates", str(tmp_path / "none.txt")], "none.txt"),
+        (["--embeddings", str(tmp_path / "bad.npz")], "bad.npz"),
+    ):
+        assert main([*words, "--output", out]) == 2, words
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_interruption_writes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cyclip_ext.evaluation.__main__.run_job", interrupted)
+    assert main([str(run)]) == 130
+    assert "no report was written" in capsys.readouterr().err
+    assert not (run / "evaluation").exists()
+
+
+def test_nothing_of_training_is_imported() -> None:
+    """Wrong: who evaluates other trainers' models needs what training needs."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, cyclip_ext.evaluation.__main__\n"
+        "print([name for name in sys.modules if name.startswith('cyclip_ext.training')])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_example_takes_the_newest_run(tmp_path: Path) -> None:
+    """Wrong: without --checkpoint it measures a run of last week."""
+    import os
+    import runpy
+
+    example = Path(__file__).parents[2] / "examples/evaluate.py"
+    if not example.is_file():
+        pytest.skip("the examples are not here")
+    newest_run = runpy.run_path(str(example))["newest_run"]
+    for age, name in enumerate(("new", "old")):
+        write_checkpoint(tmp_path / name / "checkpoints/best.pt")
+        os.utime(tmp_path / name / "checkpoints/best.pt", (1000 - age, 1000 - age))
+    assert newest_run(tmp_path) == tmp_path / "new"
+    with pytest.raises(SystemExit, match="there is no trained run in"):
+        newest_run(tmp_path / "old")
