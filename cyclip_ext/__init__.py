@@ -10,14 +10,16 @@
 | `distributed` | what the losses do where their batch is spread over processes |
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: what is installed and usable |
-| `data`, `models`, `training`, `evaluation` | the pretraining and evaluation loop |
+| `data`, `models`, `training` | the pretraining loop |
+| `evaluation`, `analysis` | what a model can do, what its embeddings look like; for any model |
+| `studies` | many trainings, compared over seeds |
 
 Helpers of these: `running_statistics` (of batch norm, while a chunk is encoded twice), `needs`
-(what is imported on first use).
+(what is imported on first use), `drawing` (colours).
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
-Dependencies point one way: ops <- functional <- losses <- training; evaluation never imports
-training.
+Dependencies point one way: ops <- functional <- losses <- training <- studies, and analysis <-
+evaluation <- training; evaluation never imports training.
 """
 
 from .functional import (

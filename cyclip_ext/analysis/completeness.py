@@ -74,9 +74,9 @@ class Completeness:
 
 
 def caption_completeness(
-    instances: Path,
-    captions: Path,
-    synonyms: Path | Mapping[str, Sequence[str]] | None = None,
+    instances: str | Path,
+    captions: str | Path,
+    synonyms: str | Path | Mapping[str, Sequence[str]] | None = None,
 ) -> Completeness:
     """Compares COCO's instances_*.json with its captions_*.json.
 
@@ -87,10 +87,10 @@ def caption_completeness(
     Raises ValueError, naming file and key, for a file that is not JSON or lacks something, and
     where no picture has both objects and captions; OSError for a file that cannot be read.
     """
-    names, objects = _read_instances(instances)
-    texts = _read_captions(captions)
+    names, objects = _read_instances(Path(instances))
+    texts = _read_captions(Path(captions))
     table = COCO_WORDS if synonyms is None else synonyms
-    words = _read_words(table) if isinstance(table, Path) else table
+    words = _read_words(Path(table)) if isinstance(table, str | Path) else table
     phrases = _phrases(names, words)
     single, joined = [], []
     for image_id, own in texts.items():
@@ -182,7 +182,7 @@ def _plural(word: str) -> str:
 def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
     """Categories named in a text: at each word the longest phrase, whose words are then used up."""
     words = _split(text)
-    longest = max(map(len, phrases))
+    longest = max(map(len, phrases), default=1)
     named: set[str] = set()
     start = 0
     while start < len(words):
@@ -232,8 +232,8 @@ def _read_words(path: Path) -> dict[str, list[str]]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON and of UTF-8
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # of JSON and of its encoding
         raise ValueError(f"{path} is not a JSON file, damaged or cut off: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object, got {type(content).__name__}")

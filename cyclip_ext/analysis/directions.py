@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..evaluation.checks import require_finite
@@ -27,13 +28,14 @@ def unit_rows(**features: Tensor) -> list[Tensor]:
     result = []
     for name, rows in features.items():
         rows = rows.double()
-        lengths = rows.norm(dim=1, keepdim=True)
-        zeros = int((lengths == 0).sum())
+        largest = rows.abs().amax(1, keepdim=True)
+        zeros = int((largest == 0).sum())
         if zeros:
             raise ValueError(
                 f"{name} has {zeros} rows of zeros, which have no direction; leave these pairs out"
             )
-        result.append(rows / lengths)
+        rows = rows / largest  # its squares must neither overflow nor vanish
+        result.append(rows / rows.norm(dim=1, keepdim=True))
     return result
 
 
@@ -49,8 +51,9 @@ def unit_pairs(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, T
 
 
 def check_labels(labels: Tensor, name: str, rows: Tensor, rows_name: str) -> None:
-    """Raises ValueError unless there is one label per row."""
-    if labels.shape != rows.shape[:1]:
+    """Raises ValueError unless there is one int64 label per row."""
+    if labels.dtype != torch.int64 or labels.shape != rows.shape[:1]:
         raise ValueError(
-            f"{name} must be [{len(rows)}], one per row of {rows_name}, got shape {[*labels.shape]}"
+            f"{name} must be int64 [{len(rows)}], one per row of {rows_name}, got {labels.dtype} "
+            f"{[*labels.shape]}"
         )

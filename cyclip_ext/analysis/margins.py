@@ -115,7 +115,12 @@ def margin_metrics(margins: Tensor) -> dict[str, float]:
 
 
 def plot_margins(figure: Figure, margins: Mapping[str, Margins]) -> None:
-    """Densities of the margins in both directions, one curve per name, over common bins."""
+    """Densities of the margins in both directions, one curve per name, over common bins.
+
+    Raises ValueError where there is no curve.
+    """
+    if not margins:
+        raise ValueError("margins is empty: nothing to plot")
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     both = torch.cat([torch.cat([m.image_to_text, m.text_to_image]) for m in margins.values()])

@@ -80,8 +80,11 @@ def spectrum_metrics(
 def plot_spectrum(figure: Figure, spectra: Mapping[str, Tensor]) -> None:
     """Singular values against their rank, one curve per name, with effective ranks in the legend.
 
-    spectra: name to what `singular_values` returned. Zeros are not drawn.
+    spectra: name to what `singular_values` returned. Zeros are not drawn. Raises ValueError where
+    there is no curve.
     """
+    if not spectra:
+        raise ValueError("spectra is empty: nothing to plot")
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for index, (name, values) in enumerate(spectra.items()):

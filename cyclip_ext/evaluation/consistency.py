@@ -1,4 +1,4 @@
-"""Do image space and text space agree? Goel et al. 2022, section 4.2 (consistency score)."""
+"""Do image space and text space agree? The consistency score of Goel et al. 2022."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def knn_predictions(
             raise ValueError(
                 f"k must be in 1 .. {len(train_features)} (training pictures), got {k}"
             )
-    if train_labels.shape != train_features.shape[:1]:
+    if train_labels.dtype != torch.int64 or train_labels.shape != train_features.shape[:1]:
         raise ValueError(
-            f"train_labels has {len(train_labels)} entries for {len(train_features)} training "
-            "pictures"
+            f"train_labels must be int64 [{len(train_features)}], one per row of train_features, "
+            f"got {train_labels.dtype} {[*train_labels.shape]}"
         )
     require_finite(image_features=image_features, train_features=train_features)
     nearest = [
@@ -71,7 +71,7 @@ def consistency_metrics(
 
     It does not ask whether either is right. Ties: of classes the first, see `zero_shot_predict`; of
     neighbours the nearest, see `knn_predictions`, whose errors these are, too. Source: Goel et al.
-    2022, section 4.2, which has k = 1, 3, 5, 10.
+    2022, whose tables have k = 1, 3, 5, 10.
     """
     by_text = zero_shot_predict(image_features, class_features)
     if not len(by_text):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -82,15 +81,16 @@ class Embeddings:
         if width is not None and features.shape[1] != width:
             raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
         require_finite(**{name: features})
-        rows = features.detach().cpu().double()  # squares of float16, or float64's range
-        lengths = rows.norm(dim=1, keepdim=True)
-        zeros = int((lengths == 0).sum())
+        rows = features.detach().cpu().double()
+        largest = rows.abs().amax(1, keepdim=True)
+        zeros = int((largest == 0).sum())
         if zeros:
             raise ValueError(
                 f"{name} has {zeros} of {len(rows)} rows of zeros, which have no direction; leave "
                 "out what could not be embedded"
             )
-        object.__setattr__(self, name, (rows / lengths).float())
+        rows = rows / largest  # its squares must neither overflow nor vanish
+        object.__setattr__(self, name, (rows / rows.norm(dim=1, keepdim=True)).float())
         return features.shape[1]
 
     def _check_texts(self, images: int) -> None:
@@ -172,6 +172,8 @@ def load_embeddings(path: str | Path) -> Embeddings:
     for name, array in arrays.items():
         kinds = "f" if name in _FLOATS else "iu" if name in _INTEGERS else "U"
         dimensions = (_FLOATS | _INTEGERS | _TEXTS)[name]
+        if array.dtype.kind == "f" and array.itemsize > 8:  # long double: torch has none
+            array = array.astype(np.float64)
         if array.dtype.kind not in kinds or array.ndim != dimensions:
             wanted = {"f": "floats", "iu": "integers", "U": "texts"}[kinds]
             raise ValueError(
@@ -195,14 +197,13 @@ def load_embeddings(path: str | Path) -> Embeddings:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """A .npz that appears whole or not at all, under exactly this name."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub: one could be allow_pickle
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -1,6 +1,6 @@
 """Fine- and coarse-grained accuracy over classes that are grouped into superclasses.
 
-Source: Goel et al. 2022, section 4.4.
+Source: Goel et al. 2022, their analysis of coarse- and fine-grained accuracy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import BLUE, VERMILION, shorten
+from .text_files import read_text
 from .zero_shot import similarity_blocks
 
 if TYPE_CHECKING:
@@ -124,6 +126,9 @@ class FineAndCoarse:
         """
         if not len(self.labels):
             raise ValueError("no pictures to score: the set is empty")
+        for k in ks:
+            if k < 1:
+                raise ValueError(f"ks must be 1 or more, got {k}")
         return {
             f"{name}_acc{k}": (ranks < k).double().mean().item()
             for name, ranks in (("fine", self.fine_ranks), ("coarse", self.coarse_ranks))
@@ -158,6 +163,8 @@ def coarse_accuracy(
     classes that is does not matter. A tie with another superclass counts against the model.
     """
     _, coarse = _ranks(image_features, class_features, labels, coarse_of_class)
+    if not len(coarse):
+        raise ValueError("no pictures to score: the set is empty")
     return (coarse < 1).double().mean().item()
 
 
@@ -257,6 +264,11 @@ def _ranks(
             f"the hierarchy has {len(superclass_of_class)} classes, class_features "
             f"{len(class_features)}; it must have one superclass for each row"
         )
+    if superclass_of_class.dtype != torch.int64 or int(superclass_of_class.min()) < 0:
+        raise ValueError(
+            "superclasses must be int64 and 0 or more, got "
+            f"{superclass_of_class.dtype}, at least {superclass_of_class.min().item()}"
+        )
     size = int(superclass_of_class.max()) + 1
     fine, coarse = [], []
     for similarity, truth in similarity_blocks(image_features, class_features, labels):
@@ -274,7 +286,7 @@ def _ranks(
 def _read_json(path: Path) -> list[tuple[str, str, str]]:
     """(where in the file, class, superclass) of each entry."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     if not isinstance(content, dict):
@@ -297,17 +309,16 @@ def _read_json(path: Path) -> list[tuple[str, str, str]]:
 def _read_csv(path: Path) -> list[tuple[str, str, str]]:
     """(where in the file, class, superclass) of each row."""
     pairs = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [cell.strip() for cell in next(rows, [])]
-        if header != CSV_HEADER:
-            raise ValueError(
-                f"{path}, line 1: the header must be {','.join(CSV_HEADER)}, got {','.join(header)}"
-            )
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != 2:
-                raise ValueError(f"{path}, line {rows.line_num}: 2 cells expected, got {len(row)}")
-            pairs.append((f"line {rows.line_num}", row[0].strip(), row[1].strip()))
+    rows = csv.reader(StringIO(read_text(path)))
+    header = [cell.strip() for cell in next(rows, [])]
+    if header != CSV_HEADER:
+        raise ValueError(
+            f"{path}, line 1: the header must be {','.join(CSV_HEADER)}, got {','.join(header)}"
+        )
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != 2:
+            raise ValueError(f"{path}, line {rows.line_num}: 2 cells expected, got {len(row)}")
+        pairs.append((f"line {rows.line_num}", row[0].strip(), row[1].strip()))
     return pairs

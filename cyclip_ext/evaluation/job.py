@@ -289,7 +289,7 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
             if isinstance(value, float) and value and loss["loss"] == "cyclip"
         ]
         facts["loss"] = ", ".join([loss["loss"], *weights])
-        facts["training"] = (
-            f"{run['epochs']} epochs on {settings['data']['train_data']}, seed {run['seed']}"
-        )
+        data = settings["data"]["train_data"]
+        data = "the default data" if data == "auto" else data
+        facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
     return facts

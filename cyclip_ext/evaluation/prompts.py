@@ -14,8 +14,7 @@ from string import Formatter
 from typing import Any
 
 from .. import needs
-
-PLACEHOLDERS = ["", "c"]  # "{}", and "{c}" as in CLIP_benchmark's files
+from .text_files import read_text
 
 
 def read_templates(source: str | Path, dataset: str | None = None) -> tuple[str, ...]:
@@ -24,17 +23,17 @@ def read_templates(source: str | Path, dataset: str | None = None) -> tuple[str,
     source: "openai" (80 templates) or "simple" (7), open_clip's for ImageNet, or a file:
         .json  a list of templates, or CLIP_benchmark's object of lists by data set
         other  a template per line; blank lines are skipped
-    A template has "{}" or "{c}" where the name goes. dataset: which list of an object; "vtab/pets"
-    finds "pets", too.
+    A template has "{}", or CLIP_benchmark's "{c}", where the name goes. dataset: which list of an
+    object; "vtab/pets" finds "pets", too.
 
     Raises: ValueError, naming the file and the line or entry, for a template without exactly one
-    placeholder, a file without templates and a data set that is not in it; MissingDependency for
-    open_clip's names without open_clip.
+    placeholder, a file without templates and a data set that is not in it; FileNotFoundError;
+    MissingDependency for open_clip's names without open_clip.
     """
     if source in ("openai", "simple"):
         lists = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
         return tuple(template("{}") for template in getattr(needs.open_clip(), lists[str(source)]))
-    path = Path(source)
+    path = _file(source, '"openai" or "simple"')
     entries = _read_list(path, dataset) if path.suffix == ".json" else _read_lines(path)
     templates = []
     for where, template in entries:
@@ -61,7 +60,7 @@ def read_class_names(source: str | Path, dataset: str | None = None) -> tuple[tu
     """
     if source == "imagenet":
         return tuple((name,) for name in needs.open_clip().IMAGENET_CLASSNAMES)
-    path = Path(source)
+    path = _file(source, '"imagenet"')
     is_json = path.suffix == ".json"
     entries = _read_list(path, dataset) if is_json else _read_lines(path)
     classes: list[tuple[str, ...]] = []
@@ -84,17 +83,25 @@ def read_class_names(source: str | Path, dataset: str | None = None) -> tuple[tu
     return tuple(classes)
 
 
+def _file(source: str | Path, names: str) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{source} is neither a file nor {names}")
+    return path
+
+
 def _normal_template(template: str, where: str) -> str:
+    normal = template.replace("{c}", "{}")
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        fields = [name for _, name, _, _ in Formatter().parse(normal) if name is not None]
     except ValueError as error:
         raise ValueError(f"{where}: {template!r} is no template: {error}") from error
-    if len(fields) != 1 or fields[0] not in PLACEHOLDERS:
+    if fields != [""]:
         raise ValueError(
             f'{where}: a template needs exactly one "{{}}" or "{{c}}" for the class name, got '
             f"{template!r}"
         )
-    return template.replace("{c}", "{}")
+    return normal
 
 
 def _names_of(entry: Any, where: str, separator: str | None) -> tuple[str, ...]:
@@ -109,7 +116,8 @@ def _names_of(entry: Any, where: str, separator: str | None) -> tuple[str, ...]:
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:
     """(file and line for messages, text) of the lines that are not blank."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    # Not splitlines: it cuts at rare characters, too, and shifts all labels that follow.
+    lines = read_text(path).split("\n")
     return [
         (f"{path}, line {number}", line.strip())
         for number, line in enumerate(lines, 1)
@@ -120,7 +128,7 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
 def _read_list(path: Path, dataset: str | None) -> list[tuple[str, Any]]:
     """(file and entry for messages, entry) of a list, or of a data set's list in an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     where = str(path)

@@ -53,7 +53,10 @@ def retrieve(
     image_labels: Tensor,  # int64 [N]
     text_labels: Tensor,  # int64 [M]
 ) -> Retrieved:
-    """Compare all pictures with all captions once, without an N x M matrix.
+    """Compare all pictures with all captions once.
+
+    Memory O((N + M) d) with the native backend, see cyclip_ext.functional.retrieval_ranks; where
+    that is missing, an N x M matrix.
 
     A text belongs to a picture where their labels are equal. All captions are queries and
     candidates, none is skipped; queries without any candidate of their own are left out.

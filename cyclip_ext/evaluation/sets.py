@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import SkipReport
+from ..data.records import is_text
 
 
 class Images(Protocol):
@@ -52,8 +53,11 @@ class ClassifiedImages:
         require_labels(self.name, self.labels, len(self.class_names))
         _require_length(self.name, "labels", len(self.labels), len(self.images))
         for label, name in enumerate(self.class_names):
-            if not isinstance(name, str) or not name.strip():
-                raise ValueError(f"{self.name}: class_names[{label}] must be a text, got {name!r}")
+            if not _is_text(name):
+                raise ValueError(
+                    f"{self.name}: class_names[{label}] must be a text, in UTF-8 and not empty, "
+                    f"got {name!r}"
+                )
         if not self.templates:
             raise ValueError(f'{self.name}: templates is empty; ("{{}}",) is the name alone')
         for template in self.templates:
@@ -212,7 +216,7 @@ def _require_template(name: str, template: str) -> None:
 
 
 def _is_text(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
+    return isinstance(text, str) and bool(text.strip()) and is_text(text)
 
 
 def _joined(first: SkipReport, second: SkipReport) -> SkipReport:

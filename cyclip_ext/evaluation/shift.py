@@ -11,11 +11,13 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from ..drawing import BLUE, VERMILION, shorten
+from .text_files import read_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,12 +104,14 @@ def shift_metrics(
     acc1/base; acc1/<set>; acc1_drop/<set>, base minus shifted; effective_robustness/<set> for the
     sets that have a line; acc1_shifted, the mean over the shifted sets, each counted once.
 
-    Raises: ValueError for accuracies outside 0 .. 1, for no shifted set, and for a line of a set
-    that is not there.
+    Raises: ValueError for accuracies outside 0 .. 1, for no shifted set, for one that is called
+    "base", and for a line of a set that is not there.
     """
     lines = lines or {}
     if not shifted:
         raise ValueError("shifted is empty: name at least one shifted set")
+    if "base" in shifted:
+        raise ValueError('a shifted set must not be called "base", as the base set is: rename it')
     if unknown := sorted(set(lines) - set(shifted)):
         raise ValueError(f"lines for {unknown}, but the shifted sets are {sorted(shifted)}")
     metrics = {"acc1/base": _check_share(base)}
@@ -128,27 +132,29 @@ def read_baselines(path: str | Path) -> dict[str, tuple[tuple[float, float], ...
     a column "model" is for readers. Accuracies are shares, not percent. An empty cell means: not
     measured.
 
-    Raises: ValueError, naming the file and the line, for other columns and for cells that are no
-    accuracy.
+    Raises: ValueError, naming the file and the line, for other columns or two of one name, for
+    rows longer than the header and for cells that are no accuracy.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        columns = [name for name in rows.fieldnames or () if name not in ("base", "model")]
-        if "base" not in (rows.fieldnames or ()) or not columns:
-            raise ValueError(
-                f'{path}, line 1: a column "base" and one per shifted set expected, got '
-                f"{rows.fieldnames}"
-            )
-        for row in rows:
-            for name in columns:
-                if not row[name]:
-                    continue
-                try:
-                    pair = _check_share(float(row["base"])), _check_share(float(row[name]))
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
-                points.setdefault(name, []).append(pair)
+    rows = csv.DictReader(StringIO(read_text(Path(path))), skipinitialspace=True)
+    header = list(rows.fieldnames or ())
+    columns = [name for name in header if name not in ("base", "model")]
+    if "base" not in header or not columns or len(set(header)) < len(header):
+        raise ValueError(
+            f'{path}, line 1: a column "base" and one per shifted set expected, each once and '
+            f"with commas between them, got {header}"
+        )
+    for row in rows:
+        if None in row:
+            raise ValueError(f"{path}, line {rows.line_num}: more cells than columns ({row[None]})")
+        for name in columns:
+            if not row[name]:
+                continue
+            try:
+                pair = _check_share(float(row["base"])), _check_share(float(row[name]))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+            points.setdefault(name, []).append(pair)
     if not points:
         raise ValueError(f"{path} has no accuracies")
     return {name: tuple(pairs) for name, pairs in points.items()}

@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from .hierarchy import same_name
+from .text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ class Taxonomy:
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """(file and line for messages, text) of the lines that are not blank."""
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}, line {number}", line.rstrip("\n")
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line

@@ -28,8 +28,13 @@ def class_embeddings(
 
     embed: texts -> unit-length embeddings [n, d] (`embed_texts` with its model bound).
     names: one name, or several synonyms, per class. templates: prompts with "{}" for the name.
-    The embeddings of all prompts of a class are averaged and the mean is normalized.
+    The embeddings of all prompts of a class are averaged and the mean is normalized. Equal prompts
+    are embedded once, so that classes of one name tie to the last bit.
+
+    Raises: ValueError where there is no class, or one without a prompt.
     """
+    if isinstance(names, str) or isinstance(templates, str):
+        raise ValueError("names and templates must be lists of texts, got one text")
     if not names:
         raise ValueError("names is empty: zero-shot classification needs at least one class")
     prompts, owners = [], []
@@ -38,7 +43,13 @@ def class_embeddings(
             for template in templates:
                 prompts.append(template.format(name))
                 owners.append(index)
-    rows = embed(prompts)
+    if missing := sorted({*range(len(names))} - {*owners}):
+        raise ValueError(
+            f"{len(missing)} classes, the first of them {missing[0]}, have no prompt: each needs a "
+            "name, and templates at least one entry"
+        )
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = embed(list(distinct))[[distinct[prompt] for prompt in prompts]]
     sums = torch.zeros(len(names), rows.shape[1], dtype=rows.dtype)
     return normalize(sums.index_add_(0, torch.tensor(owners), rows), dim=-1)
 
@@ -49,8 +60,7 @@ def zero_shot_predict(
 ) -> Tensor:
     """Index of the nearest class of each picture, int64 [N]; of tied classes the first."""
     _check_features(image_features, class_features)
-    rows = _rows_at_a_time(class_features)
-    return torch.cat([(part @ class_features.T).argmax(1) for part in image_features.split(rows)])
+    return torch.cat([part.argmax(1) for part in _similarities(image_features, class_features)])
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ class Classified:
             metrics[f"acc{k}"] = (self.ranks < k).double().mean().item()
         counts = self.counts()
         present = counts > 0
-        metrics["mean_per_class_recall"] = (self.hits(1)[present] / counts[present]).mean().item()
+        recalls = self.hits(1)[present].double() / counts[present]
+        metrics["mean_per_class_recall"] = recalls.mean().item()
         return metrics
 
     def counts(self) -> Tensor:
@@ -145,22 +156,31 @@ def similarity_blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Similarities [n, C] and labels [n] of successive pictures, after the checks of `classify`."""
     _check_features(image_features, class_features)
-    if labels.shape != image_features.shape[:1]:
+    if labels.dtype != torch.int64 or labels.shape != image_features.shape[:1]:
         raise ValueError(
-            f"labels has {len(labels)} entries for {len(image_features)} pictures; it must be [N]"
+            f"labels must be int64 [{len(image_features)}], one per row of image_features, got "
+            f"{labels.dtype} {[*labels.shape]}"
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_features):
         raise ValueError(
             f"labels must be in 0 .. {len(class_features) - 1}, the rows of class_features, got "
             f"{int(labels.min())} .. {int(labels.max())}"
         )
-    rows = _rows_at_a_time(class_features)
-    for part, truth in zip(image_features.split(rows), labels.split(rows), strict=True):
-        yield part @ class_features.T, truth
+    start = 0
+    for similarity in _similarities(image_features, class_features):
+        yield similarity, labels[start : start + len(similarity)]
+        start += len(similarity)
 
 
-def _rows_at_a_time(class_features: Tensor) -> int:
-    return max(1, BLOCK // len(class_features))
+def _similarities(image_features: Tensor, class_features: Tensor) -> Iterator[Tensor]:
+    """Dot products of successive pictures with all classes, [n, C].
+
+    A matrix product may round equal columns differently, as they stand in blocks of another width;
+    each distinct one is computed once, so that equal classes tie.
+    """
+    distinct, index = class_features.unique(dim=0, return_inverse=True)
+    for part in image_features.split(max(1, BLOCK // len(class_features))):
+        yield (part @ distinct.T)[:, index]
 
 
 def _check_features(image_features: Tensor, class_features: Tensor) -> None:
@@ -172,5 +192,10 @@ def _check_features(image_features: Tensor, class_features: Tensor) -> None:
         raise ValueError(
             "image_features and class_features must be [N, d] and [C, d] with one d and C >= 1, "
             f"got {[*image_features.shape]} and {[*class_features.shape]}"
+        )
+    if image_features.dtype != class_features.dtype:
+        raise ValueError(
+            "image_features and class_features must have one dtype, got "
+            f"{image_features.dtype} and {class_features.dtype}; use .float() on both"
         )
     require_finite(image_features=image_features, class_features=class_features)

@@ -7,8 +7,10 @@
 | --- | --- |
 | `runs` | completes a list of trainings: some at once, interruptible, resumable |
 | `worker` | one of them, in a process of its own |
-| `reproduce` | nine objectives and a sweep: the claims of both papers on the default data |
-| `report` | tables and plots over seeds |
+| `measure` | what is measured of a run beside its accuracy |
+| `reproduce`, `claims`, `reproduction_page` | ten objectives, a sweep, both papers' claims |
+| `grids` | size of the data; batch size and temperature |
+| `values`, `drawing`, `pages` | tables and plots over seeds |
 
 What must not live here: how a run trains (cyclip_ext.training) and what is measured
 (cyclip_ext.evaluation, cyclip_ext.analysis).

@@ -9,10 +9,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ..analysis import mean_interval
 from ..data import MissingData
 from ..needs import MissingDependency
 from ..training.config import SetupError, TrainConfig, add_arguments
 from ..training.main import INTERRUPTED, UNUSABLE
+from ..training.sources import resolved
 from .grids import batch_and_temperature, data_size
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
@@ -25,6 +27,15 @@ STUDIES = {
 }
 # Where a single run's flags say it, the study's own do.
 INSTEAD = {"seed": "--seeds", "name": "--folder", "logs_dir": "--folder", "resume": "--folder"}
+# What a study sets itself, or what would make an objective another than its name says.
+VARIED = {
+    "reproduce": {
+        *("lr", "logit_scale_fixed"),
+        *("loss", "in_modal", "cross_modal", "margin", "margin_pairs", "hinge"),
+    },
+    "data-size": {"train_fraction", "loss", "margin_pairs", "hinge"},
+    "batch-temperature": {"batch_size", "logit_scale_fixed"},
+}
 # Of settings that are not given: nobody watches dozens of runs, and their last weights count.
 UNWATCHED = {"tensorboard": False, "val_frequency": 10}
 
@@ -90,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, UNUSABLE)
     except (MissingData, RunFailed, ValueError, OSError) as error:
         return _failed(error, 1)
+    except KeyboardInterrupt:  # between trainings
+        done = False
     if not done:
         print("stopped, with all states saved; give the same command again to continue")
         return INTERRUPTED
@@ -100,17 +113,28 @@ def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
     for name in settings.keys() & INSTEAD.keys():
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} is of a single run; a study has {INSTEAD[name]}")
+    for name in settings.keys() & VARIED[study]:
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag} is what {study} varies; leave it out")
     base = TrainConfig().updated({**UNWATCHED, **settings})
+    # Runs on one data set are not to be continued by runs on what "auto" stands for later.
+    base = base.updated({"train_data": resolved(base.data.train_data)})
     folder = Path(own.pop("folder"))
     if study == "data-size":
         return data_size(base, folder, **own)
     if study == "batch-temperature":
         return batch_and_temperature(base, folder, **own)
+    if base.data.train_data != "emoji":
+        raise ValueError(
+            f"reproduce is about the default data, emoji (pip install 'cyclip_ext[demo]'); got "
+            f"{base.data.train_data}, for which there are data-size and batch-temperature"
+        )
+    mean_interval([0.0, 1.0])  # should scipy be missing: better now than after all trainings
     page = Path(own.pop("page"))
     found = reproduce(base, folder, **own)
     if found is None:
         return False
-    write_reproduction(page, found)
+    write_reproduction(page, found, settings)
     print(f"written to {page}")
     return True
 

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from ..evaluation.outcome import Plot, Table
+from ..training.compare import MARGIN
 from ..training.config import TrainConfig
 from . import claims as c
 from .drawing import plot_lines
 from .pages import Part, write_page
-from .reproduce import OBJECTIVES
+from .reproduce import OBJECTIVES, TUNED
 from .reproduction_page import NAMES
 from .runs import Result, over_seeds
 from .values import Value
@@ -39,20 +40,27 @@ def data_size(
 ) -> bool:
     """Trains on fractions of the data, as Goel et al. 2022 in figure 4: page and plot in `folder`.
 
-    Smaller fractions are parts of larger ones. objectives: of OBJECTIVES. same_steps: more epochs
-    of smaller fractions, so that all take the steps of the whole; else all take the same epochs.
+    Smaller fractions are parts of larger ones. objectives: of OBJECTIVES; those with a margin have
+    base's weight of it, or 0.1. same_steps: more epochs of smaller fractions, so that all take the
+    steps of the whole, but for the incomplete last batches; else all take the same epochs.
     False after an interruption; the same call continues.
     """
     grid: Grid = {}
     for name in objectives:
         for fraction in fractions:
-            epochs = round(base.run.epochs / fraction) if same_steps else base.run.epochs
-            config = base.updated(OBJECTIVES[name])
-            grid[NAMES[name], fraction] = config.updated(
-                {"train_fraction": fraction, "epochs": epochs}
+            with_margin = name in TUNED and TUNED[name][0] == ("margin",)
+            config = base.updated(
+                {
+                    "margin": (base.loss.margin or MARGIN) if with_margin else 0.0,
+                    "train_fraction": fraction,
+                    **OBJECTIVES[name],
+                }
             )
-    steps = "steps" if same_steps else "epochs"
-    intro = f"Trained on fractions of the pairs, the smaller within the larger, equal {steps} each."
+            if same_steps:
+                config = config.updated({"epochs": round(base.run.epochs / fraction)})
+            grid[NAMES[name], fraction] = config
+    steps = "about equal steps" if same_steps else "equal epochs"
+    intro = f"Trained on fractions of the pairs, the smaller within the larger, {steps} each."
     return _run(
         grid, folder, "Size of the data", intro, "fraction of the training pairs", seeds, jobs
     )

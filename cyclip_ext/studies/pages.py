@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from ..evaluation.outcome import Plot, Table
 from ..evaluation.report.drawing import can_draw, draw
@@ -33,7 +34,7 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
             elif drawing:
                 images.mkdir(parents=True, exist_ok=True)
                 (images / f"{part.name}.png").write_bytes(draw(part))
-                lines += [f"![{part.caption}](images/{path.stem}/{part.name}.png)", ""]
+                lines += [f"![{part.caption}](images/{quote(path.stem)}/{part.name}.png)", ""]
                 lines += [part.caption, ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n")

@@ -35,8 +35,13 @@ PAIRED = (c.SHIFTED, c.HELD_OUT, c.CONSISTENCY)
 SWEPT = (c.SHIFTED, c.MARGIN, c.POSITIVE, c.GAP)
 
 
-def write_reproduction(path: Path, found: Reproduction) -> None:
-    """Write the page and its pictures; what is said in words follows from the numbers by rule."""
+def write_reproduction(
+    path: Path, found: Reproduction, settings: Mapping[str, object] | None = None
+) -> None:
+    """Write the page and its pictures; what is said in words follows from the numbers by rule.
+
+    settings: of training, other than the study's own; the page says so.
+    """
     runs = found.objectives
     named = {NAMES[key]: own for key, own in runs.items()}
     seeds = [str(run["seed"]) for run in runs["clip"]]
@@ -44,7 +49,7 @@ def write_reproduction(path: Path, found: Reproduction) -> None:
         path,
         "Reproduction on the default data",
         {
-            "": [_opening(seeds)],
+            "": [_opening(found, seeds, settings or {})],
             "What the papers claim, and what is seen here": [
                 c.claims_table(c.CLAIMS, runs, NAMES),
                 _VERDICTS,
@@ -67,28 +72,37 @@ def write_reproduction(path: Path, found: Reproduction) -> None:
     )
 
 
-def _opening(seeds: Sequence[str]) -> str:
+def _opening(found: Reproduction, seeds: Sequence[str], settings: Mapping[str, object]) -> str:
+    other = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return (
         "    python examples/reproduce.py\n\n"
-        "Written by that command, which trains 85 small models and can be interrupted and called "
-        f"again. Seeds {', '.join(seeds)}; mean ± sample deviation over them. Trained are 1,601 "
+        f"Written by that command{f' with {other}' if other else ''}, which trains "
+        f"{_trained(found)} small models and can be interrupted and called again. "
+        f"Seeds {', '.join(seeds)}; mean ± sample deviation over them. Trained are 1,601 "
         'concepts in two vendors\' drawings ([data.md](data.md)); "shifted" are the same concepts '
         'drawn by four other vendors, "held-out" 204 concepts without a training picture, drawn '
         "by those four. Settings were chosen on a fifth vendor, with another seed."
     )
 
 
+def _trained(found: Reproduction) -> int:
+    """How many models: the learning rate is chosen by two objectives, a weight by its own."""
+    chosen = sum(len(choice.scores) * (1 + (choice.objective == "all")) for choice in found.choices)
+    stages = (found.objectives, found.sweep)
+    return chosen + sum(len(runs) for stage in stages for runs in stage.values())
+
+
 _VERDICTS = (
     "*shown*: the 95% t interval of the paired differences has the claimed sign; *every seed*: "
     "all seeds have it, and the interval contains zero; *opposite*: the interval has the other "
     "sign; *not shown*: none of these. What is shown is shown for this model and these pictures; "
-    f"of {len(c.CLAIMS)} claims one may be by chance. Intervals of three seeds are wide: 2.5 "
-    "sample deviations."
+    f"of {len(c.CLAIMS)} claims one may be by chance. Intervals of few seeds are wide: of three, "
+    "2.5 sample deviations to either side. Source -: no paper's claim, a question of ours."
 )
 _ACCURACY_NOTE = (
     "Percent. Coarse: the right one of the subgroups, each as near as its nearest concept; fine: "
     "the right concept among those of the true subgroup. Consistency: zero-shot and 1-nearest "
-    "training picture give the same concept, right or wrong. Retrieval on the validation vendor."
+    "training picture give the same concept, right or wrong. Retrieval on the shifted vendors."
 )
 _GEOMETRY_NOTE = (
     "On the shifted vendors; pictures against the names of their concepts. Uniformity is Wang and "
@@ -107,7 +121,7 @@ _CHOICE_NOTE = (
 )
 _LIMITS = (
     "3,041 training pictures, a model of 0.7 million image parameters, batches of 128: the papers "
-    "train on 2.6 to 12 million pairs. Three seeds show large effects only. Each weight was chosen "
+    "train on 2.6 to 12 million pairs. Few seeds show large effects only. Each weight was chosen "
     "from three values by one run. Natural distribution shifts are drawing styles here."
 )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..training.checkpoint import Checkpoints
 from ..training.compare import check_same_settings
 from ..training.config import TrainConfig
 from ..training.run import read_result
@@ -23,6 +24,12 @@ SETTINGS = "study.json"  # what the worker of a run is to do
 MEASURES = "measures.json"  # what it leaves: written last
 OUTPUT = "output.txt"
 WORKER = "cyclip_ext.studies.worker"
+# Imports what this process imports, whatever lies in the current directory.
+START = "import runpy, sys; sys.path[:] = {!r}; runpy.run_module({!r}, run_name='__main__')"
+
+# What a single run that is resumed may have otherwise, since its checkpoint tells; a complete run
+# of a study has none any more.
+DECISIVE_HERE = ("train_data", "val_data", "images", "batch_size", "accum_freq")
 
 Result = dict[str, Any]  # result.json's content, with "measures" beside it
 
@@ -44,11 +51,14 @@ def complete(runs: Sequence[Run], folder: Path, jobs: int) -> dict[str, Result] 
 
     jobs: trainings at a time, each in a process of its own with its share of the processors.
     After Ctrl-C or SIGTERM the trainings save their state, and None is returned; the same call
-    continues. A run that two studies share, in one folder, is trained once.
+    continues. So they do where this process is killed. A run that two studies share, in one folder,
+    is trained once.
 
-    Raises ValueError where the folder holds a run of that name with other settings, RunFailed
-    where a training fails; the others are stopped then, with their state saved.
+    Raises ValueError for jobs below 1 and where the folder holds a run of that name with other
+    settings, RunFailed where a training fails; the others are stopped then, with their state saved.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     wanted = {run.name: run.config for run in runs}
     for run in runs:
         if wanted[run.name] != run.config:
@@ -82,8 +92,10 @@ def over_seeds(
     """Each of the settings with each seed: results by name, in the order of seeds; see `complete`.
 
     Seed by seed, so that what is there after an interruption can be compared.
-    Raises ValueError where a seed is repeated.
+    Raises ValueError where a seed is repeated or there is none.
     """
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must differ, got {', '.join(map(str, seeds))}; drop the repeats")
     runs = [
@@ -101,15 +113,33 @@ def _found(folder: Path, config: TrainConfig) -> Result | None:
     """The result of a complete run with these settings."""
     settings = folder / SETTINGS
     if settings.is_file():
-        check_same_settings(config, json.loads(settings.read_text()), folder)
+        _require_same(config, json.loads(settings.read_text()), folder)
+    elif Checkpoints(folder).any() or read_result(folder) is not None:
+        raise ValueError(f"{folder} holds a run that is not a study's; choose another --folder")
     return _collected(folder) if (folder / MEASURES).is_file() else None
+
+
+def _require_same(config: TrainConfig, found: dict[str, Any], folder: Path) -> None:
+    check_same_settings(config, found, folder)
+    for name in DECISIVE_HERE:
+        now, then = getattr(config.data, name), found["data"].get(name)
+        if now != then:
+            raise ValueError(
+                f"{folder} was made with --{name.replace('_', '-')} {then}, now it is {now}; "
+                "choose another --folder"
+            )
 
 
 def write_measures(folder: Path, measures: Measures) -> None:
     """The last file of a run: with it the run is complete."""
-    temporary = folder / f".{MEASURES}.tmp"
-    temporary.write_text(json.dumps(measures) + "\n")
-    temporary.replace(folder / MEASURES)
+    _write_whole(folder / MEASURES, json.dumps(measures) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """There wholly or not at all, should the process be killed or the disk be full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _collected(folder: Path) -> Result:
@@ -120,11 +150,12 @@ def _collected(folder: Path) -> Result:
 
 def _start(config: TrainConfig, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    _write_whole(folder / SETTINGS, json.dumps(config.to_dict(), indent=2) + "\n")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(folder)],
+            [sys.executable, "-c", START.format(sys.path, WORKER), str(folder)],
+            stdin=subprocess.PIPE,  # never written to: its end tells that this process is gone
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -134,12 +165,15 @@ def _start(config: TrainConfig, folder: Path, jobs: int) -> subprocess.Popen[byt
 
 
 def _require_success(process: subprocess.Popen[bytes], folder: Path) -> None:
+    process.communicate()  # closes its input
     if process.returncode == 0:
         return
     lines = (folder / OUTPUT).read_text(errors="replace").replace("\r", "\n").splitlines()
-    last = "\n".join(lines[-5:])
+    last = "\n".join(lines[-10:])
+    killed = " (killed, perhaps for want of memory: try fewer --jobs)"
     raise RunFailed(
-        f"{folder.name} ended with status {process.returncode}; its last words, all in "
+        f"{folder.name} ended with status {process.returncode}"
+        f"{killed if process.returncode == -signal.SIGKILL else ''}; its last words, all in "
         f"{folder / OUTPUT}:\n{last}"
     )
 
@@ -159,4 +193,4 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.send_signal(signal.SIGTERM)
     for process in processes:
-        process.wait()
+        process.communicate()

@@ -96,7 +96,7 @@ def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path
         listed = ", ".join(f"{key} {theirs.get(key)!r} (now {ours[key]!r})" for key in differing)
         raise ValueError(
             f"{folder} was made with other settings: {listed}; leave them out, or choose another "
-            "--name"
+            "--name (a study: --folder)"
         )
 
 

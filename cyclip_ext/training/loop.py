@@ -192,7 +192,9 @@ class Trainer:
             progress.update()
             window = self._log(window, progress)
             if _due(self.step, self.config.run.evaluate_frequency) and self.step < self.total_steps:
+                before = time.perf_counter()
                 self._evaluate()
+                window.start += time.perf_counter() - before  # the speed logged is training's
             # At the end of an epoch that is done anyway.
             if _due(self.step, self.config.run.save_frequency) and self.step_in_epoch < len(
                 self.loader

@@ -137,7 +137,9 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     if trainer.left_out:
         facts["steps left out, not finite"] = str(trainer.left_out)
     write_run_report(folder, label, results, facts, plots)
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    temporary = folder / f".{RESULT}.tmp"  # whole or not at all, should the process be killed
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(folder / RESULT)
     if not plots:
         print("  no plots: matplotlib is missing (pip install 'cyclip_ext[train]')")
     return result

@@ -52,15 +52,13 @@ def open_data(config: DataConfig) -> RunData:
     too few pairs, for too large a share of bad ones, and for validation pairs of which none can be
     read.
     """
-    name = config.train_data
+    name = resolved(config.train_data)
     note = ""
-    if name == "auto":
-        name = "emoji" if emoji_available() else "shapes"
-        if name == "shapes":
-            note = (
-                "training on procedural shapes; for the default data, real drawings: "
-                "pip install 'cyclip_ext[demo]'\n"
-            )
+    if name == "shapes" and config.train_data == "auto":
+        note = (
+            "training on procedural shapes; for the default data, real drawings: "
+            "pip install 'cyclip_ext[demo]'\n"
+        )
     if name in NAMED:
         for flag, value in (
             ("val-data", config.val_data),
@@ -94,6 +92,13 @@ def open_data(config: DataConfig) -> RunData:
     chosen = fraction_of(len(train), config.train_fraction)
     part = train if chosen is None else Part(train, chosen)
     return RunData(part, description + _of_all(part, train), validation=validation)
+
+
+def resolved(train_data: str) -> str:
+    """The setting, "auto" replaced by the data set that it stands for on this machine."""
+    if train_data != "auto":
+        return train_data
+    return "emoji" if emoji_available() else "shapes"
 
 
 _FRACTION_STREAM = 0x46524143  # no other draw's

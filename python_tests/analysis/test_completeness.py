@@ -189,6 +189,21 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
         caption_completeness(tmp_path / "none.json", good)
 
 
+def test_other_spellings_of_files(tmp_path: Path) -> None:
+    """Wrong: a byte order mark is damage, or a path as a text is no path."""
+    good = write(tmp_path / "c.json", TEXTS)
+    instances = tmp_path / "i.json"
+    instances.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    table = write(tmp_path / "table.json", {})
+    result = caption_completeness(str(instances), str(good), str(table))
+    assert result.captions[0].missing == ()
+
+
+def test_categories_without_words(tmp_path: Path) -> None:
+    """Wrong: max() of nothing. A category of symbols cannot be found in words."""
+    assert missing(tmp_path, ["***"], "three stars") == ("***",)
+
+
 def test_plot_shows_both_distributions(tmp_path: Path) -> None:
     """Wrong: shares that do not add up, or bars nobody can tell apart."""
     result = compare(

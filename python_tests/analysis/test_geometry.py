@@ -110,7 +110,9 @@ def test_one_row_has_a_gap_and_no_mean_cosine() -> None:
     with pytest.raises(ValueError, match="pair of different samples"):
         uniformity(torch.ones(1, 2))
     with pytest.raises(ValueError, match="pair of different samples"):
-        cross_uniformity(torch.ones(3, 2), torch.ones(1, 2), torch.zeros(3), torch.zeros(1))
+        cross_uniformity(
+            torch.ones(3, 2), torch.ones(1, 2), torch.zeros(3).long(), torch.zeros(1).long()
+        )
 
 
 def test_captions_of_one_picture_are_no_negatives() -> None:
@@ -159,6 +161,13 @@ def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest.elements == n * d
 
 
+def test_lengths_of_any_size_do_not_count() -> None:
+    """Wrong: squares that overflow or vanish, so that all rows are equal or zero."""
+    rows = torch.eye(3, dtype=torch.float64)
+    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64)
+    assert uniformity(rows * scales[:, None]) == pytest.approx(uniformity(rows))
+
+
 def test_wrong_arguments_are_named() -> None:
     """Wrong: NaN passes for a result, or a user cannot see which argument to mend."""
     good, labels = torch.ones(3, 2), torch.arange(3)
@@ -174,8 +183,10 @@ def test_wrong_arguments_are_named() -> None:
         modality_gap(good, torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"not empty, got shape \[0, 2\]"):
         uniformity(good[:0])
-    with pytest.raises(ValueError, match=r"labels must be \[3\]"):
+    with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
         uniformity(good, labels[:2])
+    with pytest.raises(ValueError, match=r"labels must be int64 \[3\], .* got torch.uint8"):
+        prompt_geometry(good, good, labels.byte())  # bytes would be taken for a mask
     with pytest.raises(ValueError, match="both be given"):
         cyclip_uniformity(good, good, labels)
     with pytest.raises(ValueError, match=r"labels must be in 0 \.\.\. 1"):

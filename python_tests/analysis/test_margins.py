@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from cyclip_ext.analysis import Margins, batch_margins, margin_metrics, margins, plot_margins
@@ -108,7 +109,7 @@ def test_pairs_without_negatives_have_no_margin() -> None:
     """Wrong: infinite margins in the mean."""
     images, texts = pairs(3, 4)
     with pytest.raises(ValueError, match="no pair has a negative"):
-        batch_margins(images, texts, 3, labels=torch.zeros(3))
+        batch_margins(images, texts, 3, labels=torch.zeros(3).long())
     labels = torch.tensor([0, 0, 0, 1])
     images, texts = pairs(4, 4)
     for seed in range(4):  # the batch without label 1 has no margin, the other one has two
@@ -157,8 +158,11 @@ def test_wrong_arguments_are_named() -> None:
         batch_margins(images, texts, 2, repeats=0)
     with pytest.raises(ValueError, match="text_features must be finite"):
         batch_margins(images, texts * torch.nan, 2)
-    with pytest.raises(ValueError, match=r"labels must be \[4\]"):
-        batch_margins(images, texts, 2, labels=torch.arange(3))
+    for labels in (torch.arange(3), torch.full((4,), torch.nan), torch.arange(4).byte()):
+        with pytest.raises(ValueError, match=r"labels must be int64 \[4\]"):
+            batch_margins(images, texts, 2, labels=labels)
+    with pytest.raises(ValueError, match="margins is empty"):
+        plot_margins(Figure(), {})
     with pytest.raises(ValueError, match="got 4 and 3 rows"):
         batch_margins(images, texts[:3], 2)
 

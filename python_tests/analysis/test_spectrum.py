@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from cyclip_ext.analysis import (
     directions_for,
@@ -99,3 +100,5 @@ def test_plot_names_curves_and_leaves_zeros_out() -> None:
     lines = figure.axes[0].get_lines()
     assert len(np.asarray(lines[0].get_ydata())) == 3
     assert lines[0].get_color() != lines[1].get_color()
+    with pytest.raises(ValueError, match="spectra is empty"):
+        plot_spectrum(Figure(), {})

@@ -83,8 +83,11 @@ def test_wrong_arguments_are_named() -> None:
         consistency_metrics(images, classes, train[:4], labels[:4])
     with pytest.raises(ValueError, match="ks is empty"):
         knn_predictions(images, train, labels, ())
-    with pytest.raises(ValueError, match="train_labels has 3 entries for 211"):
-        knn_predictions(images, train, labels[:3])
+    for wrong in (labels[:3], labels.float(), labels.to(torch.uint8)):
+        with pytest.raises(ValueError, match=r"train_labels must be int64 \[211\]"):
+            knn_predictions(images, train, wrong)
+    with pytest.raises(ValueError, match="query_features must be"):
+        knn_predictions(images[0], train, labels)
     with pytest.raises(ValueError, match="image_features is empty"):
         consistency_metrics(images[:0], classes, train, labels)
     with pytest.raises(ValueError, match="image_features must be finite"):

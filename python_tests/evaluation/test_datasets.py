@@ -125,6 +125,36 @@ def test_names_of_folders(tmp_path: Path) -> None:
         classified(tmp_path)
 
 
+def test_folders_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Wrong: the two classes tie on every picture, so that none of theirs is ever right."""
+    for name in ("big_cat", "big cat"):
+        write(tmp_path / name / "x.png", picture(1))
+    with pytest.raises(ValueError, match="'big cat' and 'big_cat' are both called 'big cat'"):
+        classified(tmp_path)
+    write(tmp_path / "classnames.txt", "big_cat\tlion\nbig cat\ttiger\n")
+    assert classified(tmp_path).class_names == ("lion", "tiger")
+
+
+def test_links_in_folders_are_followed(tmp_path: Path) -> None:
+    """Wrong: linked pictures are left out without a word, or a circle of links never ends."""
+    write(tmp_path / "store" / "deeper" / "1.png", picture(1))
+    folder = tmp_path / "set"
+    write(folder / "cat" / "2.png", picture(2))
+    (folder / "cat" / "more").symlink_to(tmp_path / "store", target_is_directory=True)
+    (folder / "cat" / "circle").symlink_to(folder / "cat", target_is_directory=True)
+    (folder / "dog").symlink_to(tmp_path / "store", target_is_directory=True)
+    data = classified(folder)
+    assert sorted(zip(greys(data), data.labels.tolist(), strict=True)) == [(1, 0), (1, 1), (2, 0)]
+
+
+def test_pictures_of_every_mode(tmp_path: Path) -> None:
+    """Wrong: a transform, or the check of embed_set, fails on pictures that are not RGB."""
+    for mode, name in (("L", "a.PNG"), ("1", "b.png"), ("I;16", "c.TIFF"), ("CMYK", "d.JPEG")):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.new(mode, (8, 6)).save(tmp_path / "a" / name)
+    assert greys(classified(tmp_path)) == [0, 0, 0, 255]
+
+
 def test_folders_without_classes_or_pictures(tmp_path: Path) -> None:
     """Wrong: a set of nothing."""
     with pytest.raises(ValueError, match="no subfolder"):
@@ -180,6 +210,21 @@ def test_table_of_numbers_with_gaps(tmp_path: Path) -> None:
         classified(table)
 
 
+def test_table_of_names_with_a_list_of_classes(tmp_path: Path) -> None:
+    """Wrong: classes without a row are no choice, or -1 becomes a class of that name."""
+    table = write(tmp_path / "t.csv", "filepath,label\na.png,cat\nb.png,ant\n")
+    names = write(tmp_path / "classnames.txt", "dog\ncat\nant\n")
+    data = classified(table)
+    assert data.class_names == ("dog", "cat", "ant")
+    assert data.labels.tolist() == [1, 2]
+    write(names, "dog\ncat\n")
+    with pytest.raises(ValueError, match=r"t\.csv:3: label ant, but .* none of them is 'ant'"):
+        classified(table)
+    write(table, "filepath,label\na.png,1\nb.png,-1\n")
+    with pytest.raises(ValueError, match=r"t\.csv:2: label 1, but"):
+        classified(table)
+
+
 def test_table_of_captions(tmp_path: Path) -> None:
     """Wrong: one picture with several captions would be several pictures."""
     table = write(
@@ -204,6 +249,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         ("filepath,label,caption\na,b,c\n", "labels and captions"),
         ("filepath,label\n", "no row that can be used"),
         ('filepath,label\na,b\nc,"d\ne,f\n', "t.csv:3: .*quote"),
+        ("filepath,label\ra,b\r", "ended by LF or CRLF"),
         ("filepath,label\na,b\na,c\n", "several labels"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -316,6 +362,31 @@ def test_retrieval_shards(tmp_path: Path) -> None:
     assert data.captions == (("one", "two words", "ünï"), ("last",))
     assert greys(data) == [1, 4]
     assert data.skipped.counts == {"empty caption": 1, "bad encoding": 1}
+
+
+def test_the_kind_of_shards(tmp_path: Path) -> None:
+    """Wrong: a retrieval set whose samples have a class, too, is taken for classification."""
+    (tmp_path / "test").mkdir()
+    write_tar(
+        tmp_path / "test" / "0.tar", [("0.jpg", picture(1)), ("0.cls", b"0"), ("0.txt", b"a cat")]
+    )
+    write(tmp_path / "classnames.txt", "cat")
+    assert classified(tmp_path).labels.tolist() == [0]
+    kind = write(tmp_path / "dataset_type.txt", "Retrieval\n")
+    assert captioned(tmp_path).captions == (("a cat",),)
+    write(kind, "multilabel")
+    with pytest.raises(ValueError, match="must say classification or retrieval, got 'multilabel'"):
+        open_set(str(tmp_path))
+
+
+@pytest.mark.parametrize("beside", [("0.npy", b"1"), ("0.cls", b"first"), ("0.txt", b"\xff")])
+def test_shards_without_a_whole_sample(tmp_path: Path, beside: tuple[str, bytes]) -> None:
+    """Wrong: a set of nothing, and no word on why."""
+    (tmp_path / "test").mkdir()
+    write_tar(tmp_path / "test" / "0.tar", [("0.jpg", picture(1)), beside])
+    write(tmp_path / "classnames.txt", "cat")
+    with pytest.raises(ValueError, match=r"no sample for .* that can be used: 1 skipped"):
+        open_set(str(tmp_path))
 
 
 # COCO and Winoground
@@ -526,6 +597,9 @@ def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
         open_set(str(write(tmp_path / "set.parquet", "")))
     with pytest.raises(FileNotFoundError, match="did you mean torchvision:cifar10"):
         open_set("cifar10")
+    for spec in ("", "folder:", "torchvision:"):  # the working directory is no answer
+        with pytest.raises(ValueError, match=r"is empty|names no place"):
+            open_set(spec)
     with pytest.raises(FileNotFoundError, match="imagenet:x does not exist"):
         open_set("imagenet:x")
     for spec in ("folder:/nowhere", "wds:/nowhere", "winoground:/nowhere"):

@@ -47,12 +47,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
             torch.testing.assert_close(getattr(loaded, name), value, rtol=0, atol=1e-7)
         else:
             assert getattr(loaded, name) == value
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "set").stat().st_mode == (tmp_path / "plain").stat().st_mode  # readable
     least = tmp_path / "least.npz"
     save_embeddings(least, Embeddings(unit(1)))
     assert load_embeddings(least).text_features is None
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, ">f4"])
 def test_floats_of_any_size_and_length_come_out_unit_length(tmp_path: Path, kind: str) -> None:
     """Wrong: squares of float16 overflow, or big-endian bytes are read as they lie."""
     path = tmp_path / "set.npz"
@@ -66,6 +68,10 @@ def test_tiny_and_huge_rows_are_normalized() -> None:
     """Wrong: lengths in float32 would be 0 or infinity."""
     features = Embeddings(torch.tensor([[1e-30, 0], [0, 1e30]])).image_features
     assert torch.equal(features, torch.eye(2))
+    extreme = torch.tensor([[3e-200, 4e-200], [0, 1e200]], dtype=torch.float64)
+    torch.testing.assert_close(
+        Embeddings(extreme).image_features, torch.tensor([[0.6, 0.8], [0, 1]])
+    )
 
 
 def test_owners_may_be_left_out_for_pairs() -> None:

@@ -185,6 +185,18 @@ def test_files_of_each_form(tmp_path: Path, name: str, content: str) -> None:
     assert read_superclasses(tmp_path / name) == PETS
 
 
+def test_encodings(tmp_path: Path) -> None:
+    """Wrong: a byte order mark is refused or becomes part of a name, or an error names no file."""
+    for name, content in (("t.json", json.dumps(PETS)), ("t.csv", "class,superclass\ncat,animal")):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_superclasses(path)["cat"] == "animal"
+        path.write_bytes(content.replace("cat", "café").encode("latin-1"))
+        if path.suffix == ".csv":  # JSON has the letter as ASCII
+            with pytest.raises(ValueError, match=r"t\.csv is not UTF-8"):
+                read_superclasses(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -219,6 +231,13 @@ def test_wrong_arguments_are_named() -> None:
         fine_and_coarse(images, classes / 0, labels, random_case()[3])
     with pytest.raises(ValueError, match="no pictures to score"):
         fine_and_coarse(images[:0], classes, labels[:0], random_case()[3]).metrics()
+    with pytest.raises(ValueError, match="no pictures to score"):
+        coarse_accuracy(images[:0], classes, labels[:0], torch.zeros(12).long())
+    with pytest.raises(ValueError, match="ks must be 1 or more, got 0"):
+        fine_and_coarse(*random_case()).metrics((0, 1))
+    for coarse in (torch.zeros(12), torch.arange(12) - 1):
+        with pytest.raises(ValueError, match="superclasses must be int64 and 0 or more"):
+            coarse_accuracy(images, classes, labels, coarse)
 
 
 def drawn(results: Any) -> Any:

@@ -68,6 +68,7 @@ def test_json_files(tmp_path: Path) -> None:
         ("\n{} and {}\n", "line 2: a template needs exactly one"),
         ("a {name}\n", "line 1: a template needs exactly one"),
         ("a {\n", "line 1: 'a {' is no template"),
+        ("a {c!r}\n", "line 1: a template needs exactly one"),  # format() would miss c
         ("\n \n", "list.txt has no templates"),
     ],
 )
@@ -117,6 +118,19 @@ def test_json_that_is_refused(
     for read in (read_templates, read_class_names):
         with pytest.raises(ValueError, match=message):
             read(path, dataset)
+
+
+def test_odd_files(tmp_path: Path) -> None:
+    """Wrong: a rare character parts one class into two, or an error does not say what to do."""
+    assert read_class_names(text(tmp_path, "a\u2028b\nc\x0cd\n")) == (("a\u2028b",), ("c\x0cd",))
+    (tmp_path / "list.txt").write_bytes("café".encode("latin-1"))
+    for read in (read_templates, read_class_names):
+        with pytest.raises(ValueError, match=r"list\.txt is not UTF-8"):
+            read(tmp_path / "list.txt")
+    with pytest.raises(FileNotFoundError, match='opena is neither a file nor "openai" or "simple"'):
+        read_templates("opena")
+    with pytest.raises(FileNotFoundError, match='imagnet is neither a file nor "imagenet"'):
+        read_class_names("imagnet")
 
 
 def test_broken_json_names_the_file(tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_classified_images_refuse(
         ClassifiedImages("greys", Greys([1, 2]), torch.tensor(labels), names, templates)
 
 
+def test_texts_that_are_not_utf8_are_refused() -> None:
+    """Wrong: tokenizers and reports fail on the bytes of such a folder's name, hours later."""
+    with pytest.raises(ValueError, match=r"class_names\[0\] must be a text, in UTF-8.*udcff"):
+        ClassifiedImages("greys", Greys([1]), torch.tensor([0]), ("\udcffcat",))
+    with pytest.raises(ValueError, match=r"captions\[0\]"):
+        CaptionedImages("greys", Greys([1]), (("\udcffcat",),))
+
+
 def test_captions_and_quadruples_refuse() -> None:
     """Wrong: a text in place of a tuple would be taken for captions of one letter."""
     with pytest.raises(ValueError, match="captions has 1 entries for 2"):

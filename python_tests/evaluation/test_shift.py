@@ -91,6 +91,8 @@ def test_metrics_of_several_sets() -> None:
     )
     with pytest.raises(ValueError, match="shifted is empty"):
         shift_metrics(0.9, {})
+    with pytest.raises(ValueError, match='must not be called "base"'):
+        shift_metrics(0.9, {"base": 0.5})
     with pytest.raises(ValueError, match=r"lines for \['b'\]"):
         shift_metrics(0.9, {"a": 0.5}, {"b": line})
     with pytest.raises(ValueError, match="got nan"):
@@ -133,11 +135,22 @@ def test_baselines_from_a_file(tmp_path: Path) -> None:
         ("base,v2\n,0.4\n", "line 2"),
         ("base,v2\n0.5,\n", "has no accuracies"),
         ("base,v2\n0.5,nan\n", "line 2: .*got nan"),
+        ("base,v2\n0.5,0,4\n", "line 2: more cells than columns"),  # a decimal comma
+        ("base,v2,v2\n0.5,0.4,0.3\n", "line 1: .* each once"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_baselines(table(tmp_path, content))
+
+
+def test_baselines_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "baselines.csv"
+    path.write_bytes("model,base,v2\ncafé,0.5,0.4\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"baselines\.csv is not UTF-8"):
+        read_baselines(path)
+    path.write_bytes(b"\xef\xbb\xbfbase,v2\r\n0.5,0.4\r\n")
+    assert read_baselines(path) == {"v2": ((0.5, 0.4),)}
 
 
 def test_plot_shows_the_line_the_diagonal_and_all_points() -> None:

@@ -96,6 +96,18 @@ def test_ids_may_be_names(tmp_path: Path) -> None:
     }
 
 
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path) -> None:
+    """Wrong: the first line's parent is another node than the same id further down."""
+    (tmp_path / "edges").write_bytes(b"\xef\xbb\xbfanimal dog\r\nanimal cat\r\n")
+    assert Taxonomy.read(tmp_path / "edges").at_depth(["dog", "cat"], 0) == {
+        "dog": "animal",
+        "cat": "animal",
+    }
+    (tmp_path / "edges").write_bytes("animal café".encode("latin-1"))
+    with pytest.raises(ValueError, match="edges is not UTF-8"):
+        Taxonomy.read(tmp_path / "edges")
+
+
 def test_cycles_are_refused(tmp_path: Path) -> None:
     """Wrong: the walk to the root never ends."""
     (tmp_path / "edges").write_text("a b\nb c\nc b\n")

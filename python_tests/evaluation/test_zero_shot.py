@@ -55,7 +55,8 @@ def test_metrics_equal_scikit_learn() -> None:
     assert metrics["mean_per_class_recall"] == pytest.approx(
         sklearn_metrics.recall_score(
             labels, scores.argmax(1), labels=present, average="macro", zero_division=0
-        )
+        ),
+        rel=1e-12,  # not as rounded to float32
     )
     expected = sklearn_metrics.confusion_matrix(labels, scores.argmax(1), labels=names)
     assert torch.equal(confusion_counts(classified), torch.from_numpy(expected))
@@ -80,6 +81,27 @@ def test_ties_count_against_the_model() -> None:
     assert (metrics["acc1"], metrics["acc2"], metrics["acc3"]) == (0, 0, 1)
     # A prediction must be one class: there the first wins, right or not.
     assert confusion_counts(classified).tolist() == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(("classes", "width"), [(5, 37), (5, 129), (17, 129), (101, 512)])
+def test_equal_classes_tie_to_the_last_bit(classes: int, width: int) -> None:
+    """Wrong: products in blocks round equal columns differently, and collapsed towers score."""
+    for dtype in (torch.float32, torch.float64):
+        rows = unit(2, width).to(dtype)
+        images, texts = rows[:1].repeat(203, 1), rows[1:].repeat(classes, 1)
+        classified = classify(images, texts, torch.arange(203) % classes)
+        assert classified.metrics((1,))["acc1"] == 0
+        assert not zero_shot_predict(images, texts).any()
+
+
+def test_equal_prompts_are_embedded_once() -> None:
+    """Wrong: classes of one name differ by the rounding of their places in a batch."""
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        return torch.eye(len(texts), 8)
+
+    first, _, third = class_embeddings(embed, ["missile", "cat", "missile"], ("a {}", "the {}"))
+    assert torch.equal(first, third)
 
 
 def test_recall_weighs_classes_equally_and_leaves_empty_ones_out() -> None:
@@ -160,14 +182,34 @@ def test_class_embeddings_average_prompts_and_normalize() -> None:
         class_embeddings(embed, [])
 
 
+def test_classes_without_a_prompt_are_refused() -> None:
+    """Wrong: such a class is a row of zeros, and a text in place of a list has a class a letter."""
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        return torch.ones(len(texts), 2)
+
+    with pytest.raises(ValueError, match="1 classes, the first of them 1, have no prompt"):
+        class_embeddings(embed, [("cat",), (), ("dog",)])
+    with pytest.raises(ValueError, match="2 classes, the first of them 0"):
+        class_embeddings(embed, ["cat", "dog"], ())
+    for names, templates in (("cat", ("{}",)), (["cat"], "a {}")):
+        with pytest.raises(ValueError, match="must be lists of texts"):
+            class_embeddings(embed, names, templates)
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"\[4, 3\] and \[2, 5\]"):
         zero_shot_predict(torch.ones(4, 3), torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"\[4, 3\] and \[0, 3\]"):
         zero_shot_predict(torch.ones(4, 3), torch.ones(0, 3))
     features = torch.ones(4, 3), torch.ones(2, 3)
-    with pytest.raises(ValueError, match="labels has 2 entries for 4"):
+    with pytest.raises(ValueError, match=r"labels must be int64 \[4\].*got torch.int64 \[2\]"):
         classify(*features, torch.tensor([0, 1]))
+    for labels in (torch.zeros(4, dtype=torch.uint8), torch.zeros(4), torch.zeros(4, 1).long()):
+        with pytest.raises(ValueError, match=r"labels must be int64 \[4\]"):
+            classify(*features, labels)
+    with pytest.raises(ValueError, match="have one dtype, got"):
+        classify(features[0].half(), features[1], torch.zeros(4).long())
     with pytest.raises(ValueError, match=r"0 .. 1, the rows of class_features, got -1 .. 2"):
         classify(*features, torch.tensor([0, 2, -1, 1]))
     with pytest.raises(ValueError, match="ks must be 1 or more, got 0"):

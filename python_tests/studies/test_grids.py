@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+from cyclip_ext.evaluation.outcome import Plot
 from cyclip_ext.studies import runs
 from cyclip_ext.studies.__main__ import main
 from cyclip_ext.studies.grids import batch_and_temperature, data_size
+from cyclip_ext.studies.pages import write_page
 from cyclip_ext.training.config import TrainConfig
 
 from .made_up import Pretender
@@ -63,3 +66,68 @@ def test_flags_of_single_runs_are_refused(
 ) -> None:
     assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
     assert "--seed is of a single run; a study has --seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "weight"), [([], 0.1), (["--margin", "0.3"], 0.3)])
+def test_objectives_are_what_they_are_called(
+    tmp_path: Path, pretender: Pretender, words: list[str], weight: float
+) -> None:
+    """Wrong: "CLIP + margin" has none, or "CyCLIP" has one."""
+    own = ["--objectives", "cyclip", "clip-margin", "clip-both-sided", "--fractions", "1"]
+    line = ["data-size", "--folder", str(tmp_path), *own, "--seeds", "0", *words]
+    assert main(line) == 0
+    assert [config.label() for config in pretender.asked.values()] == [
+        *("CyCLIP", f"CLIP + margin {weight}", f"CLIP + both-sided margin {weight}")
+    ]
+
+
+def test_what_a_study_varies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong: a flag is taken and has no effect."""
+    for study, flag, value in (
+        *(("reproduce", "--lr", "0.1"), ("reproduce", "--margin", "0.1")),
+        *(("data-size", "--train-fraction", "0.5"), ("batch-temperature", "--batch-size", "8")),
+    ):
+        assert main([study, "--folder", str(tmp_path), "--jobs", "0", flag, value]) == 1
+        assert f"{flag} is what {study} varies; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fraction", ["0", "-1", "1.5"])
+def test_fractions_out_of_range(
+    tmp_path: Path, fraction: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a division by zero, in the user's face."""
+    words = ["data-size", "--folder", str(tmp_path), "--fractions", fraction, "--same-steps"]
+    assert main(words) == 1
+    assert "--train-fraction must be in (0, 1]" in capsys.readouterr().err
+
+
+def test_auto_is_settled_once(
+    tmp_path: Path, pretender: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a study goes on with real drawings where it began with procedural shapes."""
+    monkeypatch.setattr("cyclip_ext.training.sources.emoji_available", lambda: False)
+    assert main(["data-size", "--folder", str(tmp_path), "--seeds", "0"]) == 0
+    assert {config.data.train_data for config in pretender.asked.values()} == {"shapes"}
+
+
+def test_ctrl_c_between_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a traceback instead of the word that the same command continues."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "complete", interrupted)
+    assert main(["data-size", "--folder", str(tmp_path)]) == 130
+    assert "give the same command again" in capsys.readouterr().out
+
+
+def test_pictures_of_a_page_with_spaces_in_its_name(tmp_path: Path) -> None:
+    """Wrong: Markdown ends the address at the space."""
+    plot = Plot("p", "caption", lambda figure: None)
+    write_page(tmp_path / "my ü page.md", "title", {"": [plot]})
+    text = (tmp_path / "my ü page.md").read_text()
+    address = text.split("](")[1].split(")")[0]
+    assert " " not in address
+    assert (tmp_path / unquote(address)).is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cyclip_ext.studies import reproduce as module
 from cyclip_ext.studies import runs
 from cyclip_ext.studies.__main__ import main
+from cyclip_ext.studies.claims import CLAIMS
 from cyclip_ext.studies.reproduce import OBJECTIVES, SELECTION_SEED, reproduce
 from cyclip_ext.studies.reproduction_page import NAMES, write_reproduction
 from cyclip_ext.training.config import TrainConfig
@@ -68,7 +70,8 @@ def test_interruption_is_passed_on(
 ) -> None:
     pretend(monkeypatch, accuracy, stop_at)
     assert reproduce(TrainConfig(), tmp_path) is None
-    assert main(["reproduce", "--folder", str(tmp_path), "--page", str(tmp_path / "p.md")]) == 130
+    words = ["--folder", str(tmp_path), "--page", str(tmp_path / "p.md"), "--train-data", "emoji"]
+    assert main(["reproduce", *words]) == 130
     assert not (tmp_path / "p.md").exists()
 
 
@@ -89,6 +92,7 @@ def test_page_has_every_objective_and_differences_by_hand(
     text = (tmp_path / "page.md").read_text()
     for name in NAMES.values():
         assert f"| {name} |" in text
+    assert "trains 73 small models" in text  # 29 to choose by, 20, 24
     # Differences of 6 and 5: mean 5.5, t interval of two values 12.7 * 0.5.
     assert "| CyCLIP - CLIP | +6.0 | +5.0 | +5.5 (-0.9 to +11.9) |" in text
     assert "| CLIP | 21.0 ± 1.4 |" in text
@@ -99,3 +103,38 @@ def test_page_has_every_objective_and_differences_by_hand(
     for picture in ("differences", "margins", "sweep"):
         assert f"](images/page/{picture}.png)" in text
         assert (tmp_path / "images" / "page" / f"{picture}.png").is_file()
+
+
+def test_nothing_is_claimed_by_the_data_that_chose() -> None:
+    """Wrong: an objective whose weight was chosen on the validation vendor is praised there."""
+    assert "validation" not in {claim.value.dataset for claim in CLAIMS}
+
+
+def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a page of other settings is given out for the default's."""
+    pretend(monkeypatch, accuracy)
+    page = tmp_path / "page.md"
+    own = ["--folder", str(tmp_path), "--page", str(page), "--train-data", "emoji", "--seeds", "4"]
+    assert main(["reproduce", *own, "--epochs", "3"]) == 0
+    assert "that command with train data emoji, epochs 3, which trains" in page.read_text()
+
+
+def test_other_data_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a page about emoji is written from other pictures, or fails after six trainings."""
+    pretender = pretend(monkeypatch, accuracy)
+    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "pairs.csv"]) == 1
+    assert "reproduce is about the default data" in capsys.readouterr().err
+    assert not pretender.asked
+
+
+def test_missing_scipy_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: it is told after two hours."""
+    pretender = pretend(monkeypatch, accuracy)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "emoji"]) == 2
+    assert "cyclip_ext[eval]" in capsys.readouterr().err
+    assert not pretender.asked

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,41 @@ def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> No
     trainer = tiny_trainer(tmp_path / "evaluated", evaluated)
     trainer.restore({**trainer.checkpoints.newest(), "epoch": 1, "step_in_epoch": 0})
     assert logged() == expected[: len(result["metrics"])]
+
+
+def test_speed_is_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: the time of evaluations on the way counts as that of steps."""
+    asleep, clock = [0.0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + asleep[0])
+    config = settings(epochs=1).updated({"evaluate_frequency": 2, "log_every_n_steps": 1})
+    trainer = tiny_trainer(tmp_path, config)
+
+    def evaluate() -> None:
+        asleep[0] += 1e6
+
+    monkeypatch.setattr(trainer, "_evaluate", evaluate)
+    assert trainer.fit()
+    assert asleep[0] > 0
+    assert all(record["images_per_second"] > 0.1 for record in trainer.log.read("train"))
+
+
+def test_result_is_there_wholly_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a run killed while it writes result.json can be neither read nor finished."""
+    real = Path.write_text
+
+    def killed(path: Path, text: str) -> int:
+        if "result.json" not in path.name:
+            return real(path, text)
+        real(path, text[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    data = RunData(shapes().train, "shapes", pictures=shapes())
+    with pytest.raises(KeyboardInterrupt):
+        run.run_training(settings(epochs=1), data, tmp_path)
+    assert run.read_result(tmp_path) is None
 
 
 def test_run_killed_between_two_renames_is_not_overwritten(tmp_path: Path) -> None:

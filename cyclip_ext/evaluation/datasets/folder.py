@@ -16,6 +16,7 @@ from .names import CLASS_NAMES_FILE, read_lines, read_names, readable
 def open_folder(folder: Path) -> ClassifiedImages:
     """Pictures anywhere below the subfolder of their class; other and hidden files do not count.
 
+    Links to folders are followed, once within a class.
     The classes are the subfolders in the order of their names, and where all of these are numbers
     in the order of the numbers. A class is called as its folder, with spaces for underscores, or as
     `classnames.txt` in `folder` says, in one of two forms:
@@ -25,7 +26,8 @@ def open_folder(folder: Path) -> ClassifiedImages:
     A class without pictures stays: it is one more to choose among.
 
     Raises: ValueError, naming the folder or line, where there is no subfolder, no picture at all,
-    and where classnames.txt and subfolders do not fit together.
+    two subfolders that are called alike, and where classnames.txt and subfolders do not fit
+    together.
     """
     folders = sorted(
         entry.name
@@ -61,7 +63,13 @@ def has_class_folders(folder: Path) -> bool:
 
 def _pictures(folder: Path) -> list[Path]:
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited:  # a link to a folder above it would never end
+            folders.clear()
+            continue
+        visited.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(parent, name)
@@ -75,7 +83,16 @@ def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[st
     """The label of each subfolder, and the name of each label."""
     file = folder / CLASS_NAMES_FILE
     if not file.is_file():
-        return {name: label for label, name in enumerate(folders)}, tuple(map(readable, folders))
+        folder_of: dict[str, str] = {}
+        for entry in folders:
+            other = folder_of.setdefault(readable(entry), entry)
+            if other != entry:
+                raise ValueError(
+                    f"{folder}: the folders {other!r} and {entry!r} are both called "
+                    f"{readable(entry)!r}, and classes of one name cannot be told apart: rename "
+                    f"one, or write {CLASS_NAMES_FILE}"
+                )
+        return {name: label for label, name in enumerate(folders)}, tuple(folder_of)
     lines = read_lines(file)
     if any("\t" in line for line in lines):
         return _named_folders(file, lines, folders)

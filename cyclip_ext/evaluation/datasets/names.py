@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..text_files import read_text
+
 CLASS_NAMES_FILE = "classnames.txt"
 
 
@@ -12,10 +14,7 @@ def read_lines(path: Path) -> list[str]:
 
     Raises ValueError where it is not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as such") from None
+    text = read_text(path)
     # Not splitlines: it cuts at rare characters, too, and shifts all labels that follow.
     return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
 

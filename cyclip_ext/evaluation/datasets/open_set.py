@@ -44,6 +44,8 @@ def open_set(
     kind, colon, place = spec.partition(":")
     if not colon or kind not in KINDS:
         kind, place = _guess(spec, split or "test"), spec
+    if not place:
+        raise ValueError(f"{spec} names no place; {_ACCEPTED}")
     if split is not None and kind not in {"torchvision", "wds"}:
         raise ValueError(
             f"{spec} is of the kind {kind}, which has no splits, got split={split!r}: name the "
@@ -73,6 +75,8 @@ def open_set(
 
 def _guess(spec: str, split: str) -> str:
     """The kind of what lies at a path."""
+    if not spec:
+        raise ValueError(f"the set's name is empty; {_ACCEPTED}")
     path = Path(spec)
     if path.is_file():
         by_suffix = {".json": "coco", ".csv": "csv", ".tsv": "csv"}

@@ -20,7 +20,9 @@ from .names import CLASS_NAMES_FILE, read_lines, read_names
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 SHARDS_FILE = "nshards.txt"
+KIND_FILE = "dataset_type.txt"
 LABEL_SUFFIX, CAPTION_SUFFIX = ".cls", ".txt"
+CLASSIFICATION, RETRIEVAL = "classification", "retrieval"
 
 
 def open_shards(folder: Path, split: str = "test") -> ClassifiedImages | CaptionedImages:
@@ -31,23 +33,45 @@ def open_shards(folder: Path, split: str = "test") -> ClassifiedImages | Caption
         <split>/0.tar, 1.tar, ...                  members k.jpg (or .png, .webp, ...) with k.cls, a
                                                    number, or k.txt, a caption a line
         <split>/nshards.txt                        how many of them; without it all that are there
+        dataset_type.txt                           classification or retrieval; without it a split
+                                                   with any .cls is classification
 
-    A split with any .cls is classification. Samples that are not whole are counted in `skipped`,
-    and so is a break in an archive, together with all samples after it as one.
+    Samples that are not whole are counted in `skipped`, and so is a break in an archive, together
+    with all samples after it as one.
 
     Raises: MissingData for a split or a shard that is not there; ValueError for labels beyond
-    classnames.txt, shards without samples and files that say something else than above.
+    classnames.txt, shards without a sample that can be used and files that say something else than
+    above.
     """
     shards = _shards(folder, split)
     skipped = SkipReport()
     samples = [sample for shard in shards for sample in _samples(shard, skipped)]
-    if not samples:
+    kind = _kind(folder) or _kind_of(samples)
+    read = _classified if kind == CLASSIFICATION else _captioned
+    data = read(folder, samples, skipped)
+    if not len(data):
         raise ValueError(
-            f"the shards of {folder / split} have no sample that can be used: {skipped}"
+            f"the shards of {folder / split} have no sample for {kind} that can be used: {skipped}"
         )
-    name = folder.resolve().name
-    if any(sample.label is not None for sample in samples):
-        return _classified(name, folder, _whole(samples, LABEL_SUFFIX, skipped), skipped)
+    return data
+
+
+def _kind(folder: Path) -> str | None:
+    file = folder / KIND_FILE
+    if not file.is_file():
+        return None
+    kind = " ".join(read_lines(file)).lower()
+    if kind not in (CLASSIFICATION, RETRIEVAL):
+        raise ValueError(f"{file} must say {CLASSIFICATION} or {RETRIEVAL}, got {kind!r}")
+    return kind
+
+
+def _kind_of(samples: list[_Sample]) -> str:
+    labelled = any(sample.label is not None for sample in samples)
+    return CLASSIFICATION if labelled else RETRIEVAL
+
+
+def _captioned(folder: Path, samples: list[_Sample], skipped: SkipReport) -> CaptionedImages:
     captioned: list[_Sample] = []
     captions: list[tuple[str, ...]] = []
     for sample in _whole(samples, CAPTION_SUFFIX, skipped):
@@ -56,6 +80,7 @@ def open_shards(folder: Path, split: str = "test") -> ClassifiedImages | Caption
             captioned.append(sample)
         except BadRecord as bad:
             skipped.add(bad.reason, bad.where)
+    name = folder.resolve().name
     return CaptionedImages(name, ShardImages(captioned), tuple(captions), skipped)
 
 
@@ -171,16 +196,14 @@ def _whole(samples: list[_Sample], suffix: str, skipped: SkipReport) -> Iterator
             yield sample
 
 
-def _classified(
-    name: str, folder: Path, samples: Iterator[_Sample], skipped: SkipReport
-) -> ClassifiedImages:
+def _classified(folder: Path, samples: list[_Sample], skipped: SkipReport) -> ClassifiedImages:
     file = folder / CLASS_NAMES_FILE
     if not file.is_file():
         raise MissingData(f"{file} is not there; its line k must name the class of label k")
     names = read_names(file)
     kept: list[_Sample] = []
     labels: list[int] = []
-    for sample in samples:
+    for sample in _whole(samples, LABEL_SUFFIX, skipped):
         text = (sample.label or b"").strip()
         if not text.isdigit():
             skipped.add("broken label", sample.where)
@@ -195,7 +218,7 @@ def _classified(
         labels.append(label)
     templates = folder / TEMPLATES_FILE
     return ClassifiedImages(
-        name,
+        folder.resolve().name,
         ShardImages(kept),
         torch.tensor(labels, dtype=torch.int64),
         names,

@@ -22,17 +22,17 @@ LABEL_KEYS = ("label", "class", "class_name", "target")
 def open_table(path: Path) -> ClassifiedImages | CaptionedImages:
     """A table with an image column (IMAGE_KEYS) and a label column or caption columns.
 
-    label (LABEL_KEYS): the name of the class. Where every label is a number and `classnames.txt`
-        lies beside the table, line k of that names label k, the first line being that of 0; without
-        the file, classes are the labels that occur, numbers in their order, others in that of the
-        alphabet.
+    label (LABEL_KEYS): the name of the class. Where `classnames.txt` lies beside the table, its
+        lines are the classes, and labels are such names, or all of them numbers: line k is that of
+        label k, the first line that of 0. Without the file, classes are the labels that occur,
+        numbers in their order, others in that of the alphabet.
     captions: every column called caption, title or text, or whose name begins with "caption"
         (caption_0, caption_1). Rows that name the same picture add up.
     The separator is a tab if the header has one, else a comma. Relative paths are relative to the
     table's folder; whether a picture is there is found out on opening it.
 
     Rows that cannot be used are counted in `skipped`. Raises ValueError, naming the file, the line
-    and the header, where columns are missing, a quote is never closed, a number is no line of
+    and the header, where columns are missing, a quote is never closed, a label is no line of
     classnames.txt, and where no row is left.
     """
     header, rows = _read(path)
@@ -110,19 +110,23 @@ def _classified(path: Path, read: _Read) -> ClassifiedImages:
     found = set(label_of_image)
     numbers = all(label.isdecimal() for label in found)
     file = path.parent / CLASS_NAMES_FILE
-    if numbers and file.is_file():
+    index: dict[str, int] = {}
+    if file.is_file():
         names = read_names(file)
+        if numbers:
+            index = {label: int(label) for label in found if int(label) < len(names)}
+        else:
+            index = {name: number for number, name in enumerate(names)}
         for image, label in zip(read.texts, label_of_image, strict=True):
-            if int(label) >= len(names):
+            if label not in index:
                 raise ValueError(
                     f"{path}:{read.lines[image]}: label {label}, but {file} has {len(names)} lines "
-                    f"and so names 0 .. {len(names) - 1}"
+                    f"and so names 0 .. {len(names) - 1}, and none of them is {label!r}"
                 )
-        labels = torch.tensor([int(label) for label in label_of_image])
     else:
         names = tuple(sorted(found, key=int) if numbers else sorted(found))
         index = {name: number for number, name in enumerate(names)}
-        labels = torch.tensor([index[label] for label in label_of_image])
+    labels = torch.tensor([index[label] for label in label_of_image])
     return ClassifiedImages(
         path.stem, read.images(path.parent), labels, names, skipped=read.skipped
     )
@@ -145,7 +149,10 @@ def _read(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise ValueError(f"{path}:{line}: {error}; is a quote never closed?") from None
+                raise ValueError(
+                    f"{path}:{line}: {error}; is a quote never closed, or are lines not ended by "
+                    "LF or CRLF?"
+                ) from None
             if any(field.strip() for field in fields):
                 yield line, fields
 

@@ -39,7 +39,7 @@ _FINEST = 0.5  # decades between the last candidates
 # scikit-learn's, means nothing here: entries shrink with the number of classes, and with 1,600 its
 # default of 1e-4 is met at a quarter of the first gradient.
 _TOLERANCE = 1e-2
-_MOST_STEPS = 200
+_MOST_STEPS = 100
 
 _SMALL_PRODUCT = 2**28  # multiplications
 
@@ -65,8 +65,8 @@ def linear_probe(
     validation: rows of their own to choose on; default: validation_share of the training rows,
     drawn with seed, see validation_rows. C: given, nothing is chosen.
 
-    A fit ends when the gradient has fallen to a hundredth, and starts at that of the next smaller
-    C: 3,000 rows of 512 in 1,600 classes take half a minute on two cores, all fits together.
+    A fit, in float32, ends when the gradient has fallen to a hundredth, and starts at that of the
+    next smaller C: 3,000 rows of 128 in 1,600 classes take 46 s on one core, all fits together.
     Where every class has a single row there is nothing to choose on: C is 100, and notes say so.
     Test classes without training rows count as errors.
 
@@ -151,7 +151,7 @@ def _fit(rows: Rows, C: float, start: Any | None) -> tuple[Any, bool]:
     library = sklearn()
     from threadpoolctl import threadpool_limits  # scikit-learn depends on it
 
-    X, y = rows[0].double().numpy(), rows[1].numpy()
+    X, y = rows[0].float().numpy(), rows[1].numpy()
     classes, index = np.unique(y, return_inverse=True)
     shares = np.bincount(index) / len(y)
     model = library.linear_model.LogisticRegression(
@@ -188,7 +188,7 @@ def _fit(rows: Rows, C: float, start: Any | None) -> tuple[Any, bool]:
 
 
 def _first_gradient(
-    X: npt.NDArray[np.float64], index: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]
+    X: npt.NDArray[np.float32], index: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]
 ) -> float:
     """Largest entry of the mean loss's gradient with respect to the weights, all weights zero."""
     sums = np.zeros((len(shares), X.shape[1]))
@@ -198,7 +198,7 @@ def _first_gradient(
 
 def _scores(model: Any, features: Tensor, classes: int) -> Scores:
     """Logits; -inf for classes that were not trained."""
-    X = features.double().numpy()
+    X = features.float().numpy()
 
     def scores(rows: slice) -> Tensor:
         logits = torch.from_numpy(model.decision_function(X[rows]))

@@ -14,6 +14,7 @@ from .numbers import columns, metric_table, name_of, shown
 from .style import STYLE
 
 OPEN_ROWS = 12  # a table of more rows is folded
+SHORT = 16  # characters of a text that is kept on one line
 FEW_METRICS = 8  # more, of a single set, are folded where tables below break them down
 
 # The metrics that stand at the top, by task.
@@ -22,7 +23,7 @@ HEADLINES = {
     "consistency": ("consistency@1",),
     "zeroshot_retrieval": ("image_retrieval_recall@5", "text_retrieval_recall@5"),
     "linear_probe": ("lp_acc1",),
-    "image_caption_selection": ("group_acc",),
+    "image_caption_selection": ("acc",),
 }
 
 
@@ -124,9 +125,16 @@ def _details(outcome: Outcome, plots: Mapping[str, bytes]) -> list[str]:
     return lines
 
 
+def _class(numeric: bool, cells: Sequence[str]) -> str:
+    """Numbers stand to the right; short texts, an interval say, are not broken."""
+    if numeric:
+        return ' class="n"'
+    return ' class="s"' if max(map(len, cells), default=0) <= SHORT else ""
+
+
 def _table(table: Table, file: str) -> list[str]:
     kinds = columns(table)
-    classes = [' class="n"' if numeric else "" for numeric, _ in kinds]
+    classes = [_class(numeric, cells) for numeric, cells in kinds]
     heads = "".join(
         f'<th scope="col"{kind}>{escape(head)}</th>'
         for head, kind in zip(table.header, classes, strict=True)

@@ -27,6 +27,10 @@ p { margin: .5rem 0; max-width: 42rem; }
 .soft, figcaption, dt, .note { color: var(--soft); font-size: .92rem; }
 dl { display: grid; grid-template-columns: minmax(5rem, auto) 1fr; gap: .2rem 1rem; margin: 0; }
 dd { margin: 0; }
+@media (max-width: 36rem) {
+  dl { display: block; }
+  dd { margin-bottom: .45rem; }
+}
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem;
   margin: 1.25rem 0; padding: 0; list-style: none; }
 .tiles li { background: var(--card); border-radius: .5rem; padding: .65rem .8rem; }
@@ -36,12 +40,15 @@ nav ol { margin: .25rem 0; padding-left: 1.4rem; columns: 20rem; }
 nav li { padding: .2rem 0; break-inside: avoid; }
 .scroll { overflow-x: auto; margin: .75rem 0; border: 1px solid var(--line); border-radius: .4rem; }
 .scroll:focus-visible { outline: 2px solid var(--link); }
-table { border-collapse: collapse; font-size: .9rem; width: 100%; overflow-wrap: normal; }
-th, td { padding: .35rem .65rem; text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-size: .9rem; width: max-content; min-width: 100%;
+  overflow-wrap: normal; }
+th, td { padding: .35rem .65rem; text-align: left; vertical-align: top;
+  max-width: 22rem; }
 td { border-top: 1px solid var(--line); }
-th { background: var(--card); font-weight: 600; vertical-align: bottom; min-width: 5rem; }
+th { background: var(--card); font-weight: 600; vertical-align: bottom;
+  min-width: 4rem; max-width: 9rem; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-td.n { white-space: nowrap; }
+td.n, td.s { white-space: nowrap; }
 th:first-child, td:first-child { position: sticky; left: 0; max-width: 45vw; }
 td:first-child { background: var(--page); }
 figure { margin: 1.25rem 0; }

@@ -76,8 +76,9 @@ def _confusion(
     caption = (
         f"The most frequent confusions: true {what} and the one predicted instead."
         if many
-        else f"Rows: the true {what}; columns: the predicted one. Each row shares out its own "
-        "pictures; the darker the diagonal, the better."
+        else f"Rows: the true {what}; columns: the predicted one. Colours are the wrong "
+        "predictions, in percent of the row's pictures; on the diagonal stands the share of right "
+        "ones."
     )
     draw = partial(plot_confusion, counts=counts, names=names)
     size = (6.4, 4.8) if many else (6.4, 5.4)

@@ -20,7 +20,7 @@ READING = (
 
 
 def composition(dataset: str, similarities: Tensor, tags: Sequence[str]) -> Outcome:
-    """text_acc, image_acc and group_acc, of all and by tag.
+    """text_acc, image_acc and acc, the group score, of all and by tag.
 
     similarities: [n, 2, 2], `quadruple_similarities`. tags: [n], "" for none.
     """

@@ -13,7 +13,7 @@ KS = (1, 3, 5, 10)
 READING = (
     "How often the class of the nearest text is also the class of the k nearest labelled training "
     "pictures. It does not ask whether either is right: it says whether the two spaces agree "
-    "(CyCLIP, section 4.2)."
+    "(CyCLIP)."
 )
 
 
