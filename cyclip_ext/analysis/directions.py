@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..evaluation.checks import require_finite
+from ..checks import require_finite
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB: changes no result
 

@@ -69,7 +69,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--templates", help="openai, simple, or a file: prompts for class names")
     data.add_argument("--class-names", help="imagenet, or a file: in place of the set's own")
-    data.add_argument("--hierarchy", help="cifar100, or a .json or .csv: superclass of each class")
+    data.add_argument(
+        "--hierarchy",
+        metavar="FILE",
+        help="superclass of each class: cifar100, a .json or .csv, or, with --depth, WordNet-style "
+        'lines "parent child"',
+    )
+    data.add_argument(
+        "--depth", type=int, help="superclasses are the ancestors so many steps below the root"
+    )
+    data.add_argument(
+        "--words", type=Path, metavar="FILE", help='"id<tab>name, synonym" lines, where it has ids'
+    )
     data.add_argument(
         "--completeness",
         nargs=2,

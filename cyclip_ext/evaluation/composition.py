@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import require_finite
+from ..checks import require_finite
 
 CHANCE = {"text_acc": 1 / 4, "image_acc": 1 / 4, "group_acc": 1 / 6}  # as TagResult has them
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import require_finite
 from ..functional import similarity_top_k
-from .checks import require_finite
 from .zero_shot import zero_shot_predict
 
 QUERIES = 4096  # pictures per search: bounds memory where the native backend is missing

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .checks import require_finite
+from ..checks import require_finite
 from .sets import require_labels
 
 Arrays = dict[str, npt.NDArray[Any]]

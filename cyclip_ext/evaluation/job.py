@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from ..data import NAMED, emoji_available, load_named
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .datasets import open_set
 from .encoder import BATCH, Encoder
-from .hierarchy import read_superclasses
+from .hierarchy import Hierarchy, read_superclasses
 from .outcome import Outcome
 from .prompts import read_class_names, read_templates
 from .report import About
 from .sets import ClassifiedImages
 from .shift import read_baselines
 from .suite import TASKS, completeness, probes
+from .suite.data import HierarchyOf
 from .suite.embeddings import evaluate_embeddings
 from .suite.opened import Prompts, evaluate_sets
 from .suite.pictures import MAIN, describe_sets, evaluate_picture_data
+from .taxonomy import Taxonomy
 from .zero_shot import NAME_ONLY
 
 
@@ -50,6 +53,8 @@ class Job:
     templates: str | None = None
     class_names: str | None = None
     hierarchy: str | None = None
+    depth: int | None = None
+    words: Path | None = None
     completeness: tuple[Path, Path] | None = None
     baselines: Path | None = None
     device: str = "auto"
@@ -67,6 +72,10 @@ class Job:
             raise ValueError("--model and --pretrained belong together: a name and its weights")
         if self.model is not None and not self.data:
             raise ValueError("--data must name what to evaluate the model on")
+        if self.depth is not None and self.hierarchy is None:
+            raise ValueError('--depth needs --hierarchy, a file of "parent child" lines')
+        if self.words is not None and self.depth is None:
+            raise ValueError("--words needs --hierarchy and --depth: it names the ids of a graph")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size must be 1 or more, got {self.batch_size}")
         unknown = sorted(set(self.tasks or ()) - set(TASKS))
@@ -110,7 +119,7 @@ def run_job(
             job.embeddings,
             tasks,
             train=None if job.train_data is None else Path(job.train_data),
-            superclass_of=None if job.hierarchy is None else read_superclasses(job.hierarchy),
+            hierarchy_of=_hierarchy_of(job),
             seed=job.seed,
         )
         name = job.embeddings.stem
@@ -191,11 +200,21 @@ def _opened(
         prompts=Prompts(
             None if job.class_names is None else read_class_names(job.class_names), templates
         ),
-        superclass_of=None if job.hierarchy is None else read_superclasses(job.hierarchy),
+        hierarchy_of=_hierarchy_of(job),
         baselines=None if job.baselines is None else read_baselines(job.baselines),
         seed=job.seed,
         notify=notify,
     )
+
+
+def _hierarchy_of(job: Job) -> HierarchyOf | None:
+    if job.hierarchy is None:
+        return None
+    if job.depth is None:
+        table = read_superclasses(job.hierarchy)
+        return partial(Hierarchy.build, table)
+    depth, taxonomy = job.depth, Taxonomy.read(job.hierarchy, job.words)
+    return lambda names: Hierarchy.build(taxonomy.at_depth(names, depth), names)
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..checks import require_finite
 from ..functional import retrieval_ranks
-from .checks import require_finite
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .checks import require_finite
+from ..checks import require_finite
 
 BLOCK = 2**22  # similarities held at a time: bounds memory, changes no result
 

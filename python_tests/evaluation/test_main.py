@@ -79,6 +79,29 @@ def test_folder_of_classes(run: Path, tmp_path: Path) -> None:
         assert sum(int(line.split(",")[1]) for line in list(file)[1:]) == 12  # without the broken
 
 
+def test_superclasses_from_a_graph(tmp_path: Path) -> None:
+    """Wrong: WordNet's files cannot be used from the command line, or the depth is another's."""
+    (tmp_path / "is_a.txt").write_text("n0 n1\nn0 n2\nn1 n3\nn1 n4\nn2 n5\n")
+    names = ["colour", "warm", "cold", "red", "orange", "blue"]
+    (tmp_path / "words.txt").write_text("".join(f"n{i}\t{name}\n" for i, name in enumerate(names)))
+    image_features = np.eye(3, 4, dtype=np.float32)
+    class_features = np.eye(3, 4, dtype=np.float32)[[1, 0, 2]]  # red and orange are mixed up
+    np.savez(
+        tmp_path / "e.npz",
+        image_features=image_features,
+        class_features=class_features,
+        class_names=np.array(["red", "orange", "blue"]),
+        labels=np.arange(3),
+    )
+    words = ["--embeddings", str(tmp_path / "e.npz"), "--output", str(tmp_path / "out")]
+    words += ["--hierarchy", str(tmp_path / "is_a.txt"), "--words", str(tmp_path / "words.txt")]
+    tasks = ["--tasks", "fine_coarse_classification"]
+    assert main([*words, *tasks, "--depth", "1"]) == 0
+    (metrics,) = tasks_of(tmp_path / "out").values()
+    assert metrics["fine_acc1/superclass"] == pytest.approx(1 / 3)
+    assert metrics["coarse_acc1/superclass"] == 1
+
+
 def test_embeddings_and_captions_need_no_model(tmp_path: Path) -> None:
     features = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
     np.savez(tmp_path / "e.npz", image_features=features, text_features=features)
@@ -107,6 +130,8 @@ def test_embeddings_and_captions_need_no_model(tmp_path: Path) -> None:
         (["--model", "RN50"], "--model and --pretrained belong together"),
         (["--model", "RN50", "--pretrained", "x"], "--data must name"),
         (["--embeddings", "y", "--data", "emoji"], "--data needs a model"),
+        (["x", "--depth", "2"], "--depth needs --hierarchy"),
+        (["x", "--hierarchy", "y.csv", "--words", "z"], "--words needs --hierarchy and --depth"),
         (["x", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
         (["x", "--tasks", "guessing"], "invalid choice: 'guessing'"),
     ],

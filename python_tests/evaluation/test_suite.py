@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cyclip_ext.evaluation import classification_metrics, coarse_accuracy, retrieval_metrics
+from cyclip_ext.evaluation import (
+    Hierarchy,
+    classification_metrics,
+    coarse_accuracy,
+    retrieval_metrics,
+)
 from cyclip_ext.evaluation.outcome import Outcome
 from cyclip_ext.evaluation.pictures import embed_data, evaluate_pictures, validate_pictures
 from cyclip_ext.evaluation.sets import CaptionedImages, ClassifiedImages, Quadruples
@@ -188,7 +194,7 @@ def test_opened_sets_of_every_kind() -> None:
             ],
             CHEAP,
             train=classified("learned", 30, seed=2),
-            superclass_of={"red": "warm", "green": "cold", "blue": "cold"},
+            hierarchy_of=partial(Hierarchy.build, {"red": "warm", "green": "cold", "blue": "cold"}),
         )
     )
     tasks = {task for _, task in found}
@@ -270,7 +276,7 @@ def test_embeddings_from_a_file(tmp_path: Path) -> None:
             tmp_path / "set.npz",
             CHEAP,
             train=tmp_path / "train.npz",
-            superclass_of={"a": "x", "b": "x", "c": "y", "d": "y"},
+            hierarchy_of=partial(Hierarchy.build, {"a": "x", "b": "x", "c": "y", "d": "y"}),
         )
     )
     assert {task for _, task in found} == CHEAP - FILES_ONLY - {"distribution_shift"}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import needs
+from ...checks import require_finite
 from ...drawing import BLUE, VERMILION
-from ..checks import require_finite
 from ..zero_shot import Classified
 from .split import validation_rows
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..hierarchy import Hierarchy
+
+HierarchyOf = Callable[[Sequence[str]], Hierarchy]  # class names of a set -> their superclasses
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from ..features import Embeddings, load_embeddings
-from ..hierarchy import Hierarchy
 from ..outcome import Outcome
-from .data import CaptionedSet, ClassifiedSet, Labelled
+from .data import CaptionedSet, ClassifiedSet, HierarchyOf, Labelled
 from .tasks import TASKS, in_order, of_captions, of_classes
 
 
@@ -19,15 +18,15 @@ def evaluate_embeddings(
     tasks: Collection[str] = TASKS,
     *,
     train: Path | None = None,
-    superclass_of: Mapping[str, str] | None = None,
+    hierarchy_of: HierarchyOf | None = None,
     seed: int = 0,
 ) -> list[Outcome]:
     """All tasks that the arrays of a file allow; see Embeddings for the arrays.
 
     Labels and class_features: classification, geometry, margins. text_features: retrieval, and
     geometry and margins of the captions where there are no classes. train: a file of the same form
-    whose image_features and labels neighbours and probes learn from. superclass_of: class ->
-    superclass, see read_superclasses; it needs class_names.
+    whose image_features and labels neighbours and probes learn from. hierarchy_of: of the
+    class names, which it needs.
 
     Raises ValueError, naming the file, where there is nothing to measure and for files that do not
     fit; see load_embeddings.
@@ -35,7 +34,7 @@ def evaluate_embeddings(
     arrays = load_embeddings(path)
     outcomes: list[Outcome] = []
     if arrays.labels is not None and arrays.class_features is not None:
-        classified = _classified(path, arrays, train, superclass_of)
+        classified = _classified(path, arrays, train, hierarchy_of)
         outcomes += of_classes(classified, tasks, seed=seed)
     if arrays.text_features is not None and arrays.text_owners is not None:
         captioned = CaptionedSet(
@@ -57,15 +56,15 @@ def evaluate_embeddings(
 
 
 def _classified(
-    path: Path, arrays: Embeddings, train: Path | None, superclass_of: Mapping[str, str] | None
+    path: Path, arrays: Embeddings, train: Path | None, hierarchy_of: HierarchyOf | None
 ) -> ClassifiedSet:
     assert arrays.labels is not None
     assert arrays.class_features is not None
     count = len(arrays.class_features)
     names = arrays.class_names or tuple(f"class {label}" for label in range(count))
     levels = {}
-    if superclass_of is not None:
-        levels["superclass"] = Hierarchy.build(superclass_of, names)
+    if hierarchy_of is not None:
+        levels["superclass"] = hierarchy_of(names)
     return ClassifiedSet(
         path.stem,
         arrays.image_features,

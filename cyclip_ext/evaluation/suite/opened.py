@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor
 from ..composition import quadruple_similarities
 from ..embed_sets import Embedded
 from ..encoder import Encoder
-from ..hierarchy import Hierarchy
 from ..outcome import Outcome
 from ..sets import CaptionedImages, ClassifiedImages, Quadruples
 from ..zero_shot import class_embeddings, classify
 from . import composition, shift
-from .data import CaptionedSet, ClassifiedSet, Labelled
+from .data import CaptionedSet, ClassifiedSet, HierarchyOf, Labelled
 from .tasks import TASKS, in_order, of_captions, of_classes
 
 AnySet = ClassifiedImages | CaptionedImages | Quadruples
@@ -57,7 +56,7 @@ def evaluate_sets(
     *,
     train: ClassifiedImages | None = None,
     prompts: Prompts | None = None,
-    superclass_of: Mapping[str, str] | None = None,
+    hierarchy_of: HierarchyOf | None = None,
     baselines: shift.Baselines | None = None,
     seed: int = 0,
     notify: Callable[[str], None] = lambda line: None,
@@ -65,10 +64,10 @@ def evaluate_sets(
     """All sets, one after the other; several with classes are compared, the first being the base.
 
     train: labelled pictures of the same classes that neighbours and probes learn from.
-    superclass_of: class -> superclass, see read_superclasses. baselines: see suite.shift. Pictures
+    hierarchy_of: Hierarchy.build with its table, say. baselines: see suite.shift. Pictures
     that cannot be read are left out and counted in a line to notify.
 
-    Raises ValueError for sets of one name, where train, superclass_of or prompts do not fit a set,
+    Raises ValueError for sets of one name, where train, hierarchy_of or prompts do not fit a set,
     and where nothing can be measured.
     """
     names = [data.name for data in sets]
@@ -84,7 +83,7 @@ def evaluate_sets(
     for data in sets:
         notify(f"measuring {data.name}")
         if isinstance(data, ClassifiedImages):
-            classified.append(_classified(encoder, data, learned, prompts, superclass_of, notify))
+            classified.append(_classified(encoder, data, learned, prompts, hierarchy_of, notify))
             outcomes += of_classes(classified[-1], tasks, seed=seed)
         elif isinstance(data, CaptionedImages):
             outcomes += of_captions(_captioned(encoder, data, notify), tasks, seed=seed)
@@ -102,7 +101,7 @@ def _classified(
     data: ClassifiedImages,
     learned: Embedded[ClassifiedImages] | None,
     prompts: Prompts,
-    superclass_of: Mapping[str, str] | None,
+    hierarchy_of: HierarchyOf | None,
     notify: Callable[[str], None],
 ) -> ClassifiedSet:
     found = encoder.opened(data)
@@ -117,8 +116,8 @@ def _classified(
             )
         train = Labelled(learned.image_features, learned.data.labels)
     levels = {}
-    if superclass_of is not None:
-        levels["superclass"] = Hierarchy.build(superclass_of, names)
+    if hierarchy_of is not None:
+        levels["superclass"] = hierarchy_of(names)
     return ClassifiedSet(
         data.name,
         found.image_features,

@@ -1,4 +1,4 @@
-"""What every metric asks of its embeddings."""
+"""What every metric and analysis asks of its embeddings."""
 
 from __future__ import annotations
 
