@@ -29,5 +29,9 @@ def plain(axes: Axes) -> None:
 
 
 def shorten(name: str, length: int = 24) -> str:
-    """The name, cut to `length` characters so that a label leaves room for the plot."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """The name, cut to `length` characters so that a label leaves room for the plot.
+
+    Its dollar signs are escaped: matplotlib would take what is between two of them for a formula.
+    """
+    cut = name if len(name) <= length else name[: length - 1] + "…"
+    return cut.replace("$", r"\$")

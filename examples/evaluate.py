@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 from cyclip_ext.evaluation.__main__ import main
+from cyclip_ext.models.trained import CHOICE
 
 
 def newest_run(folder: Path) -> Path:
-    """The run whose best checkpoint is the youngest."""
-    found = sorted(folder.glob("*/checkpoints/best.pt"), key=lambda path: path.stat().st_mtime)
+    """The run whose best or last checkpoint is the youngest."""
+    checkpoints = [path for name in CHOICE for path in folder.glob(f"*/{name}")]
+    found = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
     if not found:
         sys.exit(f"there is no trained run in {folder}: python examples/pretrain_cc3m.py makes one")
     return found[-1].parent.parent

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -14,10 +17,11 @@ settings.register_profile(
 )
 settings.load_profile("reproducible")
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # pytest -n
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 
 def pytest_report_header(config: pytest.Config) -> str:
-    import torch
-
     import cyclip_ext
 
     return f"cyclip_ext: {cyclip_ext.__file__}, torch {torch.__version__}"

@@ -16,7 +16,7 @@ from ..data import MissingData
 from ..needs import MissingDependency
 from .encoder import BATCH
 from .job import Job, run_job
-from .report import write_report
+from .report import require_writable, write_report
 from .suite import TASKS
 
 _UNUSABLE = 2
@@ -63,9 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="labelled pictures (with --embeddings: a .npz) that neighbours and probes learn from",
     )
-    data.add_argument("--split", help="of torchvision's sets and webdatasets (default: test)")
     data.add_argument(
-        "--root", type=Path, default=Path("data"), help="folder of torchvision's files"
+        "--split",
+        help="of torchvision's sets and webdatasets (default: test; of --train-data always train)",
+    )
+    data.add_argument(
+        "--root",
+        type=Path,
+        default=Path("data"),
+        help="folder of torchvision's files (default: data)",
     )
     data.add_argument("--templates", help="openai, simple, or a file: prompts for class names")
     data.add_argument("--class-names", help="imagenet, or a file: in place of the set's own")
@@ -80,6 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--words", type=Path, metavar="FILE", help='"id<tab>name, synonym" lines, where it has ids'
+    )
+    data.add_argument(
+        "--beside",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="CHECKPOINT",
+        help="other runs or checkpoints, whose margins on the first set are drawn beside",
     )
     data.add_argument(
         "--completeness",
@@ -122,15 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     values = vars(options)
     output: Path | None = values.pop("output")
-    for name in ("data", "tasks", "completeness"):
+    for name in ("data", "tasks", "beside", "completeness"):
         values[name] = None if values[name] is None else tuple(values[name])
     try:
         job = Job(**values)
     except ValueError as error:
         parser.error(str(error))
     try:
-        about, outcomes = run_job(job, _show)
         folder = output or _default_folder(job)
+        require_writable(folder)
+        about, outcomes = run_job(job, _show)
         write_report(folder, about, outcomes)
     except (MissingData, MissingDependency, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..data import NAMED, emoji_available, load_named
+from ..data import NAMED, PictureSet, emoji_available, load_named
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .datasets import open_set
 from .encoder import BATCH, Encoder
@@ -22,6 +22,7 @@ from .report import About
 from .sets import ClassifiedImages
 from .shift import read_baselines
 from .suite import TASKS, completeness, probes
+from .suite.checkpoints import embedded_pairs, margins_of_checkpoints
 from .suite.data import HierarchyOf
 from .suite.embeddings import evaluate_embeddings
 from .suite.opened import Prompts, evaluate_sets
@@ -55,6 +56,7 @@ class Job:
     hierarchy: str | None = None
     depth: int | None = None
     words: Path | None = None
+    beside: tuple[Path, ...] = ()
     completeness: tuple[Path, Path] | None = None
     baselines: Path | None = None
     device: str = "auto"
@@ -70,6 +72,8 @@ class Job:
             raise ValueError("nothing to evaluate: give CHECKPOINT, --model or --embeddings")
         if (self.model is None) != (self.pretrained is None):
             raise ValueError("--model and --pretrained belong together: a name and its weights")
+        if len(set(self.data)) < len(self.data):
+            raise ValueError(f"--data must name different sets, got {', '.join(self.data)}")
         if self.model is not None and not self.data:
             raise ValueError("--data must name what to evaluate the model on")
         if self.depth is not None and self.hierarchy is None:
@@ -87,10 +91,13 @@ class Job:
                 ("templates", self.templates),
                 ("class-names", self.class_names),
                 ("baselines", self.baselines),
+                ("beside", self.beside),
                 ("split", self.split),
             ):
                 if value:
                     raise ValueError(f"--{flag} needs a model: CHECKPOINT, or --model")
+        if not given and (self.train_data or self.hierarchy):
+            raise ValueError("--completeness alone takes neither --train-data nor --hierarchy")
 
 
 def chosen_tasks(job: Job, notify: Callable[[str], None]) -> tuple[str, ...]:
@@ -109,7 +116,8 @@ def run_job(
     """Measure everything; what the report is made of.
 
     notify: shows a line. Raises ValueError, FileNotFoundError, MissingData or MissingDependency
-    where model or data cannot be used, and ValueError where the model's embeddings are not finite.
+    where model or data cannot be used, and ValueError where the model's embeddings are not finite
+    or the data is fit for none of the tasks.
     """
     tasks = chosen_tasks(job, notify)
     outcomes: list[Outcome] = []
@@ -131,6 +139,8 @@ def run_job(
     if job.completeness is not None:
         notify("comparing captions with annotations")
         outcomes.append(completeness.completeness(*job.completeness))
+    if not outcomes:
+        raise ValueError(f"none of {', '.join(tasks)} can be measured on this data")
     return about, outcomes
 
 
@@ -148,7 +158,7 @@ def _with_model(
     encoder = _encoder(trained, device, job.batch_size)
     named = [spec for spec in specs if spec in NAMED]
     opened = [spec for spec in specs if spec not in NAMED]
-    templates = None if job.templates is None else read_templates(job.templates)
+    templates = _prompts(job).templates
     baselines = None if job.baselines is None else read_baselines(job.baselines)
     _require_fit(job, opened)
     facts = _facts(trained)
@@ -167,7 +177,9 @@ def _with_model(
             notify=notify,
         )
     if opened:
-        outcomes += _opened(job, opened, encoder, tasks, templates, notify)
+        outcomes += _opened(job, opened, encoder, tasks, notify)
+    if job.beside:
+        outcomes.append(_beside(job, specs[0], _title(trained, job.checkpoint), encoder, notify))
     about = About(
         trained.created.name,
         trained.weights,
@@ -183,7 +195,6 @@ def _opened(
     specs: Sequence[str],
     encoder: Encoder,
     tasks: tuple[str, ...],
-    templates: tuple[str, ...] | None,
     notify: Callable[[str], None],
 ) -> list[Outcome]:
     train = None
@@ -197,13 +208,44 @@ def _opened(
         [open_set(spec, split=_split(job, spec, None), root=job.root) for spec in specs],
         tasks,
         train=train,
-        prompts=Prompts(
-            None if job.class_names is None else read_class_names(job.class_names), templates
-        ),
+        prompts=_prompts(job),
         hierarchy_of=_hierarchy_of(job),
         baselines=None if job.baselines is None else read_baselines(job.baselines),
         seed=job.seed,
         notify=notify,
+    )
+
+
+def _beside(
+    job: Job, spec: str, title: str, encoder: Encoder, notify: Callable[[str], None]
+) -> Outcome:
+    """Margins of the model and of other checkpoints on the first set."""
+    data: PictureSet | ClassifiedImages
+    if spec in NAMED:
+        name, data = f"{spec}/{MAIN}", load_named(spec).evaluation[MAIN]
+    else:
+        found = open_set(spec, split=_split(job, spec, None), root=job.root)
+        if not isinstance(found, ClassifiedImages):
+            raise ValueError(f"--beside needs a set with classes first, got --data {spec}")
+        name, data = found.name, found
+    prompts = _prompts(job)
+    pairs = {title: embedded_pairs(encoder, data, prompts)}
+    for path in job.beside:
+        notify(f"embedding {name} with {path}")
+        other = load_trained(path)
+        own = _title(other, path)
+        if own in pairs:
+            raise ValueError(f"--beside {path}: there are two models called {own}")
+        pairs[own] = embedded_pairs(_encoder(other, encoder.device, job.batch_size), data, prompts)
+    (labels, *_) = [labels for _, _, labels in pairs.values()]
+    models = {title: (images, texts) for title, (images, texts, _) in pairs.items()}
+    return margins_of_checkpoints(name, models, labels, seed=job.seed)
+
+
+def _prompts(job: Job) -> Prompts:
+    return Prompts(
+        None if job.class_names is None else read_class_names(job.class_names),
+        None if job.templates is None else read_templates(job.templates),
     )
 
 
@@ -260,7 +302,7 @@ def _own_data(trained: TrainedModel) -> str:
 
 
 def _require_fit(job: Job, opened: Sequence[str]) -> None:
-    """Raises ValueError for an option that only sets from files have, without any."""
+    """Raises ValueError for an option that none of the sets can use."""
     for flag, value in (
         ("train-data", job.train_data),
         ("class-names", job.class_names),
@@ -272,13 +314,22 @@ def _require_fit(job: Job, opened: Sequence[str]) -> None:
                 f"--{flag} is for sets from files, {', '.join(NAMED)} bring their own; "
                 f"got {value!r}"
             )
+    if job.split is not None and not any(map(_has_splits, opened)):
+        raise ValueError(
+            f"--split {job.split}: none of {', '.join(opened)} has splits; name the part you mean "
+            "by its path"
+        )
+    if job.baselines is not None and len(job.data) == len(opened) == 1:
+        raise ValueError("--baselines needs a second --data: the first is the base of the shift")
+
+
+def _has_splits(spec: str) -> bool:
+    """Whether it is of torchvision or a webdataset, which may be a path without its kind."""
+    return spec.startswith(("torchvision:", "wds:")) or any(Path(spec).glob("*/*.tar"))
 
 
 def _split(job: Job, spec: str, default: str | None) -> str | None:
-    """Only some kinds of sets have splits."""
-    if not spec.startswith(("torchvision:", "wds:")):
-        return None
-    return default or job.split
+    return default or job.split if _has_splits(spec) else None
 
 
 def _title(trained: TrainedModel, checkpoint: Path | None) -> str:

@@ -39,8 +39,8 @@ class Table:
 class Plot:
     """A picture that is drawn when the report is written.
 
-    name: stem of its file. caption: what it shows and how to read it; it is the alternative text,
-    too. draw: draws on the matplotlib Figure it is given. size: inches.
+    name: stem of its file. caption: what it shows and how to read it. draw: draws on the matplotlib
+    Figure it is given. size: inches.
     """
 
     name: str

@@ -62,6 +62,8 @@ def load_trained(path: Path) -> TrainedModel:
     """
     file = checkpoint_of(path)
     state = load_checkpoint(file)
+    if not {"config", "model"} <= state.keys():
+        raise ValueError(f"{file} has no weights and settings of a run, but {', '.join(state)}")
     settings = state["config"]
     created = create_model(settings["run"]["model"], sigmoid=settings["loss"]["loss"] == "siglip")
     _load(created, _weights(state), file)

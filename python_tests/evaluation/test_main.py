@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from models.tiny import create_tiny
 from PIL import Image
 
+from cyclip_ext.analysis import batch_margins, margin_metrics
+from cyclip_ext.data import load_named
+from cyclip_ext.evaluation import open_set
 from cyclip_ext.evaluation.__main__ import main
+from cyclip_ext.evaluation.encoder import Encoder
+from cyclip_ext.evaluation.suite.checkpoints import embedded_pairs
+from cyclip_ext.evaluation.suite.opened import Prompts
 from cyclip_ext.models import trained
+from cyclip_ext.models.trained import load_trained
 
 from .tiny import write_checkpoint
 
@@ -79,6 +89,32 @@ def test_folder_of_classes(run: Path, tmp_path: Path) -> None:
         assert sum(int(line.split(",")[1]) for line in list(file)[1:]) == 12  # without the broken
 
 
+def test_margins_of_several_checkpoints(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: models are mixed up, or shown other pictures than the others."""
+    write_checkpoint(tmp_path / "warm/checkpoints/best.pt", seed=1)
+    data = write_classes(tmp_path / "colours")
+    words = ["--tasks", "margins", "--output", str(tmp_path / "out")]
+    for spec, name in ((str(data), "colours"), ("shapes", "shapes/shifted")):
+        beside = ["--beside", str(tmp_path / "warm")]
+        assert main([str(run), "--data", spec, *words, *beside]) == 0
+        both = tasks_of(tmp_path / "out")[name, "margins_of_checkpoints"]
+        for folder, title in ((run, "run (tiny)"), (tmp_path / "warm", "warm (tiny)")):
+            assert main([str(folder), "--data", spec, *words, "--beside", str(folder)]) == 2
+            assert "two models called" in capsys.readouterr().err
+            model = load_trained(folder).created
+            encoder = Encoder(model.model, model.tokenizer, 16, torch.device("cpu"))
+            pictures = (
+                open_set(spec) if name == "colours" else load_named(spec).evaluation["shifted"]
+            )
+            images, texts, labels = embedded_pairs(encoder, pictures, Prompts())
+            margins = batch_margins(images, texts, min(128, len(labels)), labels=labels)
+            expected = margin_metrics(margins.image_to_text)["q50"]
+            assert both[f"margin_median/{title}"] == pytest.approx(expected)
+    assert both["margin_median/run (tiny)"] != both["margin_median/warm (tiny)"]
+
+
 def test_superclasses_from_a_graph(tmp_path: Path) -> None:
     """Wrong: WordNet's files cannot be used from the command line, or the depth is another's."""
     (tmp_path / "is_a.txt").write_text("n0 n1\nn0 n2\nn1 n3\nn1 n4\nn2 n5\n")
@@ -133,6 +169,8 @@ def test_embeddings_and_captions_need_no_model(tmp_path: Path) -> None:
         (["x", "--depth", "2"], "--depth needs --hierarchy"),
         (["x", "--hierarchy", "y.csv", "--words", "z"], "--words needs --hierarchy and --depth"),
         (["x", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+        (["x", "--data", "a", "--data", "a"], "--data must name different sets, got a, a"),
+        (["--completeness", "i", "c", "--hierarchy", "h"], "neither --train-data nor --hierarchy"),
         (["x", "--tasks", "guessing"], "invalid choice: 'guessing'"),
     ],
 )
@@ -150,6 +188,8 @@ def test_errors_are_one_line_and_leave_no_report(
 ) -> None:
     """Wrong: a traceback, a status of success, or an empty folder that looks like a report."""
     (tmp_path / "bad.npz").write_bytes(b"PK")
+    lines = tmp_path / "b.csv"
+    lines.write_text("model,base,y\nx,0.3,0.2\nz,0.6,0.5\n")
     out = str(tmp_path / "out")
     for words, message in (
         ([str(tmp_path / "none")], "there is no checkpoint at"),
@@ -157,6 +197,12 @@ def test_errors_are_one_line_and_leave_no_report(
         ([str(run), "--data", str(tmp_path / "nowhere")], "does not exist"),
         ([str(run), "--hierarchy", "cifar100"], "--hierarchy is for sets from files"),
         ([str(run), "--templates", str(tmp_path / "none.txt")], "none.txt"),
+        (
+            [str(run), "--tasks", "image_caption_selection"],
+            "none of image_caption_selection can be",
+        ),
+        ([str(run), "--data", "folder:x", "--split", "val"], "none of folder:x has splits"),
+        ([str(run), "--data", "x", "--baselines", str(lines)], "--baselines needs a second --data"),
         (["--embeddings", str(tmp_path / "bad.npz")], "bad.npz"),
     ):
         assert main([*words, "--output", out]) == 2, words
@@ -164,6 +210,46 @@ def test_errors_are_one_line_and_leave_no_report(
         assert message in error
         assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_output_is_checked_before_anything_is_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: hours of measuring end with "not a directory"."""
+
+    def measured(*arguments: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("cyclip_ext.evaluation.__main__.run_job", measured)
+    (run / "file").touch()
+    assert main([str(run), "--output", str(run / "file/report")]) == 2
+    assert f"{run / 'file'} is no writable folder" in capsys.readouterr().err
+
+
+def test_splits_of_a_webdataset_without_its_kind(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: --split is not heeded, or the probes learn from the pictures they are tested on."""
+    pytest.importorskip("open_clip")
+    data = tmp_path / "shards"
+    pictures = write_classes(tmp_path / "colours", 3)
+    for split, count in (("test", 3), ("val", 2)):
+        (data / split).mkdir(parents=True)
+        with tarfile.open(data / split / "0.tar", "w") as archive:
+            for label, name in enumerate(("red", "green", "blue")):
+                for index in range(count):
+                    archive.add(pictures / name / f"{index}.png", f"{label}{index}.png")
+                    entry = tarfile.TarInfo(f"{label}{index}.cls")
+                    entry.size = 1
+                    archive.addfile(entry, io.BytesIO(str(label).encode()))
+    (data / "classnames.txt").write_text("red\ngreen\nblue\n")
+    words = [str(run), "--data", str(data), "--output", str(tmp_path / "out")]
+    words += ["--tasks", "zeroshot_classification"]
+    assert main([*words, "--split", "val"]) == 0
+    (table,) = (tmp_path / "out/tables").iterdir()
+    assert sum(int(line.split(",")[1]) for line in table.read_text().splitlines()[1:]) == 6
+    assert main([*words, "--train-data", str(data)]) == 2
+    assert "nor train/*.tar" in capsys.readouterr().err
 
 
 def test_interruption_writes_nothing(
@@ -206,5 +292,7 @@ def test_example_takes_the_newest_run(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / name / "checkpoints/best.pt")
         os.utime(tmp_path / name / "checkpoints/best.pt", (1000 - age, 1000 - age))
     assert newest_run(tmp_path) == tmp_path / "new"
+    write_checkpoint(tmp_path / "started/checkpoints/last.pt")
+    assert newest_run(tmp_path) == tmp_path / "started"
     with pytest.raises(SystemExit, match="there is no trained run in"):
         newest_run(tmp_path / "old")

@@ -7,14 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cyclip_ext.evaluation.confusion import plot_confusion
 from cyclip_ext.evaluation.outcome import Outcome, Plot, Table
 from cyclip_ext.evaluation.report import About, write_report
+from cyclip_ext.evaluation.report.drawing import draw
+from cyclip_ext.evaluation.report.markdown import table_lines
 from cyclip_ext.evaluation.report.numbers import columns, is_share, metric_table, name_of, shown
 
 NASTY = '<b>&"pets|'
@@ -127,13 +132,23 @@ def test_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert "<b>&" not in text
     assert found.text.count(NASTY) == 7  # title twice, fact, caption, class, note, reading
     rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if "pets" in line]
-    assert r"| \<b\>&" + '"pets' + r"\| | 50.0 |" in rows
+    assert r"| \<b\>\&" + '"pets' + r"\| | 50.0 |" in rows
+    (line, *_) = table_lines(Table("t", ("&lt; ~~x~~ $x$",), ()), "")
+    assert line == r"| \&lt; \~\~x\~\~ \$x\$ |"
+
+
+def test_names_are_no_formulas() -> None:
+    """Wrong: a class called "$_$" stops the report, for matplotlib cannot parse it."""
+    counts = torch.ones(2, 2, dtype=torch.int64)
+    drawing = partial(plot_confusion, counts=counts, names=("$_$", "US$"))
+    assert draw(Plot("confusion", "", drawing)).startswith(b"\x89PNG")
 
 
 def test_numbers_have_their_units() -> None:
     assert shown("acc1", 0.12345) == "12.3%"
     assert shown("image_retrieval_median_rank", 12.0) == "12"
     assert shown("modality_gap", 0.123456) == "0.1235"
+    assert shown("text_retrieval_median_rank", 12345.5) == "12,345.5"
     assert shown("acc1", math.nan) == "-"
     shares = "acc1 acc5/x consistency@3 image_retrieval_recall@5 mean_per_class_recall text_acc"
     assert all(map(is_share, [*shares.split(), "lp_acc1", "coarse_acc1/group", "acc1_drop/x"]))
@@ -217,6 +232,26 @@ def test_former_plots_and_tables_go(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         *("notes.txt", "records", "report.md", "report.html", "results.json")
     }
+
+
+def test_folders_that_are_not_a_report_s_stay(tmp_path: Path) -> None:
+    """Wrong: `--output .` deletes the plots of somebody's own."""
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots/mine.png").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"has plots but no results.json"):
+        write_report(tmp_path, ABOUT, outcomes())
+    assert [path.name for path in tmp_path.rglob("*")] == ["plots", "mine.png"]
+
+
+def test_error_while_files_are_moved_keeps_the_former_plots(tmp_path: Path) -> None:
+    """Wrong: the former plots are deleted, and no new ones are there."""
+    write_report(tmp_path, ABOUT, outcomes())
+    plots = [path.name for path in (tmp_path / "plots").iterdir()]
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OSError, match=r"report\.html"):
+        write_report(tmp_path, ABOUT, outcomes()[:1])
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == plots
 
 
 def test_outcomes_whose_files_collide_are_refused(tmp_path: Path) -> None:

@@ -15,20 +15,22 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cyclip_ext.evaluation import (
+    Classified,
     Hierarchy,
     classification_metrics,
     coarse_accuracy,
+    fit_baseline,
     retrieval_metrics,
 )
 from cyclip_ext.evaluation.outcome import Outcome
 from cyclip_ext.evaluation.pictures import embed_data, evaluate_pictures, validate_pictures
 from cyclip_ext.evaluation.sets import CaptionedImages, ClassifiedImages, Quadruples
-from cyclip_ext.evaluation.suite import TASKS
-from cyclip_ext.evaluation.suite.data import CaptionedSet
+from cyclip_ext.evaluation.suite import TASKS, shift
+from cyclip_ext.evaluation.suite.data import CaptionedSet, ClassifiedSet, Labelled
 from cyclip_ext.evaluation.suite.embeddings import evaluate_embeddings
 from cyclip_ext.evaluation.suite.opened import Prompts, evaluate_sets
 from cyclip_ext.evaluation.suite.pictures import describe_sets, evaluate_picture_data
-from cyclip_ext.evaluation.suite.tasks import of_captions
+from cyclip_ext.evaluation.suite.tasks import of_captions, of_classes
 
 from .tiny import shapes, tiny_encoder
 
@@ -117,22 +119,22 @@ def test_shift_compares_the_same_classes(outcomes: list[Outcome]) -> None:
     expected = classification_metrics(
         subset.features[rows], subset.class_features, subset.pictures.labels[rows], (1,)
     )["acc1"]
-    (shift,) = [outcome for outcome in outcomes if outcome.task == "distribution_shift"]
+    (found,) = [outcome for outcome in outcomes if outcome.task == "distribution_shift"]
     style = subset.pictures.domain_names[0]
-    assert shift.metrics[f"acc1/{style}"] == expected
-    (row,) = [row for row in shift.tables[0].rows if row[0] == style]
+    assert found.metrics[f"acc1/{style}"] == expected
+    (row,) = [row for row in found.tables[0].rows if row[0] == style]
     assert row[1] == int(rows.sum())
-    assert len(shift.tables[0].rows) > 2
+    assert len(found.tables[0].rows) > 2
 
 
 def test_baselines_give_effective_robustness() -> None:
     style = shapes().evaluation["shifted"].domain_names[0]
     lines = {style: [(0.2, 0.1), (0.6, 0.4)]}
-    (shift,) = evaluate_picture_data(
+    (found,) = evaluate_picture_data(
         tiny_encoder(), shapes(), {"distribution_shift"}, baselines=lines
     )
-    assert f"effective_robustness/{style}" in shift.metrics
-    assert [plot.name for plot in shift.plots] == ["accuracies", f"baselines_{style}"]
+    assert f"effective_robustness/{style}" in found.metrics
+    assert [plot.name for plot in found.plots] == ["accuracies", f"baselines_{style}"]
     with pytest.raises(ValueError, match=r"baselines are for 'nowhere', but the shifted sets are"):
         evaluate_picture_data(
             tiny_encoder(),
@@ -140,6 +142,22 @@ def test_baselines_give_effective_robustness() -> None:
             {"distribution_shift"},
             baselines={"nowhere": lines[style]},
         )
+
+
+def test_shift_reports_what_was_measured_beside_a_line() -> None:
+    """Wrong: with baselines, 100% reads 87.5%, as half a picture was taken off for the logit."""
+    right = Classified(torch.zeros(4, dtype=torch.int64), torch.zeros(4).long(), torch.zeros(4), 2)
+    wrong = Classified(right.labels, right.ranks + 1, right.predictions + 1, 2)
+    line = {"other": [(0.2, 0.1), (0.6, 0.4)]}
+    found = shift.shift("d", ("base", right), {"other": wrong}, line)
+    assert found.metrics["acc1/base"] == 1
+    assert found.metrics["acc1/other"] == found.metrics["acc1_shifted"] == 0
+    assert found.metrics["acc1_drop/other"] == 1
+    expected = -fit_baseline(line["other"]).predict(1 - 0.5 / 4)
+    assert found.metrics["effective_robustness/other"] == pytest.approx(expected)
+    assert "ffective robustness" in found.reading
+    plain = shift.shift("d", ("base", right), {"other": wrong})
+    assert "ffective robustness" not in plain.reading
 
 
 def test_sets_are_explained() -> None:
@@ -199,9 +217,9 @@ def test_opened_sets_of_every_kind() -> None:
     )
     tasks = {task for _, task in found}
     assert tasks == CHEAP - {"caption_completeness"}
-    shift = found["base and others", "distribution_shift"]
-    assert shift.metrics["acc1/base"] == found["base", "zeroshot_classification"].metrics["acc1"]
-    assert shift.metrics["acc1/other"] == found["other", "zeroshot_classification"].metrics["acc1"]
+    compared = found["base and others", "distribution_shift"].metrics
+    assert compared["acc1/base"] == found["base", "zeroshot_classification"].metrics["acc1"]
+    assert compared["acc1/other"] == found["other", "zeroshot_classification"].metrics["acc1"]
     assert {row[0] for row in found["quadruples", "image_caption_selection"].tables[0].rows} == {
         *("none", "x", "y")
     }
@@ -230,7 +248,7 @@ def test_opened_sets_take_prompts_by_class() -> None:
 
 def test_opened_sets_that_do_not_fit_are_named() -> None:
     encoder = tiny_encoder()
-    with pytest.raises(ValueError, match="different names, got a, a"):
+    with pytest.raises(ValueError, match="different names, got a, a; rename one"):
         evaluate_sets(encoder, [classified("a", 6), classified("a", 6)])
     with pytest.raises(ValueError, match="none of linear_probe can be measured on a"):
         evaluate_sets(encoder, [classified("a", 6)], {"linear_probe"})
@@ -252,6 +270,30 @@ def test_geometry_of_captions_pairs_each_picture_with_its_first_own() -> None:
     found = by_key(of_captions(data, {"geometry", "margins", "four_corners"}))
     assert found["set", "geometry"].metrics["alignment"] == pytest.approx(0, abs=1e-6)
     assert found["set", "margins"].metrics["positive_margin_share@2"] == 1
+
+
+def test_rare_class_does_not_end_the_report() -> None:
+    """Wrong: a batch without a negative, the 17th picture being left over, stops everything."""
+    for seed in range(20):
+        labels = torch.zeros(17, dtype=torch.int64)
+        labels[3] = 1
+        data = ClassifiedSet("set", rows(17, 0), rows(2, 1), labels, ("common", "rare"))
+        (outcome,) = of_classes(data, {"margins"}, seed=seed)
+        assert set(outcome.metrics) in (
+            {"positive_margin_share@16", "margin_mean@16"},
+            {"positive_margin_share@17", "margin_mean@17"},
+        )
+
+
+def test_one_class_is_measured() -> None:
+    """Wrong: chance reads 1e+02%, or probes that have nothing to learn stop the rest."""
+    labels = torch.zeros(3, dtype=torch.int64)
+    train = Labelled(rows(5, 3), torch.zeros(5, dtype=torch.int64))
+    data = ClassifiedSet("set", rows(3, 0), rows(1, 1), labels, ("only",), train)
+    found = by_key(of_classes(data, TASKS))
+    assert {task for _, task in found} == {"zeroshot_classification", "consistency"}
+    note = found["set", "zeroshot_classification"].tables[0].note
+    assert note == "Guessing one of 1 classes would be right in 100%."
 
 
 def test_embeddings_from_a_file(tmp_path: Path) -> None:
@@ -286,6 +328,9 @@ def test_embeddings_from_a_file(tmp_path: Path) -> None:
     retrieved = found["set", "zeroshot_retrieval"].metrics
     assert {key: retrieved[key] for key in expected} == pytest.approx(expected)
 
+    np.savez(tmp_path / "other.npz", **{**arrays, "class_names": np.array(["b", "a", "c", "d"])})
+    with pytest.raises(ValueError, match=r"other.npz: class_names must be those of the tested"):
+        evaluate_embeddings(tmp_path / "set.npz", CHEAP, train=tmp_path / "other.npz")
     np.savez(tmp_path / "bare.npz", image_features=images.numpy())
     with pytest.raises(ValueError, match=r"bare.npz: none of .* can be measured; labels with"):
         evaluate_embeddings(tmp_path / "bare.npz")

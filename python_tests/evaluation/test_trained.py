@@ -11,6 +11,7 @@ from models.tiny import create_tiny
 from torch import Tensor
 
 from cyclip_ext.models import trained
+from cyclip_ext.models.checkpoint import FORMAT
 from cyclip_ext.models.trained import load_pretrained, load_trained
 
 from .tiny import write_checkpoint
@@ -87,6 +88,9 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither checkpoints/best.pt nor"):
         load_trained(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+        load_trained(tmp_path / "x.pt")
+    torch.save({"format": FORMAT, "model": {}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt has no weights and settings of a run, but format"):
         load_trained(tmp_path / "x.pt")
     torch.manual_seed(0)
     state: dict[str, Any] = create_tiny().model.state_dict()

@@ -13,7 +13,7 @@
 Nothing here measures anything.
 """
 
-from .folder import write_report
+from .folder import require_writable, write_report
 from .model import About
 
-__all__ = ["About", "write_report"]
+__all__ = ["About", "require_writable", "write_report"]

@@ -17,6 +17,7 @@ from .results import as_csv, as_json, record
 
 NO_PLOTS = "No plots: matplotlib is missing (pip install 'cyclip_ext[eval]')."
 PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
+RESULTS = "results.json"
 
 
 def write_report(folder: Path, about: About, outcomes: Sequence[Outcome]) -> None:
@@ -30,8 +31,9 @@ def write_report(folder: Path, about: About, outcomes: Sequence[Outcome]) -> Non
     report as it was.
 
     Raises ValueError for no outcomes, or two of one data set and task; OSError where the folder
-    cannot be written.
+    cannot be written or as require_writable does.
     """
+    require_writable(folder)
     if not outcomes:
         raise ValueError("outcomes is empty: there is nothing to report")
     grouped = sections(outcomes)
@@ -50,9 +52,28 @@ def write_report(folder: Path, about: About, outcomes: Sequence[Outcome]) -> Non
         **{f"records/{stem}.json": as_json(content) for stem, content in records.items()},
         "report.md": markdown(about, grouped, plots, note).encode(),
         "report.html": page(about, grouped, plots, note).encode(),
-        "results.json": as_json(list(records.values())),
+        RESULTS: as_json(list(records.values())),
     }
     _write(folder, files)
+
+
+def require_writable(folder: Path) -> None:
+    """Before hours of measuring: raises OSError where `folder` cannot take a report.
+
+    That is a file or not writable, or has folders of the report's names without its results.json:
+    a report replaces them, and these are somebody's own.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(f"no report can be written into {folder}: {place} is no writable folder")
+    own = [part for part in PARTS if (folder / part).exists()]
+    if own and not (folder / RESULTS).exists():
+        raise FileExistsError(
+            f"{folder} has {', '.join(own)} but no {RESULTS}: a report would replace what is not "
+            "of a report; choose another folder"
+        )
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -63,13 +84,13 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             path = made / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        for name in files:
+            if "/" not in name:
+                (made / name).replace(folder / name)
         for part in PARTS:
             if (folder / part).exists():
                 (folder / part).rename(made / f"former-{part}")
             if (made / part).exists():
                 (made / part).rename(folder / part)
-        for name in files:
-            if "/" not in name:
-                (made / name).replace(folder / name)
     finally:
         shutil.rmtree(made, ignore_errors=True)

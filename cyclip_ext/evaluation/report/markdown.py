@@ -52,7 +52,7 @@ def table_lines(table: Table, file: str) -> list[str]:
         lines.append("| " + " | ".join(map(_text, cells)) + " |")
     lines.append("")
     if left_out(table):
-        lines += [f"{left_out(table):,} rows are left out; all are in {file}.", ""]
+        lines += [f"{left_out(table):,} rows are left out; all are in {_text(file)}.", ""]
     if table.note:
         lines += [_text(table.note), ""]
     return lines
@@ -60,6 +60,6 @@ def table_lines(table: Table, file: str) -> list[str]:
 
 def _text(text: str) -> str:
     """Without what Markdown takes for itself."""
-    for character in "\\`*_[]<>|#":
+    for character in "\\`*_[]<>|#&~$":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

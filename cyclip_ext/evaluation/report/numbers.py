@@ -77,7 +77,9 @@ def shown(metric: str, value: float) -> str:
         return DASH
     if is_share(metric):
         return f"{100 * value:.1f}%"
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
+    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 10):
+        return f"{value:,.1f}".removesuffix(".0")
+    return f"{value:.4g}"
 
 
 def metric_table(title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> Table:

@@ -7,6 +7,7 @@
     pictures     a named data set of this package
     opened       sets that open_set opens
     embeddings   a .npz file
+    checkpoints  several models on one set
 
 The numbers come from evaluation/*.py and analysis/; nothing is measured here by other code.
 """

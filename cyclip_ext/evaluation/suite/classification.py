@@ -15,8 +15,8 @@ MATRIX = LARGEST_MATRIX  # classes whose confusions are shown one by one
 
 READING = (
     "Each picture goes to the class whose text is nearest. Top-k: the true class is among the k "
-    "nearest. Per-class recall counts every class alike, however many pictures it has. A tie "
-    "counts against the model."
+    "nearest, which of no more than k classes is always so. Per-class recall counts every class "
+    "alike, however many pictures it has. A tie counts against the model."
 )
 
 
@@ -61,7 +61,7 @@ def _classes(classified: Classified, names: Sequence[str], chance: float) -> Tab
             )
             for result in results
         ),
-        f"Guessing one of {classified.num_classes:,} classes would be right in {chance:.2g}%.",
+        f"Guessing one of {classified.num_classes:,} classes would be right in {chance:.3g}%.",
     )
 
 

@@ -82,6 +82,13 @@ def _labelled(path: Path, tested: Embeddings) -> Labelled:
         raise ValueError(
             f"{path} has no labels: neighbours and probes learn from labelled pictures"
         )
+    if None not in (arrays.class_names, tested.class_names) and (
+        arrays.class_names != tested.class_names
+    ):
+        raise ValueError(
+            f"{path}: class_names must be those of the tested file, in their order: labels are "
+            "indices into them"
+        )
     width, classes = tested.image_features.shape[1], tested.class_features
     assert classes is not None
     if arrays.image_features.shape[1] != width:

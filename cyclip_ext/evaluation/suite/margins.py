@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from torch import Tensor
@@ -27,15 +28,19 @@ def margins(
     *,
     seed: int = 0,
 ) -> Outcome:
-    """margin_share@B and margin_median@B of batches of B pairs, both directions together.
+    """positive_margin_share@B and margin_mean@B of batches of B pairs, the mean of both directions.
 
-    B: 16, 64, 256, 1024, as far as the set has so many pairs, and always one of them or the set.
+    B: 16, 64, 256, 1024, as far as the set has so many pairs and its random batches a pair with a
+    negative; the whole set where there is no such B. Raises ValueError where all labels are equal.
     """
-    sizes = [size for size in BATCH_SIZES if size <= len(image_features)] or [len(image_features)]
-    found = {
-        size: batch_margins(image_features, text_features, size, labels=labels, seed=seed)
-        for size in sizes
-    }
+    measure = partial(batch_margins, image_features, text_features, labels=labels, seed=seed)
+    found: dict[int, Margins] = {}
+    for size in BATCH_SIZES:
+        if size <= len(labels):
+            # A rare class may be among the pairs that whole batches leave over.
+            with suppress(ValueError):
+                found[size] = measure(size)
+    found = found or {len(labels): measure(len(labels))}
     metrics: dict[str, float] = {}
     rows: list[tuple[Cell, ...]] = []
     for size, values in found.items():

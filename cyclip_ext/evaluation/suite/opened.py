@@ -72,7 +72,10 @@ def evaluate_sets(
     """
     names = [data.name for data in sets]
     if len(set(names)) != len(names):
-        raise ValueError(f"the sets must have different names, got {', '.join(names)}")
+        raise ValueError(
+            f"the sets must have different names, got {', '.join(names)}; rename one, or link to "
+            "it under another name"
+        )
     prompts = prompts or Prompts()
     learned: Embedded[ClassifiedImages] | None = None
     if train is not None:

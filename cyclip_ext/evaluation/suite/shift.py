@@ -25,8 +25,11 @@ TASK = "distribution_shift"
 
 READING = (
     "Top-1 accuracy on the base set and on sets of the same classes from elsewhere; the smaller "
-    "the drop, the more robust the model. Effective robustness is what remains after the drop that "
-    "baseline models of the same base accuracy have: above 0 is better than they do."
+    "the drop, the more robust the model."
+)
+ROBUSTNESS = (
+    " Effective robustness is what remains after the drop that baseline models of the same base "
+    "accuracy have: above 0 is better than they do."
 )
 
 Baselines = Mapping[str, Sequence[tuple[float, float]]]
@@ -54,13 +57,12 @@ def shift(
     base_accuracy = _accuracy(base_result)
     accuracies = {name: _accuracy(result) for name, result in shifted.items()}
     lines = {name: _line(points, pictures, name) for name, points in (baselines or {}).items()}
-    # A line needs accuracies that have a logit.
-    movable = {
-        name: inside(value, pictures[name]) if name in lines else value
-        for name, value in accuracies.items()
-    }
-    movable_base = inside(base_accuracy, len(base_result)) if lines else base_accuracy
-    metrics = shift_metrics(movable_base, movable, lines)
+    metrics = shift_metrics(base_accuracy, accuracies)
+    movable_base = inside(base_accuracy, len(base_result))  # a line needs one that has a logit
+    for name, line in lines.items():
+        metrics[f"effective_robustness/{name}"] = line.effective_robustness(
+            movable_base, accuracies[name]
+        )
     rows: list[_Row] = [(base_name, len(base_result), base_accuracy, None, None)]
     for name, accuracy in accuracies.items():
         robustness = metrics.get(f"effective_robustness/{name}")
@@ -70,7 +72,7 @@ def shift(
         TASK,
         metrics,
         "Natural distribution shift",
-        READING,
+        READING + ROBUSTNESS if lines else READING,
         (_table(rows, bool(lines), note),),
         (
             Plot(
@@ -88,7 +90,9 @@ def shift(
                     "robustness.",
                     partial(
                         plot_shift,
-                        models={"this model": (movable_base, movable[name])},
+                        models={
+                            "this model": (movable_base, inside(accuracies[name], pictures[name]))
+                        },
                         line=line,
                         base_name=base_name,
                         shifted_name=name,

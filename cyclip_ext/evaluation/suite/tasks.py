@@ -51,7 +51,8 @@ def of_classes(
     """The tasks for pictures with classes, of those asked for.
 
     Left out are those that lack something: superclasses, labelled pictures to learn from, a second
-    class among the pictures. details: tables and plots of the set, not its numbers alone.
+    class among these or among the pictures. details: tables and plots of the set, not its numbers
+    alone.
     """
     name, images, classes, labels = data.name, data.image_features, data.class_features, data.labels
     outcomes = []
@@ -76,9 +77,10 @@ def of_classes(
             outcomes.append(
                 neighbours.consistency(name, images, classes, train.features, train.labels)
             )
-        if details and probes.LINEAR in tasks:
+        learnable = details and len(train.labels.unique()) > 1
+        if learnable and probes.LINEAR in tasks:
             outcomes.append(probes.linear(name, images, labels, train, seed=seed))
-        if details and probes.KNN in tasks:
+        if learnable and probes.KNN in tasks:
             outcomes.append(probes.knn(name, images, labels, train, seed=seed))
     if details and len(labels.unique()) > 1:
         if geometry.TASK in tasks:
