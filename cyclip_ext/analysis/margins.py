@@ -125,7 +125,9 @@ def plot_margins(figure: Figure, margins: Mapping[str, Margins]) -> None:
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     both = torch.cat([torch.cat([m.image_to_text, m.text_to_image]) for m in margins.values()])
     low, high = min(both.min().item(), 0.0), max(both.max().item(), 0.0)
-    edges = torch.linspace(low, high, 61).tolist() if high > low else [-0.5, 0.5]
+    edges = [-0.5, 0.5]
+    if high > low:  # in the margins' own dtype, so that the last bin has the largest
+        edges = torch.linspace(low, high, 61, dtype=torch.float64).tolist()
     for axes, direction in zip(panels, ("image_to_text", "text_to_image"), strict=True):
         for index, (name, values) in enumerate(margins.items()):
             shown = getattr(values, direction)

@@ -25,7 +25,7 @@ from .suite import TASKS, completeness, probes
 from .suite.checkpoints import embedded_pairs, margins_of_checkpoints
 from .suite.data import HierarchyOf
 from .suite.embeddings import evaluate_embeddings
-from .suite.opened import Prompts, evaluate_sets
+from .suite.opened import AnySet, Prompts, evaluate_sets
 from .suite.pictures import MAIN, describe_sets, evaluate_picture_data
 from .taxonomy import Taxonomy
 from .zero_shot import NAME_ONLY
@@ -177,7 +177,9 @@ def _with_model(
             notify=notify,
         )
     if opened:
-        outcomes += _opened(job, opened, encoder, tasks, notify)
+        sets = [open_set(spec, split=_split(job, spec, None), root=job.root) for spec in opened]
+        facts |= {data.name: f"{len(data):,} pictures" for data in sets}
+        outcomes += _opened(job, sets, encoder, tasks, notify)
     if job.beside:
         outcomes.append(_beside(job, specs[0], _title(trained, job.checkpoint), encoder, notify))
     about = About(
@@ -192,7 +194,7 @@ def _with_model(
 
 def _opened(
     job: Job,
-    specs: Sequence[str],
+    sets: Sequence[AnySet],
     encoder: Encoder,
     tasks: tuple[str, ...],
     notify: Callable[[str], None],
@@ -205,7 +207,7 @@ def _opened(
         train = found
     return evaluate_sets(
         encoder,
-        [open_set(spec, split=_split(job, spec, None), root=job.root) for spec in specs],
+        sets,
         tasks,
         train=train,
         prompts=_prompts(job),

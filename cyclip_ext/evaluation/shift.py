@@ -216,8 +216,8 @@ def plot_shift(
         )
     axes.set(xlim=(low, high), ylim=(low, high))
     _percent_ticks(axes, low, high)
-    axes.set_xlabel(f"top-1 accuracy on {base_name} (%, logit scale)")
-    axes.set_ylabel(f"top-1 accuracy on {shifted_name} (%, logit scale)")
+    axes.set_xlabel(f"top-1 accuracy on {shorten(base_name)} (%, logit scale)")
+    axes.set_ylabel(f"top-1 accuracy on {shorten(shifted_name)} (%, logit scale)")
     axes.grid(color="0.9")
     axes.legend(fontsize=8, loc="upper left")
 
