@@ -38,3 +38,14 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
                 lines += [part.caption, ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def kept_section(path: Path, heading: str) -> str:
+    """What stands under a heading of a page, to be kept when it is written again; else ""."""
+    if not path.is_file():
+        return ""
+    for section in path.read_text().split("\n## ")[1:]:
+        title, _, text = section.partition("\n")
+        if title == heading:
+            return text.strip()
+    return ""

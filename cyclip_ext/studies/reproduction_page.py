@@ -9,7 +9,7 @@ from pathlib import Path
 from ..evaluation.outcome import Plot, Table
 from . import claims as c
 from .drawing import plot_differences, plot_lines, plot_margin_shares
-from .pages import write_page
+from .pages import kept_section, write_page
 from .reproduce import SELECTION_SEED, SWEEP_SCALES, SWEEP_WEIGHTS, Choice, Reproduction
 from .runs import Result
 from .values import Value, difference_cells
@@ -26,6 +26,7 @@ NAMES = {
     "clip-negative-only": "CLIP + negative-only margin",
     "square": "square loss",
 }
+READING = "Reading"
 ACCURACY = (c.SHIFTED, c.HELD_OUT, c.IN_DOMAIN, c.COARSE, c.FINE, c.CONSISTENCY, c.RETRIEVAL)
 GEOMETRY = (
     *(c.SCALE, c.POSITIVE, c.NEGATIVE, c.MARGIN, c.GAP),
@@ -40,8 +41,10 @@ def write_reproduction(
 ) -> None:
     """Write the page and its pictures; what is said in words follows from the numbers by rule.
 
-    settings: of training, other than the study's own; the page says so.
+    Only a section "Reading" is a person's: where the page has one it is kept as it is. settings:
+    of training, other than the study's own; the page says so.
     """
+    reading = kept_section(path, READING)
     runs = found.objectives
     named = {NAMES[key]: own for key, own in runs.items()}
     seeds = [str(run["seed"]) for run in runs["clip"]]
@@ -55,6 +58,7 @@ def write_reproduction(
                 _VERDICTS,
                 _differences_plot(named),
             ],
+            **({READING: [reading]} if reading else {}),
             "Accuracy": [_table(named, ACCURACY), _ACCURACY_NOTE],
             "Differences seed by seed": [
                 _paired_table(runs, value, seeds) for value in PAIRED if value.has(runs["clip"][0])

@@ -100,6 +100,14 @@ def test_page_has_every_objective_and_differences_by_hand(
     assert line.endswith("| every seed |")
     line = next(line for line in text.splitlines() if line.startswith("| the square loss fails"))
     assert line.endswith("| shown |")
+    assert "## Reading" not in text
+    (tmp_path / "page.md").write_text(
+        text.replace("## Accuracy", "## Reading\n\nSo it is.\n\n## Accuracy")
+    )
+    write_reproduction(tmp_path / "page.md", found)
+    again = (tmp_path / "page.md").read_text()
+    assert again.replace("## Reading\n\nSo it is.\n\n", "") == text
+    assert "So it is." in again
     for picture in ("differences", "margins", "sweep"):
         assert f"](images/page/{picture}.png)" in text
         assert (tmp_path / "images" / "page" / f"{picture}.png").is_file()

@@ -77,11 +77,9 @@ def knn_probe(
 
 def _neighbours(train: Rows, queries: Tensor, k: int) -> Tensor:
     """Labels of the k nearest training rows of each query, nearest first, [n, k]."""
-    classifier = sklearn().neighbors.KNeighborsClassifier(
-        n_neighbors=k, metric="cosine", algorithm="brute"
-    )
-    classifier.fit(train[0].double().numpy(), train[1].numpy())
-    indices = classifier.kneighbors(queries.double().numpy(), return_distance=False)
+    search = sklearn().neighbors.NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute")
+    search.fit(train[0].double().numpy())
+    indices = search.kneighbors(queries.double().numpy(), return_distance=False)
     return train[1][torch.from_numpy(indices)]
 
 

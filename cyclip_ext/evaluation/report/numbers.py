@@ -38,7 +38,7 @@ _PATTERNS = (
     (r"text_retrieval_recall@(\d+)", r"image to text R@\1"),
     (r"image_retrieval_median_rank", "text to image median rank"),
     (r"text_retrieval_median_rank", "image to text median rank"),
-    (r"consistency@(\d+)", r"consistency, k = \1"),
+    (r"consistency@(\d+)", "consistency, k\u00a0=\u00a0\\1"),
     (r"(lp|knn)_acc(\d+)", r"top-\2"),
     (r"(lp|knn)_mean_per_class_recall", "per-class recall"),
     (r"effective_rank_image", "effective rank of pictures"),

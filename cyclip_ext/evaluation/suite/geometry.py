@@ -99,6 +99,7 @@ def four_corners(
                 "(left), and one diagonal against the other (right). The nearer to the line, the "
                 "more consistent.",
                 partial(plot_corners, corners=corners),
+                (6.4, 3.0),
             ),
             Plot(
                 "quadrilaterals",
