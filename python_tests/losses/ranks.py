@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = 60  # seconds; a rank that takes longer hangs
-# Imported once, and then present in every process of every world.
-PRELOAD = ["torch", "torch._dynamo", "torch.nn.parallel", "cyclip_ext", "pytest"]
+# Imported once, and then present in every process of every world. Not cyclip_ext: the server of the
+# forks looks into the current folder first, where the sources lie without their libraries.
+PRELOAD = ["torch", "torch._dynamo", "torch.nn.parallel", "pytest"]
 
 
 @dataclass(frozen=True)
