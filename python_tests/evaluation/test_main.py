@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses.programs import run_program
 from models.tiny import create_tiny
 from PIL import Image
 
@@ -266,17 +267,11 @@ def test_interruption_writes_nothing(
 
 def test_nothing_of_training_is_imported() -> None:
     """Wrong: who evaluates other trainers' models needs what training needs."""
-    import subprocess
-    import sys
-
     program = (
         "import sys, cyclip_ext.evaluation.__main__\n"
         "print([name for name in sys.modules if name.startswith('cyclip_ext.training')])"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.strip() == "[]"
+    assert run_program(program).strip() == "[]"
 
 
 def test_example_takes_the_newest_run(tmp_path: Path) -> None:

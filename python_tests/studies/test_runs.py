@@ -104,7 +104,7 @@ def test_a_killed_study_leaves_no_training_behind(tmp_path: Path) -> None:
     call = "from pathlib import Path; from training.parts import settings; "
     call += "from cyclip_ext.studies import runs; runs.WORKER = 'studies.tiny_worker'; "
     call += f"runs.complete([runs.Run('a', settings(500))], Path({str(tmp_path)!r}), jobs=2)"
-    study = subprocess.Popen([sys.executable, "-c", call])
+    study = subprocess.Popen([sys.executable, "-c", call], cwd=tmp_path)  # not the checkout
     log, output = tmp_path / "a" / "metrics.jsonl", tmp_path / "a" / "output.txt"
     _wait_for(lambda: log.exists() and '"train"' in log.read_text())
     study.kill()
