@@ -40,7 +40,7 @@ from .records import (
     require_usable,
 )
 from .shapes import load_shapes
-from .source import NAMED, load_named, open_pairs
+from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
 
 __all__ = [
@@ -70,4 +70,5 @@ __all__ = [
     "open_pairs",
     "render",
     "require_usable",
+    "resolved",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .debian import load_debian
-from .emoji import load_emoji
+from .emoji import emoji_available, load_emoji
 from .files import FilePairs
 from .folders import FolderPairs, has_images
 from .manifest import apply_manifest
@@ -41,6 +41,13 @@ _ACCEPTED = f"""accepted are
   a folder of image files, each with its caption beside it in a .txt or .json of the same name
   a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>
   a .csv or .tsv with a header that has an image and a caption column"""
+
+
+def resolved(name: str) -> str:
+    """The name or path, "auto" replaced by the data set that it stands for on this machine."""
+    if name != "auto":
+        return name
+    return "emoji" if emoji_available() else "shapes"
 
 
 def load_named(name: str, size: int = 64) -> PictureData:

@@ -18,6 +18,22 @@ from .embed_sets import Embedded, Set, embed_set
 BATCH = 256
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": cuda where there is one, else the CPU.
+
+    Raises ValueError where there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}; try --device auto") from error
+    return device
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Embeds with one model; see embed_images and embed_texts for what comes out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..data import NAMED, PictureSet, emoji_available, load_named
+from ..data import NAMED, PictureData, PictureSet, load_named, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .datasets import open_set
-from .encoder import BATCH, Encoder
+from .encoder import BATCH, Encoder, choose_device
 from .hierarchy import Hierarchy, read_superclasses
 from .outcome import Outcome
 from .prompts import read_class_names, read_templates
@@ -154,101 +154,105 @@ def _with_model(
         assert job.model is not None
         assert job.pretrained is not None
         trained = load_pretrained(job.model, job.pretrained)
+    title = _title(trained, job.checkpoint)
     specs = job.data or (_own_data(trained),)
     encoder = _encoder(trained, device, job.batch_size)
+    others = _others(job, title, device)
     named = [spec for spec in specs if spec in NAMED]
     opened = [spec for spec in specs if spec not in NAMED]
-    templates = _prompts(job).templates
+    prompts = Prompts(
+        None if job.class_names is None else read_class_names(job.class_names),
+        None if job.templates is None else read_templates(job.templates),
+    )
     baselines = None if job.baselines is None else read_baselines(job.baselines)
     _require_fit(job, opened)
     facts = _facts(trained)
     outcomes: list[Outcome] = []
+    data: dict[str, PictureData | AnySet] = {}
     for name in named:
         notify(f"opening {name}")
-        pictures = load_named(name)
+        data[name] = pictures = load_named(name)
         facts |= describe_sets(pictures)
         outcomes += evaluate_picture_data(
             encoder,
             pictures,
             tasks,
-            templates=templates or NAME_ONLY,
+            templates=prompts.templates or NAME_ONLY,
             baselines=baselines,
             seed=job.seed,
             notify=notify,
         )
     if opened:
-        sets = [open_set(spec, split=_split(job, spec, None), root=job.root) for spec in opened]
-        facts |= {data.name: f"{len(data):,} pictures" for data in sets}
-        outcomes += _opened(job, sets, encoder, tasks, notify)
-    if job.beside:
-        outcomes.append(_beside(job, specs[0], _title(trained, job.checkpoint), encoder, notify))
+        sets = {s: open_set(s, split=_split(job, s, None), root=job.root) for s in opened}
+        data |= sets
+        facts |= {each.name: f"{len(each):,} pictures" for each in sets.values()}
+        outcomes += evaluate_sets(
+            encoder,
+            list(sets.values()),
+            tasks,
+            train=_train_set(job),
+            prompts=prompts,
+            hierarchy_of=_hierarchy_of(job),
+            baselines=baselines,
+            seed=job.seed,
+            notify=notify,
+        )
+    if others:
+        encoders = {title: encoder, **others}
+        outcomes.append(_beside(job, data[specs[0]], encoders, prompts, notify))
     about = About(
         trained.created.name,
         trained.weights,
-        f"Evaluation of {_title(trained, job.checkpoint)}",
+        f"Evaluation of {title}",
         facts,
         f"{named[0]}/{MAIN}" if named else "",
     )
     return about, outcomes
 
 
-def _opened(
-    job: Job,
-    sets: Sequence[AnySet],
-    encoder: Encoder,
-    tasks: tuple[str, ...],
-    notify: Callable[[str], None],
-) -> list[Outcome]:
-    train = None
-    if job.train_data is not None:
-        found = open_set(job.train_data, split=_split(job, job.train_data, "train"), root=job.root)
-        if not isinstance(found, ClassifiedImages):
-            raise ValueError(f"--train-data {job.train_data} has no classes to learn")
-        train = found
-    return evaluate_sets(
-        encoder,
-        sets,
-        tasks,
-        train=train,
-        prompts=_prompts(job),
-        hierarchy_of=_hierarchy_of(job),
-        baselines=None if job.baselines is None else read_baselines(job.baselines),
-        seed=job.seed,
-        notify=notify,
-    )
+def _train_set(job: Job) -> ClassifiedImages | None:
+    if job.train_data is None:
+        return None
+    found = open_set(job.train_data, split=_split(job, job.train_data, "train"), root=job.root)
+    if not isinstance(found, ClassifiedImages):
+        raise ValueError(f"--train-data {job.train_data} has no classes to learn")
+    return found
+
+
+def _others(job: Job, title: str, device: torch.device) -> dict[str, Encoder]:
+    """The models of --beside by title, loaded before anything is measured."""
+    encoders: dict[str, Encoder] = {}
+    for path in job.beside:
+        trained = load_trained(path)
+        own = _title(trained, path)
+        if own == title or own in encoders:
+            raise ValueError(f"--beside {path}: there are two models called {own}")
+        encoders[own] = _encoder(trained, device, job.batch_size)
+    return encoders
 
 
 def _beside(
-    job: Job, spec: str, title: str, encoder: Encoder, notify: Callable[[str], None]
+    job: Job,
+    data: PictureData | AnySet,
+    encoders: Mapping[str, Encoder],
+    prompts: Prompts,
+    notify: Callable[[str], None],
 ) -> Outcome:
-    """Margins of the model and of other checkpoints on the first set."""
-    data: PictureSet | ClassifiedImages
-    if spec in NAMED:
-        name, data = f"{spec}/{MAIN}", load_named(spec).evaluation[MAIN]
+    """Margins of all models on the first set."""
+    name = data.name
+    chosen: PictureSet | ClassifiedImages
+    if isinstance(data, PictureData):
+        name, chosen = f"{data.name}/{MAIN}", data.evaluation[MAIN]
+    elif isinstance(data, ClassifiedImages):
+        chosen = data
     else:
-        found = open_set(spec, split=_split(job, spec, None), root=job.root)
-        if not isinstance(found, ClassifiedImages):
-            raise ValueError(f"--beside needs a set with classes first, got --data {spec}")
-        name, data = found.name, found
-    prompts = _prompts(job)
-    pairs = {title: embedded_pairs(encoder, data, prompts)}
-    for path in job.beside:
-        notify(f"embedding {name} with {path}")
-        other = load_trained(path)
-        own = _title(other, path)
-        if own in pairs:
-            raise ValueError(f"--beside {path}: there are two models called {own}")
-        pairs[own] = embedded_pairs(_encoder(other, encoder.device, job.batch_size), data, prompts)
-    (labels, *_) = [labels for _, _, labels in pairs.values()]
-    models = {title: (images, texts) for title, (images, texts, _) in pairs.items()}
+        raise ValueError(f"--beside needs a set with classes first, got {name}")
+    models = {}
+    for title, encoder in encoders.items():
+        notify(f"embedding {name} with {title}")
+        images, texts, labels = embedded_pairs(encoder, chosen, prompts)
+        models[title] = images, texts
     return margins_of_checkpoints(name, models, labels, seed=job.seed)
-
-
-def _prompts(job: Job) -> Prompts:
-    return Prompts(
-        None if job.class_names is None else read_class_names(job.class_names),
-        None if job.templates is None else read_templates(job.templates),
-    )
 
 
 def _hierarchy_of(job: Job) -> HierarchyOf | None:
@@ -259,22 +263,6 @@ def _hierarchy_of(job: Job) -> HierarchyOf | None:
         return partial(Hierarchy.build, table)
     depth, taxonomy = job.depth, Taxonomy.read(job.hierarchy, job.words)
     return lambda names: Hierarchy.build(taxonomy.at_depth(names, depth), names)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": cuda where there is one, else the CPU.
-
-    Raises ValueError where there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}; try --device auto") from error
-    return device
 
 
 def _encoder(trained: TrainedModel, device: torch.device, batch_size: int) -> Encoder:
@@ -292,9 +280,7 @@ def _encoder(trained: TrainedModel, device: torch.device, batch_size: int) -> En
 
 def _own_data(trained: TrainedModel) -> str:
     """The named data set that a run was trained on. Raises ValueError where it was files."""
-    name: str = trained.settings["data"]["train_data"]
-    if name == "auto":
-        name = "emoji" if emoji_available() else "shapes"
+    name = resolved(trained.settings["data"]["train_data"])
     if name not in NAMED:
         raise ValueError(
             f"the run was trained on files ({name}), which are no evaluation set: name one with "

@@ -10,11 +10,10 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..analysis import mean_interval
-from ..data import MissingData
+from ..data import MissingData, resolved
 from ..needs import MissingDependency
 from ..training.config import SetupError, TrainConfig, add_arguments
 from ..training.main import INTERRUPTED, UNUSABLE
-from ..training.sources import resolved
 from .grids import batch_and_temperature, data_size
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction

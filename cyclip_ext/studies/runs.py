@@ -18,6 +18,7 @@ from ..training.compare import check_same_settings
 from ..training.config import TrainConfig
 from ..training.run import read_result
 from ..training.stopping import listening_for_stop
+from ..training.tracking import write_whole
 from .measure import Measures
 
 SETTINGS = "study.json"  # what the worker of a run is to do
@@ -132,14 +133,7 @@ def _require_same(config: TrainConfig, found: dict[str, Any], folder: Path) -> N
 
 def write_measures(folder: Path, measures: Measures) -> None:
     """The last file of a run: with it the run is complete."""
-    _write_whole(folder / MEASURES, json.dumps(measures) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """There wholly or not at all, should the process be killed or the disk be full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_whole(folder / MEASURES, json.dumps(measures) + "\n")
 
 
 def _collected(folder: Path) -> Result:
@@ -150,7 +144,7 @@ def _collected(folder: Path) -> Result:
 
 def _start(config: TrainConfig, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / SETTINGS, json.dumps(config.to_dict(), indent=2) + "\n")
+    write_whole(folder / SETTINGS, json.dumps(config.to_dict(), indent=2) + "\n")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(

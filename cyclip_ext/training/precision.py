@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.encoder import choose_device as evaluation_device
 from .config import SetupError
 from .ranks import local_rank
 
@@ -18,17 +19,12 @@ def choose_device(name: str) -> torch.device:
     "cuda" is the GPU of this process's number on its machine, as torchrun counts.
     Raises SetupError where there is no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         name = f"cuda:{local_rank()}"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise SetupError(f"--device {name} cannot be used: {reason}; try --device auto") from error
-    return device
+        return evaluation_device(name)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ from .loop import Trainer
 from .ranks import ALONE, Ranks
 from .report import plot_results, plot_training, write_run_report
 from .sources import RunData
-from .tracking import TensorBoard, Tracker, WandB
+from .tracking import TensorBoard, Tracker, WandB, write_whole
 
 RESULT = "result.json"  # written last: its presence says that a run is complete
 
@@ -137,9 +137,7 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     if trainer.left_out:
         facts["steps left out, not finite"] = str(trainer.left_out)
     write_run_report(folder, label, results, facts, plots)
-    temporary = folder / f".{RESULT}.tmp"  # whole or not at all, should the process be killed
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(folder / RESULT)
+    write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
     if not plots:
         print("  no plots: matplotlib is missing (pip install 'cyclip_ext[train]')")
     return result

@@ -14,10 +14,10 @@ from ..data import (
     Part,
     PictureData,
     SkipReport,
-    emoji_available,
     load_named,
     open_pairs,
     require_usable,
+    resolved,
 )
 from ..data.tables import typed_separator
 from .config import DataConfig
@@ -92,13 +92,6 @@ def open_data(config: DataConfig) -> RunData:
     chosen = fraction_of(len(train), config.train_fraction)
     part = train if chosen is None else Part(train, chosen)
     return RunData(part, description + _of_all(part, train), validation=validation)
-
-
-def resolved(train_data: str) -> str:
-    """The setting, "auto" replaced by the data set that it stands for on this machine."""
-    if train_data != "auto":
-        return train_data
-    return "emoji" if emoji_available() else "shapes"
 
 
 _FRACTION_STREAM = 0x46524143  # no other draw's

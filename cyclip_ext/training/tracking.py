@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Protocol
 
 from .config import SetupError
@@ -20,6 +22,14 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Nothing is written after this."""
         ...
+
+
+def write_whole(path: Path, text: str) -> None:
+    """There wholly or not at all, should the process be killed or the disk be full."""
+    writer = f"{os.getpid()}-{get_ident()}"  # another process or thread may write it as well
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 class MetricsLog:
@@ -49,9 +59,7 @@ class MetricsLog:
             for record in self._records()
             if record["step"] <= step and not (record["step"] == step and record["kind"] in again)
         ]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def _records(self) -> list[dict[str, Any]]:
         if not self.path.exists():
