@@ -4,6 +4,15 @@ Everything here is a pure function of embeddings (`caption_completeness`: of two
 `intervals`: of numbers). Rows are [N, d]; only their directions count, so each is brought to unit
 length in float64 first. Nothing holds an N x N matrix. `plot_<what>(figure, ...)` draws on a
 matplotlib Figure and neither saves nor shows it.
+
+    geometry       alignment, uniformity, modality gap
+    spectrum       singular values, effective rank
+    corners        consistency of two pairs, as a picture
+    margins        pairs above their hardest negatives, in batches
+    completeness   annotated objects that captions leave out
+    intervals      means and paired differences over seeds
+    directions     rows brought to unit length, and their checks
+
 What must not live here: training, files of models, reports, metrics of a task (evaluation/).
 """
 

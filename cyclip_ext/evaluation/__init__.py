@@ -1,9 +1,22 @@
-"""Measurements of a trained pair of towers: zero-shot, retrieval, consistency.
+"""Measurements of a trained pair of towers, for any model: `python -m cyclip_ext.evaluation`.
 
-Everything here takes embeddings, or any model with open_clip's `encode_image` and `encode_text`.
+| module | what lives there |
+| --- | --- |
+| `zero_shot`, `confusion`, `prompts` | classification by class names, class by class |
+| `hierarchy`, `taxonomy` | fine and coarse classes; superclasses from files |
+| `consistency`, `retrieval`, `shift`, `composition` | one measurement each |
+| `probes/` | linear and k-NN probe |
+| `sets`, `datasets/` | what is measured on, and how it is opened |
+| `embed`, `embed_sets`, `encoder`, `pictures` | embeddings of texts, sets, our own data |
+| `features`, `feature_cache` | embeddings in files |
+| `suite/`, `outcome`, `report/` | every task on a set; what it hands on; JSON, Markdown, HTML |
+| `job`, `__main__` | one evaluation from options to report |
+| `text_files` | text that is UTF-8, or a clear error |
+
+The metrics take embeddings, the rest any model with open_clip's `encode_image` and `encode_text`.
 Nothing here knows how the model was trained: training imports evaluation, never the other way.
-Metric names are CLIP_benchmark's (acc1, acc5, mean_per_class_recall, image_retrieval_recall@5);
-all are shares between 0 and 1.
+Metric names are CLIP_benchmark's (acc1, acc5, mean_per_class_recall, image_retrieval_recall@5), and
+shares are between 0 and 1.
 """
 
 from .composition import (

@@ -3,7 +3,8 @@
 `create_model(name)` gives model, tokenizer and picture size. The configurations in configs/ come in
 two forms: with "image" and "text" for the towers of mini.py, with "vision_cfg" and "text_cfg" for
 open_clip, which learns them by name. `synchronize_batch_norm(model, group)` lets batch norm see the
-batch of all processes. No loss and no training belongs here.
+batch of all processes. trained.py loads what was trained: checkpoints of this package (whose files
+checkpoint.py verifies) and open_clip's weights. No loss and no training belongs here.
 """
 
 from .batch_norm import GroupBatchNorm, synchronize_batch_norm

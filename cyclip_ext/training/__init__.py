@@ -9,6 +9,7 @@
     loop.py        the steps of a run
     towers.py      the model's two towers as one call, for DDP and torch.compile
     objective.py   the loss a run asks for
+    ablations.py   losses that are known to be worse, to show why
     optim.py       parameter groups, schedule, temperature
     precision.py   device, autocast, gradient scaling
     stopping.py    Ctrl-C and SIGTERM
