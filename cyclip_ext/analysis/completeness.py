@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import BLUE, GREEN, plain
+from .._plotting import BLUE, GREEN, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..drawing import BLUE, GREEN, VERMILION
+from .._plotting import BLUE, GREEN, VERMILION
 from .directions import unit_pairs
 
 if TYPE_CHECKING:

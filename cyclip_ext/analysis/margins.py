@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..drawing import line_style, plain
+from .._plotting import line_style, plain
 from .directions import BLOCK, check_labels, unit_pairs
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..drawing import line_style, plain
+from .._plotting import line_style, plain
 from .directions import unit_rows
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..drawing import BLUE, shorten
+from .._plotting import BLUE, shorten
 from .zero_shot import Classified
 
 if TYPE_CHECKING:

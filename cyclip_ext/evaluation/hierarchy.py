@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..drawing import BLUE, VERMILION, shorten
+from .._plotting import BLUE, VERMILION, shorten
 from .text_files import read_text
 from .zero_shot import similarity_blocks
 

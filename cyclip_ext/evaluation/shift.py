@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from ..drawing import BLUE, VERMILION, shorten
+from .._plotting import BLUE, VERMILION, shorten
 from .text_files import read_text
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..drawing import COLORS
+from .._plotting import COLORS
 from .tracking import MetricsLog
 
 Results = Mapping[str, Mapping[str, float]]  # evaluation set -> metric -> share

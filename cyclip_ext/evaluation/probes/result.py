@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import needs
 from ...checks import require_finite
-from ...drawing import BLUE, VERMILION
+from ..._plotting import BLUE, VERMILION
 from ..zero_shot import Classified
 from .split import validation_rows
 

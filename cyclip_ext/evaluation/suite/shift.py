@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...drawing import BLUE, VERMILION, shorten
+from ..._plotting import BLUE, VERMILION, shorten
 from ..outcome import Cell, Outcome, Plot, Table
 from ..shift import (
     BaselineLine,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..analysis import paired_difference
-from ..drawing import BLUE, VERMILION, line_style, plain
+from .._plotting import BLUE, VERMILION, line_style, plain
 from ..training.report import mean_and_deviation
 from .runs import Result
 from .values import Value
