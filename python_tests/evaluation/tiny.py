@@ -7,14 +7,14 @@ from functools import lru_cache
 import torch
 from models.tiny import create_tiny, write_checkpoint
 
-from cyclip_ext.data import PictureData, load_shapes
+from cyclip_ext.data import DatasetSplits, load_shapes
 from cyclip_ext.evaluation.encoder import Encoder
 
 __all__ = ["shapes", "tiny_encoder", "write_checkpoint"]
 
 
 @lru_cache
-def shapes() -> PictureData:
+def shapes() -> DatasetSplits:
     """The procedural set, made once."""
     return load_shapes(size=16)
 
