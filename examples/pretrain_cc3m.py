@@ -11,7 +11,7 @@ Settings: --help. The code is in cyclip_ext/training.
 
 import sys
 
-from cyclip_ext.training.main import main
+from cyclip_ext.training.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from ..evaluation import embed_images, retrieval_metrics
 from ..evaluation.encoder import BATCH, Encoder
 from ..evaluation.pictures import Metrics, evaluate_pictures, validate_pictures
 from ..models import CreatedModel
-from .sources import RunData
+from .data import RunData
 
 # What "best" means: validation data only, never the test sets.
 SELECTION_METRIC = {True: "acc1", False: "text_retrieval_recall@1"}

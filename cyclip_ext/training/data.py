@@ -1,8 +1,10 @@
-"""Opens what a run trains on, and what it is measured on."""
+"""Open the datasets that a run is trained and validated on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +24,21 @@ from ..data import (
 from ..data.tables import typed_separator
 from .config import DataConfig
 
-PICTURE_SIZE = 64  # pixels, kept a little above the model's so that augmentation loses nothing
+IMAGE_SIZE = 64  # pixels, a little more than the model's so that augmentation loses nothing
 
-# Of pairs from files, this many at most and this share at most are kept for validation.
+# Of pairs from files, this many at most and this share at most are set apart for validation.
 HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
+
+VAL = "val_"  # prefix of the options of --val-data
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What `open_data` opened.
+    """The datasets of a run.
 
-    train: the training pairs. pictures: sets with classes, for zero-shot, of a named data set.
-    validation: pairs for retrieval, of files. Exactly one of the two is there.
-    description: counts and what was skipped, for the log.
+    train: the training pairs. pictures: evaluation datasets with classes, of a built-in dataset.
+    validation: pairs for retrieval, from files. Exactly one of the two is there. description:
+    counts, for the screen.
     """
 
     train: ImageDataset
@@ -42,65 +46,118 @@ class RunData:
     pictures: DatasetSplits | None = None
     validation: ImageDataset | None = None
 
+    @property
+    def parts(self) -> dict[str, ImageDataset]:
+        """The training and the validation records."""
+        validation = self.validation
+        if validation is None:
+            assert self.pictures is not None
+            validation = self.pictures.evaluation["validation"]
+        return {"training": self.train, "validation": validation}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the records of each part in their order."""
+        return {name: dataset.fingerprint() for name, dataset in self.parts.items()}
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Return the records of each part that can be used, and those skipped on opening."""
+        return {
+            name: {"records": len(dataset), "skipped": dataset.skipped.to_dict()}
+            for name, dataset in self.parts.items()
+        }
+
 
 def open_data(config: DataConfig) -> RunData:
     """Open `train_data` and `val_data`.
 
-    Of the training pairs `train_fraction` is left, after validation pairs are set apart.
+    `train_fraction` reduces the training pairs after validation pairs are set apart.
 
-    Raises MissingData where a named data set is not installed, ValueError for files beside one, for
-    too few pairs, for too large a share of bad ones, and for validation pairs of which none can be
+    Raises MissingData if a built-in dataset is not installed, ValueError for options that do not
+    apply, for too few pairs, for too large a share of bad ones, and if no validation pair can be
     read.
     """
     name = resolved(config.train_data)
-    note = ""
-    if name == "shapes" and config.train_data == "auto":
-        note = (
-            "training on procedural shapes; for the default data, real drawings: "
-            "pip install 'cyclip_ext[demo]'\n"
-        )
     if name in NAMED:
-        for flag, value in (
-            ("val-data", config.val_data),
-            ("images", config.images),
-            ("first-row", config.first_row or None),
-            ("csv-separator", config.csv_separator),
-            ("csv-img-key", config.csv_img_key),
-            ("csv-caption-key", config.csv_caption_key),
-            ("manifest", config.manifest),
-        ):
-            if value is not None:
-                raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
-        pictures = load_named(name, size=PICTURE_SIZE)
+        _refuse_file_options(config, name)
+        note = ""
+        if name == "shapes" and config.train_data == "auto":
+            note = (
+                "training on procedural shapes; for the default data, real drawings: "
+                "pip install 'cyclip_ext[demo]'\n"
+            )
+        pictures = load_named(name, size=IMAGE_SIZE)
         chosen = fraction_of(len(pictures.train), config.train_fraction)
         used = pictures.train if chosen is None else pictures.train.subset(chosen)
-        description = note + pictures.describe() + _of_all(used, pictures.train)
+        description = note + pictures.describe() + _fraction_note(used, pictures.train)
         return RunData(used, description, pictures=pictures)
-    pairs = _open_files(name, config, config.manifest)
+    pairs = _open_files(name, config, "")
     if config.val_data is not None:
         _require(pairs, 1)
-        train, validation = pairs, _open_files(config.val_data, config)
+        train, validation = pairs, _open_files(config.val_data, config, VAL)
     else:
+        for option in _file_options():
+            if getattr(config, VAL + option) is not None:
+                raise ValueError(f"{_flag(VAL + option)} applies to --val-data, which is not given")
         train, validation = split_pairs(pairs)
-    seen = len(pairs) + pairs.skipped.judged
-    require_usable(seen, pairs.skipped, config.max_skipped, pairs.name)
+    for opened in {id(pairs): pairs, id(validation): validation}.values():
+        seen = len(opened) + opened.skipped.judged
+        require_usable(seen, opened.skipped, config.max_skipped, opened.name)
     require_readable(validation)
     description = (
         f"{pairs.name}: {len(train):,} training pairs, {len(validation):,} for validation; "
         f"{pairs.skipped}"
     )
+    if config.val_data is not None:
+        description += f"\n  {validation.name}: {validation.skipped}"
     chosen = fraction_of(len(train), config.train_fraction)
     part = train if chosen is None else Subset(train, chosen)
-    return RunData(part, description + _of_all(part, train), validation=validation)
+    return RunData(part, description + _fraction_note(part, train), validation=validation)
 
 
-_FRACTION_STREAM = 0x46524143  # no other draw's
+def _file_options() -> list[str]:
+    """Return the settings that describe files, without the prefix of validation."""
+    names = [entry.name for entry in fields(DataConfig)]
+    return [name.removeprefix(VAL) for name in names if name.startswith(VAL) and name != "val_data"]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refuse_file_options(config: DataConfig, name: str) -> None:
+    for option in (*_file_options(), "val_data", *(VAL + own for own in _file_options())):
+        value = getattr(config, option)
+        if value is not None:
+            raise ValueError(
+                f'{_flag(option)} only applies to files; "{name}" has its own validation data (got '
+                f"{value!r})"
+            )
+
+
+def _open_files(path: str, config: DataConfig, prefix: str) -> ImageDataset:
+    def option(name: str) -> str | None:
+        value: str | None = getattr(config, prefix + name)
+        return value
+
+    return open_pairs(
+        path,
+        images=option("images"),
+        first_row=int(option("first_row") or 0),
+        separator=typed_separator(option("csv_separator")),
+        image_key=option("csv_img_key"),
+        caption_key=option("csv_caption_key"),
+        manifest=option("manifest"),
+    )
+
+
+_FRACTION_STREAM = 0x46524143  # used for no other draw
 
 
 def fraction_of(count: int, fraction: float) -> npt.NDArray[np.int64] | None:
-    """Indices of a random share of `count` records, at least one, rising; None: all of them.
+    """Return the rising indices of a random share of `count` records, at least one; None: all.
 
-    The same for every seed, and those of a smaller share are among those of a larger one.
+    The share is the same for every seed, and a smaller share is a part of a larger one.
     """
     if fraction == 1:
         return None
@@ -108,22 +165,10 @@ def fraction_of(count: int, fraction: float) -> npt.NDArray[np.int64] | None:
     return np.sort(order[: max(1, round(fraction * count))])
 
 
-def _of_all(part: ImageDataset, whole: ImageDataset) -> str:
+def _fraction_note(part: ImageDataset, whole: ImageDataset) -> str:
     if len(part) == len(whole):
         return ""
     return f"\n  of the training pairs {len(part):,} are used (--train-fraction)"
-
-
-def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> ImageDataset:
-    return open_pairs(
-        path,
-        images=config.images,
-        first_row=config.first_row,
-        separator=typed_separator(config.csv_separator),
-        image_key=config.csv_img_key,
-        caption_key=config.csv_caption_key,
-        manifest=manifest,
-    )
 
 
 def _require(pairs: ImageDataset, least: int) -> None:
@@ -135,7 +180,7 @@ def _require(pairs: ImageDataset, least: int) -> None:
 
 
 def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
-    """(training, validation): evenly spaced records are kept out, the same for every seed.
+    """Split pairs into training and validation: evenly spaced records, the same for every seed.
 
     Raises ValueError, with what was skipped, for fewer than two records.
     """
@@ -146,7 +191,7 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
 
 
 def require_readable(pairs: ImageDataset) -> None:
-    """Raises ValueError where no validation record can be read: better now than after an epoch."""
+    """Raise ValueError if no validation record can be read: better now than after an epoch."""
     skipped = SkipReport()
     for index in range(len(pairs)):
         try:
@@ -157,5 +202,5 @@ def require_readable(pairs: ImageDataset) -> None:
             return
     raise ValueError(
         f"no validation record of {pairs.name} can be read ({skipped}); check --val-data and "
-        "--images"
+        "--val-images"
     )

@@ -37,9 +37,7 @@ class Objective:
 ObjectiveFactory = Callable[[TrainConfig, int, ProcessGroup | None], Objective]
 
 
-def make_objective(
-    config: TrainConfig, pairs: int, group: ProcessGroup | None = None
-) -> Objective:
+def make_objective(config: TrainConfig, pairs: int, group: ProcessGroup | None = None) -> Objective:
     """Return the objective that the settings name: this package's losses."""
     loss = make_loss(config.loss, pairs, group)
     return Objective(loss, term_weights(config.loss), config.label())

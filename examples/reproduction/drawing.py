@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..analysis import paired_difference
 from .._plotting import BLUE, VERMILION, line_style, plain
+from ..analysis import paired_difference
 from ..training.report import mean_and_deviation
 from .runs import Result
 from .values import Value

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cyclip_ext.training.__main__ import build_parser
 from cyclip_ext.training.compare import comparison
 from cyclip_ext.training.config import LossConfig, OptimConfig, TrainConfig
-from cyclip_ext.training.main import build_parser
 
 
 def typed(*words: str) -> dict[str, object]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from cyclip_ext import reference
 from cyclip_ext.data import Batch
 from cyclip_ext.training import run
+from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.config import LossConfig, TrainConfig
-from cyclip_ext.training.loop import DivergedError, Trainer
-from cyclip_ext.training.main import main
 from cyclip_ext.training.objective import make_loss, term_weights
+from cyclip_ext.training.trainer import DivergedError, Trainer
 
 from .parts import create_tiny, settings, shapes, tiny_trainer, write_shards
 

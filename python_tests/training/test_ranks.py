@@ -18,9 +18,9 @@ from cyclip_ext.data import emoji_available
 from cyclip_ext.models import create_model
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.config import TrainConfig
-from cyclip_ext.training.loop import Trainer
+from cyclip_ext.training.data import open_data
 from cyclip_ext.training.ranks import join_ranks
-from cyclip_ext.training.sources import open_data
+from cyclip_ext.training.trainer import Trainer
 
 
 def train(

@@ -13,13 +13,13 @@ import torch
 from cyclip_ext.data import Batch
 from cyclip_ext.needs import MissingDependency
 from cyclip_ext.training import run
+from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.compare import run_comparison
-from cyclip_ext.training.loop import DivergedError, Trainer
-from cyclip_ext.training.main import main
-from cyclip_ext.training.sources import RunData
-from cyclip_ext.training.tracking import MetricsLog
+from cyclip_ext.training.data import RunData
+from cyclip_ext.training.logging import MetricsLog
+from cyclip_ext.training.trainer import DivergedError, Trainer
 
 from .parts import create_tiny, settings, shapes, tiny_trainer, with_loss
 

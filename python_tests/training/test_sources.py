@@ -11,8 +11,8 @@ from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, Sk
 from cyclip_ext.evaluation.pictures import unambiguous_captions
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
+from cyclip_ext.training.data import fraction_of, open_data, require_readable, split_pairs
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
-from cyclip_ext.training.sources import fraction_of, open_data, require_readable, split_pairs
 
 from .parts import create_tiny, shapes
 

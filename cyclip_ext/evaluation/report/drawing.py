@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
+from ..._plotting import DPI, png
 from ..outcome import Plot
 
-DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
+__all__ = ["DPI", "can_draw", "draw"]
 
 
 def can_draw() -> bool:
-    """Whether matplotlib, of the extra `eval`, is there."""
+    """Return whether matplotlib can be imported."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -19,14 +18,5 @@ def can_draw() -> bool:
 
 
 def draw(plot: Plot) -> bytes:
-    """The plot as a PNG file, on white."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=plot.size, dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    plot.draw(figure)
-    file = io.BytesIO()
-    # No date and no version inside: equal results are equal files.
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    """Return the plot as a PNG file, on white."""
+    return png(plot.draw, plot.size)
