@@ -263,12 +263,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     text = read_text(path)
     try:
-        result = json.loads(text)
-        if not isinstance(result["metrics"], dict):
-            raise ValueError("it has no metrics")
-    except (ValueError, KeyError, TypeError) as error:
-        problem = "is empty" if not text.strip() else f"is not the result of a run ({error!r})"
-        raise ValueError(
-            f"{path} {problem}; rename it, and --resume {folder} evaluates the run again"
-        ) from error
-    return result  # type: ignore[no-any-return]
+        result: Any = json.loads(text)
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
+        problem = "is not the result of a run" if text.strip() else "is empty"
+        raise ValueError(f"{path} {problem}; rename it, and --resume {folder} writes it again")
+    return result

@@ -1,21 +1,14 @@
-"""Questions that take many trainings: runs side by side, collected, compared over seeds.
+"""Studies that take many trainings: run them side by side, compare over seeds, write a page.
 
-    python -m cyclip_ext.studies --help
-    python examples/reproduce.py
+    python examples/reproduce.py --help
 
-| module | what lives there |
+| module | contents |
 | --- | --- |
-| `runs` | completes a list of trainings: some at once, interruptible, resumable |
-| `worker` | one of them, in a process of its own |
-| `measure` | what is measured of a run beside its accuracy |
-| `reproduce`, `claims`, `reproduction_page` | ten objectives, a sweep, both papers' claims |
+| `__main__` | the command line |
+| `ablations` | objectives that are known to be worse |
+| `runs`, `worker` | complete a list of trainings, some at once, each in a process of its own |
+| `measure` | what is measured of a run besides its accuracy |
+| `reproduce`, `claims`, `reproduction_page` | ten objectives, a sweep, the claims of both papers |
 | `grids` | size of the data; batch size and temperature |
-| `values`, `drawing`, `pages` | tables and plots over seeds |
-
-What must not live here: how a run trains (cyclip_ext.training) and what is measured
-(cyclip_ext.evaluation, cyclip_ext.analysis).
+| `values`, `plots`, `pages` | numbers, plots and pages over seeds |
 """
-
-from .runs import Run, complete
-
-__all__ = ["Run", "complete"]

@@ -1,4 +1,4 @@
-"""`python -m cyclip_ext.studies`: many trainings, one page."""
+"""The command line of the studies: many trainings, one page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ..analysis import mean_interval
-from ..data import MissingData, resolved
-from ..needs import MissingDependency
-from ..training.config import SetupError, TrainConfig, add_arguments
-from ..training.main import INTERRUPTED, UNUSABLE
+from cyclip_ext.analysis import mean_interval
+from cyclip_ext.data import MissingData, resolved
+from cyclip_ext.training.__main__ import INTERRUPTED, UNUSABLE
+from cyclip_ext.training.config import SetupError, TrainConfig, add_arguments
+
 from .grids import batch_and_temperature, data_size
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
@@ -24,25 +24,25 @@ STUDIES = {
     "data-size": "fractions of the training pairs (Goel et al. 2022, figure 4)",
     "batch-temperature": "batch sizes at held temperatures (Chen et al. 2024)",
 }
-# Where a single run's flags say it, the study's own do.
+# Flags of a single run, and those of a study that replace them.
 INSTEAD = {"seed": "--seeds", "name": "--folder", "logs_dir": "--folder", "resume": "--folder"}
-# What a study sets itself, or what would make an objective another than its name says.
+# Settings that a study varies, or that would change an objective under its name.
 VARIED = {
     "reproduce": {
         *("lr", "logit_scale_fixed"),
-        *("loss", "in_modal", "cross_modal", "margin", "margin_pairs", "hinge"),
+        *("loss", "in_modal", "cross_modal", "margin", "hinge"),
     },
-    "data-size": {"train_fraction", "loss", "margin_pairs", "hinge"},
+    "data-size": {"train_fraction", "loss", "hinge"},
     "batch-temperature": {"batch_size", "logit_scale_fixed"},
 }
-# Of settings that are not given: nobody watches dozens of runs, and their last weights count.
+# Defaults of a study: nobody watches dozens of runs, and their last weights count.
 UNWATCHED = {"tensorboard": False, "val_frequency": 10}
 
 
 def build_parser() -> ArgumentParser:
-    """The studies as subcommands, each with the settings of training beside its own."""
+    """Return the studies as subcommands, each with the settings of training beside its own."""
     parser = ArgumentParser(
-        prog="python -m cyclip_ext.studies",
+        prog="python examples/reproduce.py",
         description="Trainings over seeds, some at a time, collected in tables and plots. Ctrl-C "
         "saves all states; the same command continues.",
     )
@@ -50,12 +50,12 @@ def build_parser() -> ArgumentParser:
     for name, text in STUDIES.items():
         command = ArgumentParser(description=text)
         own = command.add_argument_group("study")
-        own.add_argument("--folder", default=f"logs/{name}", help="where the runs are kept")
+        own.add_argument("--folder", default=f"logs/{name}", help="folder of the runs")
         own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         own.add_argument("--jobs", type=int, default=2, help="trainings at a time, on one machine")
         if name == "reproduce":
             own.add_argument(
-                "--page", default="docs/reproduction.md", help="the page to write, with pictures"
+                "--page", default="docs/reproduction.md", help="the page to write, with plots"
             )
         elif name == "data-size":
             own.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0])
@@ -82,8 +82,10 @@ def build_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a study; the exit status, as of the pretraining job."""
+    """Run a study, "reproduce" unless the first word names another; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in STUDIES:
+        words.insert(0, "reproduce")
     parser = build_parser()
     study: str = (every := parser.parse_args(words)).study
     typed = vars(parser.parse_args(words, defaults=False)[study])
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         done = _run(study, settings, own)
-    except (SetupError, MissingDependency) as error:
+    except (SetupError, ImportError) as error:
         return _failed(error, UNUSABLE)
     except (MissingData, RunFailed, ValueError, OSError) as error:
         return _failed(error, 1)
@@ -111,12 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
     for name in settings.keys() & INSTEAD.keys():
         flag = "--" + name.replace("_", "-")
-        raise ValueError(f"{flag} is of a single run; a study has {INSTEAD[name]}")
+        raise ValueError(f"{flag} applies to a single run; a study has {INSTEAD[name]}")
     for name in settings.keys() & VARIED[study]:
         flag = "--" + name.replace("_", "-")
-        raise ValueError(f"{flag} is what {study} varies; leave it out")
+        raise ValueError(f"{study} varies {flag} itself; omit it")
     base = TrainConfig().updated({**UNWATCHED, **settings})
-    # Runs on one data set are not to be continued by runs on what "auto" stands for later.
+    # Runs on one dataset must not be continued on another that "auto" stands for later.
     base = base.updated({"train_data": resolved(base.data.train_data)})
     folder = Path(own.pop("folder"))
     if study == "data-size":
@@ -125,10 +127,10 @@ def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
         return batch_and_temperature(base, folder, **own)
     if base.data.train_data != "emoji":
         raise ValueError(
-            f"reproduce is about the default data, emoji (pip install 'cyclip_ext[demo]'); got "
-            f"{base.data.train_data}, for which there are data-size and batch-temperature"
+            f"reproduce takes the default data, emoji (pip install 'cyclip_ext[demo]'), got "
+            f"{base.data.train_data}; for other data choose data-size or batch-temperature"
         )
-    mean_interval([0.0, 1.0])  # should scipy be missing: better now than after all trainings
+    mean_interval([0.0, 1.0])  # raises now, not after all trainings, if scipy is missing
     page = Path(own.pop("page"))
     found = reproduce(base, folder, **own)
     if found is None:

@@ -1,11 +1,12 @@
-"""The claims of both papers as differences between runs, and what the runs say of each."""
+"""The claims of both papers as differences between runs, and a verdict on each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..evaluation.outcome import Table
+from cyclip_ext.evaluation.outcome import Table
+
 from .runs import Result
 from .values import Value, difference_cells, verdict
 
@@ -33,7 +34,7 @@ SCALE = Value("logit scale", "", "logit_scale", percent=False)
 class Claim:
     """That `value` of `first` is above (direction +1) or below (-1) that of `second`.
 
-    source: the paper that says so, OURS for what neither does.
+    source: the paper that claims it, OURS if neither does.
     """
 
     text: str
@@ -85,7 +86,7 @@ CLAIMS = (
 def claims_table(
     claims: Sequence[Claim], objectives: Mapping[str, Sequence[Result]], names: Mapping[str, str]
 ) -> Table:
-    """What was claimed, the mean difference with its interval, the verdict."""
+    """Return the claims, each with the mean difference, its interval and the verdict."""
     rows = []
     for claim in claims:
         first, second = objectives[claim.first], objectives[claim.second]

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..evaluation.outcome import Plot, Table
-from ..training.compare import MARGIN
-from ..training.config import TrainConfig
+from cyclip_ext.evaluation.outcome import Plot, Table
+from cyclip_ext.training.compare import MARGIN
+from cyclip_ext.training.config import TrainConfig
+
 from . import claims as c
-from .drawing import plot_lines
 from .pages import Part, write_page
+from .plots import plot_lines
 from .reproduce import OBJECTIVES, TUNED
 from .reproduction_page import NAMES
-from .runs import Result, over_seeds
+from .runs import Method, Result, over_seeds
 from .values import Value
 
-# The first of these that the runs have are shown: data of files have no classes.
+# The first of these that the runs have are shown; datasets of files have no classes.
 SHOWN = (
     *(c.SHIFTED, c.HELD_OUT, c.MARGIN, c.CONSISTENCY),
     Value("text to image R@1", "validation", "image_retrieval_recall@1"),
@@ -25,7 +26,7 @@ SHOWN = (
 )
 PANELS = 4
 
-Grid = dict[tuple[str, float], TrainConfig]  # (line, position) -> settings
+Grid = dict[tuple[str, float], Method]  # (line, position) -> settings
 
 
 def data_size(
@@ -38,7 +39,7 @@ def data_size(
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 2,
 ) -> bool:
-    """Trains on fractions of the data, as Goel et al. 2022 in figure 4: page and plot in `folder`.
+    """Train on fractions of the data, as Goel et al. 2022 in figure 4: page and plot in `folder`.
 
     Smaller fractions are parts of larger ones. objectives: of OBJECTIVES; those with a margin have
     base's weight of it, or 0.1. same_steps: more epochs of smaller fractions, so that all take the
@@ -49,7 +50,7 @@ def data_size(
     for name in objectives:
         for fraction in fractions:
             with_margin = name in TUNED and TUNED[name][0] == ("margin",)
-            config = base.updated(
+            method = Method(base).updated(
                 {
                     "margin": (base.loss.margin or MARGIN) if with_margin else 0.0,
                     "train_fraction": fraction,
@@ -57,8 +58,8 @@ def data_size(
                 }
             )
             if same_steps:
-                config = config.updated({"epochs": round(base.run.epochs / fraction)})
-            grid[NAMES[name], fraction] = config
+                method = method.updated({"epochs": round(base.run.epochs / fraction)})
+            grid[NAMES[name], fraction] = method
     steps = "about equal steps" if same_steps else "equal epochs"
     intro = f"Trained on fractions of the pairs, the smaller within the larger, {steps} each."
     return _run(
@@ -75,13 +76,15 @@ def batch_and_temperature(
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 2,
 ) -> bool:
-    """Trains at held temperatures with several batch sizes; what Chen et al. 2024 study.
+    """Train at held temperatures with several batch sizes, which Chen et al. 2024 study.
 
-    All take the same epochs and learning rate. Margins are measured in batches of one size, so
+    All take the same epochs and learning rate. Margins are measured in batches of one size, so that
     they can be compared. scales: of the logits, 1 / temperature. Returns as data_size.
     """
     grid = {
-        (f"batch {size}", scale): base.updated({"batch_size": size, "logit_scale_fixed": scale})
+        (f"batch {size}", scale): Method(base).updated(
+            {"batch_size": size, "logit_scale_fixed": scale}
+        )
         for size in batch_sizes
         for scale in scales
     }
@@ -107,7 +110,7 @@ def _run(
     jobs: int,
 ) -> bool:
     names = {key: f"{key[0]}-{key[1]:g}".lower().replace(" ", "-") for key in grid}
-    results = over_seeds({names[key]: config for key, config in grid.items()}, folder, seeds, jobs)
+    results = over_seeds({names[key]: method for key, method in grid.items()}, folder, seeds, jobs)
     if results is None:
         return False
     runs = {key: results[name] for key, name in names.items()}

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from ..analysis import (
+from cyclip_ext.analysis import (
     batch_margins,
     effective_rank,
     margin_metrics,
     prompt_geometry,
     singular_values,
 )
-from ..data import InMemoryDataset
-from ..evaluation import Hierarchy, consistency_metrics, fine_and_coarse
-from ..evaluation.encoder import Encoder
-from ..evaluation.pictures import EmbeddedData, EmbeddedSet, embed_data
-from ..models.trained import load_trained
-from ..training.precision import autocast_for, choose_device, choose_precision
-from ..training.sources import RunData
+from cyclip_ext.data import InMemoryDataset
+from cyclip_ext.evaluation import Hierarchy, consistency_metrics, fine_and_coarse
+from cyclip_ext.evaluation.encoder import Encoder
+from cyclip_ext.evaluation.pictures import EmbeddedData, EmbeddedSet, embed_data
+from cyclip_ext.models.trained import load_trained
+from cyclip_ext.training.data import RunData
+from cyclip_ext.training.precision import autocast_for, choose_device, choose_precision
 
 Measures = dict[str, dict[str, float]]  # evaluation set -> name -> value
 

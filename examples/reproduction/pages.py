@@ -1,4 +1,4 @@
-"""The page of a study in docs/: Markdown with its pictures in a folder beside it."""
+"""The page of a study in docs/: Markdown with its plots in a folder beside it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from ..evaluation.outcome import Plot, Table
-from ..evaluation.report.drawing import can_draw, draw
-from ..evaluation.report.markdown import table_lines
+from cyclip_ext.evaluation.outcome import Plot, Table
+from cyclip_ext.evaluation.report.drawing import can_draw, draw
+from cyclip_ext.evaluation.report.markdown import table_lines
 
 Part = str | Table | Plot
 
 
 def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -> None:
-    """Write a Markdown page; its pictures go to images/<stem of the page>/ beside it.
+    """Write a Markdown page; its plots go to images/<stem of the page>/ beside it.
 
-    sections: heading -> paragraphs of Markdown, tables and plots, in order. Without matplotlib
-    pictures are left out.
+    sections: heading -> paragraphs of Markdown, tables and plots, in order.
     """
     images = path.parent / "images" / path.stem
     drawing = can_draw()
@@ -40,8 +39,8 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def kept_section(path: Path, heading: str) -> str:
-    """What stands under a heading of a page, to be kept when it is written again; else ""."""
+def existing_section(path: Path, heading: str) -> str:
+    """Return the text under a heading of an existing page; "" if there is none."""
     if not path.is_file():
         return ""
     for section in path.read_text().split("\n## ")[1:]:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..training.config import TrainConfig
-from .runs import Result, Run, complete, over_seeds
+from cyclip_ext.training.config import TrainConfig
+
+from .runs import Method, Result, Run, complete, over_seeds
 
 SELECTION_SEED = 1000
 SEEDS = (0, 1, 2)
@@ -21,7 +22,7 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 CYCLE_WEIGHTS = (0.1, 0.25, 0.5)
 MARGIN_WEIGHTS = (0.03, 0.1, 0.3)
-# Of the square loss, times the others' learning rate: its gradient knows no temperature.
+# For the square loss, times the others' learning rate: its gradient has no factor of temperature.
 SQUARE_RATES = (0.1, 1.0)
 
 SWEEP_SCALES = (10.0, 30.0, 100.0)  # 1 / temperature
@@ -29,7 +30,7 @@ SWEEP_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 
 MAX_SCALE = 100.0
 
-# Name -> settings beside the weight that is chosen; in the order of the tables.
+# Name -> settings besides the weight that is chosen; in the order of the tables.
 OBJECTIVES: dict[str, dict[str, object]] = {
     "clip": {"loss": "clip"},
     "clip-scale-100": {"loss": "clip", "logit_scale_fixed": MAX_SCALE},
@@ -42,15 +43,15 @@ OBJECTIVES: dict[str, dict[str, object]] = {
         "loss": "cyclip",
         "in_modal": 0.0,
         "cross_modal": 0.0,
-        "margin_pairs": "both",
+        "ablation": "both-sided",
     },
     "clip-negative-only": {
         "loss": "cyclip",
         "in_modal": 0.0,
         "cross_modal": 0.0,
-        "margin_pairs": "negative",
+        "ablation": "negative-only",
     },
-    "square": {"loss": "square"},
+    "square": {"loss": "clip", "ablation": "square"},
 }
 
 # Objective -> the settings that get the chosen value, and its candidates.
@@ -67,7 +68,7 @@ TUNED: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting and what the validation vendor said of each candidate (top-1 of its drawings)."""
+    """A setting and the score of each candidate: top-1 on the validation vendor's drawings."""
 
     objective: str
     setting: str
@@ -75,7 +76,7 @@ class Choice:
 
     @property
     def value(self) -> float:
-        """The best candidate; of equal ones the first."""
+        """The best candidate, the first one of equal ones."""
         return max(self.scores, key=lambda candidate: self.scores[candidate])
 
 
@@ -93,9 +94,9 @@ def reproduce(
 ) -> Reproduction | None:
     """Train what is missing in `folder`; None after an interruption, the same call continues.
 
-    base: what all runs share: data, model, epochs. jobs: trainings at a time.
+    base: the settings that all runs share: data, model, epochs. jobs: trainings at a time.
     """
-    chosen = _choose(base, folder, jobs)
+    chosen = _choose(Method(base), folder, jobs)
     if chosen is None:
         return None
     choices, configs = chosen
@@ -117,9 +118,9 @@ def reproduce(
 
 
 def _choose(
-    base: TrainConfig, folder: Path, jobs: int
-) -> tuple[tuple[Choice, ...], dict[str, TrainConfig]] | None:
-    """The learning rate of all objectives, then each one's weight: settings of every objective."""
+    base: Method, folder: Path, jobs: int
+) -> tuple[tuple[Choice, ...], dict[str, Method]] | None:
+    """Choose the learning rate of all objectives, then each one's weight."""
     base = base.updated({"seed": SELECTION_SEED})
     # One rate for all, so that objectives are compared and not rates.
     rates = {
@@ -168,16 +169,16 @@ def _choose(
     return tuple(choices), configs
 
 
-def _settings(base: TrainConfig, objective: str) -> TrainConfig:
+def _settings(base: Method, objective: str) -> Method:
     return base.updated(OBJECTIVES[objective])
 
 
 def _scores(
-    candidates: Mapping[tuple[str, float], TrainConfig], setting: str, folder: Path, jobs: int
+    candidates: Mapping[tuple[str, float], Method], setting: str, folder: Path, jobs: int
 ) -> dict[tuple[str, float], float] | None:
-    """Top-1 on the validation vendor's drawings of trained concepts."""
+    """Return top-1 on the validation vendor's drawings of trained concepts."""
     names = {key: f"select-{key[0]}-{setting}-{key[1]:g}" for key in candidates}
-    runs = [Run(names[key], config) for key, config in candidates.items()]
+    runs = [Run(names[key], method) for key, method in candidates.items()]
     results = complete(runs, folder, jobs)
     if results is None:
         return None

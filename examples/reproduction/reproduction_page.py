@@ -1,4 +1,4 @@
-"""docs/reproduction.md, from the results of `reproduce`."""
+"""Write docs/reproduction.md from the results of `reproduce`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..evaluation.outcome import Plot, Table
+from cyclip_ext.evaluation.outcome import Plot, Table
+
 from . import claims as c
-from .drawing import plot_differences, plot_lines, plot_margin_shares
-from .pages import kept_section, write_page
+from .pages import existing_section, write_page
+from .plots import plot_differences, plot_lines, plot_margin_shares
 from .reproduce import SELECTION_SEED, SWEEP_SCALES, SWEEP_WEIGHTS, Choice, Reproduction
 from .runs import Result
 from .values import Value, difference_cells
@@ -39,12 +40,12 @@ SWEPT = (c.SHIFTED, c.MARGIN, c.POSITIVE, c.GAP)
 def write_reproduction(
     path: Path, found: Reproduction, settings: Mapping[str, object] | None = None
 ) -> None:
-    """Write the page and its pictures; what is said in words follows from the numbers by rule.
+    """Write the page and its plots. All sentences follow from the numbers by rule.
 
-    Only a section "Reading" is a person's: where the page has one it is kept as it is. settings:
-    of training, other than the study's own; the page says so.
+    The exception is a section "Reading", which a person writes: it is copied from the existing
+    page. settings: of training, besides the study's own; the page lists them.
     """
-    reading = kept_section(path, READING)
+    reading = existing_section(path, READING)
     runs = found.objectives
     named = {NAMES[key]: own for key, own in runs.items()}
     seeds = [str(run["seed"]) for run in runs["clip"]]
@@ -90,7 +91,7 @@ def _opening(found: Reproduction, seeds: Sequence[str], settings: Mapping[str, o
 
 
 def _trained(found: Reproduction) -> int:
-    """How many models: the learning rate is chosen by two objectives, a weight by its own."""
+    """Count the models: two objectives choose the learning rate, one each of the weights."""
     chosen = sum(len(choice.scores) * (1 + (choice.objective == "all")) for choice in found.choices)
     stages = (found.objectives, found.sweep)
     return chosen + sum(len(runs) for stage in stages for runs in stage.values())

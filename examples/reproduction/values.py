@@ -1,12 +1,13 @@
-"""Numbers of runs by where they stand in their results, and what a table shows of several."""
+"""Numbers of runs by their place in the results, and the table cells of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..analysis import mean_interval, paired_difference
-from ..training.report import mean_and_deviation
+from cyclip_ext.analysis import mean_interval, paired_difference
+from cyclip_ext.training.report import mean_and_deviation
+
 from .runs import Result
 
 
@@ -14,8 +15,8 @@ from .runs import Result
 class Value:
     """A number that every run of a study has.
 
-    heading: what it is called. dataset: the evaluation set, "" for a number of the run itself.
-    name: of the metric (result.json) or measure (`measure`). percent: it is a share.
+    heading: its name in tables. dataset: the evaluation dataset, "" for a number of the run itself.
+    name: of the metric (result.json) or measure (`measure`). percent: whether it is a share.
     """
 
     heading: str
@@ -25,11 +26,11 @@ class Value:
 
     @property
     def unit(self) -> str:
-        """Of differences."""
+        """The unit of differences."""
         return "points" if self.percent else ""
 
     def of(self, run: Result) -> float:
-        """The number of one run, shares in percent."""
+        """Return the number of one run, shares in percent."""
         if not self.dataset:
             value: float = run[self.name]
         else:
@@ -38,16 +39,16 @@ class Value:
         return 100 * value if self.percent else value
 
     def has(self, run: Result) -> bool:
-        """Whether a run has it: data of files have no classes."""
+        """Return whether a run has it: datasets of files have no classes."""
         own = run["metrics"].get(self.dataset, {}) | run["measures"].get(self.dataset, {})
         return self.name in (own if self.dataset else run)
 
     def of_all(self, runs: Sequence[Result]) -> list[float]:
-        """One number per run."""
+        """Return one number per run."""
         return [self.of(run) for run in runs]
 
     def cell(self, runs: Sequence[Result]) -> str:
-        """Mean and sample deviation over the runs."""
+        """Return mean and sample deviation over the runs."""
         mean, deviation = mean_and_deviation(self.of_all(runs))
         digits = 1 if self.percent else _digits(mean)
         if len(runs) == 1:
@@ -56,7 +57,7 @@ class Value:
 
 
 def difference_cells(value: Value, first: Sequence[Result], second: Sequence[Result]) -> list[str]:
-    """Of first - second: one cell per seed, then the mean with its 95% t interval."""
+    """Return the cells of first - second: one per seed, then the mean with its 95% t interval."""
     a, b = value.of_all(first), value.of_all(second)
     each = [x - y for x, y in zip(a, b, strict=True)]
     digits = 1 if value.percent else _digits(max(map(abs, a + b)))
@@ -69,7 +70,7 @@ def difference_cells(value: Value, first: Sequence[Result], second: Sequence[Res
 
 
 def verdict(differences: Sequence[float], direction: int) -> str:
-    """What differences per seed say of a claim that they have a sign, +1 or -1.
+    """Judge the claim that differences per seed have a sign, `direction`, +1 or -1.
 
     "shown": the 95% t interval is on the claimed side of zero. "every seed": all have the sign, and
     the interval contains zero. "opposite": the interval is on the other side. "not shown": neither.

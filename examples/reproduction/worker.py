@@ -1,4 +1,4 @@
-"""One training of a study in a process of its own: `python -m cyclip_ext.studies.worker FOLDER`."""
+"""One training of a study in a process of its own: `python -m reproduction.worker FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import shutil
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
-from ..training.checkpoint import Checkpoints
-from ..training.config import TrainConfig
-from ..training.main import INTERRUPTED
-from ..training.run import read_result, run_training
-from ..training.sources import open_data
+from cyclip_ext.training.__main__ import INTERRUPTED
+from cyclip_ext.training.data import open_data
+from cyclip_ext.training.folder import newest_state, read_result
+from cyclip_ext.training.run import run_training
+
+from .ablations import make_ablation
 from .measure import measure
-from .runs import MEASURES, OUTPUT, SETTINGS, write_measures
+from .runs import MEASURES, OUTPUT, SETTINGS, Method, write_measures
 
 
 def main(folder: Path) -> int:
-    """Train what the folder's settings say, from its last checkpoint on, and measure it.
+    """Train with the folder's settings, from its last checkpoint on, and measure.
 
-    The weights are dropped then: a study has dozens of runs, and their numbers are what it is for.
-    Once the standard input ends, for the study's process is gone, it saves its state and stops. A
-    folder is one process's at a time: another waits.
+    The weights are deleted then: a study has dozens of runs and uses their numbers alone. When the
+    standard input ends, because the study's process has ended, the state is saved and the training
+    stops. A folder belongs to one process at a time: another one waits.
     """
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     with (folder / OUTPUT).open("ab") as lock:
@@ -40,14 +42,14 @@ def _stop_at_end_of_input() -> None:
 
 
 def _train_and_measure(folder: Path) -> int:
-    config = TrainConfig.from_dict(json.loads((folder / SETTINGS).read_text()))
-    data = open_data(config.data)
+    method = Method.from_dict(json.loads((folder / SETTINGS).read_text()))
+    data = open_data(method.config.data)
     if read_result(folder) is None:
-        state = Checkpoints(folder).newest(print)
-        if run_training(config, data, folder, state) is None:
+        objective = partial(make_ablation, method.ablation)
+        state = newest_state(folder)
+        if run_training(method.config, data, folder, state, objective=objective) is None:
             return INTERRUPTED
-    measures = measure(folder, data)
-    write_measures(folder, measures)
+    write_measures(folder, measure(folder, data))
     shutil.rmtree(folder / "checkpoints")
     return 0
 

@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from reproduction.ablations import make_ablation
+from reproduction.runs import Method, Result, Run
 
-from cyclip_ext.studies.runs import Result, Run
 from cyclip_ext.training.config import TrainConfig
 
-Accuracy = Callable[[str, TrainConfig], dict[str, float]]  # set -> top-1
+Accuracy = Callable[[str, TrainConfig], dict[str, float]]  # dataset -> top-1
 
 
-def result(name: str, config: TrainConfig, accuracy: dict[str, float]) -> Result:
-    """All numbers that studies show; those but the accuracies are noise made from the name."""
+def label(method: Method) -> str:
+    """Return the label of the objective that a worker would train."""
+    return make_ablation(method.ablation, method.config, pairs=2).label
+
+
+def result(name: str, method: Method, accuracy: dict[str, float]) -> Result:
+    """Return all numbers that studies show; except for the accuracies they depend on the name."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
     def draw() -> float:
@@ -32,8 +38,8 @@ def result(name: str, config: TrainConfig, accuracy: dict[str, float]) -> Result
     shifted = {key: draw() for key in names}
     shifted |= {f"margin_quantile/{i:03}": value for i, value in enumerate(quantiles)}
     return {
-        "label": config.label(),
-        "seed": config.run.seed,
+        "label": label(method),
+        "seed": method.config.run.seed,
         "logit_scale": 100 * draw(),
         "train_seconds": 1.0,
         "metrics": metrics,
@@ -42,16 +48,32 @@ def result(name: str, config: TrainConfig, accuracy: dict[str, float]) -> Result
 
 
 class Pretender:
-    """In place of studies.runs.complete: remembers what was asked for."""
+    """A replacement of runs.complete that records the runs and trains nothing.
+
+    stop_at: name of a run at which the study is interrupted.
+    """
 
     def __init__(self, accuracy: Accuracy, stop_at: str = "") -> None:
         self.accuracy = accuracy
-        self.stop_at = stop_at  # a run's name: the study is interrupted there
-        self.asked: dict[str, TrainConfig] = {}
+        self.stop_at = stop_at
+        self.methods: dict[str, Method] = {}
+
+    @property
+    def configs(self) -> dict[str, TrainConfig]:
+        """The settings of each run."""
+        return {name: method.config for name, method in self.methods.items()}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each run's objective."""
+        return {name: label(method) for name, method in self.methods.items()}
 
     def __call__(self, runs: Sequence[Run], folder: Path, jobs: int) -> dict[str, Result] | None:
+        results = {}
         for run in runs:
             if run.name == self.stop_at:
                 return None
-            self.asked[run.name] = run.config
-        return {r.name: result(r.name, r.config, self.accuracy(r.name, r.config)) for r in runs}
+            self.methods[run.name] = run.method
+            accuracy = self.accuracy(run.name, run.method.config)
+            results[run.name] = result(run.name, run.method, accuracy)
+        return results

@@ -6,12 +6,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from reproduction import runs
+from reproduction.__main__ import main
+from reproduction.grids import batch_and_temperature, data_size
+from reproduction.pages import write_page
 
 from cyclip_ext.evaluation.outcome import Plot
-from cyclip_ext.studies import runs
-from cyclip_ext.studies.__main__ import main
-from cyclip_ext.studies.grids import batch_and_temperature, data_size
-from cyclip_ext.studies.pages import write_page
 from cyclip_ext.training.config import TrainConfig
 
 from .made_up import Pretender
@@ -31,11 +31,11 @@ def test_fractions(tmp_path: Path, pretender: Pretender, same_steps: bool) -> No
     assert data_size(
         base, tmp_path, fractions=(0.25, 1.0), objectives=("clip", "square"), same_steps=same_steps
     )
-    assert len(pretender.asked) == 2 * 2 * 3
-    quarter = pretender.asked["square-loss-0.25-seed2"]
+    assert len(pretender.configs) == 2 * 2 * 3
+    quarter = pretender.configs["square-loss-0.25-seed2"]
     assert quarter.data.train_fraction == 0.25
     assert quarter.run.epochs == (40 if same_steps else 10)
-    assert quarter.label() == "square loss"
+    assert pretender.labels["square-loss-0.25-seed2"] == "square loss"
     page = (tmp_path / "report.md").read_text()
     assert "| CLIP | 12.5 ± 0.0 | 50.0 ± 0.0 |" in page
     assert (tmp_path / "images" / "report" / "lines.png").is_file()
@@ -45,10 +45,10 @@ def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
     assert batch_and_temperature(
         TrainConfig(), tmp_path, batch_sizes=(32, 64), scales=(10.0, 100.0), seeds=(5,)
     )
-    assert set(pretender.asked) == {
+    assert set(pretender.configs) == {
         *("batch-32-10-seed5", "batch-32-100-seed5", "batch-64-10-seed5", "batch-64-100-seed5")
     }
-    one = pretender.asked["batch-32-100-seed5"]
+    one = pretender.configs["batch-32-100-seed5"]
     assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
 
 
@@ -56,7 +56,7 @@ def test_command_line_hands_on_settings(tmp_path: Path, pretender: Pretender) ->
     """Wrong: a flag of training is lost, or a default of it overrides the study's."""
     words = ["data-size", "--folder", str(tmp_path), "--fractions", "0.5", "--seeds", "3"]
     assert main([*words, "--objectives", "cyclip", "--lr", "0.01", "--epochs", "7"]) == 0
-    (config,) = pretender.asked.values()
+    (config,) = pretender.configs.values()
     assert (config.optim.lr, config.run.epochs, config.run.seed) == (0.01, 7, 3)
     assert not config.run.tensorboard
 
@@ -65,7 +65,7 @@ def test_flags_of_single_runs_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
-    assert "--seed is of a single run; a study has --seeds" in capsys.readouterr().err
+    assert "--seed applies to a single run; a study has --seeds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "weight"), [([], 0.1), (["--margin", "0.3"], 0.3)])
@@ -76,7 +76,7 @@ def test_objectives_are_what_they_are_called(
     own = ["--objectives", "cyclip", "clip-margin", "clip-both-sided", "--fractions", "1"]
     line = ["data-size", "--folder", str(tmp_path), *own, "--seeds", "0", *words]
     assert main(line) == 0
-    assert [config.label() for config in pretender.asked.values()] == [
+    assert [*pretender.labels.values()] == [
         *("CyCLIP", f"CLIP + margin {weight}", f"CLIP + both-sided margin {weight}")
     ]
 
@@ -88,7 +88,7 @@ def test_what_a_study_varies_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         *(("data-size", "--train-fraction", "0.5"), ("batch-temperature", "--batch-size", "8")),
     ):
         assert main([study, "--folder", str(tmp_path), "--jobs", "0", flag, value]) == 1
-        assert f"{flag} is what {study} varies; leave it out" in capsys.readouterr().err
+        assert f"{study} varies {flag} itself; omit it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fraction", ["0", "-1", "1.5"])
@@ -107,7 +107,7 @@ def test_auto_is_settled_once(
     """Wrong: a study goes on with real drawings where it began with procedural shapes."""
     monkeypatch.setattr("cyclip_ext.data.source.emoji_available", lambda: False)
     assert main(["data-size", "--folder", str(tmp_path), "--seeds", "0"]) == 0
-    assert {config.data.train_data for config in pretender.asked.values()} == {"shapes"}
+    assert {config.data.train_data for config in pretender.configs.values()} == {"shapes"}
 
 
 def test_ctrl_c_between_trainings(

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from reproduction import reproduce as module
+from reproduction import runs
+from reproduction.__main__ import main
+from reproduction.claims import CLAIMS
+from reproduction.reproduce import OBJECTIVES, SELECTION_SEED, reproduce
+from reproduction.reproduction_page import NAMES, write_reproduction
 
-from cyclip_ext.studies import reproduce as module
-from cyclip_ext.studies import runs
-from cyclip_ext.studies.__main__ import main
-from cyclip_ext.studies.claims import CLAIMS
-from cyclip_ext.studies.reproduce import OBJECTIVES, SELECTION_SEED, reproduce
-from cyclip_ext.studies.reproduction_page import NAMES, write_reproduction
 from cyclip_ext.training.config import TrainConfig
 
 from .made_up import Accuracy, Pretender
@@ -43,22 +43,21 @@ def test_settings_are_chosen_by_validation_alone(
     assert chosen["all"] == 4e-3
     assert chosen["cyclip"] == chosen["c-cyclip"] == chosen["i-cyclip"] == 0.5
     assert chosen["clip-margin"] == chosen["cyclip-margin"] == chosen["clip-both-sided"] == 0.03
-    for name, config in pretender.asked.items():
+    for name, config in pretender.configs.items():
         assert (config.run.seed == SELECTION_SEED) == name.startswith("select-"), name
         if not name.startswith(("select-", "square")):
             assert config.optim.lr == 4e-3, name
-    asked = pretender.asked
+    asked, labels = pretender.configs, pretender.labels
     assert {f"{name}-seed{seed}" for name in OBJECTIVES for seed in (0, 1)} <= set(asked)
     cyclip, both = asked["cyclip-seed1"].loss, asked["cyclip-margin-seed1"].loss
     assert (cyclip.in_modal, cyclip.cross_modal, cyclip.margin) == (0.5, 0.5, 0.0)
     assert (both.in_modal, both.cross_modal, both.margin) == (0.5, 0.5, 0.03)
-    assert asked["c-cyclip-seed0"].label() == "C-CyCLIP"
-    assert asked["i-cyclip-seed0"].label() == "I-CyCLIP"
-    assert asked["clip-both-sided-seed0"].label() == "CLIP + both-sided margin 0.03"
-    assert asked["clip-negative-only-seed0"].label() == "CLIP + negative-only margin 0.03"
-    assert asked["clip-scale-100-seed0"].label() == "CLIP, scale held at 100"
-    swept = asked["sweep-scale-10-margin-0.3-seed1"]
-    assert swept.label() == "CLIP + margin 0.3, scale held at 10"
+    assert labels["c-cyclip-seed0"] == "C-CyCLIP"
+    assert labels["i-cyclip-seed0"] == "I-CyCLIP"
+    assert labels["clip-both-sided-seed0"] == "CLIP + both-sided margin 0.03"
+    assert labels["clip-negative-only-seed0"] == "CLIP + negative-only margin 0.03"
+    assert labels["clip-scale-100-seed0"] == "CLIP, scale held at 100"
+    assert labels["sweep-scale-10-margin-0.3-seed1"] == "CLIP + margin 0.3, scale held at 10"
     assert len([name for name in asked if name.startswith("sweep")]) == 2 * 3 * 4
 
 
@@ -133,8 +132,8 @@ def test_other_data_are_refused_before_training(
     """Wrong: a page about emoji is written from other pictures, or fails after six trainings."""
     pretender = pretend(monkeypatch, accuracy)
     assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "pairs.csv"]) == 1
-    assert "reproduce is about the default data" in capsys.readouterr().err
-    assert not pretender.asked
+    assert "reproduce takes the default data" in capsys.readouterr().err
+    assert not pretender.methods
 
 
 def test_missing_scipy_is_told_before_training(
@@ -145,4 +144,4 @@ def test_missing_scipy_is_told_before_training(
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "emoji"]) == 2
     assert "cyclip_ext[eval]" in capsys.readouterr().err
-    assert not pretender.asked
+    assert not pretender.methods

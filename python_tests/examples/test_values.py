@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from cyclip_ext.studies.values import Value, difference_cells, verdict
+from reproduction.values import Value, difference_cells, verdict
 
 
 def runs(*values: float) -> list[dict]:

@@ -93,8 +93,8 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
         load_checkpoint(tmp_path / "last.pt")
     (tmp_path / "x.pt").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"not a file of torch\.save"):
         load_checkpoint(tmp_path / "x.pt")
     torch.save({"format": 1}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of this version"):
+    with pytest.raises(ValueError, match="has format 1"):
         load_checkpoint(tmp_path / "old.pt")

@@ -101,8 +101,6 @@ def test_impossible_settings_are_named(flag: str, value: str) -> None:
         (LossConfig(margin=0.1), "CyCLIP + margin 0.1"),
         (LossConfig(in_modal=0, cross_modal=0, margin=0.1), "CLIP + margin 0.1"),
         (LossConfig(loss="clip", inmodal=True), "CLIP + views"),
-        (LossConfig(margin=0.1, margin_pairs="both"), "CyCLIP + both-sided margin 0.1"),
-        (LossConfig(loss="square"), "square loss"),
     ],
 )
 def test_labels(loss: LossConfig, label: str) -> None:

@@ -27,7 +27,7 @@ def test_validation_pairs_are_not_trained_on() -> None:
 
 
 def test_named_sets_refuse_flags_for_files() -> None:
-    with pytest.raises(ValueError, match="--val-data is for files, shapes brings its own"):
+    with pytest.raises(ValueError, match='--val-data only applies to files; "shapes" has its own'):
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
 
 
@@ -77,7 +77,9 @@ def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
     assert data.train[0].captions == ("caption 1",)
     with pytest.raises(ValueError, match=r"--first-row. does not apply"):
         open_data(DataConfig(train_data=path, first_row=1))
-    with pytest.raises(ValueError, match="--csv-img-key is for files, shapes brings its own"):
+    with pytest.raises(
+        ValueError, match='--csv-img-key only applies to files; "shapes" has its own'
+    ):
         open_data(DataConfig(train_data="shapes", csv_img_key="bild"))
 
 

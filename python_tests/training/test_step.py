@@ -1,18 +1,22 @@
-"""What the loop's options change, and that they change nothing else."""
+"""One optimizer step, and the options that change it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
 import types
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclip_ext import reference
 from cyclip_ext.data import Batch
@@ -20,7 +24,8 @@ from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.config import LossConfig, TrainConfig
 from cyclip_ext.training.objective import make_loss, term_weights
-from cyclip_ext.training.trainer import DivergedError, Trainer
+from cyclip_ext.training.step import DivergedError, Stepper, StepResult
+from cyclip_ext.training.trainer import Trainer
 
 from .parts import create_tiny, settings, shapes, tiny_trainer, write_shards
 
@@ -31,15 +36,17 @@ def changed(section: str, config: TrainConfig | None = None, **values: Any) -> T
     return replace(config, **{section: replace(getattr(config, section), **values)})
 
 
-def take_steps(trainer: Trainer, count: int) -> list[dict[str, float] | None]:
-    """The first steps of an epoch, without validation and checkpoints."""
+def take_steps(trainer: Trainer, count: int) -> list[dict[str, float]]:
+    """Take the first steps of an epoch, without validation and checkpoints."""
     taken = []
     trainer.model.train()
-    batches = trainer.loader.epoch(trainer.epoch)
-    for _ in range(count):
-        batch = next(batches)
+    for batch in islice(trainer.loader.epoch(trainer.epoch), count):
         assert batch is not None
-        taken.append(trainer._train_step(batch))
+        trainer.stepper.launch(trainer.feeder(batch), trainer.step, trainer.total_steps)
+        result = trainer.stepper.settle()
+        assert result is not None
+        assert result.wait()
+        taken.append(dict(zip(result.names, result.values.tolist(), strict=True)))
         trainer.step_in_epoch += 1
     return taken
 
@@ -51,7 +58,7 @@ def parameters(model: Any) -> dict[str, Tensor]:
 def test_first_step_has_the_first_rate_of_the_warmup(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, settings(lr=1e-2))
     take_steps(trainer, 1)
-    rates = {group["lr"] for group in trainer.optimizer.param_groups}
+    rates = {group["lr"] for group in trainer.stepper.optimizer.param_groups}
     assert rates == {1e-2 / 5, 10 * 1e-2 / 5}
 
 
@@ -76,8 +83,6 @@ def test_parts_make_one_batch(tmp_path: Path) -> None:
     assert trainer.global_batch == whole.global_batch == 64
     assert trainer.total_steps == whole.total_steps
     first, expected = take_steps(trainer, 1)[0], take_steps(whole, 1)[0]
-    assert first is not None
-    assert expected is not None
     # Batch norm sees halves, so the losses are near, not equal; of 32 pairs it would be ln 2 less.
     assert first["contrastive_loss"] == pytest.approx(expected["contrastive_loss"], abs=0.2)
 
@@ -113,7 +118,6 @@ def test_views_train(tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch)
 def test_gradient_is_clipped_and_its_norm_reported_before(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("optim", grad_clip_norm=1e-3))
     values = take_steps(trainer, 1)[0]
-    assert values is not None
     assert values["grad_norm"] > 0.1
     clipped = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm()
     assert clipped == pytest.approx(1e-3, rel=1e-3)
@@ -137,8 +141,8 @@ def test_moving_average_is_measured_and_kept(tmp_path: Path) -> None:
 
 
 def with_nan_at(trainer: Trainer, step: int) -> None:
-    """The loss of that step is not a number."""
-    loss = trainer.loss
+    """Make the loss of that step NaN."""
+    loss = trainer.stepper.loss
 
     def spoilt(*arguments: Any, **options: Any) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = loss(*arguments, **options)
@@ -146,11 +150,11 @@ def with_nan_at(trainer: Trainer, step: int) -> None:
             terms["contrastive_loss"] = terms["contrastive_loss"] * math.nan
         return terms
 
-    trainer.loss = spoilt  # type: ignore[assignment]
+    trainer.stepper.loss = spoilt  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_fp16"])
-def test_step_that_is_not_finite_can_be_left_out(tmp_path: Path, precision: str) -> None:
+def test_step_that_is_not_finite_can_be_skipped(tmp_path: Path, precision: str) -> None:
     config = changed("optim", skip_nonfinite=True, ema_decay=0.9)
     config = changed(
         "run", changed("data", config, batch_size=32, accum_freq=2), precision=precision
@@ -158,18 +162,98 @@ def test_step_that_is_not_finite_can_be_left_out(tmp_path: Path, precision: str)
     trainer = tiny_trainer(tmp_path, config)
     with_nan_at(trainer, 2)
     take_steps(trainer, 2)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = copy.deepcopy(trainer.state())
     batch = list(trainer.loader.epoch(0))[2]
     assert batch is not None
-    assert trainer._train_step(batch) is None
-    # Running statistics, too: they would spoil every later evaluation.
-    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    trainer._take_step(batch, 64)
+    trainer._settle()
+    after = trainer.state()
+    # Running statistics as well: they would spoil every later evaluation.
+    assert_same_tensors(before["model"], after["model"])
+    assert_same_tensors(before["ema"], after["ema"])
+    for parameter, moments in before["optimizer"]["state"].items():
+        assert_same_tensors(moments, after["optimizer"]["state"][parameter])
     written = json.loads((tmp_path / "nonfinite-step-2.json").read_text())
     assert written["records"] == [{"indices": batch.indices.tolist(), "texts": batch.texts}]
     assert written["values"]["contrastive_loss"] == "nan"
     trainer.step_in_epoch = 0
     assert trainer.fit()
-    assert trainer.left_out == 2
+    assert trainer.skipped_steps == 2
+
+
+def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_skipped_step_leaves_no_trace_although_the_next_one_is_launched(tmp_path: Path) -> None:
+    """The average takes the weights late, and the verdict on a step is read late."""
+    config = changed("optim", skip_nonfinite=True, ema_decay=0.9)
+    overlapped, in_turn = (tiny_trainer(tmp_path / name, config) for name in "ab")
+    for trainer in (overlapped, in_turn):
+        with_nan_at(trainer, 2)
+        trainer.model.train()
+        for batch in islice(trainer.loader.epoch(0), 5):
+            assert batch is not None
+            trainer._take_step(batch, 64)
+            if trainer is in_turn:
+                trainer._settle()
+            trainer.step_in_epoch += 1
+        trainer._settle()
+    for part in ("model", "ema"):
+        assert_same_tensors(overlapped.state()[part], in_turn.state()[part])
+    assert overlapped.window.record() == pytest.approx(
+        in_turn.window.record() | {"images_per_second": ANY, "data_wait": ANY}
+    )
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the numbers that are fetched from tensors; on a GPU each fetch waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_step_reads_nothing_from_the_device(tmp_path: Path) -> None:
+    config = changed("optim", skip_nonfinite=True, grad_clip_norm=1.0)
+    trainer = tiny_trainer(tmp_path, config)
+    text: Any = trainer.model.text
+    # The tiny model itself reads the length of the texts.
+    text.forward = lambda tokens: text.projection(text.token_embedding(tokens).mean(1))
+    for batch in islice(trainer.loader.epoch(0), 3):
+        assert batch is not None
+        inputs = trainer.feeder(batch)
+        with HostReads() as reads:
+            trainer.stepper.launch(inputs, trainer.step, trainer.total_steps)
+        assert reads.count == 0
+
+
+def test_verdict_is_read_after_the_next_step_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(tmp_path, changed("run", log_every_n_steps=100))
+    events: list[tuple[str, int]] = []
+    launch, wait = Stepper.launch, StepResult.wait
+
+    def recorded_launch(self: Stepper, inputs: Any, step: int, total: int) -> Any:
+        events.append(("launch", step))
+        return launch(self, inputs, step, total)
+
+    def recorded_wait(self: StepResult) -> bool:
+        events.append(("read", self.step))
+        return wait(self)
+
+    monkeypatch.setattr(Stepper, "launch", recorded_launch)
+    monkeypatch.setattr(StepResult, "wait", recorded_wait)
+    assert trainer.fit()
+    assert events[:5] == [
+        *(("launch", 0), ("launch", 1), ("read", 0), ("launch", 2), ("read", 1)),
+    ]
+    assert events[-1] == ("read", trainer.total_steps - 1)
 
 
 def test_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None:
@@ -181,12 +265,12 @@ def test_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None:
 
 def test_float16_scales_its_gradients_and_survives_an_overflow(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**40})
+    trainer.stepper.scaler.load_state_dict(trainer.stepper.scaler.state_dict() | {"scale": 2.0**40})
     before = parameters(trainer.model)
-    assert take_steps(trainer, 1)[0] is not None  # no DivergedError: too large a scale, no more
+    take_steps(trainer, 1)  # too large a scale is no DivergedError
     assert all(torch.equal(before[k], v) for k, v in parameters(trainer.model).items())
-    assert trainer.scaler.get_scale() == 2.0**39
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**10})
+    assert trainer.stepper.scaler.get_scale() == 2.0**39
+    trainer.stepper.scaler.load_state_dict(trainer.stepper.scaler.state_dict() | {"scale": 2.0**10})
     take_steps(trainer, 1)
     assert not torch.equal(
         before["visual.projection.weight"], trainer.model.visual.projection.weight
@@ -194,12 +278,12 @@ def test_float16_scales_its_gradients_and_survives_an_overflow(tmp_path: Path) -
     trainer.save()
     resumed = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
     resumed.restore(trainer.state())
-    assert resumed.scaler.get_scale() == 2.0**10
+    assert resumed.stepper.scaler.get_scale() == 2.0**10
 
 
 def test_float16_that_never_comes_right_stops_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 4.0})
+    trainer.stepper.scaler.load_state_dict(trainer.stepper.scaler.state_dict() | {"scale": 4.0})
     trainer.model.text.projection.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(DivergedError, match="not finite at step 2 in float16"):
         trainer.fit()
@@ -210,11 +294,11 @@ def test_lone_pair_is_no_divergence(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, settings(epochs=1))
     (batch, *_) = trainer.loader.epoch(0)
     assert batch is not None
-    values = trainer._train_step(Batch(batch.images[:1], batch.texts[:1], batch.indices[:1]))
-    assert values is not None
-    window = trainer._window()
-    window.add(values, 1)
-    assert all(map(math.isfinite, window.record().values()))
+    trainer._take_step(Batch(batch.images[:1], batch.texts[:1], batch.indices[:1]), 1)
+    trainer._settle()
+    record = trainer.window.record()
+    assert record["contrastive_loss"] == 0
+    assert all(map(math.isfinite, record.values()))
 
 
 def test_checkpointed_activations_change_no_bit(tmp_path: Path) -> None:
@@ -248,7 +332,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [event.step for event in events.Scalars("train/loss")] == [10, 14]
 
 
-def test_wandb_is_asked_for_by_its_project(
+def test_wandb_gets_project_and_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "create_model", create_tiny)

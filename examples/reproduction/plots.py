@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .._plotting import BLUE, VERMILION, line_style, plain
-from ..analysis import paired_difference
-from ..training.report import mean_and_deviation
+from cyclip_ext._plotting import BLUE, VERMILION, line_style, plain
+from cyclip_ext.analysis import paired_difference
+from cyclip_ext.training.report import mean_and_deviation
+
 from .runs import Result
 from .values import Value
 
@@ -26,7 +27,7 @@ def plot_lines(
     *,
     log: bool = False,
 ) -> None:
-    """One panel per value: means over seeds, bands of one sample deviation, seeds as points."""
+    """Draw one panel per value: means, bands of one sample deviation, seeds as points."""
     figure.set_layout_engine("constrained")
     columns = min(2, len(values))
     panels = figure.subplots(-(-len(values) // columns), columns, squeeze=False).flat
@@ -40,7 +41,7 @@ def plot_lines(
             axes.minorticks_off()
         axes.set_xticks(positions, [f"{x:g}" for x in positions])
         plain(axes)
-    for axes in list(panels):  # of an odd number one place is left
+    for axes in list(panels):  # an odd number leaves one place empty
         axes.set_visible(False)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -65,7 +66,7 @@ def plot_differences(
     baseline: str,
     values: Sequence[Value],
 ) -> None:
-    """Of every objective and the baseline: each seed as a point, the mean with its 95% interval."""
+    """Draw differences to the baseline: each seed as a point, the mean with its 95% interval."""
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     others = [name for name in runs if name != baseline]
@@ -91,7 +92,7 @@ def plot_differences(
 
 
 def plot_margin_shares(figure: Figure, runs: Mapping[str, Sequence[Result]], dataset: str) -> None:
-    """Share of pairs with a smaller margin, against the margin; quantiles are means over seeds."""
+    """Draw the share of pairs with a smaller margin, against the margin; means over seeds."""
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for index, (name, own) in enumerate(runs.items()):
