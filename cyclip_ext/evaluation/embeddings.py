@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import SkipReport
-from ..data.records import printable
+from ..data.captions import printable
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
 
