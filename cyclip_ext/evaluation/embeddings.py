@@ -202,18 +202,6 @@ class Embeddings:
             return None
         return pairs if len(pairs[2].unique()) > 1 else None
 
-    def subset(self, rows: Tensor, name: str) -> Embeddings:  # bool [N], or int64 indices
-        """Return the images of some rows with their labels and all classes, without captions."""
-        return Embeddings(
-            self.image_features[rows],
-            name=name,
-            labels=None if self.labels is None else self.labels[rows],
-            class_features=self.class_features,
-            class_names=self.class_names,
-            levels=self.levels,
-            logit_scale=self.logit_scale,
-        )
-
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 

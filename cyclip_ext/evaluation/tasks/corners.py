@@ -1,27 +1,44 @@
-"""The four corners of two pairs, CyCLIP's figure 1: are they consistent?
+"""Consistency of the four corners of two pairs: image i, text i, image j, text j.
 
-Of pairs i and j: image i, text i, image j, text j. The two in-modal sides <x_i, x_j> and <y_i, y_j>
-should be equal, and so should the two diagonals <x_i, y_j> and <x_j, y_i>; then the corners are
-geometrically consistent. Source: Goel et al. 2022, figure 1.
+The two in-modal sides <x_i, x_j> and <y_i, y_j> should be equal, and so should the two diagonals
+<x_i, y_j> and <x_j, y_i>; then the corners are geometrically consistent. Source: Goel et al. 2022,
+figure 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..drawing import BLUE, GREEN, VERMILION
-from .directions import unit_pairs
+from ...drawing import BLUE, GREEN, VERMILION
+from ..embeddings import Embeddings, unit_pairs
+from .base import Metric, Plot, TaskOptions, TaskResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TASK = "four_corners"
+
 QUANTILES = (0.5, 0.9, 0.99)
+EXAMPLES = 3  # plotted quadrilaterals
+
+METRICS = tuple(
+    metric
+    for key, label in (("cross", "cross"), ("in_modal", "in-modal"))
+    for metric in (
+        Metric(f"{key}_gap_rms", f"{label} gap, root mean square"),
+        *(
+            Metric(f"{key}_gap_q{round(100 * q)}", f"{label} gap, {round(100 * q)}% quantile")
+            for q in QUANTILES
+        ),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +53,12 @@ class Corners:
 
     @property
     def cross_gap(self) -> Tensor:
-        """S_ij - S_ji, what cross-modal consistency makes small."""
+        """S_ij - S_ji, which cross-modal consistency makes small."""
         return self.image_text - self.text_image
 
     @property
     def in_modal_gap(self) -> Tensor:
-        """<x_i, x_j> - <y_i, y_j>, what in-modal consistency makes small."""
+        """<x_i, x_j> - <y_i, y_j>, which in-modal consistency makes small."""
         return self.image_image - self.text_text
 
 
@@ -52,7 +69,7 @@ def sample_corners(
     count: int = 20_000,
     seed: int = 0,
 ) -> Corners:
-    """`count` random couples of different pairs, with repetition; all of them where N allows fewer.
+    """Draw `count` random couples of different pairs, with repetition; all if there are fewer.
 
     Raises ValueError for fewer than two pairs or a count below one.
     """
@@ -84,10 +101,10 @@ def sample_corners(
 
 
 def corner_metrics(corners: Corners) -> dict[str, float]:
-    """Root mean square and the 50, 90 and 99 percent quantiles of both gaps' absolute values.
+    """Return root mean square and 50, 90 and 99 percent quantiles of both absolute gaps.
 
-    Names: cross_gap_rms, cross_gap_q50, ..., in_modal_gap_q99. The squares of the root mean squares
-    are what CyCLIP's two terms penalize.
+    Keys: cross_gap_rms, cross_gap_q50, ..., in_modal_gap_q99. CyCLIP's two terms penalize the
+    squares of the root mean squares.
     """
     metrics = {}
     for name, gap in (("cross_gap", corners.cross_gap), ("in_modal_gap", corners.in_modal_gap)):
@@ -99,21 +116,22 @@ def corner_metrics(corners: Corners) -> dict[str, float]:
 
 
 def corner_positions(points: Tensor) -> Tensor:
-    """Places of k points, [k, d], on a plane, [k, 2], by classical multidimensional scaling.
+    """Place k points, [k, d], on a plane, [k, 2], by classical multidimensional scaling.
 
-    The best plane in the sense of principal components: distances are kept as well as a projection
-    can. Four points on a sphere need three dimensions in general. Source: Torgerson 1952.
+    The plane is the best one in the sense of principal components: no projection preserves the
+    distances better. Four points on a sphere need three dimensions in general.
+    Source: Torgerson 1952.
     """
     centred = points.double() - points.double().mean(0)
     vectors, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
     places = torch.zeros(len(points), 2, dtype=torch.float64)
-    kept = min(2, len(lengths))
-    places[:, :kept] = vectors[:, :kept] * lengths[:kept]
+    used = min(2, len(lengths))
+    places[:, :used] = vectors[:, :used] * lengths[:used]
     return places
 
 
 def plot_corners(figure: Figure, corners: Corners) -> None:
-    """Sides against sides, diagonals against diagonals: consistent corners lie on y = x."""
+    """Plot sides against sides and diagonals against diagonals: consistent ones lie on y = x."""
     figure.set_layout_engine("constrained")
     panels: list[Axes] = list(figure.subplots(1, 2))
     contents = (
@@ -124,13 +142,13 @@ def plot_corners(figure: Figure, corners: Corners) -> None:
         (corners.image_image, corners.text_text),
         (corners.image_text, corners.text_image),
     )
-    drawn: list[Any] = []
+    cells: list[Any] = []
     for axes, (title, xlabel, ylabel), (x, y) in zip(panels, contents, values, strict=True):
         low, high = min(x.min(), y.min()).item(), max(x.max(), y.max()).item()
         margin = 0.04 * (high - low) + 1e-3
         low, high = low - margin, high + margin
         extent = (low, high, low, high)
-        drawn.append(
+        cells.append(
             axes.hexbin(
                 x,
                 y,
@@ -148,11 +166,11 @@ def plot_corners(figure: Figure, corners: Corners) -> None:
         axes.set_title(f"{title}: rms gap {rms:.3f}", fontsize=10)
         axes.locator_params(nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
-    most = max(cells.get_array().max() for cells in drawn)
-    for cells in drawn:
-        cells.set_clim(1, max(most, 2))  # one scale; a logarithmic one must not be empty
+    most = max(panel.get_array().max() for panel in cells)
+    for panel in cells:
+        panel.set_clim(1, max(most, 2))  # one scale; a logarithmic one must not be empty
     panels[0].legend(frameon=False, fontsize=9, loc="upper left")
-    figure.colorbar(drawn[0], ax=panels, shrink=0.6, label="couples of pairs")
+    figure.colorbar(cells[0], ax=panels, shrink=0.6, label="couples of pairs")
 
 
 def plot_quadrilaterals(
@@ -161,14 +179,14 @@ def plot_quadrilaterals(
     text_features: Tensor,  # [N, d]
     pairs: Sequence[tuple[int, int]],
 ) -> None:
-    """The corners of each (i, j) of `pairs` on a plane of their own, all at one scale.
+    """Plot the corners of each (i, j) of `pairs` on a plane of their own, all at one scale.
 
-    Each edge carries its cosine in the full space. Raises ValueError for no pairs, or for one of
-    them that does not exist.
+    Each edge is labelled with its cosine in the full space. Raises ValueError without pairs, or for
+    one that does not exist.
     """
     images, texts = unit_pairs(image_features, text_features)
     if not pairs:
-        raise ValueError("pairs is empty: name at least one (i, j) to draw")
+        raise ValueError("pairs is empty: name at least one (i, j) to plot")
     for i, j in pairs:
         if not (0 <= i < len(images) and 0 <= j < len(images)):
             raise ValueError(f"pairs must be in 0 ... {len(images) - 1}, got ({i}, {j})")
@@ -186,9 +204,9 @@ def plot_quadrilaterals(
 
 
 def _quadrilateral(axes: Axes, points: Tensor) -> None:
-    """points: image i, text i, image j, text j, float64 [4, d]."""
+    """Plot the points image i, text i, image j, text j, float64 [4, d]."""
     places = corner_positions(points)
-    # Signs of the axes are arbitrary: image i stands above and to the left.
+    # Signs of the axes are arbitrary: image i is placed above and to the left.
     places = places * torch.where(places[0] < 0, -1, 1) * torch.tensor([-1, 1])
     cosines = points @ points.T
     edges = (
@@ -203,7 +221,7 @@ def _quadrilateral(axes: Axes, points: Tensor) -> None:
         axes.plot(
             *places[[a, b]].T, color=color, linestyle=dashes, linewidth=1.4, label=name, zorder=1
         )
-        # The diagonals may cross in the middle: their numbers stand apart.
+        # The diagonals may cross in the middle: their numbers are placed beside it.
         at = 0.5 if dashes == "-" else 0.3
         place = (1 - at) * places[a] + at * places[b]
         axes.annotate(
@@ -232,3 +250,43 @@ def _quadrilateral(axes: Axes, points: Tensor) -> None:
     axes.margins(0.2)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
+    """Measure the gaps of random couples of pairs, and plot a few of the couples."""
+    pairs = embeddings.pairs()
+    if pairs is None:
+        return None
+    images, texts = pairs[:2]
+    corners = sample_corners(images, texts, seed=options.seed)
+    examples = [(int(i), int(j)) for i, j in corners.pairs[:EXAMPLES].tolist()]
+    plots = (
+        Plot(
+            "corners",
+            "Couples of pairs: similarity of the two images against that of the two texts (left), "
+            "and one diagonal against the other (right). The nearer to the line, the more "
+            "consistent.",
+            partial(plot_corners, corners=corners),
+            (6.4, 3.0),
+        ),
+        Plot(
+            "quadrilaterals",
+            "Random couples on the plane that preserves their distances best; numbers are cosines. "
+            "Solid coloured sides should be equal, and so should the dashed diagonals.",
+            partial(
+                plot_quadrilaterals, image_features=images, text_features=texts, pairs=examples
+            ),
+            (6.4, 3.2),
+        ),
+    )
+    return TaskResult(
+        embeddings.name,
+        TASK,
+        corner_metrics(corners),
+        METRICS,
+        "Four corners of two pairs",
+        "Two images and their two texts are consistent if the images are as similar as the texts, "
+        "and the two diagonals are equal (CyCLIP, figure 1). The two cycle terms of the loss make "
+        "the gaps small; 0 is perfect.",
+        plots=plots if options.details else (),
+    )

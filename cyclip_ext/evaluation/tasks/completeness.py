@@ -1,9 +1,9 @@
-"""Completeness of captions: which annotated objects of a picture does its caption not name?
+"""Completeness of captions: the annotated objects of an image that its captions do not name.
 
 Source: Chen et al. 2024 (arXiv 2310.00927), figures 4 and 5. Annotations and captions are COCO's.
-A category is named where its name or one of its words from a table, singular or plural, occurs as
-whole words, whatever their case. Where phrases overlap the longest counts: a hot dog is no dog.
-Meaning is not looked at: "an orange shirt" names the category orange.
+A caption names a category if the category's name or one of its words from a table, singular or
+plural, occurs as whole words, in any case. Of overlapping phrases the longest counts: a hot dog is
+not a dog. The meaning is ignored: "an orange shirt" names the category orange.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import BLUE, GREEN, plain
+from ...drawing import BLUE, GREEN, plain
+from .base import Metric, Plot, Table, TaskResult, Unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+TASK = "caption_completeness"
+
+EXAMPLES = 10
+
+METRICS = (
+    Metric("objects_per_image", "objects per image"),
+    Metric("missing_per_caption", "missing per caption"),
+    Metric("missing_per_image", "missing per image"),
+    Metric("complete_captions", "captions that name all", Unit.SHARE),
+    Metric("complete_images", "images whose captions name all", Unit.SHARE),
+)
 
 # Category -> words that name it besides its own name, for COCO's 80; plurals are added in code.
 COCO_WORDS = Path(__file__).with_name("words.json")
@@ -30,7 +43,7 @@ Phrase = tuple[str, ...]
 
 @dataclass(frozen=True)
 class CaptionObjects:
-    """What one caption, or all captions of a picture together, names of what is annotated."""
+    """The annotated categories of an image, and those that one caption, or all, do not name."""
 
     image_id: int
     captions: tuple[str, ...]
@@ -40,20 +53,20 @@ class CaptionObjects:
 
 @dataclass(frozen=True)
 class Completeness:
-    """Of all captions, and of all pictures with their captions joined.
+    """The comparison of all captions, and of all images with their captions joined.
 
-    Captioned pictures without annotated objects have nothing to name and are left out, as are
-    annotated pictures without captions; both are counted.
+    Captioned images without annotated objects, and annotated images without captions, are not
+    compared but counted.
     """
 
     captions: tuple[CaptionObjects, ...]
     images: tuple[CaptionObjects, ...]
-    without_objects: int  # pictures
-    without_captions: int  # pictures
+    without_objects: int  # images
+    without_captions: int  # images
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Of captions and of images: how many categories are annotated, how many are missing.
+        """How many categories are annotated, and how many are missing, per caption and image.
 
         objects_per_image: mean number of annotated categories. missing_per_caption,
         missing_per_image: mean number not named. complete_captions, complete_images: share that
@@ -68,7 +81,7 @@ class Completeness:
         }
 
     def least_complete(self, count: int) -> tuple[CaptionObjects, ...]:
-        """The captions with the most categories missing, of equal ones the first in the file."""
+        """Return the captions with the most missing categories, equal ones in file order."""
         ordered = sorted(self.captions, key=lambda entry: -len(entry.missing))  # stable
         return tuple(ordered[:count])
 
@@ -78,14 +91,14 @@ def caption_completeness(
     captions: str | Path,
     synonyms: str | Path | Mapping[str, Sequence[str]] | None = None,
 ) -> Completeness:
-    """Compares COCO's instances_*.json with its captions_*.json.
+    """Compare COCO's instances_*.json with its captions_*.json.
 
     synonyms: category to further words that name it, as a mapping or a JSON file of one object;
-    instead of the table for COCO's 80 categories. A category that it does not list is known by its
-    name alone.
+    instead of the table for COCO's 80 categories. A category that it does not list has its name
+    alone.
 
-    Raises ValueError, naming file and key, for a file that is not JSON or lacks something, and
-    where no picture has both objects and captions; OSError for a file that cannot be read.
+    Raises ValueError, naming file and key, for a file that is not JSON or lacks something, and if
+    no image has both objects and captions; OSError for a file that cannot be read.
     """
     names, objects = _read_instances(Path(instances))
     texts = _read_captions(Path(captions))
@@ -102,7 +115,7 @@ def caption_completeness(
             single.append(_compare(image_id, (text,), annotated, named))
         joined.append(_compare(image_id, tuple(own), annotated, set().union(*found)))
     if not joined:
-        raise ValueError(f"no picture has both objects in {instances} and captions in {captions}")
+        raise ValueError(f"no image has both objects in {instances} and captions in {captions}")
     return Completeness(
         captions=tuple(single),
         images=tuple(joined),
@@ -112,12 +125,12 @@ def caption_completeness(
 
 
 def plot_completeness(figure: Figure, completeness: Completeness) -> None:
-    """How many captions, and pictures with all captions joined, leave how many categories out."""
+    """Plot how many categories captions, and all captions of an image together, do not name."""
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     groups = (
         ("one caption", completeness.captions, BLUE, -0.2),
-        ("all captions of the picture", completeness.images, GREEN, 0.2),
+        ("all captions of the image", completeness.images, GREEN, 0.2),
     )
     for name, entries, color, offset in groups:
         counts = Counter(len(entry.missing) for entry in entries)
@@ -151,14 +164,14 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _split(text: str) -> Phrase:
-    """Words of letters and digits; hyphens, underscores and apostrophes part them."""
+    """Split into words of letters and digits; hyphens and apostrophes separate them."""
     return tuple(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def _phrases(
     names: Iterable[str], words: Mapping[str, Sequence[str]]
 ) -> dict[Phrase, frozenset[str]]:
-    """Every phrase, with its plural, to the categories that it names."""
+    """Map every phrase, with its plural, to the categories that it names."""
     owners: defaultdict[Phrase, set[str]] = defaultdict(set)
     for name in names:
         for text in (name, *words.get(name, ())):
@@ -171,7 +184,7 @@ def _phrases(
 
 
 def _plural(word: str) -> str:
-    """The regular one; the table lists the others (men, knives)."""
+    """Return the regular plural; the table lists the others (men, knives)."""
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in set("aeiou"):
@@ -180,7 +193,7 @@ def _plural(word: str) -> str:
 
 
 def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
-    """Categories named in a text: at each word the longest phrase, whose words are then used up."""
+    """Find the categories named in a text; each word counts in one phrase, the longest."""
     words = _split(text)
     longest = max(map(len, phrases), default=1)
     named: set[str] = set()
@@ -191,7 +204,7 @@ def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
             if own is not None:
                 named |= own
                 break
-        start += length  # 1 where nothing matched
+        start += length  # 1 if nothing matched
     return named
 
 
@@ -199,7 +212,7 @@ def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
 
 
 def _read_instances(path: Path) -> tuple[list[str], dict[int, set[str]]]:
-    """Names of the categories, and those annotated in each picture that has any."""
+    """Return the names of the categories, and those annotated in each image that has any."""
     content = _read_object(path)
     names: dict[Any, str] = {}
     for where, entry in _entries(path, content, "categories"):
@@ -241,7 +254,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _entries(path: Path, content: dict[str, Any], key: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The objects of a list in a file, each with its place for error messages."""
+    """Yield the objects of a list in a file, each with its place for error messages."""
     entries = content.get(key)
     if not isinstance(entries, list):
         raise ValueError(
@@ -259,3 +272,46 @@ def _get(path: Path, where: str, entry: dict[str, Any], key: str, kind: type) ->
         found = repr(entry[key]) if key in entry else "no such key"
         raise ValueError(f"{path}: {where}: {key!r} must be {kind.__name__}, got {found}")
     return entry[key]
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+def run(instances: Path, captions: Path) -> TaskResult:
+    """Compare COCO's instances_*.json with its captions_*.json; see caption_completeness.
+
+    It takes no embeddings and so is not in TASKS.
+    """
+    found = caption_completeness(instances, captions)
+    examples = tuple(
+        (" / ".join(entry.captions), ", ".join(entry.missing), len(entry.annotated))
+        for entry in found.least_complete(EXAMPLES)
+    )
+    used, total = len(found.images), len(found.images) + found.without_objects
+    note = (
+        f"{used:,} of {total:,} captioned images are compared; {found.without_objects:,} have no "
+        f"annotated object. {found.without_captions:,} annotated images have no caption."
+    )
+    return TaskResult(
+        captions.stem,
+        TASK,
+        found.metrics,
+        METRICS,
+        "Completeness of captions",
+        "How many of the kinds of objects annotated in an image its caption does not name. The "
+        "measure is one of the captions, not of the model: training treats as absent whatever a "
+        "caption omits (arXiv 2310.00927, figures 4 and 5).",
+        (
+            Table(
+                "The least complete captions", ("caption", "not named", "annotated"), examples, note
+            ),
+        ),
+        (
+            Plot(
+                "completeness",
+                "How many annotated kinds of objects a caption does not name, and all captions of "
+                "an image together.",
+                partial(plot_completeness, completeness=found),
+            ),
+        ),
+    )
