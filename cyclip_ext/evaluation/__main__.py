@@ -42,7 +42,11 @@ _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the four commands."""
-    parser = ArgumentParser(prog="cyclip-eval", description=f"{__doc__}\n{_EXIT_STATUS}")
+    parser = ArgumentParser(
+        prog="cyclip-eval",
+        description="Evaluate a trained model and write the results as JSON, Markdown and HTML. "
+        + _EXIT_STATUS,
+    )
     commands = parser.add_subcommands()
     for name, add, description in (
         ("run", _add_run, "Evaluate a run or a checkpoint of this package."),
@@ -69,9 +73,9 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--beside",
-        type=list[Path],
+        type=Path,
         nargs="+",
-        default=[],
+        metavar="RUN",
         help="other runs or checkpoints, to compare margins on the first dataset",
     )
     _add_data(parser, "default: the data of the run, if it is built in")
@@ -81,7 +85,7 @@ def _add_run(parser: ArgumentParser) -> None:
 def _add_open_clip(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
-        help="name of open_clip, local-dir:FOLDER, hf-hub:NAME, or the JSON file of a configuration",
+        help="a name of open_clip, local-dir:FOLDER, hf-hub:NAME, or a configuration in JSON",
     )
     parser.add_argument(
         "--pretrained",
@@ -154,7 +158,11 @@ def _add_measuring(parser: ArgumentParser) -> None:
 def _add_tasks(parser: ArgumentParser) -> None:
     known = [task for task in TASKS if task != completeness.TASK]
     parser.add_argument(
-        "--tasks", nargs="+", choices=known, metavar="TASK", help=f"default: all; {', '.join(known)}"
+        "--tasks",
+        nargs="+",
+        choices=known,
+        metavar="TASK",
+        help=f"default: all; {', '.join(known)}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of random batches and samples")
 
@@ -284,9 +292,7 @@ def _evaluate_model(
             main = main or f"{dataset.name}/{MAIN}"
             first = first or sets[MAIN]
         else:
-            opened.append(
-                _with_superclasses(options, encode(dataset, encoder, prompts=prompts))
-            )
+            opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
             first = first or opened[-1]
     train = None if train_data is None else encode(train_data, encoder, captions=False)
     results += _run_on_opened(options, opened, train, baselines)
@@ -367,14 +373,14 @@ def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings
     if options.hierarchy is None or not embeddings.classes:
         return embeddings
     table = read_superclasses(options.hierarchy)
-    return replace(
-        embeddings, levels={"superclass": superclasses_of(table, embeddings.classes)}
-    )
+    return replace(embeddings, levels={"superclass": superclasses_of(table, embeddings.classes)})
 
 
 def _require_results(results: list[TaskResult], options: Namespace) -> None:
     if not results:
-        raise ValueError(f"none of {', '.join(options.tasks or TASKS)} can be measured on this data")
+        raise ValueError(
+            f"none of {', '.join(options.tasks or TASKS)} can be measured on this data"
+        )
 
 
 def _models_beside(options: Namespace, title: str) -> dict[str, Encoder]:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from cyclip_ext.evaluation.composition import CHANCE
 from torch.nn.functional import normalize
 
 from cyclip_ext.evaluation import Composed, compose, per_tag, quadruple_similarities
-from cyclip_ext.evaluation.composition import CHANCE
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cyclip_ext.evaluation.sets import CaptionedImages, ClassifiedImages, Quadruples
 from data.files import encode, write_tar
 from PIL import Image
 
 from cyclip_ext.data import BadRecord, MissingData
 from cyclip_ext.evaluation.datasets import open_set
-from cyclip_ext.evaluation.sets import CaptionedImages, ClassifiedImages, Quadruples
 from cyclip_ext.needs import MissingDependency
 
 

@@ -7,9 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-
 from cyclip_ext.evaluation.probes import (
     knn_probe,
     linear_probe,
@@ -17,6 +14,8 @@ from cyclip_ext.evaluation.probes import (
     plot_sweep,
     validation_rows,
 )
+from torch import Tensor
+from torch.nn.functional import normalize
 
 Rows = tuple[Tensor, Tensor]
 
