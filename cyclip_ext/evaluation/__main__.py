@@ -17,7 +17,7 @@ from ..needs import MissingDependency
 from .encoder import BATCH
 from .job import Job, run_job
 from .report import require_writable, write_report
-from .suite import TASKS
+from .tasks import TASKS
 
 _UNUSABLE = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C

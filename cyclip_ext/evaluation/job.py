@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import NAMED, DatasetSplits, InMemoryDataset, load_named, resolved
+from ..data import (
+    NAMED,
+    DatasetSplits,
+    Superclasses,
+    load_named,
+    resolved,
+)
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .datasets import open_set
+from .embeddings import Embeddings, load_embeddings
 from .encoder import BATCH, Encoder, choose_device
-from .hierarchy import Hierarchy, read_superclasses
-from .outcome import Outcome
+from .pictures import embed_data
 from .prompts import read_class_names, read_templates
 from .report import About
-from .sets import ClassifiedImages
-from .shift import read_baselines
-from .suite import TASKS, completeness, probes
-from .suite.checkpoints import embedded_pairs, margins_of_checkpoints
-from .suite.data import HierarchyOf
-from .suite.embeddings import evaluate_embeddings
-from .suite.opened import AnySet, Prompts, evaluate_sets
-from .suite.pictures import MAIN, describe_sets, evaluate_picture_data
-from .taxonomy import Taxonomy
-from .zero_shot import NAME_ONLY
+from .sets import CaptionedImages, ClassifiedImages, Quadruples
+from .tasks import SHORT, TASKS, TaskResult, completeness, in_order, margins, run_tasks
+from .tasks.hierarchy import read_superclasses, superclasses_of
+from .tasks.shift import read_baselines
+from .tasks.zero_shot import NAME_ONLY, class_embeddings
+
+MAIN = "shifted"
+AnySet = ClassifiedImages | CaptionedImages | Quadruples
+HierarchyOf = Callable[[Sequence[str]], Superclasses]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Names and templates that replace those of a dataset."""
+
+    names: tuple[tuple[str, ...], ...] | None = None
+    templates: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,36 +112,25 @@ class Job:
             raise ValueError("--completeness alone takes neither --train-data nor --hierarchy")
 
 
-def chosen_tasks(job: Job, notify: Callable[[str], None]) -> tuple[str, ...]:
-    """Those of the job; by default all, less what needs a package that is missing."""
-    if job.tasks is not None:
-        return job.tasks
-    if importlib.util.find_spec("sklearn") is not None:
-        return TASKS
-    notify("no probes: scikit-learn is missing (pip install 'cyclip_ext[eval]')")
-    return tuple(task for task in TASKS if task not in (probes.LINEAR, probes.KNN))
-
-
 def run_job(
     job: Job, notify: Callable[[str], None] = lambda line: None
-) -> tuple[About, list[Outcome]]:
+) -> tuple[About, list[TaskResult]]:
     """Measure everything; what the report is made of.
 
     notify: shows a line. Raises ValueError, FileNotFoundError, MissingData or MissingDependency
     where model or data cannot be used, and ValueError where the model's embeddings are not finite
     or the data is fit for none of the tasks.
     """
-    tasks = chosen_tasks(job, notify)
-    outcomes: list[Outcome] = []
+    tasks = job.tasks or tuple(TASKS)
+    outcomes: list[TaskResult] = []
     about = About("none", "none", "Completeness of captions")
     if job.embeddings is not None:
-        outcomes += evaluate_embeddings(
-            job.embeddings,
-            tasks,
-            train=None if job.train_data is None else Path(job.train_data),
-            hierarchy_of=_hierarchy_of(job),
-            seed=job.seed,
-        )
+        tested = load_embeddings(job.embeddings)
+        of = _hierarchy_of(job)
+        if of is not None:
+            tested = replace(tested, levels={"superclass": of(tested.classes)})
+        train = None if job.train_data is None else load_embeddings(job.train_data)
+        outcomes += run_tasks(tested, train=train, tasks=tasks, seed=job.seed)
         name = job.embeddings.stem
         facts = {"embeddings": str(job.embeddings)}
         about = About("embeddings", str(job.embeddings), f"Evaluation of {name}", facts)
@@ -138,7 +139,7 @@ def run_job(
         outcomes += found
     if job.completeness is not None:
         notify("comparing captions with annotations")
-        outcomes.append(completeness.completeness(*job.completeness))
+        outcomes.append(completeness.run(*job.completeness))
     if not outcomes:
         raise ValueError(f"none of {', '.join(tasks)} can be measured on this data")
     return about, outcomes
@@ -146,7 +147,7 @@ def run_job(
 
 def _with_model(
     job: Job, tasks: tuple[str, ...], notify: Callable[[str], None]
-) -> tuple[About, list[Outcome]]:
+) -> tuple[About, list[TaskResult]]:
     device = choose_device(job.device)
     if job.checkpoint is not None:
         trained = load_trained(job.checkpoint)
@@ -167,36 +168,46 @@ def _with_model(
     baselines = None if job.baselines is None else read_baselines(job.baselines)
     _require_fit(job, opened)
     facts = _facts(trained)
-    outcomes: list[Outcome] = []
+    outcomes: list[TaskResult] = []
     data: dict[str, DatasetSplits | AnySet] = {}
     for name in named:
         notify(f"opening {name}")
         data[name] = pictures = load_named(name)
-        facts |= describe_sets(pictures)
-        outcomes += evaluate_picture_data(
-            encoder,
-            pictures,
-            tasks,
-            templates=prompts.templates or NAME_ONLY,
-            baselines=baselines,
-            seed=job.seed,
-            notify=notify,
+        train, sets = embed_data(encoder, pictures, prompts.templates or NAME_ONLY)
+        shifted = [sets["validation"], sets[MAIN]]
+        shift_task = [task for task in tasks if task == "distribution_shift"]
+        outcomes += run_tasks(
+            sets["in_domain"], shifted=shifted, baselines=baselines, tasks=shift_task
         )
+        for key, subset in sets.items():
+            notify(f"measuring {subset.name}")
+            known = train is not None and subset.class_names == train.class_names
+            outcomes += run_tasks(
+                subset,
+                train=train if known else None,
+                tasks=[task for task in tasks if key == MAIN or task in SHORT],
+                seed=job.seed,
+                details=key == MAIN,
+            )
     if opened:
-        sets = {s: open_set(s, split=_split(job, s, None), root=job.root) for s in opened}
-        data |= sets
-        facts |= {each.name: f"{len(each):,} pictures" for each in sets.values()}
-        outcomes += evaluate_sets(
-            encoder,
-            list(sets.values()),
-            tasks,
-            train=_train_set(job),
-            prompts=prompts,
-            hierarchy_of=_hierarchy_of(job),
-            baselines=baselines,
-            seed=job.seed,
-            notify=notify,
-        )
+        datasets = {s: open_set(s, split=_split(job, s, None), root=job.root) for s in opened}
+        data |= datasets
+        of = _hierarchy_of(job)
+        train_set = _train_set(job)
+        train = None if train_set is None else _embed(encoder, train_set, prompts, of)
+        embedded = [_embed(encoder, each, prompts, of) for each in datasets.values()]
+        classified = [each for each in embedded if each.labels is not None]
+        for each in embedded:
+            notify(f"measuring {each.name}")
+            outcomes += run_tasks(
+                each,
+                train=train if each.labels is not None else None,
+                shifted=classified[1:] if classified and each is classified[0] else (),
+                baselines=baselines,
+                tasks=tasks,
+                seed=job.seed,
+            )
+    outcomes = in_order(outcomes)
     if others:
         encoders = {title: encoder, **others}
         outcomes.append(_beside(job, data[specs[0]], encoders, prompts, notify))
@@ -231,38 +242,58 @@ def _others(job: Job, title: str, device: torch.device) -> dict[str, Encoder]:
     return encoders
 
 
+def _embed(encoder: Encoder, data: AnySet, prompts: Prompts, of: HierarchyOf | None) -> Embeddings:
+    found: Any = encoder.opened(data)
+    opened: Any = found.data
+    values: dict[str, Any] = {"name": data.name, "skipped": opened.skipped}
+    images = found.image_features
+    if isinstance(opened, ClassifiedImages):
+        names = prompts.names or tuple((name,) for name in opened.class_names)
+        values |= {
+            "labels": opened.labels,
+            "class_names": tuple(entry[0] for entry in names),
+            "class_features": class_embeddings(
+                encoder.texts, names, prompts.templates or opened.templates
+            ),
+        }
+        if of is not None:
+            values["levels"] = {"superclass": of(values["class_names"])}
+    elif isinstance(opened, CaptionedImages):
+        values |= {
+            "text_features": encoder.texts(opened.texts),
+            "text_owners": opened.text_owners,
+        }
+    else:
+        images = images.flatten(0, 1)
+        values |= {
+            "text_features": encoder.texts([text for pair in opened.captions for text in pair]),
+            "quadruple_tags": opened.tags,
+        }
+    return Embeddings(images, **values)
+
+
 def _beside(
     job: Job,
     data: DatasetSplits | AnySet,
     encoders: Mapping[str, Encoder],
     prompts: Prompts,
     notify: Callable[[str], None],
-) -> Outcome:
+) -> TaskResult:
     """Margins of all models on the first set."""
-    name = data.name
-    chosen: InMemoryDataset | ClassifiedImages
-    if isinstance(data, DatasetSplits):
-        name, chosen = f"{data.name}/{MAIN}", data.evaluation[MAIN]
-    elif isinstance(data, ClassifiedImages):
-        chosen = data
-    else:
-        raise ValueError(f"--beside needs a set with classes first, got {name}")
     models = {}
     for title, encoder in encoders.items():
-        notify(f"embedding {name} with {title}")
-        images, texts, labels = embedded_pairs(encoder, chosen, prompts)
-        models[title] = images, texts
-    return margins_of_checkpoints(name, models, labels, seed=job.seed)
+        if isinstance(data, DatasetSplits):
+            _, sets = embed_data(encoder, data, prompts.templates or NAME_ONLY)
+            models[title] = sets[MAIN]
+        else:
+            models[title] = _embed(encoder, data, prompts, None)
+    return margins.compare_models(models, seed=job.seed)
 
 
 def _hierarchy_of(job: Job) -> HierarchyOf | None:
     if job.hierarchy is None:
         return None
-    if job.depth is None:
-        table = read_superclasses(job.hierarchy)
-        return partial(Hierarchy.build, table)
-    depth, taxonomy = job.depth, Taxonomy.read(job.hierarchy, job.words)
-    return lambda names: Hierarchy.build(taxonomy.at_depth(names, depth), names)
+    return partial(superclasses_of, read_superclasses(job.hierarchy))
 
 
 def _encoder(trained: TrainedModel, device: torch.device, batch_size: int) -> Encoder:
