@@ -12,6 +12,10 @@ _OTHER_STREAM = 0x4F544852
 
 _DELETION = 0.1  # share of the words
 
+# Byte-pair tokenizers take time that grows with the square of a word's length: 64,000 letters
+# without a space take two minutes.
+LONGEST_WORD = 256
+
 
 def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
     """One of a record's captions, each equally likely, drawn anew every epoch."""
@@ -60,6 +64,13 @@ def clean_caption(text: str) -> str:
     Joined files have byte order marks in the middle.
     """
     return " ".join(text.replace("\ufeff", "").split())
+
+
+def cut_words(text: str) -> str:
+    """Return the text with each word cut after LONGEST_WORD characters."""
+    if len(text) <= LONGEST_WORD or all(len(word) <= LONGEST_WORD for word in text.split()):
+        return text
+    return " ".join(word[:LONGEST_WORD] for word in text.split())
 
 
 def printable(text: str) -> str:
