@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..analysis import (
+from ..evaluation import (
+    Embeddings,
     batch_margins,
+    consistency_metrics,
     effective_rank,
+    fine_and_coarse,
     margin_metrics,
     prompt_geometry,
     singular_values,
 )
-from ..data import InMemoryDataset
-from ..evaluation import Hierarchy, consistency_metrics, fine_and_coarse
 from ..evaluation.encoder import Encoder
-from ..evaluation.pictures import EmbeddedData, EmbeddedSet, embed_data
+from ..evaluation.pictures import embed_data
 from ..models.trained import load_trained
 from ..training.precision import autocast_for, choose_device, choose_precision
 from ..training.sources import RunData
@@ -49,21 +51,21 @@ def measure(folder: Path, data: RunData) -> Measures:
         device,
         autocast_for(choose_precision(run["precision"], device), device),
     )
-    embedded = embed_data(encoder, data.pictures)
-    return {name: _of_set(embedded, name) for name in SETS if name in embedded.evaluation}
+    train, evaluation = embed_data(encoder, data.pictures)
+    return {name: _of_set(evaluation[name], train) for name in SETS if name in evaluation}
 
 
-def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
-    subset = embedded.evaluation[name]
-    features, classes, labels = subset.features, subset.class_features, subset.labels
-    measures = prompt_geometry(features, classes, labels)
-    if embedded.train is not None and name in embedded.known:
-        train = embedded.train
-        measures |= consistency_metrics(features, classes, train.features, train.labels)
-    ranked = fine_and_coarse(features, classes, labels, _subgroups(subset.pictures))
-    measures |= ranked.metrics((1,))
+def _of_set(embedded: Embeddings, train: Embeddings | None) -> dict[str, float]:
+    found = embedded.classification()
+    assert found is not None
+    features, classes, labels = found
+    measures = prompt_geometry(*found)
+    if train is not None and embedded.class_names == train.class_names:
+        assert train.labels is not None
+        measures |= consistency_metrics(features, classes, train.image_features, train.labels)
+    measures |= fine_and_coarse(*found, embedded.levels["subgroup"]).metrics((1,))
     measures |= {
-        "negative_cosine": _negative_cosine(subset),
+        "negative_cosine": _negative_cosine(features.double(), classes.double(), labels),
         "effective_rank_image": effective_rank(singular_values(features)),
         "effective_rank_text": effective_rank(singular_values(classes)),
     }
@@ -74,14 +76,8 @@ def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
     return measures | {f"margin_quantile/{i:03}": value for i, value in enumerate(drawn.tolist())}
 
 
-def _subgroups(pictures: InMemoryDataset) -> Hierarchy:
-    level = pictures.levels["subgroup"]
-    return Hierarchy(level.names, level.of_class)
-
-
-def _negative_cosine(subset: EmbeddedSet) -> float:
-    """Mean cosine of a picture and the prompt of another class."""
-    features, classes = subset.features.double(), subset.class_features.double()
-    own = (features * classes[subset.labels]).sum(1)
+def _negative_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> float:
+    """Average the cosine of an image and the prompt of another class."""
+    own = (features * classes[labels]).sum(1)
     others = features @ classes.sum(0) - own
     return (others / max(len(classes) - 1, 1)).mean().item()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ...data import Superclasses
 from ...drawing import BLUE, shorten
-from ..embeddings import Embeddings, Superclasses, check_labels, require_finite
+from ..embeddings import Embeddings, check_labels, require_finite
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 
 if TYPE_CHECKING:
@@ -401,7 +402,8 @@ def _class_table(classified: Classified, names: Sequence[str]) -> Table:
 
 def _confusion_plot(classified: Classified, embeddings: Embeddings) -> Plot:
     names, what = embeddings.classes, "class"
-    coarsest = next(iter(embeddings.levels.values()), None)
+    levels = embeddings.levels.values()
+    coarsest = min(levels, key=lambda level: len(level.names), default=None)
     superclasses = coarsest if len(names) > LARGEST_MATRIX else None
     if superclasses is not None:
         names, what = superclasses.names, "superclass"

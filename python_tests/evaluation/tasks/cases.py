@@ -1,13 +1,10 @@
-"""Embeddings for the tests, the size of what is allocated, and pictures of drawings."""
+"""Random features, and views of tensors and figures that several tests of tasks use."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -15,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
-    """Random unit rows, float32."""
+    """Return random unit rows, float32."""
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def pairs(n: int, d: int, noise: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Both towers of n pairs that resemble each other, with a gap between the towers."""
+    """Return both towers of n pairs that resemble each other, with a gap between the towers."""
     images = unit(n, d, seed=seed)
     texts = images + noise * unit(n, d, seed=seed + 1) + 0.3
     return images, normalize(texts, dim=-1)
@@ -41,19 +38,8 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def drawn(plot: Callable[..., None], *arguments: Any) -> Figure:
-    """The figure after `plot` has drawn on it and it was rendered at the size of a report."""
-    figure = Figure(figsize=(6.4, 4.0))
-    FigureCanvasAgg(figure)
-    plot(figure, *arguments)
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        assert len(file.getvalue()) > 5000
-    return figure
-
-
 def visible_texts(figure: Figure) -> list[str]:
-    """Labels and titles of all axes, and the entries of all legends."""
+    """Return labels and titles of all axes, and the entries of all legends."""
     legends = [axes.get_legend() for axes in figure.axes] + list(figure.legends)
     texts = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
     for axes in figure.axes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cyclip_ext.analysis import Margins, batch_margins, margin_metrics, margins, plot_margins
+from cyclip_ext.evaluation import Margins, batch_margins, margin_metrics, plot_margins
+from cyclip_ext.evaluation.tasks import margins
 from cyclip_ext.functional import pair_statistics
 
-from .common import LargestTensor, drawn, pairs, visible_texts
+from .cases import LargestTensor, pairs, visible_texts
 
 
 def brute_force(
@@ -30,7 +33,6 @@ def brute_force(
 
 @pytest.mark.parametrize("block", [7, 2048])
 def test_one_batch_equals_a_double_loop(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """Wrong: a column forgotten at the edge of a block, equal captions as negatives."""
     monkeypatch.setattr(margins, "BLOCK", block)
     images, texts = pairs(20, 4)
     labels = torch.tensor([0] * 3 + list(range(1, 18)))
@@ -44,7 +46,6 @@ def test_one_batch_equals_a_double_loop(monkeypatch: pytest.MonkeyPatch, block: 
 
 
 def test_one_batch_equals_the_statistics_of_the_losses() -> None:
-    """Wrong: another maximum than the hinge loss sees."""
     images, texts = (features.double() for features in pairs(50, 6))
     one = torch.ones((), dtype=torch.float64)
     statistics = pair_statistics(
@@ -58,7 +59,6 @@ def test_one_batch_equals_the_statistics_of_the_losses() -> None:
 
 
 def test_batches_partition_the_shuffled_set() -> None:
-    """Wrong: the same pair twice in a shuffle, a batch of another size, batches in file order."""
     # Orthonormal pairs but for pair 0, whose text resembles its image less: its margin tells it.
     images, texts = torch.eye(10), torch.eye(10)
     texts[0] = torch.tensor([0.6] + [0.0] * 8 + [0.8])
@@ -77,7 +77,6 @@ def test_batches_partition_the_shuffled_set() -> None:
 
 
 def test_margins_by_hand() -> None:
-    """Wrong: the directions exchanged."""
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     result = batch_margins(images, texts, 2)
@@ -87,7 +86,6 @@ def test_margins_by_hand() -> None:
 
 
 def test_larger_batches_have_smaller_margins() -> None:
-    """Wrong: negatives of other batches count, so that the batch size would not matter."""
     images, texts = pairs(256, 8)
     medians = [
         margin_metrics(batch_margins(images, texts, size).image_to_text)["q50"]
@@ -97,7 +95,6 @@ def test_larger_batches_have_smaller_margins() -> None:
 
 
 def test_equal_captions() -> None:
-    """Wrong: a caption that occurs twice is its own hardest negative, so no margin is positive."""
     images, texts = torch.eye(3), torch.eye(3)[[0, 0, 1]]
     tied = batch_margins(images[[0, 0, 1]], texts, 3)
     assert margin_metrics(tied.image_to_text)["share_positive"] == pytest.approx(1 / 3)
@@ -106,7 +103,6 @@ def test_equal_captions() -> None:
 
 
 def test_pairs_without_negatives_have_no_margin() -> None:
-    """Wrong: infinite margins in the mean."""
     images, texts = pairs(3, 4)
     with pytest.raises(ValueError, match="no pair has a negative"):
         batch_margins(images, texts, 3, labels=torch.zeros(3).long())
@@ -117,7 +113,6 @@ def test_pairs_without_negatives_have_no_margin() -> None:
 
 
 def test_rounding_is_no_success() -> None:
-    """Wrong: pairs that equal their hardest negative to the last bit but one count as won."""
     images, texts = pairs(1, 300)
     collapsed = batch_margins(images.expand(50, -1), texts.expand(50, -1), 50)
     assert margin_metrics(collapsed.image_to_text)["share_positive"] == 0
@@ -126,7 +121,6 @@ def test_rounding_is_no_success() -> None:
 
 
 def test_quantiles_equal_torch() -> None:
-    """Wrong: an interpolation of one's own. torch's refuses large inputs, ours does not."""
     values = torch.randn(101 * 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     metrics = margin_metrics(values)
     for q in (5, 25, 50, 75, 95):
@@ -139,7 +133,6 @@ def test_quantiles_equal_torch() -> None:
 
 
 def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: a batch as large as the set holds an N x N matrix."""
     monkeypatch.setattr(margins, "BLOCK", 32)
     n, d = 300, 8
     images, texts = pairs(n, d)
@@ -149,7 +142,6 @@ def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    """Wrong: an error from deep inside, or none."""
     images, texts = pairs(4, 3)
     for size in (1, 5):
         with pytest.raises(ValueError, match=rf"batch_size must be in 2 \.\.\. 4 .*got {size}"):
@@ -167,13 +159,12 @@ def test_wrong_arguments_are_named() -> None:
         batch_margins(images, texts[:3], 2)
 
 
-def test_plot_has_both_directions_and_all_names() -> None:
-    """Wrong: curves over different bins, a direction missing, names nobody sees."""
+def test_plot_has_both_directions_and_all_names(render: Any) -> None:
     images, texts = pairs(128, 6)
     named = {f"batch of {size}": batch_margins(images, texts, size) for size in (2, 8, 64)}
-    figure = drawn(plot_margins, named)
+    figure = render(plot_margins, named)
     shown = visible_texts(figure)
     assert {"image to text", "text to image", "batch of 2", "batch of 64"} <= set(shown)
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
     tie = torch.zeros(3, dtype=torch.float64)
-    drawn(plot_margins, {"collapsed": Margins(tie, tie)})  # no width at all
+    render(plot_margins, {"collapsed": Margins(tie, tie)})  # no width at all

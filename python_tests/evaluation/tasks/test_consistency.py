@@ -5,13 +5,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from cyclip_ext.evaluation import (
-    consistency,
-    consistency_metrics,
-    knn_predict,
-    knn_predictions,
-    text_image_consistency,
-)
+from cyclip_ext.evaluation import consistency_metrics, knn_predictions
+from cyclip_ext.evaluation.tasks import consistency
 
 
 def at(*angles: float) -> torch.Tensor:
@@ -19,22 +14,14 @@ def at(*angles: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def test_majority_and_ties() -> None:
+def test_majority_wins_and_the_nearest_breaks_ties() -> None:
     train, labels = at(1, 10, 12, 40), torch.tensor([7, 3, 3, 5])
-    query = at(0)
-    assert knn_predict(query, train, labels, 1).item() == 7
-    assert knn_predict(query, train, labels, 2).item() == 7  # one vote each: the nearest decides
-    assert knn_predict(query, train, labels, 3).item() == 3
-    with pytest.raises(ValueError, match="got 5"):
-        knn_predict(query, train, labels, 5)
-    with pytest.raises(ValueError, match="train_features must be finite"):
-        knn_predict(query, train * torch.nan, labels, 1)
-
-
-def test_nearest_of_the_tied_labels_decides_not_the_nearest_of_all() -> None:
+    predictions = knn_predictions(at(0), train, labels, (1, 2, 3))
+    # k = 2: one vote each, so the nearest decides
+    assert {k: each.item() for k, each in predictions.items()} == {1: 7, 2: 7, 3: 3}
     # Labels by distance: 9, 4, 2, 2, 4. Two votes each for 4 and 2: 4 is nearer; 9 has one vote.
     train, labels = at(1, 2, 3, 4, 5), torch.tensor([9, 4, 2, 2, 4])
-    assert knn_predict(at(0), train, labels, 5).item() == 4
+    assert knn_predictions(at(0), train, labels, (5,))[5].item() == 4
 
 
 def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,10 +32,8 @@ def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_predictions_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: another neighbourhood or another vote, for one of several k of one search.
-
-    Two classes and odd k: no vote can tie. On the sphere distance and cosine order alike. Blocks
-    of a few pictures: none may be lost at their edges.
+    """Two classes and odd k: no vote can tie. On the sphere distance and cosine order alike. Blocks
+    of a few images: none may be lost at their edges.
     """
     monkeypatch.setattr(consistency, "QUERIES", 7)
     monkeypatch.setattr(consistency, "VOTES", 100)
@@ -58,20 +43,12 @@ def test_predictions_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None
     for k in ks:
         outside = KNeighborsClassifier(k).fit(train, labels)
         assert predictions[k].tolist() == outside.predict(images).tolist()
-        assert torch.equal(predictions[k], knn_predict(images, train, labels, k))
 
 
-def test_consistency_asks_for_agreement_not_for_truth() -> None:
+def test_consistency_measures_agreement_for_each_k() -> None:
     classes = at(0, 90)
     train, labels = at(5, 80, 100), torch.tensor([1, 1, 0])
-    images = at(2, 85, 95)  # text: 0, 1, 1; nearest: 1, 1, 0
-    assert text_image_consistency(images, classes, train, labels) == pytest.approx(1 / 3)
-
-
-def test_several_k_at_once() -> None:
-    """Wrong: all k share one vote. Text: 0, 1, 1; of all three neighbours 1 is most frequent."""
-    classes = at(0, 90)
-    train, labels = at(5, 80, 100), torch.tensor([1, 1, 0])
+    # Text: 0, 1, 1; nearest: 1, 1, 0; of all three neighbours 1 is most frequent.
     metrics = consistency_metrics(at(2, 85, 95), classes, train, labels, (1, 3))
     assert metrics == pytest.approx({"consistency@1": 1 / 3, "consistency@3": 2 / 3})
 
@@ -79,7 +56,7 @@ def test_several_k_at_once() -> None:
 def test_wrong_arguments_are_named() -> None:
     images, train, labels = random_case()
     classes = train[:2]
-    with pytest.raises(ValueError, match=r"1 .. 4 \(training pictures\), got 5"):
+    with pytest.raises(ValueError, match=r"1 .. 4 \(training images\), got 5"):
         consistency_metrics(images, classes, train[:4], labels[:4])
     with pytest.raises(ValueError, match="ks is empty"):
         knn_predictions(images, train, labels, ())
@@ -92,3 +69,5 @@ def test_wrong_arguments_are_named() -> None:
         consistency_metrics(images[:0], classes, train, labels)
     with pytest.raises(ValueError, match="image_features must be finite"):
         consistency_metrics(images / 0, classes, train, labels)
+    with pytest.raises(ValueError, match="train_features must be finite"):
+        consistency_metrics(images, classes, train / 0, labels)

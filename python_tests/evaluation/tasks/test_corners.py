@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cyclip_ext.analysis import (
+from cyclip_ext.evaluation import (
     Corners,
     corner_metrics,
     corner_positions,
@@ -18,11 +19,10 @@ from cyclip_ext.analysis import (
 )
 from cyclip_ext.functional import cycle_consistency
 
-from .common import LargestTensor, drawn, pairs, visible_texts
+from .cases import LargestTensor, pairs, visible_texts
 
 
 def test_all_couples_of_a_small_set_by_hand() -> None:
-    """Wrong: corners exchanged, or a couple missing."""
     images = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
     corners = sample_corners(images, texts)
@@ -38,7 +38,6 @@ def test_all_couples_of_a_small_set_by_hand() -> None:
 
 
 def test_rms_is_what_the_loss_penalizes() -> None:
-    """Wrong: gaps of other corners than CyCLIP's terms (which sum i = j and both orders too)."""
     n = 30
     images, texts = pairs(n, 6)
     metrics = corner_metrics(sample_corners(images, texts))
@@ -56,7 +55,6 @@ def test_rms_is_what_the_loss_penalizes() -> None:
 
 
 def test_sample_is_of_different_pairs_and_reproducible() -> None:
-    """Wrong: a pair coupled with itself has no gap and makes a model look better."""
     images, texts = pairs(400, 6)
     corners = sample_corners(images, texts, count=5000, seed=3)
     first, second = corners.pairs.T
@@ -74,7 +72,6 @@ def test_sample_is_of_different_pairs_and_reproducible() -> None:
 
 
 def test_couples_are_uniform() -> None:
-    """Wrong: some couples drawn more often than others. Ten couples of five, 9 at a time."""
     images, texts = pairs(5, 3)
     counts = np.zeros((5, 5))
     for seed in range(400):
@@ -87,7 +84,6 @@ def test_couples_are_uniform() -> None:
 
 
 def test_quantiles_are_of_absolute_values() -> None:
-    """Wrong: gaps of both signs average out and look small."""
     gap = torch.arange(-100, 101, dtype=torch.float64) / 100
     zero = torch.zeros_like(gap)
     corners = Corners(torch.zeros(201, 2, dtype=torch.long), gap, zero, zero, zero)
@@ -99,7 +95,6 @@ def test_quantiles_are_of_absolute_values() -> None:
 
 
 def test_positions_keep_the_distances_of_plane_points() -> None:
-    """Wrong: the picture shows other distances than the space, though a plane would hold them."""
     plane = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 1.0], [0.5, 2.0]], dtype=torch.float64)
     basis = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))[0]
     points = plane @ basis[:2].double() + 5
@@ -111,15 +106,13 @@ def test_positions_keep_the_distances_of_plane_points() -> None:
 
 
 def test_no_tensor_of_all_pairs() -> None:
-    """Wrong: memory grows as N^2 where a sample was asked for."""
     images, texts = pairs(1000, 8)
     with LargestTensor() as largest:
         corner_metrics(sample_corners(images, texts, count=2000))
     assert largest.elements <= 2000 * 8
 
 
-def test_wrong_arguments_are_named() -> None:
-    """Wrong: an error from deep inside, or none."""
+def test_wrong_arguments_are_named(render: Any) -> None:
     images, texts = pairs(4, 3)
     with pytest.raises(ValueError, match="at least two pairs"):
         sample_corners(images[:1], texts[:1])
@@ -128,16 +121,15 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="image_features must be finite"):
         sample_corners(images * torch.nan, texts)
     with pytest.raises(ValueError, match=r"got \(0, 4\)"):
-        drawn(plot_quadrilaterals, images, texts, [(0, 4)])
+        render(plot_quadrilaterals, images, texts, [(0, 4)])
     with pytest.raises(ValueError, match="pairs is empty"):
-        drawn(plot_quadrilaterals, images, texts, [])
+        render(plot_quadrilaterals, images, texts, [])
 
 
-def test_plot_of_gaps() -> None:
-    """Wrong: axes without names, gaps of one panel over the other, two scales of colour."""
+def test_plot_of_gaps(render: Any) -> None:
     images, texts = pairs(200, 6)
     corners = sample_corners(images, texts)
-    figure = drawn(plot_corners, corners)
+    figure = render(plot_corners, corners)
     texts_shown = visible_texts(figure)
     rms = corner_metrics(corners)
     assert f"in-modal: rms gap {rms['in_modal_gap_rms']:.3f}" in texts_shown
@@ -145,13 +137,12 @@ def test_plot_of_gaps() -> None:
     assert "couples of pairs" in texts_shown
     in_modal, cross, _ = figure.axes
     assert in_modal.collections[0].get_clim() == cross.collections[0].get_clim()
-    drawn(plot_corners, sample_corners(images[:2], images[:2]))  # one couple, no gap at all
+    render(plot_corners, sample_corners(images[:2], images[:2]))  # one couple, no gap at all
 
 
-def test_plot_of_quadrilaterals() -> None:
-    """Wrong: an edge carries another cosine than that of its corners, in the place of another."""
+def test_plot_of_quadrilaterals(render: Any) -> None:
     images, texts = pairs(6, 5, seed=4)
-    figure = drawn(plot_quadrilaterals, images, texts, [(0, 1), (4, 2)])
+    figure = render(plot_quadrilaterals, images, texts, [(0, 1), (4, 2)])
     first, second = figure.axes
     corners = (images[4], texts[4], images[2], texts[2])
     places = [np.array(line.get_xydata())[0] for line in second.get_lines()[6:]]
@@ -165,4 +156,4 @@ def test_plot_of_quadrilaterals() -> None:
                 found.add((a, b))
     assert len(found) == 6
     assert first.get_xlim() == second.get_xlim()  # one scale
-    drawn(plot_quadrilaterals, images[:2], images[:2], [(0, 1)])  # corners on top of each other
+    render(plot_quadrilaterals, images[:2], images[:2], [(0, 1)])  # corners on top of each other

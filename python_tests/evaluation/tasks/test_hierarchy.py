@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn.functional import normalize
 
+from cyclip_ext.data import Superclasses
 from cyclip_ext.evaluation import (
-    Hierarchy,
-    coarse_accuracy,
     fine_and_coarse,
     per_superclass,
     plot_superclasses,
     read_superclasses,
+    superclasses_of,
 )
 
 PETS = {"cat": "animal", "bus": "vehicle", "dog": "animal", "oak": "plant"}
@@ -31,26 +31,25 @@ CIFAR100_COARSE = [
 ]
 
 
-def hierarchy_of(superclasses: list[int]) -> Hierarchy:
-    names = tuple(f"s{i}" for i in range(max(superclasses) + 1))
-    return Hierarchy(names, torch.tensor(superclasses))
+def superclasses(*of_class: int) -> Superclasses:
+    names = tuple(f"s{i}" for i in range(max(of_class) + 1))
+    return Superclasses(names, torch.tensor(of_class))
 
 
-def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Hierarchy]:
+def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Superclasses]:
     generator = torch.Generator().manual_seed(0)
     classes = normalize(torch.randn(12, 6, generator=generator), dim=-1)
     labels = torch.randint(12, (200,), generator=generator)
     noise = normalize(torch.randn(200, 6, generator=generator), dim=-1)
-    hierarchy = hierarchy_of([0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 0])
+    hierarchy = superclasses(0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 0)
     return normalize(classes[labels] + noise, dim=-1), classes, labels, hierarchy
 
 
-def test_equals_brute_force() -> None:
-    """Wrong: fine looks at other superclasses' classes, or coarse at their sum or first class."""
+def test_fine_and_coarse_equal_brute_force() -> None:
     images, classes, labels, hierarchy = random_case()
     ranked = fine_and_coarse(images, classes, labels, hierarchy)
     metrics = ranked.metrics((1, 2, 3))
-    of_class = hierarchy.superclass_of_class.tolist()
+    of_class = hierarchy.of_class.tolist()
     similarity = (images @ classes.T).tolist()
     for k in (1, 2, 3):
         fine = coarse = 0
@@ -61,14 +60,11 @@ def test_equals_brute_force() -> None:
             coarse += of_class[label] in sorted(best, key=lambda s: -best[s])[:k]
         assert metrics[f"fine_acc{k}"] == pytest.approx(fine / 200)
         assert metrics[f"coarse_acc{k}"] == pytest.approx(coarse / 200)
-    assert metrics["coarse_acc1"] == coarse_accuracy(
-        images, classes, labels, hierarchy.superclass_of_class
-    )
 
 
 def test_coarse_equals_scikit_learn() -> None:
     images, classes, labels, hierarchy = random_case()
-    of_class = hierarchy.superclass_of_class
+    of_class = hierarchy.of_class
     similarity = images @ classes.T
     best = torch.stack([similarity[:, of_class == s].amax(1) for s in range(4)], dim=1)
     metrics = fine_and_coarse(images, classes, labels, hierarchy).metrics((1, 2))
@@ -78,11 +74,10 @@ def test_coarse_equals_scikit_learn() -> None:
         )
 
 
-def test_fine_by_hand() -> None:
-    """Wrong: fine accuracy of a picture whose nearest class is in a foreign superclass is 0."""
+def test_fine_ignores_classes_of_other_superclasses() -> None:
     classes = torch.eye(4)
     images = torch.tensor([[0.6, 0.1, 0.7, 0.0], [0.6, 0.1, 0.7, 0.0]])
-    ranked = fine_and_coarse(images, classes, torch.tensor([0, 1]), hierarchy_of([0, 0, 1, 1]))
+    ranked = fine_and_coarse(images, classes, torch.tensor([0, 1]), superclasses(0, 0, 1, 1))
     assert ranked.fine_ranks.tolist() == [0, 1]
     assert ranked.coarse_ranks.tolist() == [1, 1]
     # Fewer classes in the superclass than k: always a hit.
@@ -101,63 +96,56 @@ def test_coarse_is_the_maximum_over_a_superclass() -> None:
     # mean over the superclass would choose 0.
     classes = normalize(torch.tensor([[1.0, 0.9], [1.0, 0.8], [1.0, 0.0], [-1.0, 0.0]]), dim=-1)
     images = torch.tensor([[1.0, 0.0]])
-    coarse = torch.tensor([0, 0, 1, 1])
-    assert coarse_accuracy(images, classes, torch.tensor([3]), coarse) == 1
-    assert coarse_accuracy(images, classes, torch.tensor([0]), coarse) == 0
+    ranked = fine_and_coarse(
+        images.repeat(2, 1), classes, torch.tensor([3, 0]), superclasses(0, 0, 1, 1)
+    )
+    assert ranked.coarse_ranks.tolist() == [0, 1]
 
 
 def test_ties_count_against_the_model() -> None:
     # Collapsed towers score 0, whichever class comes first; ties within a superclass are no error
     # of the superclass.
-    same, coarse = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
-    assert coarse_accuracy(same, same, torch.arange(4), coarse) == 0
-    assert coarse_accuracy(same, same, torch.arange(4), torch.zeros(4, dtype=torch.long)) == 1
-    ranked = fine_and_coarse(same, same, torch.arange(4), hierarchy_of([0, 0, 1, 1]))
+    same = torch.ones(4, 2)
+    ranked = fine_and_coarse(same, same, torch.arange(4), superclasses(0, 0, 1, 1))
     assert ranked.metrics((1, 2)) == {
         "fine_acc1": 0,
         "fine_acc2": 1,
         "coarse_acc1": 0,
         "coarse_acc2": 1,
     }
+    one = fine_and_coarse(same, same, torch.arange(4), superclasses(0, 0, 0, 0))
+    assert one.metrics((1,))["coarse_acc1"] == 1
 
 
-def test_distribution_of_superclasses() -> None:
-    """Wrong: pictures are counted as classes, or a superclass without pictures divides by 0."""
+def test_accuracies_are_counted_by_superclass() -> None:
     classes = torch.eye(5)
-    hierarchy = Hierarchy(("a", "b", "c"), torch.tensor([0, 0, 1, 2, 2]))
+    hierarchy = Superclasses(("a", "b", "c"), torch.tensor([0, 0, 1, 2, 2]))
     images = torch.stack([classes[0], classes[0], classes[2], classes[2]])
     labels = torch.tensor([0, 1, 1, 2])  # right; wrong in a; in b; right
     a, b, c = per_superclass(fine_and_coarse(images, classes, labels, hierarchy))
-    assert (a.name, a.classes, a.pictures) == ("a", 2, 3)
-    assert (a.fine_acc1, a.coarse_acc1) == pytest.approx((1 / 3, 2 / 3))  # picture 2: fine ties
-    assert (b.classes, b.pictures, b.fine_acc1, b.coarse_acc1) == (1, 1, 1, 1)
-    assert (c.classes, c.pictures, c.fine_acc1, c.coarse_acc1) == (2, 0, None, None)
+    assert (a.name, a.classes, a.images) == ("a", 2, 3)
+    assert (a.fine_acc1, a.coarse_acc1) == pytest.approx((1 / 3, 2 / 3))  # image 2: fine ties
+    assert (b.classes, b.images, b.fine_acc1, b.coarse_acc1) == (1, 1, 1, 1)
+    assert (c.classes, c.images, c.fine_acc1, c.coarse_acc1) == (2, 0, None, None)
 
 
 def test_superclasses_average_to_the_whole() -> None:
     ranked = fine_and_coarse(*random_case())
     results, metrics = per_superclass(ranked), ranked.metrics()
     for name in ("fine_acc1", "coarse_acc1"):
-        hits = sum(getattr(result, name) * result.pictures for result in results)
+        hits = sum(getattr(result, name) * result.images for result in results)
         assert hits / 200 == pytest.approx(metrics[name])
 
 
-def test_confusions_by_superclass() -> None:
-    counts = torch.arange(9).view(3, 3)
-    grouped = hierarchy_of([0, 1, 0]).confusion_counts(counts)
-    assert grouped.tolist() == [[0 + 2 + 6 + 8, 1 + 7], [3 + 5, 4]]
-
-
-def test_build_orders_by_the_classes_and_ignores_spelling() -> None:
-    hierarchy = Hierarchy.build({**PETS, "ash_tree": "plant"}, ["bus", "Ash tree", "dog", "cat"])
-    assert hierarchy.superclass_names == ("vehicle", "plant", "animal")
-    assert hierarchy.superclass_of_class.tolist() == [0, 1, 2, 2]
+def test_superclasses_are_in_the_order_of_the_classes_whatever_their_spelling() -> None:
+    found = superclasses_of({**PETS, "ash_tree": "plant"}, ["bus", "Ash tree", "dog", "cat"])
+    assert found.names == ("vehicle", "plant", "animal")
+    assert found.of_class.tolist() == [0, 1, 2, 2]
     with pytest.raises(ValueError, match=r"no superclass for 2 of 3 classes \(elm, fir\)"):
-        Hierarchy.build(PETS, ["elm", "cat", "fir"])
+        superclasses_of(PETS, ["elm", "cat", "fir"])
 
 
-def test_cifar100() -> None:
-    """Wrong: a class in another superclass than in CIFAR-100's own labels."""
+def test_packaged_cifar100_equals_its_own_labels() -> None:
     table = read_superclasses("cifar100")
     assert set(Counter(table.values()).values()) == {5}
     assert len(set(table.values())) == 20
@@ -180,13 +168,12 @@ def test_cifar100() -> None:
         ),
     ],
 )
-def test_files_of_each_form(tmp_path: Path, name: str, content: str) -> None:
+def test_files_of_each_form_are_read(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     assert read_superclasses(tmp_path / name) == PETS
 
 
-def test_encodings(tmp_path: Path) -> None:
-    """Wrong: a byte order mark is refused or becomes part of a name, or an error names no file."""
+def test_byte_order_marks_are_read_and_other_encodings_refused(tmp_path: Path) -> None:
     for name, content in (("t.json", json.dumps(PETS)), ("t.csv", "class,superclass\ncat,animal")):
         path = tmp_path / name
         path.write_bytes(b"\xef\xbb\xbf" + content.encode())
@@ -205,15 +192,15 @@ def test_encodings(tmp_path: Path) -> None:
         (
             "t.csv",
             "class,superclass\ncat,a\ndog,a\ncat,b\n",
-            "line 4: class 'cat' already stands in line 2",
+            "line 4: class 'cat' is already in line 2",
         ),
         ("t.csv", "class,superclass\n", "has no classes"),
         ("t.csv", "class,superclass\ncat,\n", "line 2: class and superclass must not be empty"),
-        ("t.json", '{"a": ["x"], "b": ["x"]}', "'b': class 'x' already stands in entry 'a'"),
+        ("t.json", '{"a": ["x"], "b": ["x"]}', "'b': class 'x' is already in entry 'a'"),
         ("t.json", '{"a": ["x"], "y": "b"}', "mixes"),
         ("t.json", '{"a": 3}', "entry 'a': must be"),
         ("t.json", "[]", "must be an object, got list"),
-        ("t.json", "{", "is no JSON file"),
+        ("t.json", "{", "is not a JSON file"),
         ("t.txt", "", ".json or .csv file or one of cifar100"),
     ],
 )
@@ -226,43 +213,36 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: str, message
 def test_wrong_arguments_are_named() -> None:
     images, classes, labels, _ = random_case()
     with pytest.raises(ValueError, match="hierarchy has 3 classes, class_features 12"):
-        fine_and_coarse(images, classes, labels, hierarchy_of([0, 1, 1]))
+        fine_and_coarse(images, classes, labels, superclasses(0, 1, 1))
     with pytest.raises(ValueError, match="class_features must be finite"):
         fine_and_coarse(images, classes / 0, labels, random_case()[3])
-    with pytest.raises(ValueError, match="no pictures to score"):
+    with pytest.raises(ValueError, match="no images to score"):
         fine_and_coarse(images[:0], classes, labels[:0], random_case()[3]).metrics()
-    with pytest.raises(ValueError, match="no pictures to score"):
-        coarse_accuracy(images[:0], classes, labels[:0], torch.zeros(12).long())
     with pytest.raises(ValueError, match="ks must be 1 or more, got 0"):
         fine_and_coarse(*random_case()).metrics((0, 1))
-    for coarse in (torch.zeros(12), torch.arange(12) - 1):
-        with pytest.raises(ValueError, match="superclasses must be int64 and 0 or more"):
-            coarse_accuracy(images, classes, labels, coarse)
+    for of_class in (torch.zeros(12), torch.arange(12) - 1, torch.arange(12)):
+        wrong = Superclasses(("a", "b"), of_class)
+        with pytest.raises(ValueError, match=r"superclasses must be int64 in 0 \.\. 1"):
+            fine_and_coarse(images, classes, labels, wrong)
 
 
-def drawn(results: Any) -> Any:
-    figure = Figure((6.4, 4))
-    plot_superclasses(figure, results)
-    return figure.axes[0]
-
-
-def test_plot_has_a_row_for_each_superclass_with_pictures() -> None:
+def test_plot_has_a_row_for_each_superclass_with_images(render: Any) -> None:
     results = per_superclass(fine_and_coarse(*random_case()))
-    axes = drawn(results)
+    axes = render(plot_superclasses, results).axes[0]
     best = max(results, key=lambda result: result.coarse_acc1 or 0)
     first = axes.get_yticklabels()[0].get_text()
-    assert first == f"{best.name} ({best.classes}, {best.pictures})"
+    assert first == f"{best.name} ({best.classes}, {best.images})"
     assert axes.collections[0].get_offsets()[0].tolist() == [100 * (best.coarse_acc1 or 0), 0]
-    with pytest.raises(ValueError, match="no superclass with pictures"):
-        drawn(())
+    with pytest.raises(ValueError, match="no superclass with images"):
+        plot_superclasses(Figure(), ())
 
 
-def test_plot_of_many_superclasses_shows_the_largest() -> None:
+def test_plot_of_many_superclasses_shows_the_largest(render: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     classes = normalize(torch.randn(30, 8, generator=generator), dim=-1)
-    labels = torch.arange(30).repeat_interleave(torch.arange(30))  # class i has i pictures
-    ranked = fine_and_coarse(classes[labels], classes, labels, hierarchy_of([*range(30)]))
-    axes = drawn(per_superclass(ranked))
+    labels = torch.arange(30).repeat_interleave(torch.arange(30))  # class i has i images
+    ranked = fine_and_coarse(classes[labels], classes, labels, superclasses(*range(30)))
+    axes = render(plot_superclasses, per_superclass(ranked)).axes[0]
     assert {label.get_text() for label in axes.get_yticklabels()} == {
         f"s{i} (1, {i})" for i in range(10, 30)
     }

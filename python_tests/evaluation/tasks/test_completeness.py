@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cyclip_ext.analysis import Completeness, caption_completeness, plot_completeness
-from cyclip_ext.analysis.completeness import COCO_WORDS
+from cyclip_ext.evaluation import Completeness, caption_completeness, plot_completeness
+from cyclip_ext.evaluation.tasks.completeness import COCO_WORDS
 
-from .common import drawn, visible_texts
+from .cases import visible_texts
 
 Words = Mapping[str, Sequence[str]]
 
@@ -85,12 +85,10 @@ def missing(
     ],
 )
 def test_words(tmp_path: Path, objects: list[str], caption: str, expected: list[str]) -> None:
-    """Wrong: parts of words match, or phrases, plurals, case or synonyms do not."""
     assert list(missing(tmp_path, objects, caption)) == expected
 
 
 def test_captions_alone_and_together(tmp_path: Path) -> None:
-    """Wrong: captions of a picture joined where each counts, or the other way round."""
     result = compare(
         tmp_path,
         [["dog", "cat", "bus"], ["dog"], [], ["cat"]],
@@ -119,7 +117,6 @@ def test_captions_alone_and_together(tmp_path: Path) -> None:
 
 
 def test_own_table_replaces_the_default(tmp_path: Path) -> None:
-    """Wrong: a user's table is merged with ours, or its phrases get no plural."""
     table = {"dog": ["good boy"]}
     assert missing(tmp_path, ["dog", "cat"], "good boys and a kitten", table) == ("cat",)
     path = write(tmp_path / "table.json", table)
@@ -128,7 +125,6 @@ def test_own_table_replaces_the_default(tmp_path: Path) -> None:
 
 
 def test_default_table_has_all_of_coco() -> None:
-    """Wrong: a misspelled category is silently known by its name alone. COCO has 80."""
     table = json.loads(COCO_WORDS.read_text(encoding="utf-8"))
     assert len(table) == 80
     assert {"person", "hair drier", "tv", "skis", "sports ball", "potted plant"} <= set(table)
@@ -159,21 +155,19 @@ TEXTS = {"annotations": [{"image_id": 5, "caption": "a dog"}]}
         (GOOD, {}, "c.json: 'annotations' must be a list"),
         (GOOD, {"annotations": [{"image_id": 5, "caption": 2}]}, "'caption' must be str, got 2"),
         (GOOD, {"annotations": [{"caption": "x"}]}, "c.json.*'image_id' must be int.*no such key"),
-        (GOOD, {"annotations": []}, "no picture has both"),
-        ({**GOOD, "annotations": []}, TEXTS, "no picture has both"),
+        (GOOD, {"annotations": []}, "no image has both"),
+        ({**GOOD, "annotations": []}, TEXTS, "no image has both"),
     ],
 )
 def test_damaged_files_are_named(
     tmp_path: Path, instances: Any, captions: Any, message: str
 ) -> None:
-    """Wrong: a KeyError that says neither which file nor which key."""
     paths = write(tmp_path / "i.json", instances), write(tmp_path / "c.json", captions)
     with pytest.raises(ValueError, match=message):
         caption_completeness(*paths)
 
 
 def test_files_that_are_no_json(tmp_path: Path) -> None:
-    """Wrong: a download cut off gives an error without the file's name."""
     good = write(tmp_path / "c.json", TEXTS)
     cut = tmp_path / "cut.json"
     cut.write_bytes(json.dumps(GOOD).encode()[:-5])
@@ -190,7 +184,6 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
 
 
 def test_other_spellings_of_files(tmp_path: Path) -> None:
-    """Wrong: a byte order mark is damage, or a path as a text is no path."""
     good = write(tmp_path / "c.json", TEXTS)
     instances = tmp_path / "i.json"
     instances.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
@@ -200,19 +193,17 @@ def test_other_spellings_of_files(tmp_path: Path) -> None:
 
 
 def test_categories_without_words(tmp_path: Path) -> None:
-    """Wrong: max() of nothing. A category of symbols cannot be found in words."""
     assert missing(tmp_path, ["***"], "three stars") == ("***",)
 
 
-def test_plot_shows_both_distributions(tmp_path: Path) -> None:
-    """Wrong: shares that do not add up, or bars nobody can tell apart."""
+def test_plot_shows_both_distributions(tmp_path: Path, render: Any) -> None:
     result = compare(
         tmp_path, [["dog", "cat", "bus"]], [["a dog", "a cat", "a dog, a cat and a bus"]]
     )
-    figure = drawn(plot_completeness, result)
+    figure = render(plot_completeness, result)
     shown = visible_texts(figure)
     assert "one caption (mean 1.33)" in shown
-    assert "all captions of the picture (mean 0.00)" in shown
+    assert "all captions of the image (mean 0.00)" in shown
     single, joined = figure.axes[0].containers
     assert [bar.get_height() for bar in single] == pytest.approx([100 / 3, 0, 200 / 3])
     assert [bar.get_height() for bar in joined] == [100]

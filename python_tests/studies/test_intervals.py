@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-
 from cyclip_ext.analysis import mean_interval, paired_difference
+
 from cyclip_ext.needs import MissingDependency
 
 stats = pytest.importorskip("scipy.stats")
@@ -18,7 +18,6 @@ SECOND = [0.480, 0.491, 0.502, 0.497]
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_paired_interval_equals_scipy(n: int, confidence: float) -> None:
-    """Wrong: unpaired deviations, n in place of n - 1, a one-sided quantile."""
     test = stats.ttest_rel(FIRST[:n], SECOND[:n])
     expected = test.confidence_interval(confidence)
     result = paired_difference(FIRST[:n], SECOND[:n], confidence)
@@ -27,7 +26,6 @@ def test_paired_interval_equals_scipy(n: int, confidence: float) -> None:
 
 
 def test_mean_interval_by_hand() -> None:
-    """Wrong: the deviation of the population, or a normal quantile. t_0.975 of 1 degree: 12.7."""
     result = mean_interval([1.0, 3.0])
     assert (result.count, result.mean) == (2, 2)
     assert result.deviation == pytest.approx(2**0.5)
@@ -35,19 +33,16 @@ def test_mean_interval_by_hand() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    """Wrong: a deviation of zero, which looks like certainty."""
     result = paired_difference([0.5], [0.25])
     assert (result.mean, result.deviation, result.interval) == (0.25, None, None)
 
 
 def test_equal_differences() -> None:
-    """Wrong: a division by a deviation of zero."""
     result = paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
     assert (result.mean, result.deviation, result.interval) == (1, 0, (1, 1))
 
 
 def test_wrong_arguments_are_named() -> None:
-    """Wrong: a seed that failed makes the mean NaN without a word."""
     with pytest.raises(ValueError, match="values is empty"):
         mean_interval([])
     with pytest.raises(ValueError, match="must be finite"):
@@ -59,7 +54,6 @@ def test_wrong_arguments_are_named() -> None:
 
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: an ImportError that does not say what to install."""
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(MissingDependency, match=r"cyclip_ext\[eval\]"):
         mean_interval([1.0, 2.0])

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from sklearn import metrics as sklearn_metrics
 from torch.nn.functional import normalize
 
+from cyclip_ext.data import Superclasses
 from cyclip_ext.evaluation import (
     Classified,
     class_embeddings,
@@ -14,17 +15,15 @@ from cyclip_ext.evaluation import (
     confusion_counts,
     per_class,
     plot_confusion,
-    zero_shot,
     zero_shot_predict,
 )
+from cyclip_ext.evaluation.tasks import zero_shot
 
-
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+from .cases import unit
 
 
 def random_case(classes: int = 17) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures that find their class more often than not; the last class has none."""
+    """Images that find their class more often than not; the last class has none."""
     class_features = unit(classes, 8, seed=1)
     labels = torch.randint(classes - 1, (301,), generator=torch.Generator().manual_seed(2))
     return normalize(class_features[labels] + unit(301, 8), dim=-1), class_features, labels
@@ -40,8 +39,7 @@ def test_accuracy_equals_brute_force() -> None:
     assert metrics["acc20"] == 1  # more than there are classes
 
 
-def test_metrics_equal_scikit_learn() -> None:
-    """Wrong: acc<k>, mean recall or confusions disagree with what the field computes."""
+def test_metrics_and_confusions_equal_scikit_learn() -> None:
     images, classes, labels = random_case()
     scores, names = (images @ classes.T).numpy(), range(17)
     classified = classify(images, classes, labels)
@@ -62,11 +60,10 @@ def test_metrics_equal_scikit_learn() -> None:
     assert torch.equal(confusion_counts(classified), torch.from_numpy(expected))
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: pictures at the edge of a block are lost or scored with another's label."""
+def test_block_size_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     images, classes, labels = random_case()
     whole = classify(images, classes, labels)
-    monkeypatch.setattr(zero_shot, "BLOCK", 3 * 17 + 5)  # three pictures at a time
+    monkeypatch.setattr(zero_shot, "BLOCK", 3 * 17 + 5)  # three images at a time
     parts = classify(images, classes, labels)
     assert torch.equal(whole.ranks, parts.ranks)
     assert torch.equal(whole.predictions, parts.predictions)
@@ -85,7 +82,6 @@ def test_ties_count_against_the_model() -> None:
 
 @pytest.mark.parametrize(("classes", "width"), [(5, 37), (5, 129), (17, 129), (101, 512)])
 def test_equal_classes_tie_to_the_last_bit(classes: int, width: int) -> None:
-    """Wrong: products in blocks round equal columns differently, and collapsed towers score."""
     for dtype in (torch.float32, torch.float64):
         rows = unit(2, width).to(dtype)
         images, texts = rows[:1].repeat(203, 1), rows[1:].repeat(classes, 1)
@@ -94,8 +90,7 @@ def test_equal_classes_tie_to_the_last_bit(classes: int, width: int) -> None:
         assert not zero_shot_predict(images, texts).any()
 
 
-def test_equal_prompts_are_embedded_once() -> None:
-    """Wrong: classes of one name differ by the rounding of their places in a batch."""
+def test_classes_of_equal_prompts_tie_to_the_last_bit() -> None:
 
     def embed(texts: list[str]) -> torch.Tensor:
         return torch.eye(len(texts), 8)
@@ -104,7 +99,7 @@ def test_equal_prompts_are_embedded_once() -> None:
     assert torch.equal(first, third)
 
 
-def test_recall_weighs_classes_equally_and_leaves_empty_ones_out() -> None:
+def test_recall_weights_classes_equally_and_ignores_empty_ones() -> None:
     classes = torch.eye(3)
     images = classes[[0, 0, 0, 0]]
     labels = torch.tensor([0, 0, 0, 1])  # class 0 all right, class 1 wrong, class 2 has none
@@ -114,11 +109,8 @@ def test_recall_weighs_classes_equally_and_leaves_empty_ones_out() -> None:
 
 
 def test_per_class_by_hand() -> None:
-    """Wrong: the most frequent confusion counts right predictions, or an empty class divides by 0.
-
-    Class 0: two right, two taken for 2, one for 1. Class 1: one each for 0 and 2. Class 2: right.
-    Class 3 has no picture.
-    """
+    # Class 0: two right, two predicted as 2, one as 1. Class 1: one each as 0 and 2. Class 2: right.
+    # Class 3 has no image.
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
     predictions = torch.tensor([0, 0, 2, 1, 2, 2, 0, 2])
     ranks = torch.tensor([0, 0, 1, 5, 4, 1, 1, 0])
@@ -141,22 +133,29 @@ def test_per_class_agrees_with_the_whole() -> None:
     assert hits / len(classified) == pytest.approx(metrics["acc5"])
 
 
-def test_subset_is_a_classification_of_its_pictures() -> None:
+def test_subset_equals_classification_of_its_rows() -> None:
     images, classes, labels = random_case()
     rows = torch.arange(301) % 3 == 0
     part = classify(images, classes, labels).subset(rows)
     assert part.metrics() == classification_metrics(images[rows], classes, labels[rows])
-    with pytest.raises(ValueError, match="no pictures to score"):
+    with pytest.raises(ValueError, match="no images to score"):
         part.subset(torch.zeros(101, dtype=torch.bool)).metrics()
 
 
-def test_one_picture_of_one_class() -> None:
+def test_one_image_of_one_class() -> None:
     metrics = classification_metrics(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]))
     assert set(metrics.values()) == {1.0}
 
 
+def test_confusions_by_superclass_add_up_cells() -> None:
+    labels, predictions = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 0, 1, 2])
+    classified = Classified(labels, labels, predictions, 3)
+    superclasses = Superclasses.build(["a", "b", "a"])
+    assert confusion_counts(classified, superclasses).tolist() == [[3, 1], [1, 0]]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_features_that_are_not_finite_are_refused(value: float) -> None:
+def test_non_finite_features_are_refused(value: float) -> None:
     # NaN compares false with everything: counted as ranks it would be a perfect score.
     broken, labels = torch.full((10, 4), value), torch.zeros(10, dtype=torch.long)
     with pytest.raises(ValueError, match="image_features must be finite"):
@@ -183,7 +182,6 @@ def test_class_embeddings_average_prompts_and_normalize() -> None:
 
 
 def test_classes_without_a_prompt_are_refused() -> None:
-    """Wrong: such a class is a row of zeros, and a text in place of a list has a class a letter."""
 
     def embed(texts: list[str]) -> torch.Tensor:
         return torch.ones(len(texts), 2)
@@ -228,7 +226,6 @@ def test_confusion_of_few_classes_is_a_matrix_of_shares() -> None:
 
 
 def test_confusions_of_many_classes_are_the_most_frequent_pairs() -> None:
-    """Wrong: right predictions appear as confusions, or rows and columns are swapped."""
     counts = torch.zeros(30, 30, dtype=torch.long).fill_diagonal_(9)
     counts[3, 7], counts[4, 2] = 5, 6
     figure = Figure()

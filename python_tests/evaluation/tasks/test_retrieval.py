@@ -1,4 +1,4 @@
-"""Retrieval with several captions per picture, several pictures per caption, and ties."""
+"""Retrieval with several captions per image, several images per caption, and ties."""
 
 import statistics
 import sys
@@ -29,12 +29,12 @@ def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
     return (
         normalize(torch.randn(30, 6, generator=generator), dim=-1),
         normalize(torch.randn(71, 6, generator=generator), dim=-1),
-        torch.randint(20, (30,), generator=generator),  # several pictures per label
-        torch.randint(22, (71,), generator=generator),  # and captions without a picture
+        torch.randint(20, (30,), generator=generator),  # several images per label
+        torch.randint(22, (71,), generator=generator),  # and captions without a image
     )
 
 
-def test_equals_brute_force() -> None:
+def test_recalls_and_median_ranks_equal_brute_force() -> None:
     images, texts, image_labels, text_labels = random_case()
     retrieved = retrieve(images, texts, image_labels, text_labels)
     metrics = retrieval_metrics(images, texts, image_labels, text_labels)
@@ -51,8 +51,7 @@ def test_equals_brute_force() -> None:
         assert medians[f"{name}_median_rank"] == 1 + statistics.median(ranks)
 
 
-def test_equals_torchmetrics() -> None:
-    """Wrong: captions are left out, or a hit is asked of all own candidates instead of one."""
+def test_recalls_equal_torchmetrics() -> None:
     retrieval = pytest.importorskip("torchmetrics.retrieval")
     images, texts, image_labels, text_labels = random_case()
     metrics = retrieval_metrics(images, texts, image_labels, text_labels)
@@ -70,7 +69,7 @@ def test_equals_torchmetrics() -> None:
 
 
 def test_every_caption_is_scored() -> None:
-    # Two captions per picture, the second ones all wrong: scoring only the first would give 1.
+    # Two captions per image, the second ones all wrong: scoring only the first would give 1.
     images = torch.eye(2)
     texts = torch.eye(2)[[0, 1, 1, 0]]
     metrics = retrieval_metrics(images, texts, torch.arange(2), torch.tensor([0, 0, 1, 1]), (1,))
@@ -87,7 +86,6 @@ def test_ties_count_against_the_model() -> None:
 
 
 def test_median_rank_counts_from_one() -> None:
-    """Wrong: a perfect model has rank 0, or of an even number the lower middle is taken."""
     retrieved = Retrieved(torch.tensor([0, 0, 9]), torch.tensor([7, 0, 3, 0]))
     assert retrieved.median_ranks() == {
         "image_retrieval_median_rank": 1,
@@ -95,17 +93,17 @@ def test_median_rank_counts_from_one() -> None:
     }
 
 
-def test_one_pair() -> None:
+def test_one_pair_is_retrieved() -> None:
     one, label = torch.ones(1, 3), torch.tensor([4])
     assert set(retrieval_metrics(one, one, label, label).values()) == {1}
 
 
-def test_nothing_in_common_is_an_error() -> None:
+def test_texts_of_other_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to retrieve"):
         retrieval_metrics(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
+def test_wrong_arguments_are_named() -> None:
     good, broken, labels = torch.ones(2, 1), torch.full((2, 1), torch.nan), torch.arange(2)
     with pytest.raises(ValueError, match="text_features must be finite"):
         retrieval_metrics(good, broken, labels, labels)
@@ -121,7 +119,7 @@ from cyclip_ext.evaluation import retrieve
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
 
-# Pairs of points on a circle, each a quarter of the distance to the next picture from its own:
+# Pairs of points on a circle, each a quarter of the distance to the next image from its own:
 # every rank is known. Half of the captions are turned to the next but one instead.
 n, d = 100_000, 16
 angles = torch.arange(n, dtype=torch.float64) * (2 * torch.pi / n)
@@ -146,12 +144,9 @@ print(grown, *(recalls[f"image_retrieval_recall@{k}"] for k in (1, 4, 5)))
 @needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 @pytest.mark.slow
-def test_a_hundred_thousand_pairs_without_a_matrix() -> None:
-    """Wrong: memory grows with N x M (80 GB here), or ranks of far rows are wrong.
-
-    In float64: neighbours differ by 1e-9 in cosine.
-    """
+def test_memory_of_a_hundred_thousand_pairs_is_linear() -> None:
+    """In float64: neighbours differ by 1e-9 in cosine."""
     grown, *recalls = map(float, run_program(HUNDRED_THOUSAND).split())
     assert grown < 0.5
-    # Captions at a distance of 2.25 pictures have those at 0, 1, 2, 3 and 4 nearer: -0.25 .. 1.75.
+    # Captions at a distance of 2.25 images have those at 0, 1, 2, 3 and 4 nearer: -0.25 .. 1.75.
     assert recalls == [0.5, 0.5, 1.0]
