@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
-from cyclip_ext.data.captions import LONGEST_WORD
+from cyclip_ext.data.captions import MAX_WORD
 from cyclip_ext.evaluation import Encoder, Prompts, Quadruples, encode
 from cyclip_ext.evaluation.encode import choose_device
 
@@ -195,10 +195,10 @@ def test_other_errors_are_not_counted_and_threads_end(model: Towers) -> None:
 def test_long_words_are_cut_and_reported_once(model: Towers) -> None:
     """A byte-pair tokenizer takes two minutes for a word of 64,000 letters."""
     shown: list[str] = []
-    captions = [("a" * 64_000 + " cat",), ("b" * LONGEST_WORD,), ("c" * 300,)]
+    captions = [("a" * 64_000 + " cat",), ("b" * MAX_WORD,), ("c" * 600,)]
     encode(Greys([1, 2, 3], captions=captions), make_encoder(model, notify=shown.append))
-    assert model.texts == [LONGEST_WORD + 4, LONGEST_WORD, LONGEST_WORD]
-    assert shown == ["2 texts have words that are too long to tokenize; they were cut"]
+    assert model.texts == [MAX_WORD + 4, MAX_WORD, MAX_WORD]
+    assert shown == ["2 texts are too long to tokenize, or have words that are; they were cut"]
 
 
 def test_prompts_replace_names_and_templates(model: Towers) -> None:
