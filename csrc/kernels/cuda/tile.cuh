@@ -84,8 +84,12 @@ struct Place {
     t = lane % 4;
   }
 
-  __device__ int row(int a) const { return warp_row * Tile::kWarpRows + 8 * a + g; }
-  __device__ int col(int b) const { return warp_col * Tile::kWarpCols + 8 * (b / 2) + 2 * t + b % 2; }
+  __device__ int row(int a) const { return warp_row * Tile::kWarpRows + g + row_step(a); }
+  __device__ int col(int b) const { return warp_col * Tile::kWarpCols + 2 * t + col_step(b); }
+
+  // The distances from row(0) and col(0), which are the same for all threads.
+  __device__ static constexpr int row_step(int a) { return 8 * a; }
+  __device__ static constexpr int col_step(int b) { return 8 * (b / 2) + b % 2; }
 };
 
 }  // namespace cyclip::cuda
