@@ -58,8 +58,8 @@ struct TileShape {
 
   // The entries of the tile that a thread holds, at rows Place::row(a) and columns Place::col(b).
   using Fragment = Accumulator[kThreadRows][kThreadCols];
-  static_assert(kThreadRows % 2 == 0 && kThreadCols % 4 == 0);
-  static_assert(kThreadRows * kThreadCols <= 64);  // entries are also bits of a mask
+  static_assert(kThreadRows % 4 == 0 && kThreadCols % 8 == 0);  // the lanes that share a row and a column
+  static_assert(kThreadRows * kThreadCols <= 64);               // entries are also bits of a mask
   // One thread each for the lines of both sides, in epilogues that reduce over lines.
   static_assert(kRows + kCols == kThreads);
 };
