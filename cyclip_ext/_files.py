@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from threading import get_ident
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class NotRegularFileError(OSError):
+    """A path that is a folder, FIFO, device or socket: reading it may never end."""
+
+
+def regular_size(path: str | Path) -> int:
+    """Return the size of a regular file in bytes, without opening it.
+
+    Raises NotRegularFileError for anything else, and OSError if there is nothing.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
+        raise NotRegularFileError(f"{path} is not a regular file but {kind}")
+    return found.st_size
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

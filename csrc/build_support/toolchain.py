@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -16,7 +17,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHITECTURES = ("8.0", "9.0", "12.0")
+# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has no
+# machine code of its own and compiles the PTX of 10.0.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class CxxCompiler:
 
     @property
     def is_tested(self) -> bool:
-        """Whether the project's own checks run with this compiler, so that it may be strict."""
-        return re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        """Whether the project's own checks run with this compiler on this architecture."""
+        is_gcc_12 = re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        return is_gcc_12 and platform.machine() == "x86_64"
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,16 @@ def _home_of(nvcc: str) -> Path:
 
 
 def architectures_for(toolkit: CudaToolkit) -> str:
-    """The list in torch's notation: TORCH_CUDA_ARCH_LIST, or the default as far as nvcc knows it.
+    """Return TORCH_CUDA_ARCH_LIST or, if it is not set, the default architectures that nvcc supports.
 
-    The newest of the default list also comes as PTX, which later GPUs compile for themselves.
+    The newest of the default architectures always includes PTX, for later GPUs.
     """
     stated = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if stated:
         return stated
-    known = [arch for arch in DEFAULT_ARCHITECTURES if arch in toolkit.architectures]
-    return ";".join(known) + "+PTX"
+    known = [
+        arch
+        for arch in DEFAULT_ARCHITECTURES
+        if arch.removesuffix("+PTX") in toolkit.architectures
+    ]
+    return ";".join(known).removesuffix("+PTX") + "+PTX"

@@ -279,31 +279,23 @@ def _misfit(folder: Path, part: str, problem: str) -> str:
 class Feeder:
     """Copies batches to the device.
 
-    On a GPU the copy runs on a stream of its own. The host is one step ahead of the device, so a
-    batch is copied while the device still computes the step before it.
+    On a GPU the copy runs on a stream of its own, from the loader's page-locked memory. The host is
+    one step ahead of the device, so a batch is copied while the device computes the step before it.
     """
 
-    def __init__(self, device: torch.device, tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.tokenizer = tokenizer
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Inputs:
-        """Return images and tokens on the device; with two views, all first ones come first."""
-        texts = [batch.texts] if batch.other_texts is None else [batch.texts, batch.other_texts]
-        views = [batch.images] if batch.other_images is None else [batch.images, batch.other_images]
+        """Return images and tokens on the device."""
+        assert batch.tokens is not None  # of a loader that tokenizes
         with torch.cuda.stream(self.stream):  # does nothing for None
-            images = self._copied(views)
-            tokens = self._copied([self.tokenizer(own) for own in texts])
+            images = batch.images.to(self.device, non_blocking=True)
+            tokens = batch.tokens.to(self.device, non_blocking=True)
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
             for tensor in (images, tokens):
                 tensor.record_stream(current)  # else its memory could be reused too early
-        return Inputs(as_input(images), tokens, len(batch.texts))
-
-    def _copied(self, parts: list[Tensor]) -> Tensor:
-        if self.stream is not None:  # only copies from pinned memory are asynchronous
-            parts = [part.pin_memory() for part in parts]
-        parts = [part.to(self.device, non_blocking=True) for part in parts]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return Inputs(as_input(images), tokens, len(batch))

@@ -15,7 +15,7 @@ from torch.profiler import profile, schedule
 from tqdm import tqdm
 
 from .._files import write_atomic
-from ..data import Augment, Batch, SkipReport, make_loader, require_usable
+from ..data import Augment, Batch, Loader, SkipReport, require_usable
 from ..models import CreatedModel, synchronize_batch_norm
 from .assess import SELECTION_METRIC, Assessor
 from .checkpoint import Checkpoints, State
@@ -85,8 +85,8 @@ class Trainer:
             self.device,
             ranks,
         )
-        self.feeder = Feeder(self.device, created.tokenizer)
-        self.loader = make_loader(
+        self.feeder = Feeder(self.device)
+        self.loader = Loader(
             data.train,
             config.data.pairs_per_step,
             created.image_size,
@@ -96,6 +96,8 @@ class Trainer:
             rank=ranks.rank,
             world_size=ranks.size,
             views=2 if config.loss.inmodal else 1,
+            tokenize=created.tokenizer,
+            pin_memory=self.device.type == "cuda",
         )
         evaluated = created if self.ema is None else replace(created, model=self.ema.module)
         self.assessor = Assessor(evaluated, self.device, autocast, notify=tqdm.write)
@@ -177,7 +179,7 @@ class Trainer:
             before = time.perf_counter()
             batch = next(batches)
             self.window.waited += time.perf_counter() - before
-            pairs = 0 if batch is None else len(batch.texts)
+            pairs = 0 if batch is None else len(batch)
             # The ranks agree before any of them begins a step that needs all of them, and as many
             # forward passes of each.
             whole = pairs > self.config.data.batch_size * (self.config.data.accum_freq - 1)

@@ -9,12 +9,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from cyclip_ext.analysis import mean_interval
 from cyclip_ext.data import MissingData, resolved
 from cyclip_ext.training.__main__ import INTERRUPTED, UNUSABLE
 from cyclip_ext.training.config import SetupError, TrainConfig, add_arguments
 
 from .grids import batch_and_temperature, data_size
+from .intervals import mean_interval
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
 from .runs import RunFailed

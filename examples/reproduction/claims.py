@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cyclip_ext.evaluation.outcome import Table
+from cyclip_ext.evaluation.tasks import Table
 
 from .runs import Result
 from .values import Value, difference_cells, verdict

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cyclip_ext.evaluation.outcome import Plot, Table
+from cyclip_ext.evaluation.tasks import Plot, Table
 from cyclip_ext.training.compare import MARGIN
 from cyclip_ext.training.config import TrainConfig
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cyclip_ext.evaluation.outcome import Plot, Table
-from cyclip_ext.evaluation.report.drawing import can_draw, draw
-from cyclip_ext.evaluation.report.markdown import table_lines
+from cyclip_ext.evaluation.report import draw, markdown_table, show
+from cyclip_ext.evaluation.tasks import Plot, Table
 
 Part = str | Table | Plot
 
@@ -19,7 +18,6 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
     sections: heading -> paragraphs of Markdown, tables and plots, in order.
     """
     images = path.parent / "images" / path.stem
-    drawing = can_draw()
     lines = [f"# {title}", ""]
     for heading, parts in sections.items():
         if heading:
@@ -29,8 +27,8 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
                 lines += [part, ""]
             elif isinstance(part, Table):
                 lines += [f"**{part.title}**", ""] if part.title else []
-                lines += table_lines(part, "")
-            elif drawing:
+                lines += markdown_table(show(part))
+            else:
                 images.mkdir(parents=True, exist_ok=True)
                 (images / f"{part.name}.png").write_bytes(draw(part))
                 lines += [f"![{part.caption}](images/{quote(path.stem)}/{part.name}.png)", ""]

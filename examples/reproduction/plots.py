@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cyclip_ext._plotting import BLUE, VERMILION, line_style, plain
-from cyclip_ext.analysis import paired_difference
 from cyclip_ext.training.report import mean_and_deviation
 
+from .intervals import paired_difference
 from .runs import Result
 from .values import Value
 

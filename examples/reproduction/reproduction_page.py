@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from cyclip_ext.evaluation.outcome import Plot, Table
+from cyclip_ext.evaluation.tasks import Plot, Table
 
 from . import claims as c
 from .pages import existing_section, write_page

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cyclip_ext.analysis import mean_interval, paired_difference
 from cyclip_ext.training.report import mean_and_deviation
 
+from .intervals import mean_interval, paired_difference
 from .runs import Result
 
 

@@ -76,7 +76,7 @@ def test_nothing_whole_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     saved.save_last(state(1))
     flip_a_bit(tmp_path / "checkpoints" / "last.pt")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: .*the checksum of"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: .*the checksum of"):
         saved.newest(str)
 
 

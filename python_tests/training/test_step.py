@@ -294,7 +294,8 @@ def test_lone_pair_is_no_divergence(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, settings(epochs=1))
     (batch, *_) = trainer.loader.epoch(0)
     assert batch is not None
-    trainer._take_step(Batch(batch.images[:1], batch.texts[:1], batch.indices[:1]), 1)
+    lone = Batch(batch.images[:1], batch.texts[:1], batch.indices[:1], batch.tokens[:1])
+    trainer._take_step(lone, 1)
     trainer._settle()
     record = trainer.window.record()
     assert record["contrastive_loss"] == 0
