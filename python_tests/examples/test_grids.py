@@ -11,7 +11,7 @@ from reproduction.__main__ import main
 from reproduction.grids import batch_and_temperature, data_size
 from reproduction.pages import write_page
 
-from cyclip_ext.evaluation.outcome import Plot
+from cyclip_ext.evaluation.tasks import Plot
 from cyclip_ext.training.config import TrainConfig
 
 from .made_up import Pretender
