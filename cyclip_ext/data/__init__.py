@@ -35,11 +35,11 @@ from .dataset import (
 )
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader
-from .workers import WorkerDied
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
+from .workers import WorkerDied
 
 __all__ = [
     "NAMED",
