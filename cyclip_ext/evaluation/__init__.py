@@ -1,26 +1,27 @@
-"""Evaluation of a pair of towers, for any model: `python -m cyclip_ext.evaluation`.
+"""Evaluation of two-tower models: `python -m cyclip_ext.evaluation`, or `cyclip-eval`.
 
-| module | content |
+| module | contents |
 | --- | --- |
-| `embeddings` | `Embeddings`, the arrays that every task takes, and their .npz file |
-| `tasks/` | one file per task: metrics, plot, explanation; how to add one |
-| `report` | results.json, report.md, report.html |
-| `prompts` | class names and templates |
-| `datasets/` | evaluation datasets |
+| `datasets/` | a user's specification becomes an ImageDataset |
+| `encode`, `prompts` | a dataset and a model become Embeddings; templates and class names |
+| `embeddings` | the arrays that every task takes, and their file |
+| `tasks/` | one file per task: metrics, plot, explanation |
+| `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
+| `report` | JSON, Markdown and HTML |
+| `__main__` | the command line |
 
-The metrics take embeddings, the rest any model with open_clip's `encode_image` and `encode_text`.
-Training imports evaluation, never the reverse. Metric names are CLIP_benchmark's (acc1, acc5,
-mean_per_class_recall, image_retrieval_recall@5), and shares are between 0 and 1.
+Metrics take embeddings, and `encode` takes any model with open_clip's `encode_image` and
+`encode_text`. Training imports evaluation, never the other way. Metric names are CLIP_benchmark's
+(acc1, acc5, mean_per_class_recall, image_retrieval_recall@5), and shares are between 0 and 1.
 """
 
-from .datasets import open_set
-from .embed import embed_images, embed_texts
-from .embed_sets import Embedded, embed_set
+from .builtin import encode_splits, evaluate_splits
+from .datasets import Quadruples, open_evaluation_dataset
 from .embeddings import Embeddings, load_embeddings, save_embeddings
-from .prompts import read_class_names, read_templates
+from .encode import Encoder, encode
+from .prompts import Prompts, read_class_names, read_templates
 from .report import About, write_report
-from .sets import CaptionedImages, ClassifiedImages, Images, Quadruples
-from .tasks import TASKS, Metric, TaskResult, Unit, run_tasks, training_metrics
+from .tasks import SHORT, TASKS, Metric, TaskResult, Unit, run_tasks, training_metrics
 from .tasks.completeness import (
     CaptionObjects,
     Completeness,
@@ -86,24 +87,23 @@ from .tasks.zero_shot import (
 )
 
 __all__ = [
+    "SHORT",
     "TASKS",
     "About",
     "BaselineLine",
     "CaptionObjects",
-    "CaptionedImages",
     "ClassResult",
     "Classified",
-    "ClassifiedImages",
     "Completeness",
     "Composed",
     "Corners",
-    "Embedded",
     "Embeddings",
+    "Encoder",
     "FineAndCoarse",
-    "Images",
     "Margins",
     "Metric",
     "Probe",
+    "Prompts",
     "Quadruples",
     "Retrieved",
     "SuperclassResult",
@@ -127,9 +127,9 @@ __all__ = [
     "cyclip_uniformity",
     "directions_for",
     "effective_rank",
-    "embed_images",
-    "embed_set",
-    "embed_texts",
+    "encode",
+    "encode_splits",
+    "evaluate_splits",
     "fine_and_coarse",
     "fit_baseline",
     "inside",
@@ -139,7 +139,7 @@ __all__ = [
     "load_embeddings",
     "margin_metrics",
     "modality_gap",
-    "open_set",
+    "open_evaluation_dataset",
     "per_class",
     "per_superclass",
     "per_tag",

@@ -154,7 +154,11 @@ def _add_measuring(parser: ArgumentParser) -> None:
 def _add_tasks(parser: ArgumentParser) -> None:
     known = [task for task in TASKS if task != completeness.TASK]
     parser.add_argument(
-        "--tasks", nargs="+", choices=known, metavar="TASK", help=f"default: all; {', '.join(known)}"
+        "--tasks",
+        nargs="+",
+        choices=known,
+        metavar="TASK",
+        help=f"default: all; {', '.join(known)}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of random batches and samples")
 
@@ -284,9 +288,7 @@ def _evaluate_model(
             main = main or f"{dataset.name}/{MAIN}"
             first = first or sets[MAIN]
         else:
-            opened.append(
-                _with_superclasses(options, encode(dataset, encoder, prompts=prompts))
-            )
+            opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
             first = first or opened[-1]
     train = None if train_data is None else encode(train_data, encoder, captions=False)
     results += _run_on_opened(options, opened, train, baselines)
@@ -367,14 +369,14 @@ def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings
     if options.hierarchy is None or not embeddings.classes:
         return embeddings
     table = read_superclasses(options.hierarchy)
-    return replace(
-        embeddings, levels={"superclass": superclasses_of(table, embeddings.classes)}
-    )
+    return replace(embeddings, levels={"superclass": superclasses_of(table, embeddings.classes)})
 
 
 def _require_results(results: list[TaskResult], options: Namespace) -> None:
     if not results:
-        raise ValueError(f"none of {', '.join(options.tasks or TASKS)} can be measured on this data")
+        raise ValueError(
+            f"none of {', '.join(options.tasks or TASKS)} can be measured on this data"
+        )
 
 
 def _models_beside(options: Namespace, title: str) -> dict[str, Encoder]:

@@ -202,11 +202,11 @@ class Embeddings:
         if features.shape[1] != width:
             raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
         features = features.detach().cpu()
-        (rows,) = unit_rows(**{name: features})
-        if features.dtype == torch.float32 and (features.norm(dim=1) - 1).abs().max() < 1e-5:
-            self._set(name, features)
-        else:
-            self._set(name, rows.float())
+        # NaN fails the comparison and is reported by unit_rows.
+        if features.dtype != torch.float32 or not (features.norm(dim=1) - 1).abs().max() < 1e-5:
+            (rows,) = unit_rows(**{name: features})
+            features = rows.float()
+        self._set(name, features)
 
     def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
         """Check and convert an optional index array."""

@@ -18,8 +18,8 @@ from ..evaluation import (
     prompt_geometry,
     singular_values,
 )
-from ..evaluation.encoder import Encoder
-from ..evaluation.pictures import embed_data
+from ..evaluation.builtin import encode_splits
+from ..evaluation.encode import Encoder
 from ..models.trained import load_trained
 from ..training.precision import autocast_for, choose_device, choose_precision
 from ..training.sources import RunData
@@ -51,7 +51,7 @@ def measure(folder: Path, data: RunData) -> Measures:
         device,
         autocast_for(choose_precision(run["precision"], device), device),
     )
-    train, evaluation = embed_data(encoder, data.pictures)
+    train, evaluation = encode_splits(data.pictures, encoder)
     return {name: _of_set(evaluation[name], train) for name in SETS if name in evaluation}
 
 
