@@ -34,12 +34,12 @@ from .dataset import (
     Superclasses,
 )
 from .emoji import emoji_available, load_emoji
-from .loader import Batch, Loader, make_loader
-from .processes import WorkerDied
+from .loader import Batch, Loader
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
+from .workers import WorkerDied
 
 __all__ = [
     "NAMED",
@@ -64,7 +64,6 @@ __all__ = [
     "load_emoji",
     "load_named",
     "load_shapes",
-    "make_loader",
     "open_pairs",
     "render",
     "require_usable",

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from .dataset import FileDataset
 from .manifest import require_writable
-from .processes import cores
 from .skips import TooManyBadRecords, require_usable
 from .source import open_pairs
 from .tables import typed_separator
 from .verify import examine, find_doubles, manifest_of, report
+from .workers import cores
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 

@@ -12,10 +12,6 @@ _OTHER_STREAM = 0x4F544852
 
 _DELETION = 0.1  # share of the words
 
-# Byte-pair tokenizers take time that grows with the square of a word's length: 64,000 letters
-# without a space take two minutes.
-LONGEST_WORD = 256
-
 
 def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
     """One of a record's captions, each equally likely, drawn anew every epoch."""
@@ -66,11 +62,18 @@ def clean_caption(text: str) -> str:
     return " ".join(text.replace("\ufeff", "").split())
 
 
-def cut_words(text: str) -> str:
-    """Return the text with each word cut after LONGEST_WORD characters."""
-    if len(text) <= LONGEST_WORD or all(len(word) <= LONGEST_WORD for word in text.split()):
-        return text
-    return " ".join(word[:LONGEST_WORD] for word in text.split())
+MAX_WORD, MAX_CAPTION = 512, 8192  # characters, several times what fills a context of 77 tokens
+
+
+def shorten(caption: str) -> str:
+    """Cut words to MAX_WORD and the caption to MAX_CAPTION characters, before tokenizing.
+
+    The time of byte pair encoding grows with the square of a word's length: a word of 64,000
+    letters takes minutes.
+    """
+    if len(caption) <= MAX_WORD:
+        return caption
+    return " ".join(word[:MAX_WORD] for word in caption[:MAX_CAPTION].split(" "))
 
 
 def printable(text: str) -> str:

@@ -4,14 +4,14 @@
 | --- | --- |
 | `datasets/` | a user's specification becomes an ImageDataset |
 | `encode`, `prompts` | a dataset and a model become Embeddings; templates and class names |
-| `embeddings` | the arrays that every task takes, and their file |
-| `tasks/` | one file per task: metrics, plot, explanation |
+| `embeddings` | `Embeddings`, the arrays that every task takes, and their .npz file |
+| `tasks/` | one file per task: metrics, plot, explanation; how to add one |
 | `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
-| `report` | JSON, Markdown and HTML |
+| `report` | results.json, report.md, report.html |
 | `__main__` | the command line |
 
 Metrics take embeddings, and `encode` takes any model with open_clip's `encode_image` and
-`encode_text`. Training imports evaluation, never the other way. Metric names are CLIP_benchmark's
+`encode_text`. Training imports evaluation, never the reverse. Metric names are CLIP_benchmark's
 (acc1, acc5, mean_per_class_recall, image_retrieval_recall@5), and shares are between 0 and 1.
 """
 

@@ -42,7 +42,11 @@ _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the four commands."""
-    parser = ArgumentParser(prog="cyclip-eval", description=f"{__doc__}\n{_EXIT_STATUS}")
+    parser = ArgumentParser(
+        prog="cyclip-eval",
+        description="Evaluate a trained model and write the results as JSON, Markdown and HTML. "
+        + _EXIT_STATUS,
+    )
     commands = parser.add_subcommands()
     for name, add, description in (
         ("run", _add_run, "Evaluate a run or a checkpoint of this package."),
@@ -69,9 +73,9 @@ def _add_run(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--beside",
-        type=list[Path],
+        type=Path,
         nargs="+",
-        default=[],
+        metavar="RUN",
         help="other runs or checkpoints, to compare margins on the first dataset",
     )
     _add_data(parser, "default: the data of the run, if it is built in")
@@ -81,7 +85,7 @@ def _add_run(parser: ArgumentParser) -> None:
 def _add_open_clip(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
-        help="name of open_clip, local-dir:FOLDER, hf-hub:NAME, or the JSON file of a configuration",
+        help="a name of open_clip, local-dir:FOLDER, hf-hub:NAME, or a configuration in JSON",
     )
     parser.add_argument(
         "--pretrained",

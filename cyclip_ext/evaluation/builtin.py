@@ -1,4 +1,4 @@
-"""Built-in datasets ("emoji" first of all): their evaluation sets as embeddings, and their tasks."""
+"""Built-in datasets such as "emoji": their evaluation sets as embeddings, and their tasks."""
 
 from __future__ import annotations
 

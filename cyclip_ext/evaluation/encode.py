@@ -23,7 +23,7 @@ from ..data import (
     file_transform,
     render,
 )
-from ..data.captions import cut_words, printable
+from ..data.captions import printable, shorten
 from ..models.trained import TrainedModel
 from .datasets.winoground import Quadruples
 from .embeddings import Embeddings
@@ -113,10 +113,12 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-length float32 embeddings [len(texts), d] on the CPU."""
-        short = [cut_words(text) for text in texts]
+        short = [shorten(text) for text in texts]
         cut = sum(one != other for one, other in zip(short, texts, strict=True))
         if cut:
-            self.notify(f"{cut:,} texts have words that are too long to tokenize; they were cut")
+            self.notify(
+                f"{cut:,} texts are too long to tokenize, or have words that are; they were cut"
+            )
         rows = []
         with _evaluating(self.model):
             for start in range(0, len(short), TEXT_BATCH):
@@ -250,7 +252,7 @@ def _transformed(
     kept: list[int],  # grows: positions of the groups that could be read
     bar: tqdm[Any],
 ) -> Iterator[Tensor]:
-    transform = encoder.transform or file_transform(encoder.image_size, train=False)
+    transform = encoder.transform or file_transform(encoder.image_size)
     samples = read.samples
     assert samples is not None
 

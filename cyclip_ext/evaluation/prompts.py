@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -110,9 +111,7 @@ def wordnet_ids() -> tuple[str, ...]:
 
 def _imagenet_info() -> Any:
     import_open_clip()  # its error names the extra
-    from timm.data import ImageNetInfo
-
-    return ImageNetInfo()
+    return import_module("timm.data").ImageNetInfo()
 
 
 def _wordnet_names(dataset: ImageDataset, notify: Callable[[str], None]) -> ClassNames:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..evaluation import (
     Embeddings,
+    Encoder,
     batch_margins,
     consistency_metrics,
     effective_rank,
+    encode_splits,
     fine_and_coarse,
     margin_metrics,
     prompt_geometry,
     singular_values,
 )
-from ..evaluation.builtin import encode_splits
-from ..evaluation.encode import Encoder
 from ..models.trained import load_trained
 from ..training.precision import autocast_for, choose_device, choose_precision
 from ..training.sources import RunData
@@ -43,14 +42,8 @@ def measure(folder: Path, data: RunData) -> Measures:
     trained = load_trained(folder / "checkpoints" / "last.pt")
     run = trained.settings["run"]
     device = choose_device(run["device"])
-    created: Any = trained.created
-    encoder = Encoder(
-        created.model.to(device),
-        created.tokenizer,
-        created.image_size,
-        device,
-        autocast_for(choose_precision(run["precision"], device), device),
-    )
+    autocast = autocast_for(choose_precision(run["precision"], device), device)
+    encoder = Encoder.of(trained, device, autocast=autocast)
     train, evaluation = encode_splits(data.pictures, encoder)
     return {name: _of_set(evaluation[name], train) for name in SETS if name in evaluation}
 

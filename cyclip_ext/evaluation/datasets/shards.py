@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ...data import BadRecord, MissingData, SkipReport
+from ...data import BadRecord, FileDataset, MissingData, SkipReport
 from ...data.captions import clean_caption
-from ...data.images import IMAGE_SUFFIXES, open_image
+from ...data.dataset import Encoded, digest
+from ...data.images import IMAGE_SUFFIXES
 from ...data.tar_format import BrokenTar, Member, read_members
 from ..prompts import read_templates
 from .names import CLASS_NAMES_FILE, read_lines, read_names
