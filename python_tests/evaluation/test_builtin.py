@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from models.tiny import create_tiny
 
-from cyclip_ext.data import BadRecord, ImageDataset, Sample, SkipReport
 from cyclip_ext.evaluation import TASKS, Prompts, TaskResult, encode, encode_splits, evaluate_splits
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.sources import RunData
@@ -90,29 +88,3 @@ def test_classes_of_equal_names_are_embedded_once() -> None:
         assert torch.equal(features, alone.class_features)
         shared = features.data_ptr() == train.class_features.data_ptr()
         assert shared == (dataset.class_names == shapes().train.class_names)
-
-
-def test_unreadable_validation_pairs_are_shown_with_their_share(
-    tmp_path: Path, assessor: Assessor
-) -> None:
-    class Half(ImageDataset):
-        name, skipped = "half", SkipReport()
-
-        def __len__(self) -> int:
-            return 8
-
-        def __getitem__(self, index: int) -> Sample:
-            if index % 2:
-                raise BadRecord("truncated", f"{index}.png")
-            image = shapes().train[index].image
-            return Sample(image, str(index), (f"caption {index}",))
-
-        def fingerprint(self) -> str:
-            return "half"
-
-    shown: list[str] = []
-    own = Assessor(assessor.created, assessor.device, assessor.autocast, shown.append)
-    found = own.evaluate(RunData(Half(), "", validation=Half()))
-    assert set(found) == {"validation"}
-    assert "text_retrieval_recall@1" in found["validation"]
-    assert shown == ["  validation data: 4 of 8 images used, 4 skipped: 4 truncated (e.g. 1.png)"]
