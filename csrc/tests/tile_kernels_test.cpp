@@ -22,7 +22,6 @@ namespace {
 
 using namespace cyclip::cpu;
 
-constexpr double kLog2e = 1.4426950408889634;
 constexpr double kScale = 20;
 constexpr double kBias = -3;
 

@@ -9,9 +9,8 @@
     tar_format   where the members of an archive are
     tables       CSV and TSV with a header; Google's CC3M TSV with a folder of downloads
     folders      image files with captions beside them
-    files        what sources on disk have in common: bytes, fingerprint, decoding
-    records      what a source hands out: Record, Pairs, BadRecord, SkipReport
-    pictures     sets in memory: MemoryPairs, PictureSet with classes and domains, PictureData
+    dataset      ImageDataset, which every reader is: Sample, Subset, InMemoryDataset, DatasetSplits
+    skips        BadRecord, and the SkipReport that counts them
     images       decoding: one policy for transparency, rotation, depth, damage and size
     transforms   augmentation and rendering of sets in memory; open_clip's transform for files
     captions     which caption a record is trained with, and another for its second view
@@ -25,21 +24,20 @@
 Nothing here knows models, losses, tokenizers or devices; nothing downloads.
 """
 
+from .dataset import (
+    DatasetSplits,
+    FileDataset,
+    ImageDataset,
+    InMemoryDataset,
+    Sample,
+    Subset,
+    Superclasses,
+)
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader, make_loader
-from .pictures import Classes, MemoryPairs, PictureData, PictureSet
 from .processes import WorkerDied
-from .records import (
-    BadRecord,
-    MissingData,
-    Pairs,
-    Part,
-    Record,
-    SkipReport,
-    TooManyBadRecords,
-    require_usable,
-)
 from .shapes import load_shapes
+from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
 
@@ -48,16 +46,16 @@ __all__ = [
     "Augment",
     "BadRecord",
     "Batch",
-    "Classes",
+    "DatasetSplits",
+    "FileDataset",
+    "ImageDataset",
+    "InMemoryDataset",
     "Loader",
-    "MemoryPairs",
     "MissingData",
-    "Pairs",
-    "Part",
-    "PictureData",
-    "PictureSet",
-    "Record",
+    "Sample",
     "SkipReport",
+    "Subset",
+    "Superclasses",
     "TooManyBadRecords",
     "WorkerDied",
     "as_input",

@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import FilePairs
+from .dataset import FileDataset
 from .manifest import require_writable
 from .processes import cores
-from .records import TooManyBadRecords, require_usable
+from .skips import TooManyBadRecords, require_usable
 from .source import open_pairs
 from .tables import typed_separator
 from .verify import examine, find_doubles, manifest_of, report
@@ -86,7 +86,7 @@ def _verify(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    assert isinstance(pairs, FilePairs)  # without a manifest it is
+    assert isinstance(pairs, FileDataset)  # without a manifest it is
     try:
         findings = examine(pairs, options.workers, _Progress(len(pairs)))
     except RuntimeError as error:  # a worker that was killed, or failed
@@ -95,7 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
     doubles = find_doubles(findings, options.batch_size)
     print(report(pairs, findings, doubles))
     if not len(findings.images):
-        print(f"{pairs.source}: no record can be used", file=sys.stderr)
+        print(f"{pairs.name}: no record can be used", file=sys.stderr)
         return 2
     if options.manifest is not None:
         try:
@@ -105,7 +105,7 @@ def _verify(options: argparse.Namespace) -> int:
             return 2
         print(f"wrote {options.manifest}: {len(findings.bad):,} records to leave out")
     try:
-        require_usable(findings.seen, findings.skipped, options.max_skipped, pairs.source)
+        require_usable(findings.seen, findings.skipped, options.max_skipped, pairs.name)
     except TooManyBadRecords as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .records import clean_caption
 from .seeding import sample_seed, uniforms
 
 # Each use draws from its own stream, so that none repeats another's numbers.
@@ -53,3 +52,30 @@ def _choose(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str
 def normalized_caption(caption: str) -> str:
     """What two captions that differ only in case and white space have in common."""
     return clean_caption(caption).casefold()
+
+
+def clean_caption(text: str) -> str:
+    """Return the caption on one line: single spaces, trimmed, without byte order marks.
+
+    Joined files have byte order marks in the middle.
+    """
+    return " ".join(text.replace("\ufeff", "").split())
+
+
+def printable(text: str) -> str:
+    """Escape bytes that are not UTF-8 (surrogates), which would raise when printed."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_text(text: str) -> bool:
+    """Return whether text, read with "surrogateescape", was UTF-8 without a NUL.
+
+    UTF-16 without a byte order mark passes for UTF-8 with a NUL beside each Latin letter.
+    """
+    if "\0" in text:
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .captions import clean_caption
+from .dataset import DatasetSplits, InMemoryDataset, Superclasses
 from .emoji import load_emoji
-from .pictures import Classes, MemoryPairs, PictureData, PictureSet, decode_squares
-from .records import BadRecord, MissingData, SkipReport, clean_caption
+from .images import decode_squares
+from .skips import BadRecord, MissingData, SkipReport
 
 ROOT = Path("/usr/share")
 PACKAGES = {  # Debian package: what it puts below ROOT
@@ -56,7 +58,7 @@ _RDF_ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 Captioned = tuple[Path, tuple[str, ...]]
 
 
-def load_debian(size: int = 64, root: Path = ROOT) -> PictureData:
+def load_debian(size: int = 64, root: Path = ROOT) -> DatasetSplits:
     """Emoji, openclipart and tuxpaint stamps to train on; emoji and fashion-mnist to evaluate.
 
     Raises MissingData with the apt line where a package is absent, and as load_emoji.
@@ -76,8 +78,8 @@ def load_debian(size: int = 64, root: Path = ROOT) -> PictureData:
     return replace(
         emoji,
         name="debian",
-        train=MemoryPairs(
-            source="debian (openclipart, tuxpaint, emoji)",
+        train=InMemoryDataset(
+            name="debian (openclipart, tuxpaint, emoji)",
             images=torch.cat([emoji.train.images, images]),
             captions=emoji.train.captions + tuple(found[i][1] for i in kept),
         ),
@@ -149,7 +151,7 @@ def read_stamps(folder: Path, skipped: SkipReport) -> list[Captioned]:
     return found
 
 
-def load_fashion_mnist(split: str, root: Path = ROOT) -> PictureSet:
+def load_fashion_mnist(split: str, root: Path = ROOT) -> InMemoryDataset:
     """The "train" (60,000) or "test" (10,000) pictures, grey on black, 28 pixels square.
 
     Raises ValueError for another split, MissingData with the apt line where the package is absent,
@@ -166,12 +168,16 @@ def load_fashion_mnist(split: str, root: Path = ROOT) -> PictureSet:
     images = np.empty((len(grey), 4, *grey.shape[1:]), dtype=np.uint8)
     images[:, :3] = grey[:, None]
     images[:, 3] = 255
-    return PictureSet(
-        source=f"fashion-mnist/{split}",
+    return InMemoryDataset(
+        name=f"fashion-mnist/{split}",
         images=torch.from_numpy(images),
         captions=tuple((FASHION_CLASSES[label][0],) for label in labels),
         labels=torch.from_numpy(labels.astype(np.int64)),
-        classes=Classes.build(FASHION_CLASSES),
+        class_names=tuple(name for name, _, _ in FASHION_CLASSES),
+        levels={
+            "subgroup": Superclasses.build([subgroup for _, subgroup, _ in FASHION_CLASSES]),
+            "group": Superclasses.build([group for *_, group in FASHION_CLASSES]),
+        },
         domains=torch.zeros(len(labels), dtype=torch.int64),
         domain_names=("fashion-mnist",),
     )

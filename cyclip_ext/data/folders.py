@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import Encoded, FilePairs, Fingerprint, Strings
+from .dataset import Encoded, FileDataset, digest
+from .files import Strings
 from .images import IMAGE_SUFFIXES, read_bytes
-from .records import SkipReport
+from .skips import SkipReport
 from .tar import decode_captions
 from .tar_index import CAPTION_SUFFIXES
 
 _STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not a picture
 
 
-class FolderPairs(FilePairs):
+class FolderDataset(FileDataset):
     """Image files anywhere below a folder, each with the .txt or .json of the same stem beside it.
 
     The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over;
@@ -24,7 +25,7 @@ class FolderPairs(FilePairs):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.source = f"image folder {folder}"
+        self.name = f"image folder {folder}"
         self.folder = folder
         self.skipped = SkipReport()
         images: list[str] = []
@@ -64,17 +65,17 @@ class FolderPairs(FilePairs):
         return len(self._images)
 
     def encoded(self, index: int) -> Encoded:
-        """See FilePairs.encoded."""
+        """See FileDataset.encoded."""
         path = self.folder / self._images[index]
         is_json = bool(self._json[index])
         text = read_bytes(path.with_suffix(CAPTION_SUFFIXES[is_json]), str(path))
         return Encoded(
-            read_bytes(path, str(path)), decode_captions(text, is_json, str(path)), str(path)
+            read_bytes(path, str(path)), str(path), decode_captions(text, is_json, str(path))
         )
 
-    def fingerprint(self) -> Fingerprint:
-        """See FilePairs.fingerprint."""
-        return Fingerprint(len(self), (), self._images.digest())
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        return digest(self._images.ends, self._images.data, self._json)
 
 
 def has_images(folder: Path) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from .records import BadRecord
+from .skips import BadRecord, SkipReport
 
 # 67 megapixels: above what cameras deliver and any web picture needs, far below what exhausts
 # memory (a 200-megapixel PNG of one colour is a few hundred kilobytes on disk).
@@ -47,14 +52,14 @@ def open_image(
     *,
     keep_alpha: bool = False,
     max_pixels: int = MAX_PIXELS,
-    least_side: int | None = None,
+    min_side: int | None = None,
 ) -> Image.Image:
     """Decode a picture whole and bring it to RGB, or RGBA with keep_alpha.
 
     Rotation and mirroring stored as EXIF orientation are applied; palettes, grey, CMYK and 16-bit
     pictures are converted; transparency is composited onto white unless it is kept; of an animation
     the first frame is taken; gamma and colour profiles are ignored. `where` names the record in
-    errors. least_side: a JPEG may come out at 1/2, 1/4 or 1/8 of its size, averaged over pixels by
+    errors. min_side: a JPEG may come out at 1/2, 1/4 or 1/8 of its size, averaged over pixels by
     its decoder, as long as neither side falls below this; default: full size.
 
     Raises BadRecord with reason missing, unreadable, empty file, not an image (none of JPEG, PNG,
@@ -76,8 +81,8 @@ def open_image(
     if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
         raise BadRecord("too many pixels", where)
     try:
-        if least_side is not None and image.format in {"JPEG", "MPO"}:
-            image.draft(None, (least_side, least_side))
+        if min_side is not None and image.format in {"JPEG", "MPO"}:
+            image.draft(None, (min_side, min_side))
         image.load()
         return _convert(_upright(image), keep_alpha)
     except _DAMAGE:
@@ -155,3 +160,32 @@ def square_rgba(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     square.paste(resized.convert("RGBA"), ((size - width) // 2, (size - height) // 2))
     pixels: npt.NDArray[np.uint8] = np.asarray(square)
     return np.moveaxis(pixels, 2, 0)
+
+
+def decode_squares(
+    sources: Sequence[tuple[str, Path | bytes]], size: int, skipped: SkipReport
+) -> tuple[list[int], Tensor]:
+    """Decode images, (name for messages, file) each, into one array, with all cores.
+
+    Returns the positions in `sources` of those that could be decoded and their images, uint8
+    [n, 4, size, size]; the others are added to `skipped`.
+    """
+
+    def decode(source: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8] | BadRecord:
+        where, file = source
+        try:
+            return square_rgba(open_image(file, where, keep_alpha=True), size)
+        except BadRecord as bad:
+            return bad
+
+    kept: list[int] = []
+    images = torch.empty(len(sources), 4, size, size, dtype=torch.uint8)
+    # Threads suffice: Pillow decodes and resizes without holding the interpreter lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for position, result in enumerate(pool.map(decode, sources)):
+            if isinstance(result, BadRecord):
+                skipped.add(result.reason, result.where)
+            else:
+                images[len(kept)] = torch.tensor(result)
+                kept.append(position)
+    return kept, images[: len(kept)]

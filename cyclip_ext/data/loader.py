@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .captions import choose_caption, other_caption
-from .pictures import MemoryPairs
+from .dataset import ImageDataset, InMemoryDataset
 from .processes import AHEAD, ordered_map
-from .records import BadRecord, Pairs, SkipReport
 from .seeding import epoch_order, uniforms
+from .skips import BadRecord, SkipReport
 from .transforms import CROP_DRAWS, CROP_SIDE, Augment, random_crop
 
 # The draws of view v come from the stream seed ^ _VIEW_STREAM[v]: view 0 is the same with or
@@ -89,7 +89,7 @@ class Share:
 
 
 def make_loader(
-    pairs: Pairs,
+    pairs: ImageDataset,
     batch_size: int,
     image_size: int,
     *,
@@ -115,7 +115,7 @@ def make_loader(
     if not 1 <= batch_size <= len(pairs) // world_size:
         over = f" over {world_size} ranks" if world_size > 1 else ""
         raise ValueError(
-            f"batch_size must be between 1 and the {len(pairs):,} records of {pairs.source}{over}, "
+            f"batch_size must be between 1 and the {len(pairs):,} records of {pairs.name}{over}, "
             f"got {batch_size}"
         )
     if views not in (1, 2):
@@ -123,12 +123,12 @@ def make_loader(
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     share = Share(batch_size, rank, world_size)
-    if isinstance(pairs, MemoryPairs):
+    if isinstance(pairs, InMemoryDataset):
         if workers:
-            raise ValueError(f"workers must be 0 for {pairs.source}, held in memory; got {workers}")
+            raise ValueError(f"workers must be 0 for {pairs.name}, held in memory; got {workers}")
         return MemoryLoader(pairs, share, image_size, seed, augment or STILL, views)
     if augment is not None:
-        raise ValueError(f"augment must be None for files ({pairs.source}): open_clip's is used")
+        raise ValueError(f"augment must be None for files ({pairs.name}): open_clip's is used")
     return FileLoader(pairs, share, image_size, seed, workers, views)
 
 
@@ -143,7 +143,7 @@ class MemoryLoader:
 
     def __init__(
         self,
-        pictures: MemoryPairs,
+        pictures: InMemoryDataset,
         share: Share,
         image_size: int,
         seed: int,
@@ -188,7 +188,7 @@ class MemoryLoader:
 
 
 class FileLoader:
-    """Batches of any Pairs, decoded and cropped in worker processes.
+    """Batches of any dataset, decoded and cropped in worker processes.
 
     A record that turns out bad is left out of its batch and counted; a batch of bad records only is
     None, so that the steps of an epoch are the same however it is entered.
@@ -197,7 +197,13 @@ class FileLoader:
     """
 
     def __init__(
-        self, pairs: Pairs, share: Share, image_size: int, seed: int, workers: int, views: int
+        self,
+        pairs: ImageDataset,
+        share: Share,
+        image_size: int,
+        seed: int,
+        workers: int,
+        views: int,
     ) -> None:
         self.pairs = pairs
         self.share = share
@@ -255,7 +261,7 @@ class _Reader:
     shape: of the pixels in memory, [slots, views, batch_size, 3, s, s]. Steps take slots in turn.
     """
 
-    pairs: Pairs
+    pairs: ImageDataset
     share: Share
     order: Tensor
     seed: int
@@ -282,7 +288,7 @@ class _Reader:
         skipped: list[tuple[str, str]] = []
         for row, index in enumerate(indices.tolist()):
             try:
-                record = self.pairs.reduced(index, side)
+                record = self.pairs.load(index, min_side=side)
             except BadRecord as bad:
                 skipped.append((bad.reason, bad.where))
                 continue

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .files import FilePairs, Fingerprint
-from .records import IN_MANIFEST, Part, SkipReport
+from .dataset import FileDataset, Subset
+from .skips import IN_MANIFEST, SkipReport
 
 _FORMAT = "cyclip_ext manifest"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class BadEntry:
 class Manifest:
     """Which data it is about, its bad records, and a summary for people (summary is not read)."""
 
-    fingerprint: Fingerprint
+    records: int
+    fingerprint: str
     bad: list[BadEntry]
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -41,7 +42,8 @@ class Manifest:
         content = {
             "format": _FORMAT,
             "version": _VERSION,
-            "source": asdict(self.fingerprint),
+            "records": self.records,
+            "fingerprint": self.fingerprint,
             "summary": self.summary,
             "bad": [asdict(entry) for entry in self.bad],
         }
@@ -76,10 +78,9 @@ class Manifest:
                 f"{path} is a manifest of version {content['version']}, this package reads version "
                 f"{_VERSION}: write it again"
             )
-        source = content["source"]
-        files = tuple((name, size) for name, size in source["files"])
         return cls(
-            Fingerprint(source["records"], files, source["keys"]),
+            content["records"],
+            content["fingerprint"],
             [BadEntry(**entry) for entry in content["bad"]],
             content["summary"],
         )
@@ -99,43 +100,27 @@ def require_writable(path: Path) -> None:
         ) from None
 
 
-def apply_manifest(pairs: FilePairs, path: Path) -> Part:
+def apply_manifest(pairs: FileDataset, path: Path) -> Subset:
     """`pairs` without the records that the manifest lists as bad; they are counted in skipped.
 
     Raises as Manifest.read, and ValueError, naming what differs, for a manifest of other data.
     """
     manifest = Manifest.read(path)
-    difference = _difference(manifest.fingerprint, pairs.fingerprint())
+    difference = ""
+    if manifest.records != len(pairs):
+        difference = f"{len(pairs):,} records, the manifest has {manifest.records:,}"
+    elif manifest.fingerprint != pairs.fingerprint():
+        difference = "the records differ, or are in another order"
     if difference:
         raise ValueError(
-            f"the manifest {path} was made for other data than {pairs.source}: {difference}; "
-            "run `python -m cyclip_ext.data verify` on this data"
+            f"the manifest {path} was made for other data than {pairs.name}: {difference}; "
+            "run `cyclip-data verify` on this data"
         )
     good = np.ones(len(pairs), dtype=bool)
     good[[entry.index for entry in manifest.bad]] = False
-    part = Part(pairs, np.flatnonzero(good))
+    part = Subset(pairs, np.flatnonzero(good))
     part.skipped = SkipReport()
     part.skipped.merge(pairs.skipped)
     for entry in manifest.bad:
         part.skipped.add(IN_MANIFEST, f"{entry.where}: {entry.reason}")
     return part
-
-
-def _difference(then: Fingerprint, now: Fingerprint) -> str:
-    """What differs, in words; empty where nothing does."""
-    before, after = dict(then.files), dict(now.files)
-    for name, size in before.items():
-        if name not in after:
-            return f"it knows {name}, which is not there"
-        if after[name] != size:
-            return f"{name} has {after[name]:,} bytes, the manifest says {size:,}"
-    for name in after:
-        if name not in before:
-            return f"it does not know {name}"
-    if then.files != now.files:
-        return "the same files in another order"
-    if then.records != now.records:
-        return f"{now.records:,} records, the manifest says {then.records:,}"
-    if then.keys != now.keys:
-        return "the records have other names or another order"
-    return ""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
-from .pictures import Classes, PictureData, PictureSet
+from .dataset import DatasetSplits, InMemoryDataset, Superclasses
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -51,7 +51,7 @@ DRAWINGS_PER_CLASS = 4  # of each style; they differ in rotation and place
 _SUPERSAMPLING = 4  # Pillow draws without antialiasing
 
 
-def load_shapes(size: int = 64, seed: int = 0) -> PictureData:
+def load_shapes(size: int = 64, seed: int = 0) -> DatasetSplits:
     """Draw the set, `size` pixels square; the same seed gives the same pictures, bit for bit.
 
     The seed moves and turns the drawings; classes and splits do not depend on it. Under a second
@@ -63,8 +63,8 @@ def load_shapes(size: int = 64, seed: int = 0) -> PictureData:
     random = np.random.default_rng(seed)
 
     def draw(
-        source: str, chosen: list[tuple[str, str, str]], styles: tuple[str, ...], copies: int
-    ) -> PictureSet:
+        name: str, chosen: list[tuple[str, str, str]], styles: tuple[str, ...], copies: int
+    ) -> InMemoryDataset:
         images, captions, labels, domains = [], [], [], []
         for label, (size_, colour, shape) in enumerate(chosen):
             for domain, style in enumerate(styles):
@@ -73,19 +73,21 @@ def load_shapes(size: int = 64, seed: int = 0) -> PictureData:
                     captions.append(_captions(size_, colour, shape))
                     labels.append(label)
                     domains.append(domain)
-        return PictureSet(
-            source=f"shapes/{source}",
+        return InMemoryDataset(
+            name=f"shapes/{name}",
             images=torch.from_numpy(np.stack(images)),
             captions=tuple(captions),
             labels=torch.tensor(labels),
-            classes=Classes.build(
-                [(" ".join(name), name[2], SHAPES[name[2]][0]) for name in chosen]
-            ),
+            class_names=tuple(map(" ".join, chosen)),
+            levels={
+                "subgroup": Superclasses.build([shape for *_, shape in chosen]),
+                "group": Superclasses.build([SHAPES[shape][0] for *_, shape in chosen]),
+            },
             domains=torch.tensor(domains),
             domain_names=styles,
         )
 
-    return PictureData(
+    return DatasetSplits(
         name="shapes",
         train=draw("train", trained, TRAIN_STYLES, DRAWINGS_PER_CLASS),
         evaluation={

@@ -7,19 +7,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .dataset import DatasetSplits, FileDataset, ImageDataset
 from .debian import load_debian
 from .emoji import emoji_available, load_emoji
-from .files import FilePairs
-from .folders import FolderPairs, has_images
+from .folders import FolderDataset, has_images
 from .manifest import apply_manifest
-from .pictures import PictureData
-from .records import Pairs
 from .shapes import load_shapes
 from .tables import is_google_tsv, read_google_tsv, read_table
-from .tar import TarPairs
+from .tar import TarDataset
 
 # Sets that come with their own evaluation.
-NAMED: dict[str, Callable[[int], PictureData]] = {
+NAMED: dict[str, Callable[[int], DatasetSplits]] = {
     "emoji": load_emoji,
     "shapes": load_shapes,
     "debian": load_debian,
@@ -50,7 +48,7 @@ def resolved(name: str) -> str:
     return "emoji" if emoji_available() else "shapes"
 
 
-def load_named(name: str, size: int = 64) -> PictureData:
+def load_named(name: str, size: int = 64) -> DatasetSplits:
     """The in-memory set "emoji", "shapes" or "debian", pictures `size` pixels square.
 
     Raises ValueError for another name, MissingData where its packages are not installed.
@@ -69,8 +67,8 @@ def open_pairs(
     image_key: str | None = None,
     caption_key: str | None = None,
     manifest: str | Path | None = None,
-) -> Pairs:
-    """Open training pairs on disk by what `path` is; `.source` says what it was taken for.
+) -> ImageDataset:
+    """Open training pairs on disk by what `path` is; `.name` says what it was taken for.
 
     path: see the error message below. images, first_row: for Google's TSV (read_google_tsv).
     separator, image_key, caption_key: for tables with a header (read_table). manifest: written by
@@ -90,10 +88,10 @@ def open_pairs(
     google_given = {name for name, present in google_arguments.items() if present}
     shards = _shards(path)
     file = Path(path)
-    pairs: FilePairs
+    pairs: FileDataset
     if shards:
         _refuse(path, "tar shards", given | google_given)
-        pairs = TarPairs(shards)
+        pairs = TarDataset(shards)
     elif file.is_dir():
         _refuse(path, "a folder", given | google_given)
         pairs = _open_folder(file)
@@ -120,11 +118,11 @@ def open_pairs(
     return pairs if manifest is None else apply_manifest(pairs, Path(manifest))
 
 
-def _open_folder(folder: Path) -> FolderPairs:
+def _open_folder(folder: Path) -> FolderDataset:
     packed = next((name for s in _PACKED for name in sorted(folder.glob(f"*{s}"))), None)
     if packed is not None:
         raise _compressed(packed)
-    pairs = FolderPairs(folder)
+    pairs = FolderDataset(folder)
     if len(pairs):
         return pairs
     if not has_images(folder):

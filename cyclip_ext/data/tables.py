@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import Encoded, FilePairs, Fingerprint, Strings
+from .captions import clean_caption, is_text
+from .dataset import Encoded, FileDataset, digest
+from .files import Strings
 from .images import IMAGE_SUFFIXES, read_bytes
-from .records import NOT_DOWNLOADED, SkipReport, clean_caption, is_text
+from .skips import NOT_DOWNLOADED, SkipReport
 
 IMAGE_KEYS = ("image", "filepath", "path", "file", "image_path", "filename")
 CAPTION_KEYS = ("caption", "title", "text")
@@ -35,18 +37,18 @@ def typed_separator(typed: str | None) -> str | None:
     return "\t" if typed == r"\t" else typed
 
 
-class TablePairs(FilePairs):
+class TableDataset(FileDataset):
     """Image files of a table, each with the captions of all rows that name it."""
 
     def __init__(
         self,
-        source: str,
+        name: str,
         table: Path,
         folder: Path,
         rows: Iterable[tuple[str, str]],  # (path relative to folder, or absolute; caption)
         skipped: SkipReport,
     ) -> None:
-        self.source = source
+        self.name = name
         self.table = table
         self.folder = folder
         self.skipped = skipped
@@ -67,12 +69,12 @@ class TablePairs(FilePairs):
         captions = tuple(
             self._captions[i] for i in range(self._starts[index], self._starts[index + 1])
         )
-        return Encoded(read_bytes(path, str(path)), captions, str(path))
+        return Encoded(read_bytes(path, str(path)), str(path), captions)
 
-    def fingerprint(self) -> Fingerprint:
-        """See FilePairs.fingerprint."""
-        table = ((self.table.name, self.table.stat().st_size),)
-        return Fingerprint(len(self), table, self._paths.digest())
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        paths, captions = self._paths, self._captions
+        return digest(paths.ends, paths.data, captions.ends, captions.data, self._starts)
 
 
 def read_table(
@@ -81,7 +83,7 @@ def read_table(
     separator: str | None = None,
     image_key: str | None = None,
     caption_key: str | None = None,
-) -> TablePairs:
+) -> TableDataset:
     """A CSV or TSV with a header: CyCLIP's `image,caption`, open_clip's `filepath,title`, others.
 
     separator: of the columns; default: a tab if the header has one, otherwise a comma.
@@ -126,7 +128,7 @@ def read_table(
             rows.append((os.path.normpath(fields[image_column]), caption))
         if fields:
             raise ValueError(f"{path}:{line}: a quote is opened in this row and never closed")
-    return TablePairs(f"table {path}", path, path.parent, rows, skipped)
+    return TableDataset(f"table {path}", path, path.parent, rows, skipped)
 
 
 def read_google_tsv(
@@ -134,7 +136,7 @@ def read_google_tsv(
     images: Path,
     *,
     first_row: int = 0,
-) -> TablePairs:
+) -> TableDataset:
     """CC3M as Google publishes it, caption<TAB>url without a header, with a folder of downloads.
 
     The file of a row is looked for anywhere below `images`, with any image suffix or none, under
@@ -186,7 +188,7 @@ def read_google_tsv(
         else:
             found.append((file, caption))
     source = f"{path} with images by {best} in {images}"
-    return TablePairs(source, path, images, found, skipped)
+    return TableDataset(source, path, images, found, skipped)
 
 
 def _csv_rows(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import Encoded, FilePairs, Fingerprint
-from .records import BadRecord, clean_caption, is_text
+from .captions import clean_caption, is_text
+from .dataset import Encoded, FileDataset, digest
+from .skips import BadRecord
 from .tar_index import tar_index
 
 # Members this close are fetched by one read: from a disk, reads cost more than bytes.
@@ -34,7 +35,7 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-class TarPairs(FilePairs):
+class TarDataset(FileDataset):
     """Samples of tar shards: members of one name up to the first dot, image beside .txt or .json.
 
     The caption is the whole .txt, or else "caption" of the .json (a string or a list of strings).
@@ -46,7 +47,7 @@ class TarPairs(FilePairs):
     def __init__(self, shards: Sequence[Path]) -> None:
         if not shards:
             raise ValueError("shards must name at least one .tar file, got none")
-        self.source = f"{len(shards)} tar shard(s) in {shards[0].parent}"
+        self.name = f"{len(shards)} tar shard(s) in {shards[0].parent}"
         self.shards = tuple(shards)
         index = tar_index(self.shards)
         self.skipped = index.skipped
@@ -58,7 +59,7 @@ class TarPairs(FilePairs):
         return len(self._rows)
 
     def encoded(self, index: int) -> Encoded:
-        """See FilePairs.encoded."""
+        """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
         image_at, image_size, text_at, text_size, is_json = self._rows[index].tolist()
@@ -70,15 +71,13 @@ class TarPairs(FilePairs):
             raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
         if len(text) < text_size or len(data) < image_size:
             raise BadRecord("unreadable (shard cut off since it was opened)", key)
-        return Encoded(data, decode_captions(text, is_json, key), key)
+        return Encoded(data, key, decode_captions(text, is_json, key))
 
-    def fingerprint(self) -> Fingerprint:
-        """See FilePairs.fingerprint; keys are positions inside the shards, so need no digest."""
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint: shards by name and size, and the samples' places."""
         folder = self.shards[0].parent
-        return Fingerprint(
-            len(self),
-            tuple((os.path.relpath(s, folder), _size(s)) for s in self.shards),
-        )
+        names = [(os.path.relpath(shard, folder), _size(shard)) for shard in self.shards]
+        return digest(repr(names), self._starts, self._rows)
 
     def _read_both(
         self, shard: int, image_at: int, image_size: int, text_at: int, text_size: int

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .images import IMAGE_SUFFIXES
 from .processes import cores, ordered_map
-from .records import SkipReport
+from .skips import SkipReport
 from .tar_format import BrokenTar, Member, read_members
 
 CAPTION_SUFFIXES = (".txt", ".json")  # in order of preference

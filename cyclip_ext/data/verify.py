@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .captions import normalized_caption
+from .captions import normalized_caption, printable
+from .dataset import FileDataset
 from .duplicates import Groups, difference_hash, expected_pairs, group, mixed
-from .files import FilePairs
 from .images import open_image
 from .manifest import BadEntry, Manifest
 from .processes import ordered_map
-from .records import BadRecord, SkipReport, printable
+from .skips import BadRecord, SkipReport
 
 _CHUNK = 64  # records per answer of a worker
 _SHOWN_GROUPS = 3
@@ -52,7 +52,7 @@ class Findings:
 
 
 def examine(
-    pairs: FilePairs, workers: int, progress: Callable[[int], None] = lambda done: None
+    pairs: FileDataset, workers: int, progress: Callable[[int], None] = lambda done: None
 ) -> Findings:
     """Read and decode every record. progress is called with the number done so far."""
     starts = range(0, len(pairs), _CHUNK)
@@ -82,7 +82,7 @@ def examine(
 class _Examiner:
     """Examines the records from `start` on; what a worker process executes."""
 
-    pairs: FilePairs
+    pairs: FileDataset
 
     def __call__(self, start: int) -> tuple[Table, Table, list[BadEntry]]:
         images: list[tuple[int, int, int, int, int]] = []
@@ -144,7 +144,7 @@ def find_doubles(findings: Findings, batch_size: int) -> Doubles:
     )
 
 
-def manifest_of(pairs: FilePairs, findings: Findings, doubles: Doubles) -> Manifest:
+def manifest_of(pairs: FileDataset, findings: Findings, doubles: Doubles) -> Manifest:
     """What training needs, with the counts of the report beside it."""
     summary = {
         "records": findings.seen,
@@ -156,14 +156,14 @@ def manifest_of(pairs: FilePairs, findings: Findings, doubles: Doubles) -> Manif
         },
         "false_negatives": {"batch_size": doubles.batch_size, **doubles.false_negatives},
     }
-    return Manifest(pairs.fingerprint(), findings.bad, summary)
+    return Manifest(len(pairs), pairs.fingerprint(), findings.bad, summary)
 
 
-def report(pairs: FilePairs, findings: Findings, doubles: Doubles) -> str:
+def report(pairs: FileDataset, findings: Findings, doubles: Doubles) -> str:
     """The findings as text for people."""
     images, captions, skipped = findings.images, findings.captions, findings.skipped
     lines = [
-        f"{pairs.source}: {len(images):,} of {len(images) + skipped.total:,} records can be used"
+        f"{pairs.name}: {len(images):,} of {len(images) + skipped.total:,} records can be used"
     ]
     for reason, count in skipped.counts.most_common():
         lines.append(f"  {count:>9,}  {reason:<22} e.g. {', '.join(skipped.examples[reason])}")
@@ -204,7 +204,7 @@ def _kinds(doubles: Doubles) -> dict[str, Groups]:
     }
 
 
-def _shared_caption(pairs: FilePairs, members: npt.NDArray[np.int64]) -> str:
+def _shared_caption(pairs: FileDataset, members: npt.NDArray[np.int64]) -> str:
     """A caption that the first two members have in common."""
     others = set(map(normalized_caption, pairs.encoded(int(members[1])).captions))
     captions = pairs.encoded(int(members[0])).captions

@@ -8,7 +8,8 @@
 | `probes/` | linear and k-NN probe |
 | `sets`, `datasets/` | what is measured on, and how it is opened |
 | `embed`, `embed_sets`, `encoder`, `pictures` | embeddings of texts, sets, our own data |
-| `features`, `feature_cache` | embeddings in files |
+| `embeddings` | the arrays that every task takes, and their file |
+| `tasks/` | one file per task |
 | `suite/`, `outcome`, `report/` | every task on a set; what it hands on; JSON, Markdown, HTML |
 | `job`, `__main__` | one evaluation from options to report |
 | `text_files` | text that is UTF-8, or a clear error |
@@ -36,8 +37,7 @@ from .consistency import (
 from .datasets import open_set
 from .embed import embed_images, embed_texts
 from .embed_sets import Embedded, embed_set
-from .feature_cache import FeatureCache, weights_digest
-from .features import Embeddings, load_embeddings, save_embeddings
+from .embeddings import Embeddings, load_embeddings, save_embeddings
 from .hierarchy import (
     FineAndCoarse,
     Hierarchy,
@@ -79,7 +79,6 @@ __all__ = [
     "Composed",
     "Embedded",
     "Embeddings",
-    "FeatureCache",
     "FineAndCoarse",
     "Hierarchy",
     "Images",
@@ -125,7 +124,6 @@ __all__ = [
     "save_embeddings",
     "shift_metrics",
     "text_image_consistency",
-    "weights_digest",
     "wilson_interval",
     "zero_shot_predict",
 ]

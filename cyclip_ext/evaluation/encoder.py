@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import MemoryPairs, file_transform, render
+from ..data import InMemoryDataset, file_transform, render
 from .embed import TwoTowers, embed_images, embed_texts
 from .embed_sets import Embedded, Set, embed_set
 
@@ -66,11 +66,11 @@ class Encoder:
             autocast=self.autocast,
         )
 
-    def pictures(self, pictures: MemoryPairs) -> Tensor:
+    def pictures(self, pictures: InMemoryDataset) -> Tensor:
         """[len(pictures), d], of a set in memory."""
         return embed_images(self.model, self._batches(pictures), autocast=self.autocast)
 
-    def _batches(self, pictures: MemoryPairs) -> Iterator[Tensor]:
+    def _batches(self, pictures: InMemoryDataset) -> Iterator[Tensor]:
         if self.transform is None:
             for part in pictures.images.split(self.batch_size):
                 yield render(part, self.image_size).to(self.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..data import NAMED, PictureData, PictureSet, load_named, resolved
+from ..data import NAMED, DatasetSplits, InMemoryDataset, load_named, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .datasets import open_set
 from .encoder import BATCH, Encoder, choose_device
@@ -168,7 +168,7 @@ def _with_model(
     _require_fit(job, opened)
     facts = _facts(trained)
     outcomes: list[Outcome] = []
-    data: dict[str, PictureData | AnySet] = {}
+    data: dict[str, DatasetSplits | AnySet] = {}
     for name in named:
         notify(f"opening {name}")
         data[name] = pictures = load_named(name)
@@ -233,15 +233,15 @@ def _others(job: Job, title: str, device: torch.device) -> dict[str, Encoder]:
 
 def _beside(
     job: Job,
-    data: PictureData | AnySet,
+    data: DatasetSplits | AnySet,
     encoders: Mapping[str, Encoder],
     prompts: Prompts,
     notify: Callable[[str], None],
 ) -> Outcome:
     """Margins of all models on the first set."""
     name = data.name
-    chosen: PictureSet | ClassifiedImages
-    if isinstance(data, PictureData):
+    chosen: InMemoryDataset | ClassifiedImages
+    if isinstance(data, DatasetSplits):
         name, chosen = f"{data.name}/{MAIN}", data.evaluation[MAIN]
     elif isinstance(data, ClassifiedImages):
         chosen = data

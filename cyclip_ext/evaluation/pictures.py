@@ -1,4 +1,4 @@
-"""PictureData embedded, and the metrics of each of its sets that training logs."""
+"""DatasetSplits embedded, and the metrics of each of its sets that training logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import PictureData, PictureSet
+from ..data import DatasetSplits, InMemoryDataset
 from .consistency import text_image_consistency
 from .encoder import Encoder
 from .hierarchy import coarse_accuracy
@@ -23,9 +23,15 @@ KS = (1, 5)  # the accuracies that a run logs; the suite has more
 class EmbeddedSet:
     """A set with its embeddings."""
 
-    pictures: PictureSet
+    pictures: InMemoryDataset
     features: Tensor  # [n, d], unit length
     class_features: Tensor  # [C, d], unit length: of the class names alone
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n], index into the class names."""
+        assert self.pictures.labels is not None
+        return self.pictures.labels
 
 
 @dataclass(frozen=True)
@@ -42,36 +48,35 @@ class EmbeddedData:
 
 
 def embed_data(
-    encoder: Encoder, data: PictureData, templates: tuple[str, ...] = NAME_ONLY
+    encoder: Encoder, data: DatasetSplits, templates: tuple[str, ...] = NAME_ONLY
 ) -> EmbeddedData:
     """Embed every picture once, and the names of every set's classes, in each of the templates."""
-    trained = data.evaluation["validation"].classes
-    class_features = class_embeddings(encoder.texts, trained.names, templates)
+    trained = data.evaluation["validation"].class_names
+    class_features = class_embeddings(encoder.texts, trained, templates)
     train = None
-    if isinstance(data.train, PictureSet):  # "debian" trains on pictures that have no labels
+    if data.train.labels is not None:  # "debian" trains on pictures that have no labels
         train = EmbeddedSet(data.train, encoder.pictures(data.train), class_features)
-    known = frozenset(
-        name for name, each in data.evaluation.items() if each.classes.names == trained.names
-    )
+    known = frozenset(name for name, each in data.evaluation.items() if each.class_names == trained)
     evaluation = {}
     for name, pictures in data.evaluation.items():
         classes = (
             class_features
             if name in known
-            else class_embeddings(encoder.texts, pictures.classes.names, templates)
+            else class_embeddings(encoder.texts, pictures.class_names, templates)
         )
         evaluation[name] = EmbeddedSet(pictures, encoder.pictures(pictures), classes)
     return EmbeddedData(train, evaluation, known)
 
 
-def validate_pictures(encoder: Encoder, data: PictureData) -> Metrics:
+def validate_pictures(encoder: Encoder, data: DatasetSplits) -> Metrics:
     """acc1, acc5 and mean_per_class_recall on the validation set alone."""
     pictures = data.evaluation["validation"]
-    classes = class_embeddings(encoder.texts, pictures.classes.names)
+    assert pictures.labels is not None
+    classes = class_embeddings(encoder.texts, pictures.class_names)
     return classification_metrics(encoder.pictures(pictures), classes, pictures.labels, KS)
 
 
-def evaluate_pictures(encoder: Encoder, data: PictureData) -> dict[str, Metrics]:
+def evaluate_pictures(encoder: Encoder, data: DatasetSplits) -> dict[str, Metrics]:
     """Zero-shot, coarse classes, retrieval and consistency with 1-NN on each evaluation set.
 
     "all_shifted" joins validation and shifted: every drawing style that was not trained on.
@@ -83,7 +88,7 @@ def evaluate_pictures(encoder: Encoder, data: PictureData) -> dict[str, Metrics]
         train = embedded.train
         if train is not None and name in embedded.known:
             results[name]["consistency@1"] = text_image_consistency(
-                subset.features, subset.class_features, train.features, train.pictures.labels
+                subset.features, subset.class_features, train.features, train.labels
             )
     joined = [name for name in ("validation", "shifted") if name in results]
     if joined:
@@ -95,18 +100,15 @@ def evaluate_pictures(encoder: Encoder, data: PictureData) -> dict[str, Metrics]
 
 def _set_metrics(encoder: Encoder, subset: EmbeddedSet) -> Metrics:
     pictures, features, classes = subset.pictures, subset.features, subset.class_features
-    labels = pictures.labels
+    labels = subset.labels
     metrics = classification_metrics(features, classes, labels, KS)
-    levels = {
-        "subgroup_acc1": pictures.classes.subgroup_of_class,
-        "group_acc1": pictures.classes.group_of_class,
-    }
-    for name, coarse in levels.items():
-        metrics[name] = coarse_accuracy(features, classes, labels, coarse)
-    synonyms = class_embeddings(encoder.texts, pictures.captions_of_class())
+    for name, level in pictures.levels.items():
+        metrics[f"{name}_acc1"] = coarse_accuracy(features, classes, labels, level.of_class)
+    synonyms = class_embeddings(encoder.texts, pictures.class_captions())
     metrics["acc1_all_names"] = classification_metrics(features, synonyms, labels, (1,))["acc1"]
     if len(pictures.domain_names) > 1:
         for index, domain in enumerate(pictures.domain_names):
+            assert pictures.domains is not None
             own = pictures.domains == index
             metrics[f"acc1/{domain}"] = classification_metrics(
                 features[own], classes, labels[own], (1,)
@@ -115,11 +117,11 @@ def _set_metrics(encoder: Encoder, subset: EmbeddedSet) -> Metrics:
     return metrics | retrieval_metrics(features, encoder.texts(texts), labels, text_labels)
 
 
-def unambiguous_captions(pictures: PictureSet) -> tuple[list[str], Tensor]:
+def unambiguous_captions(pictures: InMemoryDataset) -> tuple[list[str], Tensor]:
     """The captions that belong to exactly one class of a set, and that class of each."""
     owner: dict[str, int] = {}
     shared = set()
-    for label, captions in enumerate(pictures.captions_of_class()):
+    for label, captions in enumerate(pictures.class_captions()):
         for caption in captions:
             if owner.setdefault(caption, label) != label:
                 shared.add(caption)

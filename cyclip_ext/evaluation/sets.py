@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import SkipReport
-from ..data.records import is_text
+from ..data.captions import is_text
 
 
 class Images(Protocol):

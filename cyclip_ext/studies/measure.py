@@ -14,7 +14,7 @@ from ..analysis import (
     prompt_geometry,
     singular_values,
 )
-from ..data import PictureSet
+from ..data import InMemoryDataset
 from ..evaluation import Hierarchy, consistency_metrics, fine_and_coarse
 from ..evaluation.encoder import Encoder
 from ..evaluation.pictures import EmbeddedData, EmbeddedSet, embed_data
@@ -55,11 +55,11 @@ def measure(folder: Path, data: RunData) -> Measures:
 
 def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
     subset = embedded.evaluation[name]
-    features, classes, labels = subset.features, subset.class_features, subset.pictures.labels
+    features, classes, labels = subset.features, subset.class_features, subset.labels
     measures = prompt_geometry(features, classes, labels)
     if embedded.train is not None and name in embedded.known:
         train = embedded.train
-        measures |= consistency_metrics(features, classes, train.features, train.pictures.labels)
+        measures |= consistency_metrics(features, classes, train.features, train.labels)
     ranked = fine_and_coarse(features, classes, labels, _subgroups(subset.pictures))
     measures |= ranked.metrics((1,))
     measures |= {
@@ -74,14 +74,14 @@ def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
     return measures | {f"margin_quantile/{i:03}": value for i, value in enumerate(drawn.tolist())}
 
 
-def _subgroups(pictures: PictureSet) -> Hierarchy:
-    classes = pictures.classes
-    return Hierarchy(classes.subgroup_names, classes.subgroup_of_class)
+def _subgroups(pictures: InMemoryDataset) -> Hierarchy:
+    level = pictures.levels["subgroup"]
+    return Hierarchy(level.names, level.of_class)
 
 
 def _negative_cosine(subset: EmbeddedSet) -> float:
     """Mean cosine of a picture and the prompt of another class."""
     features, classes = subset.features.double(), subset.class_features.double()
-    own = (features * classes[subset.pictures.labels]).sum(1)
+    own = (features * classes[subset.labels]).sum(1)
     others = features @ classes.sum(0) - own
     return (others / max(len(classes) - 1, 1)).mean().item()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import BadRecord, Pairs, SkipReport
+from ..data import BadRecord, ImageDataset, SkipReport
 from ..data.transforms import file_transform
 from ..evaluation import embed_images, retrieval_metrics
 from ..evaluation.encoder import BATCH, Encoder
@@ -55,7 +55,7 @@ class Assessor:
         assert data.validation is not None
         return {"validation": self.retrieve_pairs(data.validation)}
 
-    def retrieve_pairs(self, pairs: Pairs) -> Metrics:
+    def retrieve_pairs(self, pairs: ImageDataset) -> Metrics:
         """Retrieval among pairs from files; unreadable ones are left out, counted and shown.
 
         Raises ValueError where none can be read.
@@ -78,7 +78,7 @@ class Assessor:
                     yield torch.stack(pending).to(self.device)
                     pending = []
             if not captions:
-                raise ValueError(f"no record of {pairs.source} can be read: {skipped}")
+                raise ValueError(f"no record of {pairs.name} can be read: {skipped}")
             if pending:
                 yield torch.stack(pending).to(self.device)
 

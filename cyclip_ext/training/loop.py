@@ -316,7 +316,7 @@ class Trainer:
         return total
 
     def _require_usable(self, seen: int, skipped: SkipReport) -> None:
-        source = self.data.train.source
+        source = self.data.train.name
         require_usable(max(seen, 1), skipped, self.config.data.max_skipped, source)
 
     def _log(self, window: Window, progress: tqdm[Any]) -> Window:

@@ -11,8 +11,8 @@ import pytest
 
 from cyclip_ext.data import BadRecord, SkipReport, make_loader, open_pairs, require_usable
 from cyclip_ext.data.__main__ import main
-from cyclip_ext.data.records import TooManyBadRecords
 from cyclip_ext.data.seeding import uniforms
+from cyclip_ext.data.skips import TooManyBadRecords
 from cyclip_ext.data.transforms import CROP_DRAWS, random_crop
 
 from .damaged import SOURCES, Source, caption, good_cases

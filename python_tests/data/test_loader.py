@@ -15,8 +15,8 @@ from PIL import Image
 from cyclip_ext.data import (
     Augment,
     Batch,
-    Pairs,
-    Record,
+    ImageDataset,
+    Sample,
     as_input,
     load_shapes,
     make_loader,
@@ -205,16 +205,16 @@ def test_skipped_is_of_the_epoch_last_asked_for(table: str) -> None:
 def test_late_steps_of_a_large_epoch_come_at_once() -> None:
     """Listing the indices of all remaining steps took seconds and gigabytes at 12 million."""
 
-    class Huge(Pairs):
+    class Huge(ImageDataset):
         source = "huge"
         asked = 0
 
         def __len__(self) -> int:
             return 3_000_000
 
-        def __getitem__(self, index: int) -> Record:
+        def __getitem__(self, index: int) -> Sample:
             self.asked += 1
-            return Record(Image.new("RGB", (16, 16)), ("a",), "k")
+            return Sample(Image.new("RGB", (16, 16)), ("a",), "k")
 
     huge = Huge()
     loader = make_loader(huge, 8, 16)

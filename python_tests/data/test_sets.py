@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cyclip_ext.data import (
-    Classes,
+    DatasetSplits,
+    InMemoryDataset,
     MissingData,
-    PictureData,
     SkipReport,
     debian,
     emoji,
@@ -40,42 +40,42 @@ EVALUATION = {
 
 
 @pytest.fixture(scope="module")
-def emoji_data() -> PictureData:
+def emoji_data() -> DatasetSplits:
     return load_emoji(16)
 
 
 @pytest.fixture(params=["shapes", pytest.param("emoji", marks=needs_emoji)])
-def data(request: pytest.FixtureRequest) -> PictureData:
+def data(request: pytest.FixtureRequest) -> DatasetSplits:
     if request.param == "shapes":
         return SHAPES
-    loaded: PictureData = request.getfixturevalue("emoji_data")
+    loaded: DatasetSplits = request.getfixturevalue("emoji_data")
     return loaded
 
 
-def test_parts_fit_together(data: PictureData) -> None:
+def test_parts_fit_together(data: DatasetSplits) -> None:
     assert set(data.evaluation) == EVALUATION
     for pictures in data.evaluation.values():
         assert len(pictures) == len(pictures.labels) == len(pictures.domains) > 0
         assert pictures.images.shape == (len(pictures), 4, 16, 16)
         for i in range(0, len(pictures), max(1, len(pictures) // 50)):
-            assert pictures.captions[i][0] == pictures.classes.names[pictures.labels[i]]
+            assert pictures.captions[i][0] == pictures.class_names[pictures.labels[i]]
         assert all(all(captions) for captions in pictures.captions)
         assert pictures[0].image.mode == "RGB"
     assert data.name in data.describe()
 
 
-def test_held_out_classes_never_train(data: PictureData) -> None:
+def test_held_out_classes_never_train(data: DatasetSplits) -> None:
     trained = {captions[0] for captions in data.train.captions}
     for name, pictures in data.evaluation.items():
         seen = {captions[0] for captions in pictures.captions}
         if name.startswith("heldout"):
             assert not seen & trained
-            assert not set(pictures.classes.names) & trained
+            assert not set(pictures.class_names) & trained
         else:
-            assert set(pictures.classes.names) >= seen
+            assert set(pictures.class_names) >= seen
 
 
-def test_no_picture_is_trained_and_tested(data: PictureData) -> None:
+def test_no_picture_is_trained_and_tested(data: DatasetSplits) -> None:
     def contents(images: torch.Tensor, captions: tuple[tuple[str, ...], ...]) -> set[object]:
         return {(i.numpy().tobytes(), c[0]) for i, c in zip(images, captions, strict=True)}
 
@@ -84,7 +84,7 @@ def test_no_picture_is_trained_and_tested(data: PictureData) -> None:
         assert not trained & contents(pictures.images, pictures.captions)
 
 
-def test_domains_are_disjoint(data: PictureData) -> None:
+def test_domains_are_disjoint(data: DatasetSplits) -> None:
     names = {name: set(p.domain_names) for name, p in data.evaluation.items()}
     assert names["in_domain"] == names["heldout_in_domain"]
     assert names["validation"] == names["heldout_validation"]
@@ -94,18 +94,17 @@ def test_domains_are_disjoint(data: PictureData) -> None:
     assert not names["validation"] & names["shifted"]
 
 
-def test_hierarchy(data: PictureData) -> None:
-    classes = data.evaluation["shifted"].classes
-    assert classes.group_of_class.shape == (len(classes),)
-    assert set(classes.subgroup_of_class.tolist()) == set(range(len(classes.subgroup_names)))
-    assert set(classes.group_of_subgroup.tolist()) == set(range(len(classes.group_names)))
+def test_every_class_has_its_superclasses(data: DatasetSplits) -> None:
+    dataset = data.evaluation["shifted"]
+    assert list(dataset.levels) == ["subgroup", "group"]
+    for level in dataset.levels.values():
+        assert level.of_class.shape == (len(dataset.class_names),)
+        assert set(level.of_class.tolist()) == set(range(len(level.names)))
 
 
-def test_classes_refuse_what_cannot_be_scored() -> None:
+def test_class_names_must_be_unique() -> None:
     with pytest.raises(ValueError, match="repeated: \\['cat'\\]"):
-        Classes.build([("cat", "pets", "animals"), ("cat", "cats", "animals")])
-    with pytest.raises(ValueError, match="'pets' belongs to 'animals' and to 'toys'"):
-        Classes.build([("cat", "pets", "animals"), ("doll", "pets", "toys")])
+        InMemoryDataset("x", SHAPES.train.images[:1], (("cat",),), class_names=("cat", "cat"))
 
 
 def test_shapes_are_the_same_every_time_and_move_with_the_seed() -> None:
@@ -117,15 +116,19 @@ def test_shapes_are_the_same_every_time_and_move_with_the_seed() -> None:
 
 
 @needs_emoji
-def test_emoji_counts(emoji_data: PictureData) -> None:
+def test_emoji_counts(emoji_data: DatasetSplits) -> None:
     data = emoji_data
-    classes = data.evaluation["shifted"].classes
-    assert (len(classes.group_names), len(classes.subgroup_names)) == (9, 99)
-    assert 1_550 < len(classes) < 1_650
+    shifted = data.evaluation["shifted"]
+    assert {name: len(level.names) for name, level in shifted.levels.items()} == {
+        "subgroup": 99,
+        "group": 9,
+    }
+    classes = len(shifted.class_names)
+    assert 1_550 < classes < 1_650
     assert 3_000 < len(data.train) + len(data.evaluation["in_domain"]) < 3_300
     assert 7_000 < len(data.evaluation["shifted"]) + len(data.evaluation["validation"]) < 8_000
-    held_out = len(data.evaluation["heldout_shifted"].classes)
-    assert 0.09 < held_out / (held_out + len(classes)) < 0.15
+    held_out = len(data.evaluation["heldout_shifted"].class_names)
+    assert 0.09 < held_out / (held_out + classes) < 0.15
 
 
 @needs_emoji
@@ -237,14 +240,14 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     pictures = debian.load_fashion_mnist("test", tmp_path)
     assert [captions[0] for captions in pictures.captions] == ["ankle boot", "t-shirt", "bag"]
     assert torch.equal(pictures.images[:, 1], torch.from_numpy(grey))
-    assert pictures.classes.names[pictures.labels[2]] == "bag"
+    assert pictures.class_names[pictures.labels[2]] == "bag"
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
         debian.load_fashion_mnist("val", tmp_path)
 
 
 @needs_emoji
 def test_debian_joins_the_emoji(
-    emoji_data: PictureData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emoji_data: DatasetSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in debian.PACKAGES.values():
         (tmp_path / folder).mkdir(parents=True)

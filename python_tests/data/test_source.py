@@ -8,8 +8,8 @@ import pytest
 
 from cyclip_ext.data import load_named, open_pairs
 from cyclip_ext.data.source import expand_braces
-from cyclip_ext.data.tables import TablePairs
-from cyclip_ext.data.tar import TarPairs
+from cyclip_ext.data.tables import TableDataset
+from cyclip_ext.data.tar import TarDataset
 
 from .files import encode, halves, write_tar
 
@@ -36,7 +36,7 @@ def shards(tmp_path: Path) -> Path:
 )
 def test_shard_patterns(shards: Path, pattern: str, captions: list[str]) -> None:
     pairs = open_pairs(f"{shards}{pattern}")
-    assert isinstance(pairs, TarPairs)
+    assert isinstance(pairs, TarDataset)
     assert [pairs[i].captions[0] for i in range(len(pairs))] == captions
 
 
@@ -56,13 +56,13 @@ def test_what_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "t.csv").write_text("image,caption\na.png,hello\n")
-    assert isinstance(open_pairs(str(tmp_path / "t.csv")), TablePairs)
+    assert isinstance(open_pairs(str(tmp_path / "t.csv")), TableDataset)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(PNG)
     (tmp_path / "g.tsv").write_text("hello\thttps://host/a.png\n")
     pairs = open_pairs(str(tmp_path / "g.tsv"), images=str(tmp_path / "images"))
     assert pairs[0].captions == ("hello",)
-    assert "row number" in pairs.source
+    assert "row number" in pairs.name
     with pytest.raises(ValueError, match=r"--images. must name the folder"):
         open_pairs(str(tmp_path / "g.tsv"))
     with pytest.raises(ValueError, match=r"--images. does not apply"):

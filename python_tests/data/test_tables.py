@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data.records import BadRecord
+from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tables import read_google_tsv, read_table
 
 from .files import encode, halves

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cyclip_ext.data import tar_index as module
-from cyclip_ext.data.tar import TarPairs
+from cyclip_ext.data.tar import TarDataset
 from cyclip_ext.data.tar_index import TarIndex, tar_index
 
 from .files import encode, halves, write_tar
@@ -90,7 +90,7 @@ def test_any_change_of_a_shard_rebuilds(shards: list[Path], builds: list[int], c
         os.utime(shards[0], ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
         shards[0].unlink()
-    pairs = TarPairs(shards)
+    pairs = TarDataset(shards)
     assert builds == [1, 1]
     assert len(pairs) == (len(module._build(shards).rows))
     assert pairs.skipped.counts["unreadable tar"] == (2 if change == "shard lost" else 0)

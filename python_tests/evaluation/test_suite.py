@@ -80,7 +80,9 @@ def test_numbers_are_those_of_direct_calls(outcomes: list[Outcome]) -> None:
         own = found[f"shapes/{name}", "zeroshot_classification"].metrics
         expected = classification_metrics(features, classes, labels)
         assert {key: own[key] for key in expected} == expected
-        coarse = coarse_accuracy(features, classes, labels, subset.pictures.classes.group_of_class)
+        coarse = coarse_accuracy(
+            features, classes, labels, subset.pictures.levels["group"].of_class
+        )
         fine_coarse = found[f"shapes/{name}", "fine_coarse_classification"].metrics
         assert fine_coarse["coarse_acc1/group"] == coarse
 

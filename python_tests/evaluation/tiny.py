@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from models.tiny import create_tiny
 
-from cyclip_ext.data import PictureData, load_shapes
+from cyclip_ext.data import DatasetSplits, load_shapes
 from cyclip_ext.evaluation.encoder import Encoder
 from cyclip_ext.models.checkpoint import FORMAT
 
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @lru_cache
-def shapes() -> PictureData:
+def shapes() -> DatasetSplits:
     """The procedural set, made once."""
     return load_shapes(size=16)
 

@@ -20,7 +20,7 @@ _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
 
 
 class Emulated:
-    """The operators by csrc/kernels/emulation; `order` is that of the threads."""
+    """The operators by csrc/emulation; `order` is that of the threads."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module

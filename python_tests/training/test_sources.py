@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclip_ext.data import BadRecord, Pairs, PictureSet, Record, SkipReport
+from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
 from cyclip_ext.evaluation.pictures import unambiguous_captions
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
@@ -31,10 +31,10 @@ def test_named_sets_refuse_flags_for_files() -> None:
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
 
 
-class Broken(Pairs):
+class Broken(ImageDataset):
     """Four records, of which those from `good` on can be read."""
 
-    source = "broken.csv"
+    name = "broken.csv"
 
     def __init__(self, good: int) -> None:
         self.good = good
@@ -43,10 +43,10 @@ class Broken(Pairs):
     def __len__(self) -> int:
         return 4
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Sample:
         if index < self.good:
             raise BadRecord("truncated", f"{index}.jpg")
-        return Record(
+        return Sample(
             Image.new("RGB", (16, 16), (60 * index, 9, 9)), (f"picture {index}",), str(index)
         )
 
@@ -110,14 +110,12 @@ def test_fractions_are_nested_parts_of_the_training_pairs_alone() -> None:
 
 def test_captions_of_two_classes_are_no_retrieval_queries() -> None:
     source = shapes().evaluation["validation"]
-    pictures = PictureSet(
+    pictures = InMemoryDataset(
         "two",
         source.images[:2],
         (("a cat", "pet"), ("a dog", "pet", "hound")),
-        torch.tensor([0, 1]),
-        type(source.classes).build([("a cat", "s", "g"), ("a dog", "s", "g")]),
-        torch.tensor([0, 0]),
-        ("style",),
+        labels=torch.tensor([0, 1]),
+        class_names=("a cat", "a dog"),
     )
     texts, labels = unambiguous_captions(pictures)
     assert (texts, labels.tolist()) == (["a cat", "a dog", "hound"], [0, 1, 1])

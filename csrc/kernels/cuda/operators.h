@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #ifdef CYCLIP_EMULATE
-#include "../emulation/runtime.h"
+#include "../../emulation/runtime.h"
 #else
 #include <cuda_runtime_api.h>
 namespace cyclip::cuda {

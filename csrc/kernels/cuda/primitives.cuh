@@ -1,6 +1,6 @@
 // Device primitives: all that a kernel uses and that is not plain C++. The kernels of this folder call
 // these and no intrinsics of their own, so this header is all that the emulator has to replace
-// (../emulation/primitives.h says what each of them must do, and checks that kernels keep to it).
+// (../../emulation/primitives.h says what each of them must do, and checks that kernels keep to it).
 //
 // Kernels are __global__ functions whose barriers all threads of a block reach; warp primitives are
 // called by whole warps. Launches go through `launch`.
@@ -185,5 +185,5 @@ Error launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t dy
 }  // namespace cyclip::cuda
 
 #else
-#include "../emulation/primitives.h"
+#include "../../emulation/primitives.h"
 #endif

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../common.h"
 #include "primitives.cuh"
 
 namespace cyclip::cuda {
@@ -46,24 +47,14 @@ __device__ inline To narrow(double x) {
 
 // ---------------------------------------------------------------- exponentials in base 2
 
-inline constexpr double kLn2 = 0.69314718055994531;
-inline constexpr double kLog2e = 1.4426950408889634;
-
-// Exponent of a maximum over nothing: far below any real one, and still safe to subtract. Its negative is
-// the largest that is kept.
-inline constexpr int kNoShift = -(1 << 28);
-
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// z log2(e) = S (hi + lo): two terms, so that rounding s log2(e) to T costs nothing. A scale beyond 1e6 has
-// no meaning as an inverse temperature and would leave the range of integer exponents: NaN.
+// z log2(e) = S (hi + lo): two terms, so that rounding s log2(e) to T costs nothing.
 template <typename T>
 struct Base2Scale {
   T hi, lo;
 };
-
-__device__ inline double usable_scale(double scale) { return fabs(scale) <= 1e6 ? scale : nan(""); }
 
 template <typename T>
 __device__ inline Base2Scale<T> base2_scale(double scale) {

@@ -14,7 +14,6 @@ namespace cyclip::cpu {
 
 namespace {
 
-constexpr double kLn2 = 0.69314718055994531;
 constexpr double kLargestShift = -kNoShift;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 

@@ -5,8 +5,7 @@
 
 #pragma once
 
-#include <cmath>
-
+#include "../../kernels/common.h"
 #include "products.h"
 
 namespace cyclip::cpu {
@@ -16,14 +15,10 @@ namespace cyclip::cpu {
 inline int64_t tile_rows_for(int64_t rows) { return rows >= 1024 ? 128 : rows >= 128 ? 64 : 32; }
 inline int64_t tile_cols_for(int64_t cols) { return cols >= 2048 ? 512 : cols >= 512 ? 256 : 128; }
 
-// A scale beyond 1e6 has no meaning as an inverse temperature and would leave the range in which exponents
-// are kept as integers: NaN.
-inline double usable_scale(double scale) { return std::abs(scale) <= 1e6 ? scale : std::nan(""); }
-
 // z' = S s log2(e), with s log2(e) split into two terms of T.
 template <typename T>
 Base2Scale<T> base2_scale(double scale) {
-  const double value = usable_scale(scale) * 1.4426950408889634;
+  const double value = usable_scale(scale) * kLog2e;
   const T hi = static_cast<T>(value);
   return {hi, static_cast<T>(value - static_cast<double>(hi))};
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data import MissingData, SkipReport
-from ...data.records import clean_caption, is_text
+from ...data.captions import clean_caption, is_text
 from ..sets import CaptionedImages
 from .files import FileImages
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ...data import BadRecord, MissingData, SkipReport
+from ...data.captions import clean_caption
 from ...data.images import IMAGE_SUFFIXES, open_image
-from ...data.records import clean_caption
 from ...data.tar_format import BrokenTar, Member, read_members
 from ..prompts import read_templates
 from ..sets import CaptionedImages, ClassifiedImages

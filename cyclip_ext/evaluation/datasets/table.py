@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...data import SkipReport
-from ...data.records import clean_caption, is_text
+from ...data.captions import clean_caption, is_text
 from ...data.tables import CAPTION_KEYS, IMAGE_KEYS
 from ..sets import CaptionedImages, ClassifiedImages
 from .files import FileImages

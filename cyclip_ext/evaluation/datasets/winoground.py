@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data import SkipReport
+from ...data.captions import clean_caption, is_text
 from ...data.images import IMAGE_SUFFIXES
-from ...data.records import clean_caption, is_text
 from ..sets import Quadruples
 from .files import FileImages
 

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from ...analysis import batch_margins, margin_metrics, plot_margins
-from ...data import PictureSet
+from ...data import InMemoryDataset
 from ..encoder import Encoder
 from ..outcome import Outcome, Plot, Table
 from ..sets import ClassifiedImages
@@ -25,12 +25,13 @@ READING = (
 
 
 def embedded_pairs(
-    encoder: Encoder, data: PictureSet | ClassifiedImages, prompts: Prompts
+    encoder: Encoder, data: InMemoryDataset | ClassifiedImages, prompts: Prompts
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, d], [N, d], int64 [N]
     """Pictures, the prompt of each one's class, and its class, by one model."""
-    if isinstance(data, PictureSet):
+    if isinstance(data, InMemoryDataset):
         templates = prompts.templates or NAME_ONLY
-        classes = class_embeddings(encoder.texts, data.classes.names, templates)
+        assert data.labels is not None
+        classes = class_embeddings(encoder.texts, data.class_names, templates)
         return encoder.pictures(data), classes[data.labels], data.labels
     found = encoder.opened(data)
     labels = found.data.labels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..features import Embeddings, load_embeddings
+from ..embeddings import Embeddings, load_embeddings
 from ..outcome import Outcome
 from .data import CaptionedSet, ClassifiedSet, HierarchyOf, Labelled
 from .tasks import TASKS, in_order, of_captions, of_classes

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ...data import Classes, PictureData
+from ...data import DatasetSplits
 from ..encoder import Encoder
 from ..hierarchy import Hierarchy
 from ..outcome import Outcome
@@ -30,18 +30,18 @@ MEANING = {  # of the sets' names, for a reader
 }
 
 
-def describe_sets(data: PictureData) -> dict[str, str]:
+def describe_sets(data: DatasetSplits) -> dict[str, str]:
     """Name and meaning of every set, with its counts."""
     return {
-        f"{data.name}/{name}": f"{len(pictures):,} pictures, {len(pictures.classes):,} classes: "
-        f"{MEANING[name]}"
+        f"{data.name}/{name}": f"{len(pictures):,} pictures, "
+        f"{len(pictures.class_names):,} classes: {MEANING[name]}"
         for name, pictures in data.evaluation.items()
     }
 
 
 def evaluate_picture_data(
     encoder: Encoder,
-    data: PictureData,
+    data: DatasetSplits,
     tasks: Collection[str] = TASKS,
     *,
     templates: tuple[str, ...] = NAME_ONLY,
@@ -70,7 +70,7 @@ def evaluate_picture_data(
                     classified.name,
                     subset.features,
                     encoder.texts(texts),
-                    subset.pictures.labels,
+                    subset.labels,
                     labels,
                 )
             )
@@ -83,7 +83,7 @@ def _train(embedded: EmbeddedData, name: str) -> Labelled | None:
     train = embedded.train
     if train is None or name not in embedded.known:
         return None
-    return Labelled(train.features, train.pictures.labels)
+    return Labelled(train.features, train.labels)
 
 
 def _classified_set(name: str, subset: EmbeddedSet, train: Labelled | None) -> ClassifiedSet:
@@ -92,40 +92,35 @@ def _classified_set(name: str, subset: EmbeddedSet, train: Labelled | None) -> C
         name,
         subset.features,
         subset.class_features,
-        pictures.labels,
-        pictures.classes.names,
+        subset.labels,
+        pictures.class_names,
         train,
-        {"group": _groups(pictures.classes), "subgroup": _subgroups(pictures.classes)},
+        {
+            name: Hierarchy(pictures.levels[name].names, pictures.levels[name].of_class)
+            for name in ("group", "subgroup")
+        },
     )
-
-
-def _groups(classes: Classes) -> Hierarchy:
-    return Hierarchy(classes.group_names, classes.group_of_class)
-
-
-def _subgroups(classes: Classes) -> Hierarchy:
-    return Hierarchy(classes.subgroup_names, classes.subgroup_of_class)
 
 
 def _with_all_names(encoder: Encoder, subset: EmbeddedSet, outcome: Outcome) -> Outcome:
     """With the accuracy of class embeddings that average all captions of a class."""
     if outcome.task != classification.TASK:
         return outcome
-    synonyms = class_embeddings(encoder.texts, subset.pictures.captions_of_class())
-    found = classification_metrics(subset.features, synonyms, subset.pictures.labels, (1,))
+    synonyms = class_embeddings(encoder.texts, subset.pictures.class_captions())
+    found = classification_metrics(subset.features, synonyms, subset.labels, (1,))
     return replace(outcome, metrics={**outcome.metrics, "acc1_all_names": found["acc1"]})
 
 
 def _shift(embedded: EmbeddedData, name: str, baselines: shift.Baselines | None) -> Outcome:
     """Domain by domain. Only classes of the base set count: the others may be easier or harder."""
     base = embedded.evaluation[BASE]
-    shared = base.pictures.labels.unique()
+    shared = base.labels.unique()
     shifted = {}
     for key in SHIFTED:
         subset = embedded.evaluation[key]
         pictures = subset.pictures
         classified = _classify(subset)
-        comparable = torch.isin(pictures.labels, shared)
+        comparable = torch.isin(subset.labels, shared)
         for index, domain in enumerate(pictures.domain_names):
             rows = comparable & (pictures.domains == index)
             if bool(rows.any()):
@@ -138,4 +133,4 @@ def _shift(embedded: EmbeddedData, name: str, baselines: shift.Baselines | None)
 
 
 def _classify(subset: EmbeddedSet) -> Classified:
-    return classify(subset.features, subset.class_features, subset.pictures.labels)
+    return classify(subset.features, subset.class_features, subset.labels)

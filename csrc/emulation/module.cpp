@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "../cuda/operators.h"
+#include "../kernels/cuda/operators.h"
 #include "guarded_memory.h"
 #include "runtime.h"
 

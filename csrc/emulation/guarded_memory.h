@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "../cuda/operators.h"
+#include "../kernels/cuda/operators.h"
 
 namespace cyclip::emulation {
 

@@ -1,4 +1,4 @@
-// The device primitives of ../cuda/primitives.cuh, and what nvcc defines by itself, for the emulator. Each
+// The device primitives of ../kernels/cuda/primitives.cuh, and what nvcc defines by itself, for the emulator. Each
 // checks what the GPU takes for granted, and ends the launch by an exception that says where and who.
 
 #pragma once
