@@ -35,14 +35,14 @@ from .dataset import (
 )
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader, make_loader
+from .open import BUILTIN, ReadOptions, load_builtin, open_dataset, resolved
 from .processes import WorkerDied
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
-from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
 
 __all__ = [
-    "NAMED",
+    "BUILTIN",
     "Augment",
     "BadRecord",
     "Batch",
@@ -52,6 +52,7 @@ __all__ = [
     "InMemoryDataset",
     "Loader",
     "MissingData",
+    "ReadOptions",
     "Sample",
     "SkipReport",
     "Subset",
@@ -61,11 +62,11 @@ __all__ = [
     "as_input",
     "emoji_available",
     "file_transform",
+    "load_builtin",
     "load_emoji",
-    "load_named",
     "load_shapes",
     "make_loader",
-    "open_pairs",
+    "open_dataset",
     "render",
     "require_usable",
     "resolved",

@@ -47,9 +47,7 @@ class Columns:
     def strings(self, name: str) -> Strings:
         """Return a column of strings."""
         if name not in self._strings:
-            self._strings[name] = Strings(
-                self.arrays[f"{name}.data"], self.arrays[f"{name}.ends"]
-            )
+            self._strings[name] = Strings(self.arrays[f"{name}.data"], self.arrays[f"{name}.ends"])
         return self._strings[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,7 +103,7 @@ class StringWriter:
         self._file: FileIO | None = None
         if folder is not None:
             with contextlib.suppress(OSError):
-                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._lengths = array("q")
         self._pending: list[bytes] = []
         self._blocks: list[bytes] = []
@@ -154,6 +152,7 @@ def cached(
     state: Any,
     build: Callable[[Path | None], Columns],
     *,
+    current: Callable[[Columns], bool] = lambda columns: True,
     store: Callable[[Columns], bool] = lambda columns: True,
 ) -> Columns:
     """Return columns from disk if they were built before, otherwise build and store them.
@@ -162,19 +161,19 @@ def cached(
     ~/.cache), as `.cyclip_ext-<digest of name>.index`. state: plain JSON that they depend on, such
     as the size and time of change of the source; a stored file of another state, or a damaged one,
     is built again. Of many ranks that start together, one builds and the others wait. build: takes
-    a folder for temporary files, None if no folder can be written. store: whether a result may be
-    stored.
+    a folder for temporary files, None if no folder can be written. current: whether what was stored
+    still holds; store: whether a result may be stored.
     """
     places = _places(folder, name)
     state = json.loads(json.dumps(state))
     for place in places:
         found = _load(place, state)
-        if found is not None:
+        if found is not None and current(found):
             return found
     for place in filter(_writable, places):
         with _locked(place.parent):
             found = _load(place, state)  # another rank may have been faster
-            if found is None:
+            if found is None or not current(found):
                 found = build(place.parent)
                 if store(found):
                     found = _store(place, state, found)

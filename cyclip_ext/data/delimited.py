@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+from .._files import regular_size
 from .images import IMAGE_SUFFIXES
 
 SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "vertical bar"}
@@ -31,9 +32,8 @@ _EXAMPLES = 5
 _WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """line: number of its first line. fields: stripped; empty if `reason` says what is wrong."""
+class Row(NamedTuple):
+    """line: number of its first line. reason: what is wrong with it, if anything."""
 
     line: int
     fields: Sequence[str]
@@ -43,14 +43,13 @@ class Row:
 class TextFile:
     """Lines of a UTF-8 file that end in LF, CR LF, or CR if there is no LF in it.
 
-    Bytes that are not UTF-8 become surrogates, which `is_text` finds. Raises ValueError if the file
-    is not a regular file or not text.
+    Bytes that are not UTF-8 become surrogates, which `is_text` finds. Raises
+    NotRegularFileError for a FIFO or a device, and ValueError if the file is not text.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path} is not a regular file: write the table to one")
+        regular_size(path)
         with path.open("rb") as file:
             start = file.read(_MOST_FIRST_LINE)
         for mark, encoding in _WIDE.items():
@@ -232,7 +231,7 @@ class DelimitedRows:
                 return
             number, line = following
             if '"' not in line:
-                fields: list[str] | None | bool = line.split(self._separator)
+                fields: list[str] | bool | None = line.split(self._separator)
                 lines = [line]
             else:
                 fields = _split(line, self._separator)
@@ -242,9 +241,7 @@ class DelimitedRows:
                     if following is not None:
                         lines.append(following[1])
                     if following is None or self._ends_field(lines):
-                        again.extendleft(
-                            reversed([*enumerate(lines[1:], number + 1)])
-                        )
+                        again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
                         fields, lines = None, lines[:1]
                     elif '"' in lines[-1]:
                         fields = _split("\n".join(lines), self._separator)
@@ -274,7 +271,7 @@ class DelimitedRows:
 OPEN = True  # a quoted field is not closed in this line
 
 
-def _split(line: str, separator: str) -> list[str] | None | bool:
+def _split(line: str, separator: str) -> list[str] | bool | None:
     """Return the fields of a row; OPEN if a quote is not closed, None if one encloses no field.
 
     Only a quote at the beginning of a field, or after blanks there, opens one.
