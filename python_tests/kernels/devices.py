@@ -55,7 +55,7 @@ class Cuda:
         takes = [argument.name for argument in call._schema.arguments]
         if "dots" in takes:  # a GPU keeps none
             place = takes.index("dots")
-            arguments = (*arguments[:place], torch.empty(0, 0, 0, 0), *arguments[place:])
+            arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
         precision = {"allow_tf32": allow_tf32, "allow_bf16": False}
         options = {name: value for name, value in precision.items() if name in takes}
         results = call(*map(_to_cuda, arguments), **options)

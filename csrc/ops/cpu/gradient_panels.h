@@ -59,7 +59,7 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
                            products.dots(range, values, values_pitch);
                          } else {
                            dots = kept.at(range);
-                           dots_pitch = kept.pitch();
+                           dots_pitch = kept.pitch(range);
                          }
                          fill(make_tile(products, range, offset, dots, dots_pitch),
                               GradientTile<T>{values, values_pitch}, &tile_scalars[task]);

@@ -180,6 +180,12 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
       });
 }
 
+int64_t dots_column_multiple() { return kTileColumns; }
+
+STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CompositeExplicitAutograd, m) {
+  m.impl("dots_column_multiple", TORCH_BOX(&dots_column_multiple));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {
   m.impl("pair_statistics", TORCH_BOX(&pair_statistics));
   m.impl("pair_statistics_backward", TORCH_BOX(&pair_statistics_backward));
