@@ -31,7 +31,6 @@ NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
 )
 _NUMBER, _NUMBER_AND_CRC = (name for name, _ in NAMINGS[:2])
 _CLOCK_NS = 2 * 10**9  # file systems round times of change
-_FIRST_ROW = "--first-row 0 or 1 (first_row)"
 
 
 def is_google_tsv(path: Path) -> bool:
@@ -136,9 +135,9 @@ class _Matching:
         return columns
 
     def _rows(self, skipped: SkipReport) -> Iterator[tuple[int, str, str]]:
-        """Yield (number from 0, caption, url) of rows with an address, and count all rows.
+        """Yield (number from 0, caption, url) of all rows, and count them.
 
-        The caption is empty if it cannot be used. Quotes have no special meaning here.
+        The caption is empty if the row cannot be used. Quotes have no special meaning here.
         """
         number = -1
         rows = DelimitedRows(self.file, "\t", 2, 1, header=False, quoting="none")
@@ -146,6 +145,7 @@ class _Matching:
             where = f"{self.file.path}:{row.line}"
             if row.reason:
                 skipped.add("not two columns", where)
+                yield number, "", ""
                 continue
             url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
             caption = clean_caption(text)
@@ -154,8 +154,7 @@ class _Matching:
                 caption = ""
             elif not caption:
                 skipped.add("empty caption", where)
-            if is_text(url):
-                yield number, caption, url
+            yield number, caption, url if is_text(url) else ""
         self.count = number + 1
 
     def _naming(self, files: dict[str, list[str]]) -> tuple[str, int]:
@@ -178,7 +177,6 @@ class _Matching:
                 f"{path}; known namings: {names}"
             )
         if best == _NUMBER:
-            self._refuse_numbers_beyond(files)
             return best, self._first_from_numbers(files)
         if best == _NUMBER_AND_CRC:
             if self.first_row not in (None, first):
@@ -194,47 +192,42 @@ class _Matching:
         return best, first
 
     def _first_from_numbers(self, files: dict[str, list[str]]) -> int:
-        """Return the number of the first row: file 0 or file `count` decides it.
+        """Return the number of the first row.
 
-        Raises ValueError if both or neither is there, or first_row is the other one.
+        Raises ValueError if the numbers contradict first_row or each other, or do not decide it.
         """
-        images, count = self.images, self.count
-        zero, last = files.get("0"), files.get(str(count))
-        if zero and last:
+        images, count, given = self.images, self.count, self.first_row
+        zero, next_one = files.get("0"), files.get(str(count))
+        if zero and given == 1:
             raise ValueError(
-                f"the file names in {images} contradict each other: {zero[0]} would be row 0 and "
-                f"{last[0]} row {count:,}, but {self.file.path} has {count:,} rows"
+                f"first_row (--first-row) is 1, but there is {images / zero[0]}: the first row of "
+                f"{self.file.path} has the number 0"
             )
-        if self.first_row is None and not zero and not last:
+        last = count - 1 if zero or given == 0 else count
+        beyond = [stem for stem in files if _is_number(stem) and int(stem) > last]
+        if not zero and given != 1 and next_one and len(beyond) <= (given == 0):
+            raise ValueError(
+                f"the file names in {images} seem to count from 1 (no 0, but {next_one[0]} for "
+                f"{count:,} rows): pass --first-row 1 (first_row=1)"
+            )
+        if beyond:
+            raise ValueError(
+                f"{len(beyond):,} file(s) in {images} have numbers above {last:,}, the last row of "
+                f"{self.file.path} (e.g. {files[beyond[0]][0]}), so the numbers are not those of "
+                "its rows, and captions would go to other images. img2dataset numbers rows only if "
+                "number_sample_per_shard is a power of ten; otherwise let it write the captions "
+                "too and open its output without the table. Name a folder with images (--images) "
+                "that holds the files of this table only"
+            )
+        if given is None and not zero:
             raise ValueError(
                 f"the file names in {images} do not decide whether the first row is 0 or 1: there "
                 f"is neither a file 0 nor a file {count} for the {count:,} rows of "
-                f"{self.file.path}, and the wrong one gives every image the caption of its "
-                f"neighbour. Compare one image with its caption and pass {_FIRST_ROW}"
+                f"{self.file.path}, and the wrong choice gives every image the caption of its "
+                "neighbour. Compare one image with its caption and pass --first-row 0 or 1 "
+                "(first_row)"
             )
-        known = 0 if zero else 1 if last else self.first_row
-        assert known is not None
-        if self.first_row not in (None, known):
-            proof = zero or last
-            assert proof is not None
-            raise ValueError(
-                f"first_row (--first-row) is {self.first_row}, but the first row of "
-                f"{self.file.path} has the number {known}: there is {images / proof[0]}"
-            )
-        return known
-
-    def _refuse_numbers_beyond(self, files: dict[str, list[str]]) -> None:
-        count = self.count
-        beyond = [stem for stem in files if _is_number(stem) and int(stem) > count]
-        if beyond:
-            raise ValueError(
-                f"{len(beyond):,} file(s) in {self.images} have numbers above {count:,}, the last "
-                f"possible row of {self.file.path} (e.g. {files[beyond[0]][0]}), so the numbers "
-                "are not those of its rows, and captions would go to other images. img2dataset "
-                "numbers rows only if number_sample_per_shard is a power of ten; otherwise let it "
-                "write the captions too and open its output without the table. Name a folder with "
-                "images (--images) that holds the files of this table only"
-            )
+        return 0 if zero else given or 0
 
 
 def _is_number(stem: str) -> bool:

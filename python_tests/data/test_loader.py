@@ -20,7 +20,7 @@ from cyclip_ext.data import (
     as_input,
     load_shapes,
     make_loader,
-    open_pairs,
+    open_dataset,
 )
 from cyclip_ext.data.seeding import epoch_order, uniforms
 
@@ -99,7 +99,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_batches_repeat_whatever_the_workers(table: str, workers: int) -> None:
-    pairs = open_pairs(table)
+    pairs = open_dataset(table)
     reference = list(make_loader(pairs, 5, 16, seed=1, views=2).epoch(4))
     before = torch.random.get_rng_state()
     loader = make_loader(pairs, 5, 16, seed=1, views=2, workers=workers)
@@ -116,7 +116,7 @@ def test_workers_start_by_any_method(
     table: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiprocessing, "get_context", partial(CONTEXT, method))
-    pairs = open_pairs(table)
+    pairs = open_dataset(table)
     batches = make_loader(pairs, 5, 16, workers=1).epoch(0)
     assert all_same(batches, make_loader(pairs, 5, 16).epoch(0))
 
@@ -124,7 +124,7 @@ def test_workers_start_by_any_method(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_not_overwritten_by_later_ones(table: str, workers: int) -> None:
     """Workers write into memory used again and again: a batch must not point into it."""
-    loader = make_loader(open_pairs(table), 2, 16, seed=1, workers=workers)
+    loader = make_loader(open_dataset(table), 2, 16, seed=1, workers=workers)
     kept, copies = [], []
     for batch in loader.epoch(0):
         if batch is not None:
@@ -150,7 +150,7 @@ def joined(batches: list[Batch | None]) -> Batch:
 @pytest.mark.parametrize("files", [False, True])
 def test_ranks_divide_the_same_batch(table: str, files: bool) -> None:
     """A repeat or a loss between ranks, or another order with another layout, shows here."""
-    pairs = open_pairs(table) if files else SHAPES.train
+    pairs = open_dataset(table) if files else SHAPES.train
     steps: list[list[Batch]] = []
     for batch_size, world_size in LAYOUTS:
         ranks = [
@@ -165,13 +165,13 @@ def test_ranks_divide_the_same_batch(table: str, files: bool) -> None:
 
 
 def test_a_resumed_epoch_continues_on_each_rank(table: str) -> None:
-    loader = make_loader(open_pairs(table), 2, 16, rank=1, world_size=2)
+    loader = make_loader(open_dataset(table), 2, 16, rank=1, world_size=2)
     assert all_same(loader.epoch(0, start=3), list(loader.epoch(0))[3:])
 
 
 @pytest.mark.parametrize("files", [False, True])
 def test_a_second_view_leaves_the_first_alone(table: str, files: bool) -> None:
-    pairs, augment = (open_pairs(table), None) if files else (SHAPES.train, Augment())
+    pairs, augment = (open_dataset(table), None) if files else (SHAPES.train, Augment())
     one = next(iter(make_loader(pairs, 20, 16, seed=3, augment=augment).epoch(0)))
     two = next(iter(make_loader(pairs, 20, 16, seed=3, augment=augment, views=2).epoch(0)))
     assert one is not None
@@ -193,7 +193,7 @@ def test_a_second_view_leaves_the_first_alone(table: str, files: bool) -> None:
 
 
 def test_skipped_is_of_the_epoch_last_asked_for(table: str) -> None:
-    loader = make_loader(open_pairs(table), 23, 16)
+    loader = make_loader(open_dataset(table), 23, 16)
     list(loader.epoch(0))
     first = loader.skipped
     epoch = loader.epoch(1)
@@ -224,13 +224,13 @@ def test_late_steps_of_a_large_epoch_come_at_once() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_files_are_left_out_and_counted(table: str, workers: int) -> None:
-    loader = make_loader(open_pairs(table), 23, 16, workers=workers)
+    loader = make_loader(open_dataset(table), 23, 16, workers=workers)
     (batch,) = loader.epoch(0)
     assert sorted(batch.indices.tolist()) == [i for i in range(23) if i % 7]
     assert len(batch.texts) == len(batch.images) == 19
     assert loader.skipped.counts == {"truncated": 4}
     assert "4 truncated (e.g. " in str(loader.skipped)
-    single = make_loader(open_pairs(table), 1, 16, workers=workers)
+    single = make_loader(open_dataset(table), 1, 16, workers=workers)
     batches = list(single.epoch(0))
     assert [batch is None for batch in batches].count(True) == 4  # steps of nothing, yet steps
     tail = list(single.epoch(0, start=11))
@@ -258,7 +258,7 @@ def test_order_is_a_fixed_permutation() -> None:
 
 
 def test_wrong_use_is_named(table: str) -> None:
-    pairs = open_pairs(table)
+    pairs = open_dataset(table)
     for ranks in ({}, {"rank": 1, "world_size": 2}):
         with pytest.raises(ValueError, match=r"batch_size must be between 1 and the 23 records"):
             make_loader(pairs, 24 // ranks.get("world_size", 1), 16, **ranks)
@@ -269,4 +269,4 @@ def test_wrong_use_is_named(table: str) -> None:
     with pytest.raises(ValueError, match="workers must be 0"):
         make_loader(SHAPES.train, 4, 16, workers=2)
     with pytest.raises(ValueError, match="augment must be None"):
-        make_loader(open_pairs(table), 4, 16, augment=Augment())
+        make_loader(open_dataset(table), 4, 16, augment=Augment())
