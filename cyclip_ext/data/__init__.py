@@ -40,7 +40,7 @@ from .dataset import (
     Superclasses,
 )
 from .emoji import emoji_available, load_emoji
-from .loader import Batch, Loader, make_loader
+from .loader import Batch, Loader
 from .open import (
     BUILTIN,
     NAMED,
@@ -51,10 +51,10 @@ from .open import (
     open_pairs,
     resolved,
 )
-from .processes import WorkerDied
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment, as_input, file_transform, render
+from .workers import WorkerDied
 
 __all__ = [
     "NAMED",
@@ -83,7 +83,6 @@ __all__ = [
     "load_builtin",
     "load_emoji",
     "load_shapes",
-    "make_loader",
     "open_dataset",
     "render",
     "require_usable",

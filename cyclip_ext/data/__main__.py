@@ -11,9 +11,9 @@ from pathlib import Path
 from .dataset import FileDataset
 from .manifest import require_writable
 from .open import ReadOptions, open_dataset
-from .processes import cores
 from .skips import TooManyBadRecords, require_usable
 from .verify import examine, find_doubles, manifest_of, report
+from .workers import cores
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from .caption_files import CAPTION_SUFFIXES
 from .columns import Columns, cached, file_state
 from .images import IMAGE_SUFFIXES
-from .processes import cores, ordered_map
 from .skips import SkipReport
 from .tar_format import DIRECTORY, BrokenTar, Member, read_members
+from .workers import cores, ordered_map
 
 # One row per sample, 33 bytes: offsets and sizes inside its shard, and whether the text is JSON. A
 # sample that has a label but no text has -1 for its offset.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.google_tsv import read_google_tsv
+from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tables import read_table
 
 from .files import encode, halves
