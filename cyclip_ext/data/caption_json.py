@@ -136,19 +136,16 @@ def _content(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # ValueError: UnicodeDecodeError as well
         raise ValueError(f"{path} is not a JSON file: {error}") from None
+    kind = type(content).__name__
     if not isinstance(content, dict):
         content = {}
     karpathy = any(
         isinstance(entry, dict) and "sentences" in entry for entry in _first(content.get("images"))
     )
-    if not karpathy and not (
-        isinstance(content, dict) and {"images", "annotations"} <= content.keys()
-    ):
-        found = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
+    if not karpathy and not {"images", "annotations"} <= content.keys():
         raise ValueError(
             f'{path} must be an object with "images" and "annotations" (COCO), or with "images" '
-            f"that have sentences (Karpathy), got "
-            f"{sorted(content)[:10] or 'none'}"
+            f"that have sentences (Karpathy), got {sorted(content)[:10] or kind}"
         )
     return content
 

@@ -118,6 +118,14 @@ class StringWriter:
     def __len__(self) -> int:
         return len(self._lengths)
 
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _flush(self) -> None:
         block = b"".join(self._pending)
         self._pending.clear()
@@ -132,7 +140,7 @@ class StringWriter:
         except OSError:  # the disk is full: continue in memory
             written = mmap.mmap(self._file.fileno(), good, access=mmap.ACCESS_READ) if good else b""
             self._blocks = [bytes(written), block]
-            self._file = None
+            self._close()
 
     def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return data and ends. Nothing may be added afterwards."""
@@ -142,6 +150,7 @@ class StringWriter:
         np.cumsum(lengths, out=ends[1:])
         if self._file is not None and ends[-1]:
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._close()
             return np.frombuffer(mapped, dtype=np.uint8), ends
         return np.frombuffer(b"".join(self._blocks), dtype=np.uint8), ends
 

@@ -120,7 +120,7 @@ class _Matching:
                 raise ValueError(
                     f"{self.images}: {found[0]} and {found[1]} are both named after row "
                     f"{number + first} of {self.file.path}: only one of them can be its "
-                    "image. Keep the files of one download in the folder named with images (--images)"
+                    "image. Name a folder with images (--images) that holds one download only"
                 )
             if found:
                 pairs.add(found[0], [caption])

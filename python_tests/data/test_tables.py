@@ -23,7 +23,7 @@ def google_table(path: Path) -> Path:
 
 
 def picture(path: Path, width: int = 40) -> None:
-    """The width says which row the picture belongs to."""
+    """Write an image whose width identifies its row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(halves(size=(width, 20))))
 

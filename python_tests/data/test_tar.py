@@ -22,7 +22,7 @@ PNG = encode(halves())
 
 
 def members(count: int, start: int = 0) -> list[tuple[str, bytes]]:
-    """What img2dataset writes."""
+    """Return the members of samples as img2dataset writes them."""
     return [
         item
         for i in range(start, start + count)
