@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data import SkipReport
+from ..data import SkipReport, Superclasses
 from ..data.captions import printable
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
@@ -51,20 +51,6 @@ _EXPECTED = (
     "expected is a .npz file with named arrays, as "
     "numpy.savez(path, image_features=..., labels=..., class_features=...) writes it"
 )
-
-
-@dataclass(frozen=True)
-class Superclasses:
-    """A coarser partition of the classes: names [S], and the index of each class's, int64 [C]."""
-
-    names: tuple[str, ...]
-    of_class: Tensor
-
-    @classmethod
-    def build(cls, of_class: tuple[str, ...] | list[str]) -> Superclasses:
-        """Build from the superclass of each class, numbered in order of appearance."""
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(of_class))}
-        return cls(tuple(numbers), torch.tensor([numbers[name] for name in of_class]))
 
 
 class NotFiniteError(ValueError):
@@ -201,18 +187,6 @@ class Embeddings:
         else:
             return None
         return pairs if len(pairs[2].unique()) > 1 else None
-
-    def subset(self, rows: Tensor, name: str) -> Embeddings:  # bool [N], or int64 indices
-        """Return the images of some rows with their labels and all classes, without captions."""
-        return Embeddings(
-            self.image_features[rows],
-            name=name,
-            labels=None if self.labels is None else self.labels[rows],
-            class_features=self.class_features,
-            class_names=self.class_names,
-            levels=self.levels,
-            logit_scale=self.logit_scale,
-        )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from cyclip_ext.data import SkipReport
+from cyclip_ext.data import SkipReport, Superclasses
 from cyclip_ext.evaluation.embeddings import (
     Embeddings,
     NotFiniteError,
-    Superclasses,
     load_embeddings,
     require_finite,
     save_embeddings,

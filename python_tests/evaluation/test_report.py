@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from cyclip_ext.evaluation.confusion import plot_confusion
 from cyclip_ext.evaluation.outcome import Outcome, Plot, Table
-from cyclip_ext.evaluation.report import About, write_report
 from cyclip_ext.evaluation.report.drawing import draw
 from cyclip_ext.evaluation.report.markdown import table_lines
 from cyclip_ext.evaluation.report.numbers import columns, is_share, metric_table, name_of, shown
+
+from cyclip_ext.evaluation.report import About, write_report
 
 NASTY = '<b>&"pets|'
 ABOUT = About("mini", "run.pt", f"Evaluation of {NASTY}", {"weights": NASTY}, "set/b")

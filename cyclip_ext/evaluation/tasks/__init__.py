@@ -17,6 +17,18 @@ from dataclasses import replace
 
 from ...needs import MissingDependency
 from ..embeddings import Embeddings
+from . import (
+    composition,
+    consistency,
+    corners,
+    geometry,
+    hierarchy,
+    margins,
+    probes,
+    retrieval,
+    shift,
+    zero_shot,
+)
 from .base import (
     Baselines,
     Cell,
@@ -29,15 +41,22 @@ from .base import (
     Unit,
 )
 
-TASKS: dict[str, Run] = {}  # by name, in the order of the report
+TASKS: dict[str, Run] = {  # by name, in the order of the report
+    zero_shot.TASK: zero_shot.run,
+    shift.TASK: shift.run,
+    hierarchy.TASK: hierarchy.run,
+    consistency.TASK: consistency.run,
+    retrieval.TASK: retrieval.run,
+    probes.LINEAR: probes.run_linear,
+    probes.KNN: probes.run_knn,
+    composition.TASK: composition.run,
+    geometry.TASK: geometry.run,
+    corners.TASK: corners.run,
+    margins.TASK: margins.run,
+}
 
-# The tasks that a training run logs, and that every dataset of a named collection goes through.
-SHORT = (
-    "zeroshot_classification",
-    "fine_coarse_classification",
-    "consistency",
-    "zeroshot_retrieval",
-)
+# The tasks of in-training evaluation.
+SHORT = (zero_shot.TASK, hierarchy.TASK, consistency.TASK, retrieval.TASK)
 
 
 def run_tasks(
