@@ -96,7 +96,7 @@ def test_superclasses_are_numbered_in_order_of_appearance() -> None:
         ({"domains": torch.tensor([0, 1])}, "got 1 images but 2 domains"),
         (
             {"class_names": ("cat", "dog", "cat")},
-            r"class names must be unique; repeated: \['cat'\]",
+            r"must be unique; repeated: \['cat'\]",
         ),
     ],
 )
