@@ -27,14 +27,18 @@ class DataConfig:
         "with captions, TSV, CSV; auto: emoji, or shapes if the demo packages are not installed",
     )
     images: str | None = _option(
-        None, "folder of the downloaded images of Google's caption<TAB>url TSV, for it only"
+        None, "folder of the images of a table or caption file, such as the downloads of CC3M's TSV"
     )
     first_row: int | None = _option(
-        None, "number of the first row in the file names below --images: 0 or 1"
+        None, "number of the first row of Google's TSV in the file names of --images: 0 or 1"
     )
     csv_separator: str | None = _option(None, "of a table; default: the one that its header shows")
     csv_img_key: str | None = _option(None, "its image column; default: image, filepath, ...")
     csv_caption_key: str | None = _option(None, "its caption column; default: caption, title, text")
+    csv_quoting: str | None = _option(
+        None, "whether quotes enclose its fields: auto, quoted or none; default: auto"
+    )
+    split: str | None = _option(None, "split of Karpathy's JSON; default: train")
     manifest: str | None = _option(
         None, "file that `cyclip-data verify` wrote: the records it lists as bad are skipped"
     )
@@ -46,6 +50,8 @@ class DataConfig:
     val_csv_separator: str | None = _option(None, "like --csv-separator, for --val-data")
     val_csv_img_key: str | None = _option(None, "like --csv-img-key, for --val-data")
     val_csv_caption_key: str | None = _option(None, "like --csv-caption-key, for --val-data")
+    val_csv_quoting: str | None = _option(None, "like --csv-quoting, for --val-data")
+    val_split: str | None = _option(None, "like --split, for --val-data")
     val_manifest: str | None = _option(None, "like --manifest, for --val-data")
     train_fraction: float = _option(
         1.0, "share of the training pairs to train on; a smaller share is a part of a larger one"
@@ -256,13 +262,19 @@ class TrainConfig:
         return text
 
 
+VAL = "val_"  # prefix of the options of --val-data
+READ_OPTIONS = tuple(
+    entry.name.removeprefix(VAL)
+    for entry in fields(DataConfig)
+    if entry.name.startswith(VAL) and entry.name != "val_data"
+)
+
 # The settings that a resumed run may change: places, reports, and how a batch is divided into parts
 # and processes. (Trainer.restore compares the batch as a whole and the records of the data.)
 FREE_ON_RESUME = frozenset(
     {
-        *("train_data", "images", "first_row", "csv_separator", "csv_img_key", "csv_caption_key"),
-        *("val_data", "val_images", "val_first_row", "val_csv_separator", "val_csv_img_key"),
-        *("val_csv_caption_key", "manifest", "val_manifest", "max_skipped", "workers"),
+        *("train_data", *READ_OPTIONS, "val_data", *(VAL + name for name in READ_OPTIONS)),
+        *("max_skipped", "workers"),
         *("batch_size", "accum_freq", "exchange", "device", "logs_dir", "name", "resume"),
         *("allow_other_data", "save_frequency", "keep_frequency", "evaluate_frequency"),
         *("log_every_n_steps", "profile", "tensorboard", "wandb"),

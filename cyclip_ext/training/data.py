@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,26 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import (
-    NAMED,
+    BUILTIN,
     BadRecord,
     DatasetSplits,
     ImageDataset,
+    ReadOptions,
     SkipReport,
     Subset,
-    load_named,
-    open_pairs,
+    load_builtin,
+    open_dataset,
     require_usable,
     resolved,
 )
-from ..data.tables import typed_separator
-from .config import DataConfig
+from .config import READ_OPTIONS, VAL, DataConfig
 
 IMAGE_SIZE = 64  # pixels, a little more than the model's so that augmentation loses nothing
 
 # Of pairs from files, this many at most and this share at most are set apart for validation.
 HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
-
-VAL = "val_"  # prefix of the options of --val-data
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def open_data(config: DataConfig) -> RunData:
     read.
     """
     name = resolved(config.train_data)
-    if name in NAMED:
+    if name in BUILTIN:
         _refuse_file_options(config, name)
         note = ""
         if name == "shapes" and config.train_data == "auto":
@@ -86,7 +85,7 @@ def open_data(config: DataConfig) -> RunData:
                 "training on procedural shapes; for the default data, real drawings: "
                 "pip install 'cyclip_ext[demo]'\n"
             )
-        pictures = load_named(name, size=IMAGE_SIZE)
+        pictures = load_builtin(name, size=IMAGE_SIZE)
         chosen = fraction_of(len(pictures.train), config.train_fraction)
         used = pictures.train if chosen is None else pictures.train.subset(chosen)
         description = note + pictures.describe() + _fraction_note(used, pictures.train)
@@ -96,7 +95,7 @@ def open_data(config: DataConfig) -> RunData:
         _require(pairs, 1)
         train, validation = pairs, _open_files(config.val_data, config, VAL)
     else:
-        for option in _file_options():
+        for option in READ_OPTIONS:
             if getattr(config, VAL + option) is not None:
                 raise ValueError(f"{_flag(VAL + option)} applies to --val-data, which is not given")
         train, validation = split_pairs(pairs)
@@ -115,18 +114,8 @@ def open_data(config: DataConfig) -> RunData:
     return RunData(part, description + _fraction_note(part, train), validation=validation)
 
 
-def _file_options() -> list[str]:
-    """Return the settings that describe files, without the prefix of validation."""
-    names = [entry.name for entry in fields(DataConfig)]
-    return [name.removeprefix(VAL) for name in names if name.startswith(VAL) and name != "val_data"]
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _refuse_file_options(config: DataConfig, name: str) -> None:
-    for option in (*_file_options(), "val_data", *(VAL + own for own in _file_options())):
+    for option in (*READ_OPTIONS, "val_data", *(VAL + own for own in READ_OPTIONS)):
         value = getattr(config, option)
         if value is not None:
             raise ValueError(
@@ -135,20 +124,21 @@ def _refuse_file_options(config: DataConfig, name: str) -> None:
             )
 
 
-def _open_files(path: str, config: DataConfig, prefix: str) -> ImageDataset:
-    def option(name: str) -> str | None:
-        value: str | None = getattr(config, prefix + name)
-        return value
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
-    return open_pairs(
-        path,
-        images=option("images"),
-        first_row=int(option("first_row") or 0),
-        separator=typed_separator(option("csv_separator")),
-        image_key=option("csv_img_key"),
-        caption_key=option("csv_caption_key"),
-        manifest=option("manifest"),
-    )
+
+def _open_files(path: str, config: DataConfig, prefix: str) -> ImageDataset:
+    options = ReadOptions(**{name: getattr(config, prefix + name) for name in READ_OPTIONS})
+    try:
+        return open_dataset(path, options)
+    except ValueError as error:
+        if not prefix:
+            raise
+        # The message names the flags of training data.
+        flags = "|".join(name.replace("_", "-") for name in READ_OPTIONS)
+        message = re.sub(rf"--({flags})\b", r"--val-\1", str(error))
+        raise ValueError(f"--val-data: {message}") from error
 
 
 _FRACTION_STREAM = 0x46524143  # used for no other draw

@@ -105,7 +105,7 @@ def test_auto_is_settled_once(
     tmp_path: Path, pretender: Pretender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: a study goes on with real drawings where it began with procedural shapes."""
-    monkeypatch.setattr("cyclip_ext.data.source.emoji_available", lambda: False)
+    monkeypatch.setattr("cyclip_ext.data.open.emoji_available", lambda: False)
     assert main(["data-size", "--folder", str(tmp_path), "--seeds", "0"]) == 0
     assert {config.data.train_data for config in pretender.configs.values()} == {"shapes"}
 

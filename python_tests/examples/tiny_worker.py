@@ -1,4 +1,4 @@
-"""The worker with the tiny model: `python -m examples.tiny_worker FOLDER`, python_tests on the path.
+"""The worker with the tiny model: `python -m examples.tiny_worker FOLDER` in python_tests.
 
 A run with a learning rate of 666 ends with an error instead.
 """
