@@ -481,7 +481,7 @@ def test_winoground(tmp_path: Path) -> None:
         assert greys(data.images) == [0, 1, 3, "missing"]
         assert data.images.skipped.counts == {"broken line": 3, "empty caption": 1}
     write(tmp_path / "examples.jsonl", "{}\n")
-    with pytest.raises(ValueError, match="no line that can be used"):
+    with pytest.raises(ValueError, match="has no usable line"):
         open_evaluation_dataset(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""A folder of quadruples, laid out as Winoground is published."""
+"""A folder of quadruples in the layout in which Winoground is published."""
 
 from __future__ import annotations
 
@@ -44,14 +44,16 @@ class Quadruples:
 
 
 def open_winoground(folder: Path) -> Quadruples:
-    """Two pictures and two captions a line.
+    """Open two images and two captions per line.
 
-        examples.jsonl   a JSON object a line: caption_0, caption_1, image_0, image_1 (texts) and,
-                         where there is one, tag; other keys do not count
+        examples.jsonl   a JSON object per line: caption_0, caption_1, image_0, image_1 (texts) and
+                         optionally tag; other keys are ignored
         images/          the files that image_0 and image_1 name, with or without their suffix
 
-    caption_0 belongs to image_0. Lines that are broken or lack something are counted in `skipped`;
-    whether a picture is there is found out on opening it. Raises ValueError where no line is left.
+    caption_0 belongs to image_0. Broken and incomplete lines are counted in `skipped`; a missing
+    image is found when it is accessed.
+
+    Raises ValueError if no line can be used.
     """
     file = folder / EXAMPLES_FILE
     suffixed = {
@@ -81,13 +83,13 @@ def open_winoground(folder: Path) -> Quadruples:
         tag = entry.get("tag")
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
-        raise ValueError(f"{file} has no line that can be used: {skipped}")
+        raise ValueError(f"{file} has no usable line: {skipped}")
     dataset = ImageFiles(folder.resolve().name, images, skipped=skipped)
     return Quadruples(dataset, tuple(captions), tuple(tags))
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """The object of a line where all four parts of a quadruple are texts."""
+    """Return the object of a line if all four parts of a quadruple are texts."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
