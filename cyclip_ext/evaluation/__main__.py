@@ -18,11 +18,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..data import NAMED, DatasetSplits, ImageDataset, MissingData, resolved
+from ..data import (
+    BUILTIN,
+    DatasetSplits,
+    ImageDataset,
+    MissingData,
+    ReadOptions,
+    resolved,
+)
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
-from .datasets import AnyDataset, kind_of, open_evaluation_dataset
-from .datasets.opening import SPLIT_KINDS
+from .datasets import AnyDataset, accepted_options, open_evaluation_dataset
 from .embeddings import Embeddings, load_embeddings
 from .encode import BATCH, Encoder, choose_device, encode
 from .prompts import Prompts
@@ -65,6 +71,16 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+READ_OPTIONS = {
+    "images": "folder of the images of tables and caption files; default: near them",
+    "csv_separator": r"character between the columns of tables, \t for a tab; default: recognized",
+    "csv_img_key": "column of images; default: filepath, image, ...",
+    "csv_caption_key": "column of captions; default: caption, title, ...",
+    "csv_label_key": "column of classes; default: label, class, ...",
+    "csv_quoting": "auto, quoted or none: whether quotes enclose fields of tables",
+}
+
+
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "path",
@@ -102,7 +118,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
         "--data",
         action="append",
         metavar="SPEC",
-        help=f"{', '.join(NAMED)}, torchvision:NAME, or a path (folder of classes, CSV, "
+        help=f"{', '.join(BUILTIN)}, torchvision:NAME, or a path (folder of classes, CSV, "
         "webdataset, COCO captions, quadruples); may be repeated, and then the first dataset with "
         f"classes is the base of the distribution shift; {default}",
     )
@@ -115,10 +131,11 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
     group.add_argument(
         "--split",
         type=str | None,
-        help="of torchvision's datasets and webdatasets; default: test, of --train-data train",
+        help="of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of --train-data train",
     )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
-    group.add_argument("--images", type=str | None, help="folder of the images of COCO's captions")
+    for name, text in READ_OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=str | None, help=text)
     group.add_argument(
         "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
     )
@@ -326,13 +343,13 @@ def _run_on_opened(
 
 def _open(options: Namespace, spec: str, split: str | None) -> AnyDataset:
     _notify(f"opening {spec}")
-    has_splits = spec not in NAMED and kind_of(spec, split)[0] in SPLIT_KINDS
-    has_images = spec not in NAMED and kind_of(spec, split)[0] == "coco"
+    accepted = accepted_options(spec, split)
+    given = {name: options[name] for name in READ_OPTIONS if name in accepted}
     return open_evaluation_dataset(
         spec,
-        split=split if has_splits else None,
+        split=split if "split" in accepted else None,
         root=options.root,
-        images=options.images if has_images else None,
+        options=ReadOptions(**given),
     )
 
 
@@ -345,8 +362,8 @@ def _open_train(options: Namespace) -> ImageDataset:
 
 def _require_fit(options: Namespace, specs: list[str]) -> None:
     """Raise ValueError for an option that none of the datasets can use."""
-    opened = [spec for spec in specs if spec not in NAMED]
-    for flag in ("train_data", "class_names", "hierarchy", "split", "images"):
+    opened = [spec for spec in specs if spec not in BUILTIN]
+    for flag in ("train_data", "class_names", "hierarchy", "split", *READ_OPTIONS):
         if options[flag] is not None and not opened:
             raise ValueError(
                 f"--{flag.replace('_', '-')} only applies to datasets from files; "
@@ -357,14 +374,13 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
             f"--prompts-key only applies to --templates and --class-names, got "
             f"{options.prompts_key!r}"
         )
-    kinds = [kind_of(spec, options.split)[0] for spec in opened]
-    if options.split is not None and not set(kinds) & set(SPLIT_KINDS):
-        raise ValueError(
-            f"--split {options.split}: none of {', '.join(opened)} has splits; give the path of "
-            "the part instead"
-        )
-    if options.images is not None and "coco" not in kinds:
-        raise ValueError(f"--images only applies to COCO's captions, got {options.images!r}")
+    read = [*opened, *([options.train_data] if options.train_data is not None else [])]
+    accepted = {name for spec in read for name in accepted_options(spec, options.split)}
+    for name in ("split", *READ_OPTIONS):
+        if options[name] is not None and name not in accepted:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {options[name]} applies to none of {', '.join(read)}"
+            )
     if options.baselines is not None and len(specs) == len(opened) == 1:
         raise ValueError("--baselines needs a second --data: the first is the base of the shift")
 
@@ -428,7 +444,7 @@ def _own_data(trained: TrainedModel) -> str:
     Raises ValueError if it was trained on files.
     """
     name = resolved(str(trained.settings.get("data", {}).get("train_data")))
-    if name not in NAMED:
+    if name not in BUILTIN:
         raise ValueError(
             f"the run was trained on files ({name}), which are not an evaluation dataset; choose "
             "one with --data"

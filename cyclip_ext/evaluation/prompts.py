@@ -20,9 +20,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from .._files import read_text
 from ..data import ImageDataset
 from ..models.tokenizers import import_open_clip
-from .text_files import read_text
 
 IMAGENET = "imagenet"
 

@@ -14,9 +14,8 @@ import torch
 from data.files import encode, write_tar
 from PIL import Image
 
-from cyclip_ext.data import BadRecord, ImageDataset, MissingData
+from cyclip_ext.data import BadRecord, ImageDataset, MissingData, ReadOptions
 from cyclip_ext.evaluation.datasets import Quadruples, open_evaluation_dataset
-from cyclip_ext.evaluation.datasets.files import ImageFiles
 
 
 def picture(grey: int, kind: str = "PNG") -> bytes:
@@ -37,11 +36,22 @@ def classified(spec: str | Path, **options: object) -> ImageDataset:
     return found
 
 
-def captioned(spec: str | Path, **options: object) -> ImageFiles:
+def captioned(spec: str | Path, **options: object) -> ImageDataset:
     found = open_evaluation_dataset(str(spec), **options)  # type: ignore[arg-type]
-    assert not isinstance(found, Quadruples)
-    assert found.labels is None  # type: ignore[union-attr]
-    return found  # type: ignore[return-value]
+    assert isinstance(found, ImageDataset)
+    assert found.labels is None
+    return found
+
+
+def captions(data: ImageDataset) -> list[tuple[str, ...] | str]:
+    """Return the captions of each image, or the reason why it cannot be used."""
+    found: list[tuple[str, ...] | str] = []
+    for index in range(len(data)):
+        try:
+            found.append(data[index].captions)
+        except BadRecord as bad:
+            found.append(bad.reason)
+    return found
 
 
 def greys(data: ImageDataset) -> list[int | str]:
@@ -151,8 +161,9 @@ def test_links_in_folders_are_followed(tmp_path: Path) -> None:
 
 def test_pictures_of_every_mode(tmp_path: Path) -> None:
     """Wrong: a transform, or the check of embed_set, fails on pictures that are not RGB."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     for mode, name in (("L", "a.PNG"), ("1", "b.png"), ("I;16", "c.TIFF"), ("CMYK", "d.JPEG")):
-        (tmp_path / "a").mkdir(exist_ok=True)
         Image.new(mode, (8, 6)).save(tmp_path / "a" / name)
     assert greys(classified(tmp_path)) == [0, 0, 0, 255]
 
@@ -162,7 +173,7 @@ def test_folders_without_classes_or_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no subfolder"):
         open_evaluation_dataset(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="no picture in them"):
+    with pytest.raises(ValueError, match="no image in them"):
         open_evaluation_dataset(f"folder:{tmp_path}")
 
 
@@ -192,7 +203,7 @@ def test_table_of_labels(tmp_path: Path) -> None:
         assert data.labels.tolist() == [1, 0, 0]
         assert data.skipped.counts == {
             "too few columns": 1,
-            "empty label or caption": 1,
+            "empty label": 1,
             "no image named": 1,
         }
 
@@ -239,20 +250,22 @@ def test_table_of_captions(tmp_path: Path) -> None:
         b"d.png,nul\0,five\n",
     )
     data = captioned(table)
-    assert data.captions == (("one", "two lines", "four"), ("three",))
+    assert captions(data) == ["missing", "missing"]
+    for name in "ab":
+        write(tmp_path / f"{name}.png", picture(1))
+    assert captions(data) == [("one", "two lines", "four"), ("three",)]
     assert data.skipped.counts == {"bad encoding": 2}
 
 
 def test_tables_that_are_none(tmp_path: Path) -> None:
     """Wrong: an error that does not say where, or half a table."""
     for content, message in (
-        ("", r"has the columns \[\]"),
+        ("", r"has the columns \[''\]"),
         ("filepath,size\na,1\n", "'size'.*needs one of"),
         ("filepath,label,caption\na,b,c\n", "labels and captions"),
         ("filepath,label\n", "no row that can be used"),
-        ('filepath,label\na,b\nc,"d\ne,f\n', "t.csv:3: .*quote"),
-        ("filepath,label\ra,b\r", "ended by LF or CRLF"),
-        ("filepath,label\na,b\na,c\n", "several labels"),
+        ("filepath,label\na,b\na,c\n", "a has several labels: 'b' in line 2, 'c' in line 3"),
+        ("filepath;label;label\na;b;c\n", "several columns called 'label'"),
     ):
         with pytest.raises(ValueError, match=message):
             open_evaluation_dataset(str(write(tmp_path / "t.csv", content)))
@@ -317,7 +330,7 @@ def test_damaged_shards(tmp_path: Path) -> None:
     }
     assert named(data) == expected
     assert data.skipped.counts == {
-        "no .cls file": 1,
+        "no caption file": 1,
         "no image file": 2,
         "broken label": 1,
         "broken tar": 1,
@@ -334,7 +347,7 @@ def test_shards_that_do_not_fit(tmp_path: Path) -> None:
         open_evaluation_dataset(f"wds:{folder}")
     write(folder / "test" / "nshards.txt", "7")
     write(folder / "classnames.txt", "ant\nbee\n")
-    with pytest.raises(ValueError, match=r"2\.tar:s2: label 2, but .* has 2 lines"):
+    with pytest.raises(ValueError, match=r"2\.tar at byte 1536: label 2, but .* has 2 lines"):
         open_evaluation_dataset(f"wds:{folder}")
     (folder / "classnames.txt").unlink()
     with pytest.raises(MissingData, match=r"classnames\.txt"):
@@ -361,9 +374,9 @@ def test_retrieval_shards(tmp_path: Path) -> None:
         ],
     )
     data = captioned(f"wds:{tmp_path}")
-    assert data.captions == [("one", "two words", "ünï"), ("last",)]
-    assert greys(data) == [1, 4]
-    assert data.skipped.counts == {"empty caption": 1, "bad encoding": 1}
+    expected = [("one", "two words", "ünï"), "empty caption", "bad encoding", ("last",)]
+    assert captions(data) == expected
+    assert greys(data) == [1, "empty caption", "bad encoding", 4]
 
 
 def test_the_kind_of_shards(tmp_path: Path) -> None:
@@ -375,13 +388,13 @@ def test_the_kind_of_shards(tmp_path: Path) -> None:
     write(tmp_path / "classnames.txt", "cat")
     assert classified(tmp_path).labels.tolist() == [0]
     kind = write(tmp_path / "dataset_type.txt", "Retrieval\n")
-    assert captioned(tmp_path).captions == [("a cat",)]
+    assert captions(captioned(tmp_path)) == [("a cat",)]
     write(kind, "multilabel")
     with pytest.raises(ValueError, match="must say classification or retrieval, got 'multilabel'"):
         open_evaluation_dataset(str(tmp_path))
 
 
-@pytest.mark.parametrize("beside", [("0.npy", b"1"), ("0.cls", b"first"), ("0.txt", b"\xff")])
+@pytest.mark.parametrize("beside", [("0.npy", b"1"), ("0.cls", b"first"), ("0.TXT.gz", b"")])
 def test_shards_without_a_whole_sample(tmp_path: Path, beside: tuple[str, bytes]) -> None:
     """Wrong: a set of nothing, and no word on why."""
     (tmp_path / "test").mkdir()
@@ -421,28 +434,32 @@ def test_coco(tmp_path: Path) -> None:
     path = write(tmp_path / "annotations" / "captions_val2017.json", json.dumps(content))
     for spec in (path, f"coco:{path}"):
         data = captioned(spec)
-        assert data.captions == [("of x",), ("of y", "also of y"), ("of a file that is gone",)]
+        assert captions(data) == [("of x",), ("of y", "also of y"), "missing"]
         assert greys(data) == [1, 2, "missing"]
         assert data.skipped.counts == {
             "broken image entry": 2,
-            "caption of no picture": 1,
+            "caption of no image": 1,
             "empty caption": 3,
             "no caption": 1,
         }
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match=r"x\.png.*val2017.*give their folder as images"):
+    with pytest.raises(MissingData, match=r"x\.png.*val2017.*name their folder with images"):
         captioned(path)
-    assert greys(captioned(path, images=tmp_path / "elsewhere")) == [1, 2, "missing"]
+    assert greys(captioned(path, options=ReadOptions(images=tmp_path / "elsewhere"))) == [
+        1,
+        2,
+        "missing",
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
         ("[]", "must be an object"),
         ('{"images": []}', r"got \['images'\]"),
         ('{"images": {}, "annotations": []}', '"images" must be a list, got dict'),
-        ('{"images": [], "annotations": []}', "no picture with a caption"),
+        ('{"images": [], "annotations": []}', "no image with a caption"),
         (
             '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
             '"annotations": []}',
@@ -609,12 +626,13 @@ def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.png", picture(1))
     with pytest.raises(ValueError, match="which has no splits, got split='train'"):
         open_evaluation_dataset(f"folder:{tmp_path}", split="train")
-    with pytest.raises(ValueError, match="images is only for coco"):
-        open_evaluation_dataset(f"folder:{tmp_path}", images=tmp_path)
+    with pytest.raises(ValueError, match=r"images .--images. does not apply"):
+        open_evaluation_dataset(f"folder:{tmp_path}", options=ReadOptions(images=tmp_path))
 
 
 def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
     file = write(tmp_path / "set" / "a" / "x.png", picture(1))
+    write(tmp_path / "set" / "b" / "y.png", picture(1))
     data = classified(tmp_path / "set")
     before = data.fingerprint()
     assert before == classified(tmp_path / "set").fingerprint()

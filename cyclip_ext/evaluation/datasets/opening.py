@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...data import NAMED, DatasetSplits, ImageDataset, load_named
-from .coco import open_coco
-from .folder import has_class_folders, open_folder
+from ...data import BUILTIN, DatasetSplits, ImageDataset, ReadOptions, load_builtin
+from ...data.caption_json import has_splits, read_caption_json
+from ...data.folders import ClassFolderDataset, has_class_folders
+from ...data.open import TABLE_OPTIONS
 from .shards import open_shards
-from .table import open_table
+from .table import open_evaluation_table
 from .torchvision_sets import NAMES, open_torchvision
 from .winoground import EXAMPLES_FILE, Quadruples, open_winoground
 
 KINDS = ("torchvision", "folder", "csv", "wds", "coco", "winoground")
-SPLIT_KINDS = ("torchvision", "wds")
+
+_OPTIONS = {"csv": ("images", *TABLE_OPTIONS), "coco": ("images",)}
 
 AnyDataset = ImageDataset | Quadruples | DatasetSplits
 
 _ACCEPTED = f"""accepted are
-  {", ".join(NAMED)}         built-in datasets
+  {", ".join(BUILTIN)}         built-in datasets
   torchvision:NAME         one of torchvision's datasets, its files below root: {", ".join(NAMES)}
   folder:PATH              a folder with a subfolder of images for each class
-  csv:PATH                 a .csv or .tsv with a header: filepath,label or filepath,caption
+  csv:PATH                 a .csv or .tsv with a header: filepath,label or filepath,caption; or
+                           Flickr's .token
   wds:PATH                 CLIP_benchmark's webdataset: <split>/0.tar, ..., classnames.txt
-  coco:PATH                COCO's captions JSON, the images near it or in images
+  coco:PATH                COCO's captions JSON or Karpathy's, the images near it or in images
   winoground:PATH          a folder with {EXAMPLES_FILE} and images/
   PATH                     any of these, recognized by its contents"""
 
@@ -33,37 +36,37 @@ def open_evaluation_dataset(
     *,
     split: str | None = None,
     root: str | Path = "data",
-    images: str | Path | None = None,
+    options: ReadOptions | None = None,
 ) -> AnyDataset:
     """Open an evaluation dataset by its kind and place.
 
     Args:
         spec: The name of a built-in dataset, "KIND:PLACE" or a path. See the error message above
             and the open_* function of each kind.
-        split: Split of a torchvision dataset or webdataset. Default: "test".
+        split: Split of a torchvision dataset, webdataset or Karpathy's JSON. Default: "test".
         root: Folder of torchvision's files.
-        images: Folder of the images of COCO's captions. Default: near them.
+        options: How to read a table or captions file.
 
     Raises:
         ValueError: If spec is of no kind above (the message lists what is there), if split or
-            images do not belong to the kind, and for contents that are wrong.
+            options do not belong to the kind, and for contents that are wrong.
         FileNotFoundError, MissingData: If something does not exist.
         ImportError: If torchvision is needed and cannot be imported.
     """
-    if spec in NAMED:
+    if spec in BUILTIN:
         if split is not None:
             raise ValueError(f"{spec} brings its own splits, got split={split!r}")
-        return load_named(spec)
+        return load_builtin(spec)
     kind, place = kind_of(spec, split)
     if not place:
         raise ValueError(f"{spec} names no place; {_ACCEPTED}")
-    if split is not None and kind not in SPLIT_KINDS:
+    options = options or ReadOptions()
+    if split is not None and "split" not in accepted_options(spec, split):
         raise ValueError(
             f"{spec} is of the kind {kind}, which has no splits, got split={split!r}: give the "
             "path of the part instead"
         )
-    if images is not None and kind != "coco":
-        raise ValueError(f"{spec} is of the kind {kind}: images is only for coco, got {images}")
+    options.refuse_except(spec, f"of the kind {kind}", *_OPTIONS.get(kind, ()))
     if kind == "torchvision":
         return open_torchvision(place, Path(root), split)
     path = Path(place)
@@ -72,16 +75,31 @@ def open_evaluation_dataset(
     if kind in {"folder", "wds", "winoground"} and not path.is_dir():
         raise FileNotFoundError(f"{path} (from {spec}) is not a folder; {_ACCEPTED}")
     if kind == "folder":
-        return open_folder(path)
+        return ClassFolderDataset(path)
     if kind == "csv":
-        return open_table(path)
+        return open_evaluation_table(path, options)
     if kind == "wds":
         return open_shards(path, split or "test")
     if kind == "coco":
-        return open_coco(path, None if images is None else Path(images))
+        images = None if options.images is None else Path(options.images)
+        dataset = read_caption_json(path, images, split or "test")
+        dataset.name = path.stem
+        return dataset
     if not (path / EXAMPLES_FILE).is_file():
         raise FileNotFoundError(f"{path / EXAMPLES_FILE} (from {spec}) is not a file; {_ACCEPTED}")
     return open_winoground(path)
+
+
+def accepted_options(spec: str, split: str | None = None) -> set[str]:
+    """Return "split" and the names of the ReadOptions that a specification accepts.
+
+    Raises as open_evaluation_dataset does.
+    """
+    if spec in BUILTIN:
+        return set()
+    kind, place = kind_of(spec, split)
+    has_split = kind in ("torchvision", "wds") or (kind == "coco" and has_splits(Path(place)))
+    return {*_OPTIONS.get(kind, ()), *(["split"] if has_split else [])}
 
 
 def kind_of(spec: str, split: str | None = None) -> tuple[str, str]:
@@ -101,7 +119,7 @@ def _guess(spec: str, split: str) -> str:
         raise ValueError(f"the name of the dataset is empty; {_ACCEPTED}")
     path = Path(spec)
     if path.is_file():
-        by_suffix = {".json": "coco", ".csv": "csv", ".tsv": "csv"}
+        by_suffix = {".json": "coco"} | dict.fromkeys((".csv", ".tsv", ".token"), "csv")
         if path.suffix.lower() in by_suffix:
             return by_suffix[path.suffix.lower()]
         raise ValueError(

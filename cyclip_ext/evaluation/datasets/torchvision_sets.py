@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import BadRecord, ImageDataset, MissingData, Sample, SkipReport
+from ...data.class_names import read_names, readable
 from ...data.dataset import digest
 from ...models.tokenizers import import_open_clip
-from .names import read_names, readable
 
 _EUROSAT = {
     "AnnualCrop": "annual crops",
