@@ -237,11 +237,11 @@ def _files(spec: str, suffix: str) -> list[Path]:
 def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
     """Warn of a shard that is not there while one of a higher number is."""
     numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
-    missing = sorted({*range(len(numbers) and max(numbers))} - {*numbers})
+    missing = sorted({*range(min(numbers, default=0), max(numbers, default=0))} - {*numbers})
     if missing:
         warnings.warn(
-            f"{folder} has {len(files):,} shards, but {len(missing):,} of lower numbers than the "
-            f"last one are missing (e.g. number {missing[0]})",
+            f"{folder} has {len(files):,} shards, but {len(missing):,} between the first and the "
+            f"last number are missing (e.g. number {missing[0]})",
             stacklevel=4,
         )
 
