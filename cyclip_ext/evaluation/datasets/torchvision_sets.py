@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import BadRecord, ImageDataset, MissingData, Sample, SkipReport
+from ...data.class_names import read_names, readable
 from ...data.dataset import digest
 from ...models.tokenizers import import_open_clip
-from .names import read_names, readable
 
 _EUROSAT = {
     "AnnualCrop": "annual crops",
@@ -204,8 +204,8 @@ def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
         if isinstance(error.__cause__ or error.__context__, ModuleNotFoundError):
             raise ImportError(f"torchvision:{name}: {error}") from error
         raise MissingData(
-            f"torchvision:{name} was not found: torchvision expects {entry.files} in {root} ({error}). "
-            "Nothing is downloaded here: copy the files there, or download them with "
+            f"torchvision:{name} was not found: torchvision expects {entry.files} in {root} "
+            f"({error}). Nothing is downloaded here: copy the files there, or download them with "
             f"torchvision.datasets.{entry.kind}(root, download=True)"
         ) from error
 

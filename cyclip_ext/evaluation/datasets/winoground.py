@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data import ImageDataset, SkipReport
+from ...data import FileDataset, ImageDataset, SkipReport
 from ...data.captions import clean_caption, is_text
-from ...data.images import IMAGE_SUFFIXES
-from .files import ImageFiles
+from ...data.dataset import Encoded, digest
+from ...data.images import IMAGE_SUFFIXES, read_bytes
 
 EXAMPLES_FILE = "examples.jsonl"
 _CAPTIONS, _IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
@@ -41,6 +41,27 @@ class Quadruples:
 
     def __len__(self) -> int:
         return len(self.tags)
+
+
+class _ImageFiles(FileDataset):
+    """Images by path."""
+
+    def __init__(self, name: str, paths: list[Path], skipped: SkipReport) -> None:
+        self.name = name
+        self.paths = paths
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
+        path = self.paths[index]
+        return Encoded(read_bytes(path, str(path)), str(path))
+
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        return digest(repr([path.name for path in self.paths]))
 
 
 def open_winoground(folder: Path) -> Quadruples:
@@ -84,7 +105,7 @@ def open_winoground(folder: Path) -> Quadruples:
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
         raise ValueError(f"{file} has no usable line: {skipped}")
-    dataset = ImageFiles(folder.resolve().name, images, skipped=skipped)
+    dataset = _ImageFiles(folder.resolve().name, images, skipped)
     return Quadruples(dataset, tuple(captions), tuple(tags))
 
 
