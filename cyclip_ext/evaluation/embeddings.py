@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._files import NotRegularFileError, regular_size
 from ..data import SkipReport, Superclasses
 from ..data.captions import printable
 
@@ -202,11 +203,11 @@ class Embeddings:
         if features.shape[1] != width:
             raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
         features = features.detach().cpu()
-        (rows,) = unit_rows(**{name: features})
-        if features.dtype == torch.float32 and (features.norm(dim=1) - 1).abs().max() < 1e-5:
-            self._set(name, features)
-        else:
-            self._set(name, rows.float())
+        # NaN fails the comparison and is reported by unit_rows.
+        if features.dtype != torch.float32 or not (features.norm(dim=1) - 1).abs().max() < 1e-5:
+            (rows,) = unit_rows(**{name: features})
+            features = rows.float()
+        self._set(name, features)
 
     def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
         """Check and convert an optional index array."""
@@ -365,10 +366,12 @@ def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return all arrays of a .npz file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; {_EXPECTED}")
+    try:
+        regular_size(path)  # reading a FIFO may never end
+    except NotRegularFileError as error:
+        raise ValueError(f"{error}; {_EXPECTED}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
     with path.open("rb") as file:
         start = file.read(8)
     if not start.startswith(b"PK"):

@@ -70,7 +70,6 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
     require_writable(folder)
     if not results:
         raise ValueError("results is empty: there is nothing to report")
-    check_names(_datasets(results))
     plots = {_stem(r, plot.name): draw(plot) for r in results for plot in r.plots}
     records: dict[str, dict[str, Any]] = {}
     for result in results:

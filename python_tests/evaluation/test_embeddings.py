@@ -198,7 +198,7 @@ def test_other_formats_are_named(tmp_path: Path, content: bytes, found: str) -> 
     with pytest.raises(ValueError, match=found) as error:
         load_embeddings(path)
     assert "numpy.savez(path, image_features=" in str(error.value)
-    with pytest.raises(ValueError, match="is not a file; expected"):
+    with pytest.raises(ValueError, match="is not a regular file but a folder; expected"):
         load_embeddings(tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from cyclip_ext.analysis import mean_interval, paired_difference
+from cyclip_ext.studies.intervals import mean_interval, paired_difference
 
 from cyclip_ext.needs import MissingDependency
 

@@ -81,6 +81,8 @@ def run_tasks(
         raise ValueError(f"unknown tasks {', '.join(unknown)}; known are {', '.join(TASKS)}")
     if train is not None:
         require_same_classes(train, embeddings)
+        if not train.name.endswith("train"):  # a split of one name may be tested as well
+            train = replace(train, name=f"{train.name} (train)")
     options = TaskOptions(train, tuple(shifted), baselines, seed, details)
     results = []
     for name, run in TASKS.items():
@@ -92,8 +94,7 @@ def run_tasks(
             title = name.replace("_", " ").capitalize()
             result = TaskResult(embeddings.name, name, {}, (), title, f"Not measured: {error}")
         if result is not None:
-            used = [embeddings, *result.data]
-            results.append(replace(result, data=tuple(used)))
+            results.append(replace(result, data=(embeddings, *result.data)))
     return results
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..._files import read_text
 from ...data import Superclasses
 from ...drawing import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
-from ..text_files import read_text
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import similarity_blocks
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..._files import read_text
 from ...drawing import BLUE, VERMILION, shorten
 from ...needs import MissingDependency
 from ..embeddings import Embeddings
-from ..text_files import read_text
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import Classified, classify
 

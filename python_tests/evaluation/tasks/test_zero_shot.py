@@ -109,7 +109,7 @@ def test_recall_weights_classes_equally_and_ignores_empty_ones() -> None:
 
 
 def test_per_class_by_hand() -> None:
-    # Class 0: two right, two predicted as 2, one as 1. Class 1: one each as 0 and 2. Class 2: right.
+    # Class 0: two right, two predicted as 2, one as 1. Class 1: one each as 0, 2. Class 2: right.
     # Class 3 has no image.
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
     predictions = torch.tensor([0, 0, 2, 1, 2, 2, 0, 2])
