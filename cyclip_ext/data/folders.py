@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import numpy as np
 import torch
 
 from .caption_files import CAPTION_SUFFIXES, decode_captions
-from .class_names import CLASS_NAMES_FILE, read_lines, read_names, readable
+from .class_names import (
+    CLASS_NAMES_FILE,
+    are_wordnet_ids,
+    read_lines,
+    read_names,
+    readable,
+    wordnet_names,
+)
 from .columns import Strings
 from .dataset import Encoded, FileDataset, digest
 from .images import IMAGE_SUFFIXES, read_bytes
@@ -125,14 +133,16 @@ class ClassFolderDataset(FileDataset):
     """Images anywhere below the subfolder of their class; other and hidden files do not count.
 
     The classes are the subfolders in the order of their names, and if all of these are numbers, in
-    the order of the numbers. A class has the name of its folder, with spaces for underscores, or
-    what `classnames.txt` in `folder` gives it, in one of two forms:
+    the order of the numbers. A class has the name of its folder, with spaces for underscores, or of
+    its WordNet id if all folders are called by one, or what `classnames.txt` in `folder` gives it,
+    in one of two forms:
         folder<TAB>name   a line for each class; may name classes that have no folder
         name              line k for subfolder k; if the folders are numbers, line k for folder k
                           (the first line is that of 0)
     A class without images stays: it is one more to choose among.
 
-    skipped: images beside the class folders, and folders that cannot be read.
+    class_ids: the folder of each class. skipped: images beside the class folders, and folders that
+    cannot be read.
 
     Raises ValueError, naming the folder or line, if there is no subfolder, no image, only one
     class, two subfolders of one name, if the subfolders are splits of a dataset, and if
@@ -148,6 +158,8 @@ class ClassFolderDataset(FileDataset):
         if all(name.isdecimal() for name in folders):
             folders.sort(key=int)
         label_of, self.class_names = _classes(folder, folders)
+        ids = dict(zip(label_of.values(), label_of, strict=True))
+        self.class_ids = tuple(ids.get(label, "") for label in range(len(self.class_names)))
         images: list[str] = []
         labels: list[int] = []
         for name in folders:
@@ -222,6 +234,16 @@ def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[st
     file = folder / CLASS_NAMES_FILE
     if not file.is_file():
         label_of = {name: label for label, name in enumerate(folders)}
+        if are_wordnet_ids(folders):
+            names = wordnet_names(folders)
+            if names is not None:
+                return label_of, names
+            warnings.warn(
+                f"{folder}: the classes are called by WordNet ids ({folders[0]}), and no installed "
+                "package names them, so prompts have the ids. Install open_clip_torch, pass "
+                f"--class-names, or write {CLASS_NAMES_FILE} with lines of folder<TAB>name",
+                stacklevel=3,
+            )
         folder_of: dict[str, str] = {}
         for entry in folders:
             other = folder_of.setdefault(readable(entry), entry)

@@ -11,6 +11,7 @@ The options of each command: `cyclip-eval run --help`.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +19,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..data import (
-    BUILTIN,
-    DatasetSplits,
-    ImageDataset,
-    MissingData,
-    ReadOptions,
-    resolved,
-)
+from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
-from .datasets import AnyDataset, accepted_options, open_evaluation_dataset
+from .datasets import KINDS, AnyDataset, applicable, kind_of, open_evaluation_dataset
 from .embeddings import Embeddings, load_embeddings
 from .encode import BATCH, Encoder, choose_device, encode
 from .prompts import Prompts
@@ -42,6 +36,17 @@ _EXIT_STATUS = (
     "Exit status: 0 if the report is written; 2 if model, data or options cannot be used, or the "
     "report cannot be written; 130 after Ctrl-C."
 )
+_READ_OPTIONS = {  # fields of ReadOptions, which apply to those datasets that know them
+    "split": "of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of "
+    "--train-data train",
+    "images": "folder of the images of tables and caption files",
+    "first_row": "0 or 1: number of the first row of Google's TSV in the names of its images",
+    "csv_separator": "character between the columns of a table",
+    "csv_img_key": "name of the column of images",
+    "csv_caption_key": "name of the column of captions",
+    "csv_label_key": "name of the column of classes",
+    "csv_quoting": "auto, quoted or none: whether quotes enclose the fields of a table",
+}
 _UNUSABLE = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
@@ -69,16 +74,6 @@ def build_parser() -> ArgumentParser:
         )
         commands.add_subcommand(name, command, help=description)
     return parser
-
-
-READ_OPTIONS = {
-    "images": "folder of the images of tables and caption files; default: near them",
-    "csv_separator": r"character between the columns of tables, \t for a tab; default: recognized",
-    "csv_img_key": "column of images; default: filepath, image, ...",
-    "csv_caption_key": "column of captions; default: caption, title, ...",
-    "csv_label_key": "column of classes; default: label, class, ...",
-    "csv_quoting": "auto, quoted or none: whether quotes enclose fields of tables",
-}
 
 
 def _add_run(parser: ArgumentParser) -> None:
@@ -128,14 +123,11 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
         metavar="SPEC",
         help="labelled images of the same classes, from which neighbours and probes learn",
     )
-    group.add_argument(
-        "--split",
-        type=str | None,
-        help="of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of --train-data train",
-    )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
-    for name, text in READ_OPTIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=str | None, help=text)
+    for name, description in _READ_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        kind: Any = int | None if name == "first_row" else str | None
+        group.add_argument(option, type=kind, help=description)
     group.add_argument(
         "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
     )
@@ -215,8 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = chosen.output or _default_folder(chosen)
         require_writable(folder)
-        about, results = evaluate(chosen)
-        write_report(folder, about, in_order(results))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            about, results = evaluate(chosen)
+            write_report(folder, about, in_order(results))
     except (MissingData, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _UNUSABLE
@@ -235,6 +229,10 @@ def _default_folder(options: Namespace) -> Path:
         return path / "evaluation"
     folder = path.resolve().parent
     return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _notify(line: str) -> None:
@@ -283,7 +281,7 @@ def _evaluate_model(
     prompts = Prompts.read(options.class_names, options.templates, options.prompts_key)
     baselines = None if options.baselines is None else read_baselines(options.baselines)
     others = _models_beside(options, title)
-    datasets = [_open(options, spec, options.split) for spec in specs]
+    datasets = [_open(options, spec) for spec in specs]
     train_data = None if options.train_data is None else _open_train(options)
     check_names(
         name
@@ -341,20 +339,19 @@ def _run_on_opened(
     return results
 
 
-def _open(options: Namespace, spec: str, split: str | None) -> AnyDataset:
+def _read_options(options: Namespace, **changes: Any) -> ReadOptions:
+    given = {name: options[name] for name in _READ_OPTIONS}
+    return ReadOptions(**given | changes)
+
+
+def _open(options: Namespace, spec: str, **changes: Any) -> AnyDataset:
     _notify(f"opening {spec}")
-    accepted = accepted_options(spec, split)
-    given = {name: options[name] for name in READ_OPTIONS if name in accepted}
-    return open_evaluation_dataset(
-        spec,
-        split=split if "split" in accepted else None,
-        root=options.root,
-        options=ReadOptions(**given),
-    )
+    read = applicable(_read_options(options, **changes), spec)
+    return open_evaluation_dataset(spec, read, root=options.root)
 
 
 def _open_train(options: Namespace) -> ImageDataset:
-    found = _open(options, options.train_data, "train")
+    found = _open(options, options.train_data, split="train")
     if not isinstance(found, ImageDataset) or not found.class_names:
         raise ValueError(f"--train-data {options.train_data} has no classes to learn")
     return found
@@ -363,7 +360,7 @@ def _open_train(options: Namespace) -> ImageDataset:
 def _require_fit(options: Namespace, specs: list[str]) -> None:
     """Raise ValueError for an option that none of the datasets can use."""
     opened = [spec for spec in specs if spec not in BUILTIN]
-    for flag in ("train_data", "class_names", "hierarchy", "split", *READ_OPTIONS):
+    for flag in ("train_data", "class_names", "hierarchy", *_READ_OPTIONS):
         if options[flag] is not None and not opened:
             raise ValueError(
                 f"--{flag.replace('_', '-')} only applies to datasets from files; "
@@ -374,12 +371,13 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
             f"--prompts-key only applies to --templates and --class-names, got "
             f"{options.prompts_key!r}"
         )
-    read = [*opened, *([options.train_data] if options.train_data is not None else [])]
-    accepted = {name for spec in read for name in accepted_options(spec, options.split)}
-    for name in ("split", *READ_OPTIONS):
-        if options[name] is not None and name not in accepted:
+    kinds = [kind_of(spec, options.split)[0] for spec in opened]
+    if options.train_data is not None:
+        kinds.append(kind_of(options.train_data, "train")[0])
+    for name in _READ_OPTIONS:
+        if options[name] is not None and not any(name in KINDS[kind] for kind in kinds):
             raise ValueError(
-                f"--{name.replace('_', '-')} {options[name]} applies to none of {', '.join(read)}"
+                f"--{name.replace('_', '-')} {options[name]} does not apply to {', '.join(opened)}"
             )
     if options.baselines is not None and len(specs) == len(opened) == 1:
         raise ValueError("--baselines needs a second --data: the first is the base of the shift")

@@ -204,8 +204,8 @@ def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
         if isinstance(error.__cause__ or error.__context__, ModuleNotFoundError):
             raise ImportError(f"torchvision:{name}: {error}") from error
         raise MissingData(
-            f"torchvision:{name} was not found: torchvision expects {entry.files} in {root} ({error}). "
-            "Nothing is downloaded here: copy the files there, or download them with "
+            f"torchvision:{name} was not found: torchvision expects {entry.files} in {root} "
+            f"({error}). Nothing is downloaded here: copy the files there, or download them with "
             f"torchvision.datasets.{entry.kind}(root, download=True)"
         ) from error
 

@@ -44,19 +44,23 @@ class Quadruples:
 
 
 class _ImageFiles(FileDataset):
+    """Images by path."""
+
     def __init__(self, name: str, paths: list[Path], skipped: SkipReport) -> None:
         self.name = name
-        self.paths = tuple(paths)
+        self.paths = paths
         self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
         path = self.paths[index]
         return Encoded(read_bytes(path, str(path)), str(path))
 
     def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
         return digest(repr([path.name for path in self.paths]))
 
 
