@@ -5,7 +5,6 @@
     python -m benchmarks grad_cache    a large batch in chunks: memory, time, whose gradient it is
     python -m benchmarks gpu           correctness, then time and memory beside the peers, on a GPU
     python -m benchmarks sass_report   what the compiler made of each kernel; nvcc, no GPU
-    python -m benchmarks roofline      flops, bytes and lower bounds; needs nothing
 
 Run from the root of the repository; not installed with the package. README.md says what each of
 them writes.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import benchmarks
 
-PROGRAMS = ("loss", "report", "grad_cache", "gpu", "sass_report", "roofline")
+PROGRAMS = ("loss", "report", "grad_cache", "gpu", "sass_report")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,8 +14,7 @@
 | `evaluation`, `analysis` | what a model can do, what its embeddings look like; for any model |
 | `studies` | many trainings, compared over seeds |
 
-Helpers of these: `running_statistics` (of batch norm, while a chunk is encoded twice), `needs`
-(what is imported on first use), `checks` (of embeddings), `drawing` (colours).
+Helpers of these: `checks` (of embeddings), `drawing` (colours).
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
 Dependencies point one way: ops <- functional <- losses <- training <- studies, and analysis <-

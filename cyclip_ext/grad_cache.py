@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .running_statistics import kept_running_statistics, norms_of_batches
+from .models.batch_norm import kept_running_statistics, norms_of_batches
 
 Terms = dict[str, Tensor]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # of the towers

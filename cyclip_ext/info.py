@@ -33,6 +33,8 @@ def describe() -> str:
     }
     for name, status in backend_status().items():
         facts[f"{name} kernels"] = backend_state(name, status)
+    if backend_status()["cpu"].loaded:
+        facts["instructions"] = _instruction_set()
     return "\n".join(f"{name:<14} {value}" for name, value in facts.items())
 
 
@@ -45,6 +47,14 @@ def backend_state(name: str, status: BackendStatus) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         return "built and loaded, not usable: torch sees no GPU; does nvidia-smi?"
     return "usable"
+
+
+def _instruction_set() -> str:
+    """Return the instruction set of the CPU kernels and the reason for its choice."""
+    try:
+        return str(torch.ops.cyclip_ext.cpu_isa())
+    except (AttributeError, RuntimeError, ValueError) as error:
+        return f"unknown: {error}"
 
 
 def _cuda_of_torch() -> str:

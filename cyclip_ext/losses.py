@@ -4,9 +4,9 @@
     total = loss(image_features, text_features, model.logit_scale.exp())
 
 All are stateless. With `output_dict=True` they return a dictionary whose entries ending in `_loss`
-are weighted and sum to the total, so that open_clip's trainer can use them unchanged. Constructed
-with `statistics=True` they add measurements of the batch to it, under names that do not end in
-`_loss`, detached; leave that off where a trainer sums all values.
+are weighted and sum to the total, so that open_clip's trainer can use them unchanged. With
+`statistics=True` they add measurements of the batch to it, under names that do not end in `_loss`,
+detached; leave that off if a trainer sums all values.
 
 Constructed with a process group, as in `CyCLIPLoss(group=torch.distributed.group.WORLD)`, they take
 each rank's rows and return the loss and the statistics of the whole batch (docs/distributed.md).
@@ -14,58 +14,45 @@ each rank's rows and return the loss and the statistics of the whole batch (docs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed, functional
-from .distributed import Batch, Exchange
-from .functional import Backend, PairStatistics, Precision, Reduction
+from . import _terms, distributed
+from ._dispatch import Options, PairOptions, Reduction
+from ._inputs import Inputs, prepare
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
+
+Terms = dict[str, Tensor]
 
 
-class _PairwiseLoss(nn.Module):
-    """The call shape that all losses share; subclasses compute the weighted terms."""
+class PairwiseLoss(nn.Module):
+    """The call that all losses share; subclasses compute the weighted terms.
+
+    Args:
+        statistics: add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange; see cyclip_ext.functional.
+        reduction: of the cycle terms, for the loss that has them.
+    """
+
+    needs_bias: ClassVar[bool] = False
 
     def __init__(
         self,
         *,
-        backend: Backend = "auto",
-        precision: Precision = "auto",
-        memory_budget: int | None = None,
         statistics: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: Exchange = "gather",
+        reduction: Reduction = "batchmean",
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__()
-        functional.check_options(
-            backend=backend, precision=precision, memory_budget=memory_budget, exchange=exchange
-        )
-        if group is not None:
-            distributed.check_group(group)
-        self.backend: Backend = backend
-        self.precision: Precision = precision
-        self.memory_budget = memory_budget
+        self.options = Options(reduction=reduction, **options)
+        self.options.check()
+        if self.options.group is not None:
+            distributed.check_group(self.options.group)
         self.statistics = statistics
-        self.group = group
-        self.exchange: Exchange = exchange
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """How the pairs are computed, for functions of cyclip_ext.functional."""
-        return {
-            "backend": self.backend,
-            "precision": self.precision,
-            "memory_budget": self.memory_budget,
-        }
-
-    @property
-    def _ranks(self) -> dict[str, Any]:
-        """Who shares the batch, likewise."""
-        return {"group": self.group, "exchange": self.exchange}
 
     def forward(
         self,
@@ -74,47 +61,74 @@ class _PairwiseLoss(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss of a batch of pairs.
+    ) -> Tensor | Terms:
+        """Return the loss of a batch of pairs.
 
         Args:
             image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
             logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
-                it where a model has one, and it changes nothing: every logit shifts alike.
+                it if a model has one, and it changes nothing: every logit shifts alike.
             output_dict: return the weighted terms by name instead of their sum.
 
         Raises: ValueError or TypeError naming the argument that does not fit.
         """
-        terms, measured = self.terms(
-            image_features, text_features, logit_scale, logit_bias, apart=output_dict
+        inputs = prepare(
+            image_features,
+            text_features,
+            logit_scale,
+            logit_bias,
+            options=self.options,
+            operators=self.operators(),
+            needs_bias=self.needs_bias,
         )
+        terms, statistics = self.terms(inputs, apart=output_dict)
+        terms = {name: _terms.as_loss(term, inputs) for name, term in terms.items()}
         if output_dict:
-            return {**terms, **measured}
+            return {**terms, **statistics}
         return torch.stack(list(terms.values())).sum()
 
-    def terms(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: Tensor | float,
-        logit_bias: Tensor | float | None,
-        *,
-        apart: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms, and the statistics (empty unless asked for).
+    def operators(self) -> tuple[str, ...]:
+        """Return the names of the native operators that the terms use."""
+        return ("pair_statistics",)
 
-        Not `apart`, terms that are cheaper together may be one: only the sum is wanted.
+    def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
+        """Return the weighted terms, and the statistics (empty unless requested).
+
+        Unless `apart`, terms that are cheaper together may be one: only their sum is used.
         """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        public = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
-        return ", ".join(f"{name}={value!r}" for name, value in public.items())
+        """List the options by name."""
+        names = "backend", "precision", "memory_budget", "group", "exchange"
+        shared = {name: getattr(self.options, name) for name in names}
+        values = {**self.own_options(), "statistics": self.statistics, **shared}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+    def own_options(self) -> dict[str, object]:
+        """Return the options that this loss alone has, for its repr."""
+        return {}
 
 
-class CyCLIPLoss(_PairwiseLoss):
+class CLIPLoss(PairwiseLoss):
+    """The contrastive loss alone, as open_clip's ClipLoss on one device.
+
+    Args: those of PairwiseLoss.
+    """
+
+    def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
+        super().__init__(statistics=statistics, **options)
+
+    def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
+        """Return the contrastive loss."""
+        pairs = _terms.pair_statistics(inputs, self.options)
+        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs)}
+        return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
+
+
+class CyCLIPLoss(PairwiseLoss):
     """Contrastive loss with cycle consistency and margin terms.
 
     L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin, each term as in
@@ -127,9 +141,8 @@ class CyCLIPLoss(_PairwiseLoss):
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
-        backend, precision, memory_budget: see cyclip_ext.functional.
         statistics: add measurements of the batch to the dictionary.
-        group, exchange: who shares the batch, and how; see cyclip_ext.functional.
+        options: backend, precision, memory_budget, group, exchange; see cyclip_ext.functional.
     """
 
     def __init__(
@@ -141,65 +154,40 @@ class CyCLIPLoss(_PairwiseLoss):
         *,
         hinge_margin: float = 0.2,
         reduction: Reduction = "batchmean",
-        backend: Backend = "auto",
-        precision: Precision = "auto",
-        memory_budget: int | None = None,
         statistics: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: Exchange = "gather",
+        **options: Unpack[PairOptions],
     ) -> None:
-        super().__init__(
-            backend=backend,
-            precision=precision,
-            memory_budget=memory_budget,
-            statistics=statistics,
-            group=group,
-            exchange=exchange,
-        )
-        functional.check_options(reduction=reduction)
+        super().__init__(statistics=statistics, reduction=reduction, **options)
         self.in_modal = in_modal
         self.cross_modal = cross_modal
         self.margin = margin
         self.hinge = hinge
         self.hinge_margin = hinge_margin
-        self.reduction: Reduction = reduction
 
-    def terms(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: Tensor | float,
-        logit_bias: Tensor | float | None,
-        *,
-        apart: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        image, text, scale, batch = functional._prepare(
-            image_features, text_features, logit_scale, **self._ranks
-        )
+    def operators(self) -> tuple[str, ...]:
+        """Return those of the terms of nonzero weight."""
+        cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
+        return "pair_statistics", *cycle
+
+    def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
+        """Return every term of nonzero weight."""
         # First here is last in the backward pass, where the cycle terms need the least memory
         # beside the gradients that are there already.
-        cycle = self._cycle_losses(image, text, batch, apart)
-        pairs = functional.pair_statistics(image, text, scale, batch, **self._options)
-        contrastive = functional.contrastive_from_statistics(pairs, scale, batch)
-        terms = {"contrastive_loss": contrastive, **cycle}
+        cycle = self._cycle_losses(inputs, apart)
+        pairs = _terms.pair_statistics(inputs, self.options)
+        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs), **cycle}
         if self.margin:
-            terms["margin_loss"] = self.margin * functional.mean(1 - pairs.positive, batch)
+            terms["margin_loss"] = self.margin * _terms.margin(pairs, inputs)
         if self.hinge:
-            hinge = functional.hinge_from_statistics(pairs, self.hinge_margin, batch)
-            terms["hinge_loss"] = self.hinge * hinge
-        terms = {name: functional._as_loss(term, image) for name, term in terms.items()}
-        return terms, _batch_statistics(pairs, batch) if self.statistics else {}
+            terms["hinge_loss"] = self.hinge * _terms.hinge(pairs, self.hinge_margin, inputs)
+        return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
-    def _cycle_losses(
-        self, image: Tensor, text: Tensor, batch: Batch | None, apart: bool
-    ) -> dict[str, Tensor]:
-        options: dict[str, Any] = {"reduction": self.reduction, "backend": self.backend}
+    def _cycle_losses(self, inputs: Inputs, apart: bool) -> Terms:
         if not (self.in_modal or self.cross_modal):
             return {}
         if self.in_modal == self.cross_modal and not apart:
-            both = functional.cycle_sum(image, text, batch, **options)
-            return {"cycle_loss": self.in_modal * both}
-        in_modal, cross_modal = functional.cycle_terms(image, text, batch, **options)
+            return {"cycle_loss": self.in_modal * _terms.cycle_sum(inputs, self.options)}
+        in_modal, cross_modal = _terms.cycle_terms(inputs, self.options)
         losses = {}
         if self.in_modal:
             losses["in_modal_loss"] = self.in_modal * in_modal
@@ -207,75 +195,50 @@ class CyCLIPLoss(_PairwiseLoss):
             losses["cross_modal_loss"] = self.cross_modal * cross_modal
         return losses
 
-
-class CLIPLoss(CyCLIPLoss):
-    """The contrastive loss alone, as open_clip's ClipLoss on one device."""
-
-    def __init__(
-        self,
-        *,
-        backend: Backend = "auto",
-        precision: Precision = "auto",
-        memory_budget: int | None = None,
-        statistics: bool = False,
-        group: ProcessGroup | None = None,
-        exchange: Exchange = "gather",
-    ) -> None:
-        super().__init__(
-            in_modal=0.0,
-            cross_modal=0.0,
-            backend=backend,
-            precision=precision,
-            memory_budget=memory_budget,
-            statistics=statistics,
-            group=group,
-            exchange=exchange,
-        )
+    def own_options(self) -> dict[str, object]:
+        """Return the weights and what they weigh."""
+        names = "in_modal", "cross_modal", "margin", "hinge", "hinge_margin"
+        weights = {name: getattr(self, name) for name in names}
+        return {**weights, "reduction": self.options.reduction}
 
 
-class SigLIPLoss(_PairwiseLoss):
+class SigLIPLoss(PairwiseLoss):
     """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023); needs `logit_bias`.
 
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
+
+    Args: those of PairwiseLoss.
     """
 
-    def terms(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: Tensor | float,
-        logit_bias: Tensor | float | None,
-        *,
-        apart: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if logit_bias is None:
-            raise ValueError(
-                "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
-            )
-        loss = functional.sigmoid_loss(
-            image_features, text_features, logit_scale, logit_bias, **self._options, **self._ranks
-        )
-        measured = {}
+    needs_bias = True
+
+    def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
+        super().__init__(statistics=statistics, **options)
+
+    def operators(self) -> tuple[str, ...]:
+        """Return that of the loss, and that of the statistics if they are requested."""
+        return ("sigmoid_rows", "pair_statistics") if self.statistics else ("sigmoid_rows",)
+
+    def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
+        """Return the sigmoid loss."""
+        terms, statistics = {"contrastive_loss": _terms.sigmoid(inputs, self.options)}, {}
         if self.statistics:
             with torch.no_grad():
-                image, text, scale, batch = functional._prepare(
-                    image_features, text_features, logit_scale, **self._ranks
-                )
-                pairs = functional.pair_statistics(image, text, scale, batch, **self._options)
-                measured = _batch_statistics(pairs, batch)
-        return {"contrastive_loss": loss}, measured
+                pairs = _terms.pair_statistics(inputs, self.options)
+                statistics = _batch_statistics(pairs, inputs)
+        return terms, statistics
 
 
-def _batch_statistics(pairs: PairStatistics, batch: Batch | None) -> dict[str, Tensor]:
-    """Means over the batch, detached; a tie with the positive counts as a miss."""
+def _batch_statistics(pairs: _terms.PairStatistics, inputs: Inputs) -> Terms:
+    """Return means over the batch, detached; a tie with the positive counts as a miss."""
     positive = pairs.positive.detach()
     image_margin = positive - pairs.row_hardest.detach()
     text_margin = positive - pairs.col_hardest.detach()
     means = {
-        "positive_similarity": functional.mean(positive, batch),
-        "image_margin": functional.mean(image_margin, batch),
-        "text_margin": functional.mean(text_margin, batch),
-        "image_accuracy": functional.mean((image_margin > 0).double(), batch),
-        "text_accuracy": functional.mean((text_margin > 0).double(), batch),
+        "positive_similarity": positive,
+        "image_margin": image_margin,
+        "text_margin": text_margin,
+        "image_accuracy": (image_margin > 0).double(),
+        "text_accuracy": (text_margin > 0).double(),
     }
-    return {name: mean.float() for name, mean in means.items()}
+    return {name: _terms.mean(values, inputs.batch).float() for name, values in means.items()}

@@ -1,7 +1,7 @@
-"""The native operators: loads the libraries, registers shapes (fake) and derivatives (autograd).
+"""The native operators: loads the libraries, registers shapes, derivatives and FLOP counts.
 
-Importing this module never fails for want of a library; `backend_status()` says what is there and
-why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
+Importing this module never fails if a library is missing; `backend_status()` says what is there and
+why the rest is not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
 
     row_norms(x)                          max(|x_i|, 1e-12); [N]
     pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
@@ -16,16 +16,17 @@ why not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
 
 with x [n, d] image features and y [m, d] text features, raw, of one dtype: float32, float64,
 bfloat16 or float16. 16-bit inputs are widened to float32. The positive of row i is column
-i + offset, so that a rank can hand in its rows of a larger batch. Operators with a `_backward` name
-compute the derivatives; they can not be differentiated again and say so (`row_norms` can). Ranks
-and top-k have no derivatives: their outputs never require any.
+i + offset, so that a rank can pass its rows of a larger batch. Operators with a `_backward` name
+compute the derivatives; they cannot be differentiated again and raise if that is tried (`row_norms`
+can). Ranks and top-k have no derivatives: their outputs never require any.
 
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
-round float32 features to TF32 in products; the CPU ignores it. Of pair_statistics and sigmoid_rows
-alone: `allow_bf16` (False) rounds float32 features to bfloat16 beforehand, so that the loss is
-that of the rounded features, and dL/dS to bfloat16 in the products of the backward pass.
-`keep_bytes` (0) is what the last output, `dots`, may occupy on the CPU: the dot products of all
-pairs, which the backward pass then need not compute again; it is empty where they do not fit.
+round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
+sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat16 beforehand, so
+that the loss is that of the rounded features, and dL/dS to bfloat16 in the products of the backward
+pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
+products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
+do not fit.
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """
@@ -33,20 +34,26 @@ What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md,
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ._torch_compat import has_kernel
 
 _PACKAGE = Path(__file__).parent
 
 
+# ---------------------------------------------------------------- libraries
+
+
 @dataclass(frozen=True)
 class BackendStatus:
-    """What became of one native library; `reason` is empty when it is loaded."""
+    """The state of one native library; `reason` is empty if it is loaded."""
 
     built: bool
     loaded: bool
@@ -54,29 +61,42 @@ class BackendStatus:
 
 
 def backend_status() -> dict[str, BackendStatus]:
-    """The state of the "cpu" and the "cuda" library of this installation."""
+    """Return the state of the "cpu" and the "cuda" library of this installation."""
     return dict(_STATUS)
 
 
 def has_operator(name: str, device_type: str) -> bool:
-    """Whether `torch.ops.cyclip_ext.<name>` has a kernel for this device type ("cpu", "cuda")."""
+    """Return whether an operator has a kernel for a device type ("cpu", "cuda")."""
     return (name, device_type) in _KERNELS
 
 
-def _build_reason(library: str) -> str:
-    """Why setup.py did not build a library, in its own words."""
+def build_record() -> dict[str, Any]:
+    """Return what setup.py recorded about the build, or nothing if there is no such record."""
     try:
-        info = json.loads((_PACKAGE / "_build_info.json").read_text())
-        return str(info["libraries"][library]["reason"])
-    except (OSError, KeyError, ValueError):
-        needed = {"cpu": "a C++ compiler", "cuda": "nvcc and a torch built for CUDA"}[library]
-        return f"there is no record of a build; `pip install .` builds it, given {needed}"
+        record = json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _build_reason(library: str) -> str:
+    """Return the reason that setup.py gave for not building a library."""
+    try:
+        return str(build_record()["libraries"][library]["reason"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _files(file_stem: str) -> list[Path]:
+    return sorted(_PACKAGE.glob(f"{file_stem}.*so")) + sorted(_PACKAGE.glob(f"{file_stem}.*pyd"))
 
 
 def _load(library: str, file_stem: str) -> BackendStatus:
-    paths = sorted(_PACKAGE.glob(f"{file_stem}.*so")) + sorted(_PACKAGE.glob(f"{file_stem}.*pyd"))
+    paths = _files(file_stem)
     if not paths:
-        return BackendStatus(False, False, _build_reason(library))
+        needed = {"cpu": "a C++ compiler", "cuda": "nvcc and a torch built for CUDA"}[library]
+        unknown = f"there is no record of a build; `pip install .` builds it, given {needed}"
+        return BackendStatus(False, False, _build_reason(library) or unknown)
     try:
         torch.ops.load_library(str(paths[0]))
     except (OSError, RuntimeError) as error:
@@ -85,27 +105,79 @@ def _load(library: str, file_stem: str) -> BackendStatus:
     return BackendStatus(True, True, "")
 
 
-def _load_all() -> dict[str, BackendStatus]:
-    cpu = _load("cpu", "_C")
-    if torch.version.cuda is None:
-        cuda = BackendStatus(
-            bool(list(_PACKAGE.glob("_C_cuda.*"))), False, "this torch is built without CUDA"
+def _load_cuda(cpu: BackendStatus) -> BackendStatus:
+    built = bool(_files("_C_cuda"))
+    ours, torchs = build_record().get("nvcc"), torch.version.cuda
+    if not built and _build_reason("cuda"):
+        return _load("cuda", "_C_cuda")
+    if torchs is None:
+        return BackendStatus(built, False, "this torch is built without CUDA")
+    if not cpu.loaded:
+        return BackendStatus(built, False, f"it needs the cpu library: {cpu.reason}")
+    if built and ours and _major(ours) != _major(torchs):
+        return BackendStatus(
+            True,
+            False,
+            f"it was built with CUDA {ours}, but this torch uses CUDA {torchs}; reinstall "
+            f"cyclip_ext with a CUDA {_major(torchs)} toolkit, or a torch for CUDA {_major(ours)}",
         )
-    elif not cpu.loaded:
-        cuda = BackendStatus(False, False, f"it needs the cpu library: {cpu.reason}")
+    return _load("cuda", "_C_cuda")
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
+_CPU = _load("cpu", "_C")
+_STATUS = {"cpu": _CPU, "cuda": _load_cuda(_CPU)}
+_ops = torch.ops.cyclip_ext
+_OPERATORS: list[str] = []
+
+
+def _register(
+    name: str,
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Register what Python knows of an operator, if the library with its schema is loaded.
+
+    A `_backward` operator has no derivatives of its own.
+    """
+    _OPERATORS.append(name)
+    if not _CPU.loaded:
+        return
+    qualified = f"cyclip_ext::{name}"
+    torch.library.register_fake(qualified, fake)
+    if backward is None:
+        torch.library.register_autograd(qualified, _once_differentiable(name))
     else:
-        cuda = _load("cuda", "_C_cuda")
-    return {"cpu": cpu, "cuda": cuda}
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+    register_flop_formula(getattr(_ops, name))(flops)
+
+
+def _once_differentiable(name: str) -> Callable[..., None]:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            f"cyclip_ext::{name} cannot be differentiated twice; "
+            'use backend="reference" for second derivatives'
+        )
+
+    return refuse
 
 
 # ---------------------------------------------------------------- shapes
+
+Size = int | torch.SymInt
+Shape = tuple[int, ...]
 
 
 def _accumulation_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-def _float64(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
+def _float64(like: Tensor, *shape: Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
 
@@ -115,19 +187,121 @@ def _grad_like(features: Tensor, needed: bool) -> Tensor:
     return features.new_empty((n if needed else 0, d))
 
 
-def _dots(image_features: Tensor, m: int | torch.SymInt, keep_bytes: int) -> Tensor:
-    """The dot products of all pairs in tiles, or nothing (KeptDots in csrc/ops/cpu/tiles.h)."""
-    n, dtype = image_features.shape[0], _accumulation_dtype(image_features)
-    rows = 128 if n >= 1024 else 64 if n >= 128 else 32
-    cols = 512 if m >= 2048 else 256 if m >= 512 else 128
-    shape = ((n + rows - 1) // rows, (m + cols - 1) // cols, rows, cols)
-    fits = math.prod(shape) <= keep_bytes // dtype.itemsize
-    kept = fits and image_features.device.type == "cpu"
-    return image_features.new_empty(shape if kept else (0, 0, 0, 0), dtype=dtype)
+def _both_grads_fake(
+    image_features: Tensor, text_features: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    return _grad_like(image_features, True), _grad_like(text_features, True)
+
+
+_DOTS_COLUMN_MULTIPLE: int = _ops.dots_column_multiple() if _CPU.loaded else 1
+
+
+def _dots(image_features: Tensor, text_features: Tensor, keep_bytes: int) -> Tensor:
+    """Return the dot products of all pairs, or nothing (KeptDots in csrc/ops/cpu/tiles.h)."""
+    n, m, dtype = (
+        image_features.shape[0],
+        text_features.shape[0],
+        _accumulation_dtype(image_features),
+    )
+    width = (m + _DOTS_COLUMN_MULTIPLE - 1) // _DOTS_COLUMN_MULTIPLE * _DOTS_COLUMN_MULTIPLE
+    kept = (
+        keep_bytes > 0
+        and image_features.device.type == "cpu"
+        and n * width <= keep_bytes // dtype.itemsize
+    )
+    return image_features.new_empty((n, width) if kept else (0, 0), dtype=dtype)
+
+
+def _product_flops(image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any) -> int:
+    """Count one product of all rows of one tower with all rows of the other."""
+    return 2 * image_shape[0] * text_shape[0] * image_shape[1]
+
+
+def _pairs_backward_flops(dots_shape: Shape, needed: tuple[bool, ...], product: int) -> int:
+    """Count a product for each gradient, and one more if the dot products were not kept."""
+    return product * (sum(needed) + (0 in dots_shape))
+
+
+# ---------------------------------------------------------------- row_norms
 
 
 def _row_norms_fake(features: Tensor) -> Tensor:
     return features.new_empty(features.shape[:1], dtype=_accumulation_dtype(features))
+
+
+def _row_norms_flops(shape: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * shape[0] * shape[1]
+
+
+def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Any:
+    (features,) = ctx.saved_tensors
+    norms = _ops.row_norms(features)
+    # A norm that was clamped to eps is a constant.
+    slope = torch.where(norms > 1e-12, grad_norms / norms, 0.0)
+    return (features * slope[:, None]).to(features.dtype)
+
+
+_register("row_norms", _row_norms_fake, _row_norms_flops, _row_norms_backward, _save_features)
+
+
+# ---------------------------------------------------------------- operators over all pairs
+
+
+class Rounding(NamedTuple):
+    """What the products of an operator over all pairs may round."""
+
+    allow_tf32: bool = False
+    allow_bf16: bool = False
+
+
+@dataclass(frozen=True)
+class PairOperator:
+    """pair_statistics or sigmoid_rows with its options: a block of the similarity matrix.
+
+    Called with the inputs, (image features [n, d], text features [m, d], scalars ...), and the
+    offset: the positive of row i is column i + offset, if that is one of the m. `backward` takes
+    the same, what the call returned, and the gradients of the first `differentiable` outputs. It is
+    for callers that keep no graph, and returns a gradient for each input; that of an input that is
+    not `needed` is None or has no rows.
+    """
+
+    name: str
+    rounding: Rounding
+    keep_bytes: int
+
+    @property
+    def differentiable(self) -> int:
+        return 5 if self.name == "pair_statistics" else 1
+
+    def __call__(self, inputs: tuple[Tensor, ...], offset: int = 0) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = getattr(_ops, self.name)(
+            *inputs, offset, *self.rounding, self.keep_bytes
+        )
+        return outputs
+
+    def backward(
+        self,
+        inputs: tuple[Tensor, ...],
+        offset: int,
+        outputs: tuple[Tensor, ...],
+        grads: tuple[Tensor, ...],
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        if self.name == "pair_statistics":
+            saved = _saved_statistics(outputs)
+            return _pair_statistics_grads(inputs, offset, saved, grads, needed, self.rounding)
+        return _sigmoid_rows_grads(inputs, offset, outputs[1:], grads, needed, self.rounding)
+
+
+def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
+    return grad.to(argument.dtype).reshape(argument.shape) if needed else None
+
+
+# ---------------------------------------------------------------- pair_statistics
 
 
 def _pair_statistics_fake(
@@ -143,7 +317,55 @@ def _pair_statistics_fake(
     return (
         *(_float64(image_features, size) for size in (n, m, n, n, m)),
         *(image_features.new_empty((size,), dtype=torch.int64) for size in (n, m)),
-        _dots(image_features, m, keep_bytes),
+        _dots(image_features, text_features, keep_bytes),
+    )
+
+
+def _saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the outputs that the backward operator takes."""
+    row_lse, col_lse, _positive, _row_hardest, _col_hardest, *indices_and_dots = outputs
+    return row_lse, col_lse, *indices_and_dots
+
+
+def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
+    ctx.rounding = Rounding(allow_tf32, allow_bf16)
+    ctx.mark_non_differentiable(*output[5:])
+    ctx.set_materialize_grads(False)  # not zeros as large as the dots
+    ctx.save_for_backward(*tensors, *_saved_statistics(output))
+
+
+def _pair_statistics_grads(
+    inputs: tuple[Tensor, ...],
+    offset: int,
+    saved: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    rounding: Rounding,
+) -> tuple[Tensor, ...]:
+    result: tuple[Tensor, ...] = _ops.pair_statistics_backward(
+        *inputs, offset, *saved, *grads, *needed[:2], *rounding
+    )
+    return result
+
+
+def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    inputs, saved = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    image_features, text_features, logit_scale = inputs
+    needed = ctx.needs_input_grad[:3]
+    n, m = image_features.shape[0], text_features.shape[0]
+    upstream = tuple(
+        _float64(image_features, size).zero_() if grad is None else grad
+        for size, grad in zip((n, m, n, n, m), grads[:5], strict=True)
+    )
+    image_grad, text_grad, scale_grad = _pair_statistics_grads(
+        inputs, ctx.offset, saved, upstream, needed, ctx.rounding
+    )
+    return (
+        image_grad if needed[0] else None,
+        text_grad if needed[1] else None,
+        _like_input(scale_grad, logit_scale, needed[2]),
+        *(None,) * 4,
     )
 
 
@@ -158,6 +380,28 @@ def _pair_statistics_backward_fake(
     )
 
 
+def _pair_statistics_backward_flops(
+    image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
+) -> int:
+    product = _product_flops(image_shape, text_shape)
+    return _pairs_backward_flops(args[6], args[-4:-2], product)
+
+
+_register(
+    "pair_statistics",
+    _pair_statistics_fake,
+    _product_flops,
+    _pair_statistics_backward,
+    _pair_statistics_setup,
+)
+_register(
+    "pair_statistics_backward", _pair_statistics_backward_fake, _pair_statistics_backward_flops
+)
+
+
+# ---------------------------------------------------------------- sigmoid_rows
+
+
 def _sigmoid_rows_fake(
     image_features: Tensor,
     text_features: Tensor,
@@ -168,8 +412,50 @@ def _sigmoid_rows_fake(
     allow_bf16: bool = False,
     keep_bytes: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    n, m = image_features.shape[0], text_features.shape[0]
-    return _float64(image_features, n), _dots(image_features, m, keep_bytes)
+    rows = _float64(image_features, image_features.shape[0])
+    return rows, _dots(image_features, text_features, keep_bytes)
+
+
+def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
+    ctx.rounding = Rounding(allow_tf32, allow_bf16)
+    _row_loss, dots = output
+    ctx.mark_non_differentiable(dots)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, dots)
+
+
+def _sigmoid_rows_grads(
+    inputs: tuple[Tensor, ...],
+    offset: int,
+    dots: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    rounding: Rounding,
+) -> tuple[Tensor, ...]:
+    result: tuple[Tensor, ...] = _ops.sigmoid_rows_backward(
+        *inputs, offset, *dots, *grads, *needed[:2], *rounding
+    )
+    return result
+
+
+def _sigmoid_rows_backward(
+    ctx: Any, grad_rows: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_rows is None:
+        return (None,) * 8
+    inputs, dots = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    needed = ctx.needs_input_grad[:4]
+    image_grad, text_grad, scale_grad, bias_grad = _sigmoid_rows_grads(
+        inputs, ctx.offset, dots, (grad_rows,), needed, ctx.rounding
+    )
+    return (
+        image_grad if needed[0] else None,
+        text_grad if needed[1] else None,
+        _like_input(scale_grad, inputs[2], needed[2]),
+        _like_input(bias_grad, inputs[3], needed[3]),
+        *(None,) * 4,
+    )
 
 
 def _sigmoid_rows_backward_fake(
@@ -179,6 +465,26 @@ def _sigmoid_rows_backward_fake(
     return (*grads, _float64(image_features))
 
 
+def _sigmoid_rows_backward_flops(
+    image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
+) -> int:
+    product = _product_flops(image_shape, text_shape)
+    return _pairs_backward_flops(args[3], args[-4:-2], product)
+
+
+_register(
+    "sigmoid_rows",
+    _sigmoid_rows_fake,
+    _product_flops,
+    _sigmoid_rows_backward,
+    _sigmoid_rows_setup,
+)
+_register("sigmoid_rows_backward", _sigmoid_rows_backward_fake, _sigmoid_rows_backward_flops)
+
+
+# ---------------------------------------------------------------- cycle_grams
+
+
 def _cycle_grams_fake(
     image_features: Tensor, text_features: Tensor, cross: bool = True
 ) -> tuple[Tensor, ...]:
@@ -186,14 +492,72 @@ def _cycle_grams_fake(
     return tuple(_float64(image_features, size, size) for size in (d, d, d if cross else 0))
 
 
+def _cycle_grams_flops(
+    image_shape: Shape, text_shape: Shape, cross: bool = True, **kwargs: Any
+) -> int:
+    n, d = image_shape
+    return 2 * n * d * d * (3 if cross else 2)
+
+
+def _cycle_grams_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, _cross = inputs
+    ctx.save_for_backward(image_features, text_features)
+
+
+def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> Any:
+    return (*_ops.cycle_grams_backward(*ctx.saved_tensors, *grads), None)
+
+
+def _cycle_grams_backward_flops(
+    image_shape: Shape, text_shape: Shape, *gram_shapes: Shape, **kwargs: Any
+) -> int:
+    n, d = image_shape
+    return 2 * n * d * d * (2 if 0 in gram_shapes[2] else 4)
+
+
+_register(
+    "cycle_grams", _cycle_grams_fake, _cycle_grams_flops, _cycle_grams_backward, _cycle_grams_setup
+)
+_register("cycle_grams_backward", _both_grads_fake, _cycle_grams_backward_flops)
+
+
+# ---------------------------------------------------------------- cycle_direct
+
+
 def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     return _float64(image_features), _float64(image_features)
 
 
-def _both_grads_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    return _grad_like(image_features, True), _grad_like(text_features, True)
+def _cycle_direct_flops(image_shape: Shape, *args: Any, **kwargs: Any) -> int:
+    n, d = image_shape
+    return 2 * n * n * d
+
+
+def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
+    return _ops.cycle_direct_backward(*ctx.saved_tensors, *grads)
+
+
+def _cycle_direct_backward_flops(image_shape: Shape, *args: Any, **kwargs: Any) -> int:
+    """Count the forward product once more, and one for each gradient."""
+    n, d = image_shape
+    return 3 * 2 * n * n * d
+
+
+_register(
+    "cycle_direct", _cycle_direct_fake, _cycle_direct_flops, _cycle_direct_backward, _save_features
+)
+_register("cycle_direct_backward", _both_grads_fake, _cycle_direct_backward_flops)
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def _without_derivative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _never_called(ctx: Any, *grads: Tensor) -> None:
+    """Satisfy torch, which requires a backward; no output is differentiable."""
 
 
 def _retrieval_ranks_fake(
@@ -213,180 +577,18 @@ def _similarity_top_k_fake(
     return values, torch.empty_like(values, dtype=torch.int64)
 
 
-# ---------------------------------------------------------------- derivatives
+_register(
+    "retrieval_ranks", _retrieval_ranks_fake, _product_flops, _never_called, _without_derivative
+)
+_register(
+    "similarity_top_k", _similarity_top_k_fake, _product_flops, _never_called, _without_derivative
+)
 
 
-def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
-    return grad.to(argument.dtype).reshape(argument.shape) if needed else None
-
-
-def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image_features, text_features, logit_scale, ctx.offset, *precision, _keep_bytes = inputs
-    ctx.precision = precision
-    row_lse, col_lse, _, _, _, *indices_and_dots = output
-    ctx.mark_non_differentiable(*indices_and_dots)
-    ctx.set_materialize_grads(False)  # not zeros as large as the dots
-    ctx.save_for_backward(
-        image_features, text_features, logit_scale, row_lse, col_lse, *indices_and_dots
-    )
-
-
-def _pair_statistics_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    image_features, text_features, logit_scale, *saved = ctx.saved_tensors
-    image_needed, text_needed, scale_needed = ctx.needs_input_grad[:3]
-    n, m = image_features.shape[0], text_features.shape[0]
-    upstream = (
-        _float64(image_features, size).zero_() if grad is None else grad
-        for size, grad in zip((n, m, n, n, m), grads[:5], strict=True)
-    )
-    image_grad, text_grad, scale_grad = torch.ops.cyclip_ext.pair_statistics_backward(
-        image_features,
-        text_features,
-        logit_scale,
-        ctx.offset,
-        *saved,
-        *upstream,
-        image_needed,
-        text_needed,
-        *ctx.precision,
-    )
-    return (
-        image_grad if image_needed else None,
-        text_grad if text_needed else None,
-        _like_input(scale_grad, logit_scale, scale_needed),
-        *(None,) * 4,
-    )
-
-
-def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
-    ctx.precision = allow_tf32, allow_bf16
-    _row_loss, dots = output
-    ctx.mark_non_differentiable(dots)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, dots)
-
-
-def _sigmoid_rows_backward(
-    ctx: Any, grad_rows: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if grad_rows is None:
-        return (None,) * 8
-    image_features, text_features, logit_scale, logit_bias, dots = ctx.saved_tensors
-    image_needed, text_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
-    image_grad, text_grad, scale_grad, bias_grad = torch.ops.cyclip_ext.sigmoid_rows_backward(
-        image_features,
-        text_features,
-        logit_scale,
-        logit_bias,
-        ctx.offset,
-        dots,
-        grad_rows,
-        image_needed,
-        text_needed,
-        *ctx.precision,
-    )
-    return (
-        image_grad if image_needed else None,
-        text_grad if text_needed else None,
-        _like_input(scale_grad, logit_scale, scale_needed),
-        _like_input(bias_grad, logit_bias, bias_needed),
-        *(None,) * 4,
-    )
-
-
-def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _cycle_grams_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image_features, text_features, _cross = inputs
-    ctx.save_for_backward(image_features, text_features)
-
-
-def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> Any:
-    return (*torch.ops.cyclip_ext.cycle_grams_backward(*ctx.saved_tensors, *grads), None)
-
-
-def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
-    return torch.ops.cyclip_ext.cycle_direct_backward(*ctx.saved_tensors, *grads)
-
-
-def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Any:
-    (features,) = ctx.saved_tensors
-    norms = torch.ops.cyclip_ext.row_norms(features)
-    # Where the norm was clamped to eps it is a constant.
-    slope = torch.where(norms > 1e-12, grad_norms / norms, 0.0)
-    return (features * slope[:, None]).to(features.dtype)
-
-
-def _without_derivative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output)
-
-
-def _never_called(ctx: Any, *grads: Tensor) -> None:
-    """What torch wants registered; without a differentiable output there is no way here."""
-
-
-def _once_differentiable(name: str) -> Any:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"cyclip_ext::{name} cannot be differentiated twice; "
-            'use backend="reference" for second derivatives'
-        )
-
-    return refuse
-
-
-_FAKES: dict[str, Any] = {
-    "row_norms": _row_norms_fake,
-    "pair_statistics": _pair_statistics_fake,
-    "pair_statistics_backward": _pair_statistics_backward_fake,
-    "sigmoid_rows": _sigmoid_rows_fake,
-    "sigmoid_rows_backward": _sigmoid_rows_backward_fake,
-    "cycle_grams": _cycle_grams_fake,
-    "cycle_grams_backward": _both_grads_fake,
-    "cycle_direct": _cycle_direct_fake,
-    "cycle_direct_backward": _both_grads_fake,
-    "retrieval_ranks": _retrieval_ranks_fake,
-    "similarity_top_k": _similarity_top_k_fake,
-}
-
-_DERIVATIVES: dict[str, tuple[Any, Any]] = {
-    "row_norms": (_row_norms_backward, _save_features),
-    "pair_statistics": (_pair_statistics_backward, _pair_statistics_setup),
-    "sigmoid_rows": (_sigmoid_rows_backward, _sigmoid_rows_setup),
-    "cycle_grams": (_cycle_grams_backward, _cycle_grams_setup),
-    "cycle_direct": (_cycle_direct_backward, _save_features),
-    "retrieval_ranks": (_never_called, _without_derivative),
-    "similarity_top_k": (_never_called, _without_derivative),
-}
-
-
-def _register() -> None:
-    for name, fake in _FAKES.items():
-        torch.library.register_fake(f"cyclip_ext::{name}", fake)
-        if name.endswith("_backward"):
-            torch.library.register_autograd(f"cyclip_ext::{name}", _once_differentiable(name))
-    for name, (backward, setup_context) in _DERIVATIVES.items():
-        torch.library.register_autograd(
-            f"cyclip_ext::{name}", backward, setup_context=setup_context
-        )
-
-
-def _registered_kernels() -> frozenset[tuple[str, str]]:
-    """Looked up once, so that torch.compile meets a constant."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(
-        (name, device)
-        for name in _FAKES
-        for device in ("cpu", "cuda")
-        if has_kernel(f"cyclip_ext::{name}", device.upper())
-    )
-
-
-_STATUS = _load_all()
-_KERNELS: frozenset[tuple[str, str]] = frozenset()
-if _STATUS["cpu"].loaded:  # the schemas live there
-    _register()
-    _KERNELS = _registered_kernels()
+# Looked up once, so that torch.compile meets a constant.
+_KERNELS = frozenset(
+    (name, device)
+    for name in _OPERATORS
+    for device in ("cpu", "cuda")
+    if has_kernel(f"cyclip_ext::{name}", device)
+)

@@ -7,6 +7,7 @@ the plan.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -19,7 +20,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 DEFAULT_HOME = Path("/usr/local/cuda")
-DEFAULT_ARCHITECTURES = ("8.0", "9.0", "12.0")
+
+# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has no
+# machine code of its own and compiles the PTX of 10.0.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class CxxCompiler:
 
     @property
     def is_tested(self) -> bool:
-        """Whether the project's own checks use this compiler."""
-        return re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        """Whether the project's own checks run with this compiler on this architecture."""
+        is_gcc_12 = re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        return is_gcc_12 and platform.machine() == "x86_64"
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,14 @@ def _home_of(nvcc: str) -> Path:
 
 
 def architectures_for(toolkit: CudaToolkit) -> str:
-    """Return TORCH_CUDA_ARCH_LIST, or the default architectures that nvcc supports.
+    """Return TORCH_CUDA_ARCH_LIST or, if it is not set, the default architectures that nvcc supports.
 
-    The newest architecture of the default list is also included as PTX, for later GPUs.
+    The newest of the default architectures always includes PTX, for later GPUs.
     """
     stated = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if stated:
         return stated
-    known = [arch for arch in DEFAULT_ARCHITECTURES if arch in toolkit.architectures]
-    return ";".join(known) + "+PTX"
+    known = [
+        arch for arch in DEFAULT_ARCHITECTURES if arch.removesuffix("+PTX") in toolkit.architectures
+    ]
+    return ";".join(known).removesuffix("+PTX") + "+PTX"

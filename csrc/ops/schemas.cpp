@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cyclip_ext, m) {
+  m.def("cpu_isa() -> str");
+
   m.def("row_norms(Tensor features) -> Tensor");
 
   m.def(
@@ -17,6 +19,9 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
       "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32, "
       "bool allow_bf16) -> (Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
+
+  // Rows of dots are as long as the number of texts rounded up to a multiple of this.
+  m.def("dots_column_multiple() -> int");
 
   m.def(
       "sigmoid_rows(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, "

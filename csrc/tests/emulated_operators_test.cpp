@@ -9,8 +9,8 @@
 
 #include "emulation_check.h"
 #include "kernels/cuda/operators.h"
-#include "kernels/emulation/guarded_memory.h"
-#include "kernels/emulation/numbers.h"
+#include "emulation/guarded_memory.h"
+#include "emulation/numbers.h"
 
 namespace cyclip::test {
 

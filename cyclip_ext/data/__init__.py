@@ -1,72 +1,84 @@
-"""Training pairs and evaluation sets. Text stays text here: tokenizing belongs to training.
+"""Training pairs and evaluation images, from a path or built in, as `ImageDataset`.
 
-    source       what `--train-data` accepts, and which reader serves it
+    dataset      Sample, ImageDataset, Subset, InMemoryDataset, DatasetSplits
+    skips        BadRecord, and the SkipReport that counts records by reason
+    open         `open_dataset`: what a path is, and which reader opens it; built-in datasets
     emoji        the default: seven vendors' drawings with Unicode names (extra `demo`)
-    shapes       procedural stand-in with the same parts; data of the tests
+    shapes       procedural drawings with the same splits; data of the tests
     debian       clip art and stamps from Debian packages, added to the emoji; fashion-mnist
-    tar          img2dataset / webdataset shards, random access by an index of offsets
-    tar_index    that index: built once in parallel, kept on disk
-    tar_format   where the members of an archive are
-    tables       CSV and TSV with a header; Google's CC3M TSV with a folder of downloads
-    folders      image files with captions beside them
-    files        what sources on disk have in common: bytes, fingerprint, decoding
-    records      what a source hands out: Record, Pairs, BadRecord, SkipReport
-    pictures     sets in memory: MemoryPairs, PictureSet with classes and domains, PictureData
+    tar          img2dataset / webdataset shards, with random access through tar_index, tar_format
+    tables       CSV, TSV and Flickr's token file; delimited has their rows
+    google_tsv   Google's CC3M and CC12M with a folder of downloads
+    caption_json COCO's captions and Karpathy's splits
+    parquet      img2dataset's parquet output and other parquet files
+    folders      image files with captions beside them, or in a folder for each class
+    columns      columns of records in one mapped file, built once and shared by all processes
+    caption_files, class_names  text files beside images
     images       decoding: one policy for transparency, rotation, depth, damage and size
-    transforms   augmentation and rendering of sets in memory; open_clip's transform for files
-    captions     which caption a record is trained with, and another for its second view
-    seeding      order and draws as functions of (seed, epoch, index)
+    transforms   augmentation and rendering of datasets in memory; crops of files
+    captions     cleaning, cutting and choosing captions
+    seeding      order and random draws as functions of (seed, epoch, index)
     loader       batches as a function of (seed, epoch, step), divided among ranks
-    processes    work spread over processes, in order, with no way to hang
-    verify       `python -m cyclip_ext.data verify`: reads everything once, counts, compares
-    duplicates   equal captions and images, and what they cost in a batch
-    manifest     what verify found bad, for training to leave out
+    workers      work spread over processes by torch's DataLoader
+    verify       `cyclip-data verify`: reads every record once and counts what is bad
+    manifest     the bad records as a file, for training to skip
 
-Nothing here knows models, losses, tokenizers or devices; nothing downloads.
+Nothing here imports models or losses, or downloads. A tokenizer is passed in.
 """
 
+from .dataset import (
+    DatasetSplits,
+    FileDataset,
+    ImageDataset,
+    InMemoryDataset,
+    Sample,
+    Subset,
+    Superclasses,
+)
 from .emoji import emoji_available, load_emoji
-from .loader import Batch, Loader, make_loader
-from .pictures import Classes, MemoryPairs, PictureData, PictureSet
-from .processes import WorkerDied
-from .records import (
-    BadRecord,
-    MissingData,
-    Pairs,
-    Part,
-    Record,
-    SkipReport,
-    TooManyBadRecords,
-    require_usable,
+from .loader import Batch, Loader
+from .open import (
+    BUILTIN,
+    NAMED,
+    ReadOptions,
+    load_builtin,
+    load_named,
+    open_dataset,
+    open_pairs,
+    resolved,
 )
 from .shapes import load_shapes
-from .source import NAMED, load_named, open_pairs, resolved
+from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment, as_input, file_transform, render
+from .workers import WorkerDied
 
 __all__ = [
+    "BUILTIN",
     "NAMED",
     "Augment",
     "BadRecord",
     "Batch",
-    "Classes",
+    "DatasetSplits",
+    "FileDataset",
+    "ImageDataset",
+    "InMemoryDataset",
     "Loader",
-    "MemoryPairs",
     "MissingData",
-    "Pairs",
-    "Part",
-    "PictureData",
-    "PictureSet",
-    "Record",
+    "ReadOptions",
+    "Sample",
     "SkipReport",
+    "Subset",
+    "Superclasses",
     "TooManyBadRecords",
     "WorkerDied",
     "as_input",
     "emoji_available",
     "file_transform",
+    "load_builtin",
     "load_emoji",
     "load_named",
     "load_shapes",
-    "make_loader",
+    "open_dataset",
     "open_pairs",
     "render",
     "require_usable",

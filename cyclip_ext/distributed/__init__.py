@@ -1,8 +1,8 @@
 """The losses of a batch that is spread over the ranks of a process group.
 
-A rank holds n rows of each tower. It looks at its rows against all columns, a rectangle of the
-similarity matrix, and nobody holds more. What differs between two exchanges is how the columns,
-the texts of the other ranks, get here; a third does without rectangles:
+A rank holds n rows of each tower. It computes its rows against all columns, a rectangle of the
+similarity matrix, and no rank holds more. Two exchanges differ in how the columns, the texts of the
+other ranks, get here; a third does without rectangles:
 
     "gather"  an all-gather beforehand and a reduce-scatter of their gradients; memory O(N d)
     "ring"    block after block from the neighbour while the previous block is computed, their
@@ -12,11 +12,9 @@ the texts of the other ranks, get here; a third does without rectangles:
 
 | module | what lives there |
 | --- | --- |
-| `batch` | `agree`: what the ranks tell each other before anything else, and what follows from it |
+| `batch` | `agree`: what the ranks exchange before anything else, and what follows from it |
 | `collectives` | the differentiable collectives, each the transpose of another |
-| `rectangles` | a block of the similarity matrix and its gradients: native, and dense |
-| `ring` | blocks on tour |
-| `pairs` | statistics and sigmoid rows of a rank's rows, by either exchange |
+| `ring` | this rank's rows against all columns, in one block or block by block on tour |
 
 Forward gives the loss L of the whole batch on every rank. Backward gives W dL/dx on each of W
 ranks, so that the average over ranks that DistributedDataParallel takes is exact; of a replicated
@@ -24,24 +22,22 @@ parameter, W times this rank's share. That needs one upstream gradient, equal on
 run in the order of ranks: two runs give the same bits. There are no second derivatives.
 
 What must not live here: formulas (cyclip_ext.reference) and the arguments of the losses
-(cyclip_ext.functional). docs/distributed.md has usage and costs.
+(cyclip_ext._inputs). docs/distributed.md has usage and costs.
 """
 
 from .batch import Batch, Exchange, agree, check_group
-from .collectives import all_sum, replicate_rows
-from .pairs import pair_statistics, sigmoid_rows
-from .rectangles import Dense, NativeSigmoid, NativeStatistics
+from .collectives import all_sum, own_columns, replicate_rows
+from .ring import Block, Tensors, all_blocks
 
 __all__ = [
     "Batch",
-    "Dense",
+    "Block",
     "Exchange",
-    "NativeSigmoid",
-    "NativeStatistics",
+    "Tensors",
     "agree",
+    "all_blocks",
     "all_sum",
     "check_group",
-    "pair_statistics",
+    "own_columns",
     "replicate_rows",
-    "sigmoid_rows",
 ]

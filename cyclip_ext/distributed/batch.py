@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._compile import _disable_dynamo
+
+from .._torch_compat import disable_compile
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,11 +73,11 @@ class _Message:
         )
 
 
-@_disable_dynamo  # torch.compiler.disable, which would import the whole compiler here
+@disable_compile
 def agree(
-    check: Callable[[], tuple[Any, ...]], group: ProcessGroup, exchange: Exchange
-) -> tuple[Any, ...]:
-    """The arguments of a loss as `check` returns them, features first, and the group's Batch.
+    check: Callable[[], list[Tensor]], group: ProcessGroup, exchange: Exchange
+) -> tuple[list[Tensor], Batch]:
+    """Return the arguments of a loss as `check` returns them, features first, and the Batch.
 
     Raises: what `check` raises, on this rank, and a RuntimeError that names this rank on all
     others; ValueError on all ranks where they do not fit together.
@@ -90,7 +91,7 @@ def agree(
     messages = _exchange(_Message.about(arguments, exchange), group, arguments[0].device)
     _check_messages(messages)
     counts = tuple(message.rows for message in messages)
-    return (*arguments, Batch(group, exchange, dist.get_rank(group), counts))
+    return arguments, Batch(group, exchange, dist.get_rank(group), counts)
 
 
 def check_group(group: object) -> None:

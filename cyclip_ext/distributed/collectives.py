@@ -17,14 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from .._torch_compat import disable_compile
 from .batch import Batch
 
 
-@_disable_dynamo
+@disable_compile
 def gather_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Of all ranks, [n, d] -> [N, d], sent as they are and then widened to `dtype`.
 
@@ -34,14 +34,14 @@ def gather_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     return gathered
 
 
-@_disable_dynamo
+@disable_compile
 def replicate_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """As gather_rows, for N rows of which every rank computes the same whole loss."""
     replicated: Tensor = _ReplicateRows.apply(rows, batch, dtype)
     return replicated
 
 
-@_disable_dynamo
+@disable_compile
 def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Statistics of this rank's columns over all rows, [n] each.
 
@@ -52,7 +52,7 @@ def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Ten
     return own_lse, own_hardest
 
 
-@_disable_dynamo
+@disable_compile
 def all_sum(values: Tensor, batch: Batch) -> Tensor:
     """The sum over ranks, on every rank; any shape."""
     total: Tensor = _AllSum.apply(values, batch)

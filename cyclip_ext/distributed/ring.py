@@ -1,54 +1,92 @@
-"""Blocks of texts on tour: rank r hands what it has to r + 1 and takes what r - 1 has.
+"""This rank's rows against all columns, block by block.
 
-The next block is on its way while this one is computed, so a rank holds two blocks at a time, and
-after W - 1 steps has seen them all. In the backward pass the gradient of each block follows it:
-every rank adds its share, and the last one sends the sum home.
+A block of the similarity matrix is this rank's images against some texts. With the ring, rank r
+hands the texts it has to r + 1 and takes those of r - 1. The next block is on its way while this
+one is computed, so a rank holds two blocks at a time, and after W - 1 steps has seen them all. In
+the backward pass the gradient of each block follows it: every rank adds its share, and the last one
+sends the sum home.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd import Function
 
+from .._torch_compat import disable_compile
 from .batch import Batch
-from .rectangles import Outputs, Rectangle
+from .collectives import gather_rows
+
+Tensors = tuple[Tensor, ...]
 
 
-@_disable_dynamo
-def ring_rectangles(
-    rectangle: Rectangle,
+class Block(Protocol):
+    """A block's outputs and gradients; `ops.PairOperator` is one, and describes the arguments."""
+
+    @property
+    def differentiable(self) -> int: ...
+
+    def __call__(self, inputs: Tensors, offset: int) -> Tensors: ...
+
+    def backward(
+        self,
+        inputs: Tensors,
+        offset: int,
+        outputs: Tensors,
+        grads: Tensors,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]: ...
+
+
+def all_blocks(block: Block, inputs: Tensors, batch: Batch) -> list[Tensors]:
+    """Return the outputs for all columns: of one block, or with the ring of one for each rank.
+
+    `inputs` are this rank's (images [n, d], texts [n, d], scalars ...). 16-bit features travel as
+    they are and are widened afterwards, so that gradients are summed over the ranks before they are
+    rounded.
+    """
+    image, text, *scalars = inputs
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    image = image.to(dtype)
+    if batch.exchange == "ring":
+        return ring_blocks(block, image, text, tuple(scalars), batch)
+    texts = gather_rows(text, batch, dtype)
+    return [block((image, texts, *scalars), batch.start(batch.rank))]
+
+
+@disable_compile
+def ring_blocks(
+    block: Block,
     image: Tensor,  # [n, d], in the dtype of the computation
     text: Tensor,  # [n, d], in that in which it travels
     scalars: tuple[Tensor, ...],
     batch: Batch,
-) -> list[Outputs]:
-    """The outputs of a rectangle with each rank's texts, in the order of ranks."""
-    flat = _Ring.apply(rectangle, batch, image, text, *scalars)
+) -> list[Tensors]:
+    """Return the outputs of a block with each rank's texts, in the order of ranks."""
+    flat = _Ring.apply(block, batch, image, text, *scalars)
     return _by_rank(flat, batch)
 
 
 class _Ring(Function):
     @staticmethod
     def forward(
-        ctx: Any, rectangle: Rectangle, batch: Batch, image: Tensor, text: Tensor, *scalars: Tensor
+        ctx: Any, block: Block, batch: Batch, image: Tensor, text: Tensor, *scalars: Tensor
     ) -> tuple[Tensor, ...]:
-        blocks: list[Outputs] = [()] * batch.ranks
+        blocks: list[Tensors] = [()] * batch.ranks
 
-        def visit(owner: int, block: Tensor) -> None:
-            inputs = image, block.to(image.dtype), *scalars
-            blocks[owner] = tuple(rectangle(inputs, _offset(owner, batch)))
+        def visit(owner: int, texts: Tensor) -> None:
+            inputs = image, texts.to(image.dtype), *scalars
+            blocks[owner] = tuple(block(inputs, _offset(owner, batch)))
 
         _tour(text, batch, visit)
         flat = tuple(output for outputs in blocks for output in outputs)
-        ctx.rectangle, ctx.batch, ctx.scalars = rectangle, batch, len(scalars)
+        ctx.block, ctx.batch, ctx.scalars = block, batch, len(scalars)
         ctx.save_for_backward(image, text, *scalars, *flat)
-        constant = [output for outputs in blocks for output in outputs[rectangle.differentiable :]]
+        constant = [output for outputs in blocks for output in outputs[block.differentiable :]]
         ctx.mark_non_differentiable(*constant)
         return flat
 
@@ -59,93 +97,93 @@ class _Ring(Function):
                 'a loss with exchange="ring" cannot be differentiated twice; leave group=None and '
                 'use backend="reference" for second derivatives'
             )
-        rectangle: Rectangle = ctx.rectangle
+        block: Block = ctx.block
         batch: Batch = ctx.batch
         image, text, *saved = ctx.saved_tensors
         scalars, flat = saved[: ctx.scalars], saved[ctx.scalars :]
         blocks = _by_rank(flat, batch)
-        upstream = [block[: rectangle.differentiable] for block in _by_rank(grads, batch)]
-        wanted = ctx.needs_input_grad[2:]
-        kept: list[Tensor | None] = [None] * len(wanted)  # gradients that stay on this rank
+        upstream = [given[: block.differentiable] for given in _by_rank(grads, batch)]
+        needed = ctx.needs_input_grad[2:]
+        own: list[Tensor | None] = [None] * len(needed)  # gradients that stay on this rank
 
-        def visit(owner: int, block: Tensor) -> Tensor | None:
-            shares = rectangle.backward(
-                (image, block.to(image.dtype), *scalars),
+        def visit(owner: int, texts: Tensor) -> Tensor | None:
+            shares = block.backward(
+                (image, texts.to(image.dtype), *scalars),
                 _offset(owner, batch),
                 blocks[owner],
                 upstream[owner],
-                wanted,
+                needed,
             )
             for k, share in enumerate(shares):
-                if wanted[k] and share is not None and k != 1:
-                    before = kept[k]
-                    kept[k] = share if before is None else before + share
+                if needed[k] and share is not None and k != 1:
+                    before = own[k]
+                    own[k] = share if before is None else before + share
             return shares[1]
 
-        if wanted[1]:
-            kept[1] = _round_trip(text, image.dtype, batch, visit).to(text.dtype)
+        if needed[1]:
+            own[1] = _round_trip(text, image.dtype, batch, visit).to(text.dtype)
         else:
             _tour(text, batch, visit)
-        return None, None, *kept
+        return None, None, *own
 
 
-def _by_rank(flat: tuple[Tensor, ...], batch: Batch) -> list[Outputs]:
+def _by_rank(flat: tuple[Tensor, ...], batch: Batch) -> list[Tensors]:
     each = len(flat) // batch.ranks
     return [tuple(flat[k : k + each]) for k in range(0, len(flat), each)]
 
 
 def _offset(owner: int, batch: Batch) -> int:
-    """The column of the owner's block that pairs with row 0 here; outside, unless it is ours."""
+    """Return the column of the owner's texts that pairs with row 0 here; inside for our own."""
     return batch.start(batch.rank) - batch.start(owner)
 
 
-def _tour(block: Tensor, batch: Batch, visit: Callable[[int, Tensor], object]) -> None:
-    """Visits every rank's block, this rank's first; `visit` gets the owner with it."""
-    block = block.contiguous()
+def _tour(texts: Tensor, batch: Batch, visit: Callable[[int, Tensor], object]) -> None:
+    """Visit every rank's texts, this rank's first; `visit` gets the owner with them."""
+    texts = texts.contiguous()
     for step in range(batch.ranks):
         owner = (batch.rank - step) % batch.ranks
         if step == batch.ranks - 1:
-            visit(owner, block)
+            visit(owner, texts)
             return
-        upcoming = _empty_block(block, owner - 1, batch)
-        transfers = _pass_on([block], [upcoming], batch)
-        visit(owner, block)
+        upcoming = _empty_block(texts, owner - 1, batch)
+        transfers = _pass_on([texts], [upcoming], batch)
+        visit(owner, texts)
         _wait(transfers)
-        block = upcoming
+        texts = upcoming
 
 
 def _round_trip(
-    block: Tensor,
+    texts: Tensor,
     dtype: torch.dtype,
     batch: Batch,
     visit: Callable[[int, Tensor], Tensor | None],
 ) -> Tensor:
-    """A tour on which `visit` returns its share, in `dtype`, of a sum that goes with the block.
+    """Return the sum over ranks, in `dtype`, of what `visit` returns for this rank's texts.
 
-    Returns the sum of this rank's own block. A sum leaves one step after its block: while this
-    rank computes its share, the sum of all before it arrives.
+    A sum leaves one step after its texts: while this rank computes its share, the sum of all ranks
+    before it arrives.
     """
-    block = block.contiguous()
-    total = block
+    texts = texts.contiguous()
+    total = texts
     for step in range(batch.ranks):
         owner = (batch.rank - step) % batch.ranks
         outgoing, incoming = [], []
         if step < batch.ranks - 1:
-            outgoing.append(block)
-            incoming.append(_empty_block(block, owner - 1, batch))
+            outgoing.append(texts)
+            incoming.append(_empty_block(texts, owner - 1, batch))
         if step > 0:
             outgoing.append(total)
-            incoming.append(_empty_block(block, owner, batch, dtype))
+            incoming.append(_empty_block(texts, owner, batch, dtype))
         transfers = _pass_on(outgoing, incoming, batch)
-        share = visit(owner, block)
+        share = visit(owner, texts)
         assert share is not None
         _wait(transfers)
         total = share if step == 0 else incoming[-1].add_(share)
         if step < batch.ranks - 1:
-            block = incoming[0]
+            texts = incoming[0]
     if batch.ranks == 1:
         return total
-    own = _empty_block(block, batch.rank, batch, dtype)
+    own = _empty_block(texts, batch.rank, batch, dtype)
     _wait(_pass_on([total], [own], batch))
     return own
 

@@ -1,15 +1,20 @@
-"""Two-tower models: small ones of our own for small pictures, and all of open_clip's by name.
+"""Two-tower models: small ones of this package for small images, and all of open_clip's by name.
 
-`create_model(name)` gives model, tokenizer and picture size. The configurations in configs/ come in
-two forms: with "image" and "text" for the towers of mini.py, with "vision_cfg" and "text_cfg" for
-open_clip, which learns them by name. `synchronize_batch_norm(model, group)` lets batch norm see the
-batch of all processes. trained.py loads what was trained: checkpoints of this package (whose files
-checkpoint.py verifies) and open_clip's weights. No loss and no training belongs here.
+    factory      create_model(name): model, tokenizer and image size; configurations in configs/
+    mini         the towers of this package's own models
+    tokenizers   open_clip's tokenizers, or hashed words, which need no package
+    batch_norm   batch norm over the batch of all processes
+    trained      loading what was trained: runs of this package and everything that open_clip loads
+    checkpoint   reading and verifying the files of runs
+
+A configuration with "image" and "text" describes towers of mini.py; one with "vision_cfg" and
+"text_cfg" is registered with open_clip. Losses and training do not belong here.
 """
 
 from .batch_norm import GroupBatchNorm, synchronize_batch_norm
 from .factory import CreatedModel, create_model, list_models
 from .mini import ImageConfig, ImageTower, MiniCLIP, TextConfig, TextTower
+from .tokenizers import TokenizerName, WordTokenizer, default_tokenizer
 
 __all__ = [
     "CreatedModel",
@@ -19,7 +24,10 @@ __all__ = [
     "MiniCLIP",
     "TextConfig",
     "TextTower",
+    "TokenizerName",
+    "WordTokenizer",
     "create_model",
+    "default_tokenizer",
     "list_models",
     "synchronize_batch_norm",
 ]

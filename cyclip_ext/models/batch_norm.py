@@ -1,12 +1,17 @@
-"""Batch norm over the batch of a whole process group.
+"""Batch norm over the batch of a whole process group, and passes that leave its statistics alone.
 
-Ranks that normalize by themselves train another model than one process would with all pairs:
-with group statistics, features, gradients and running statistics are those of the whole batch.
-torch.nn.SyncBatchNorm does that on a GPU and refuses CPU tensors; here is what takes them.
+If each rank normalizes over its own pairs, the model differs from one trained in a single process.
+With group statistics, features, gradients and running statistics are those of the whole batch.
+torch.nn.SyncBatchNorm does this on a GPU but rejects CPU tensors; GroupBatchNorm accepts them.
+
+A second pass over the same batch (GradCache, gradient checkpointing) must not update running
+statistics again: see `kept_running_statistics`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -15,19 +20,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def synchronize_batch_norm(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-    """Let the model's batch norms normalize over all ranks of the group in training mode.
+    """Make the model's batch norms normalize over all ranks of the group in training mode.
 
-    torch.nn.SyncBatchNorm where the whole model is on a GPU, GroupBatchNorm elsewhere; parameters,
-    buffers and their names stay. Call it once the model is where it will run, and before
-    DistributedDataParallel. Ranks must then pass through the layers equally often; their shares of
-    the batch may differ.
+    Uses torch.nn.SyncBatchNorm if the whole model is on a GPU and GroupBatchNorm otherwise.
+    Parameters, buffers and their names stay the same. Call it after moving the model to its device
+    and before wrapping it in DistributedDataParallel. All ranks must pass through the layers
+    equally often; their shares of the batch may differ in size.
 
-    Returns: the model, changed in place; a new module only where it is a batch norm itself.
+    Returns:
+        The model, changed in place, or a new module if the model itself is a batch norm.
 
-    Raises: TypeError for a batch norm of another library, which may do more than normalize.
+    Raises:
+        TypeError: For a batch norm of another library, which may do more than normalize.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and type(module) not in _KNOWN:
@@ -50,16 +60,17 @@ def _replaced(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 
 class GroupBatchNorm(_BatchNorm):
-    """Takes the place of a batch norm; its parameters and buffers are the same tensors.
+    """Replacement for a batch norm that shares its parameters and buffers.
 
-    [n, C, ...] -> the same shape and dtype, n of this rank. In training mode mean and variance are
-    those of all ranks' rows, computed in float32 or wider. Gradients of the input are exact where
-    ranks' losses are shares of one: where the features' gradients on every rank are those of the
-    whole-batch loss times one factor, as the losses of cyclip_ext with a group make them.
-    In eval mode it is plain batch norm.
+    Maps [n, C, ...] to the same shape and dtype, with the n rows of this rank. In training mode,
+    mean and variance are taken over the rows of all ranks and computed in float32 or wider. The
+    gradient of the input is exact if the gradients of the features on every rank are those of the
+    whole-batch loss times one common factor, as they are for the losses of cyclip_ext with a group.
+    In eval mode it is a plain batch norm.
 
-    Raises: ValueError for input without a channel dimension, and in training mode where all ranks
-    together have a single value per channel.
+    Raises:
+        ValueError: For input without a channel dimension, and in training mode if all ranks
+            together have a single value per channel.
     """
 
     def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup) -> None:
@@ -77,14 +88,14 @@ class GroupBatchNorm(_BatchNorm):
             raise ValueError(f"input must be [n, C, ...], not of shape {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """[n, C, ...] -> [n, C, ...]."""
+        """Normalize [n, C, ...]."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
         count, mean, var = _group_statistics(input.detach(), self.group)
         if self.track_running_stats:
             self._track(count, mean, var)
-        # The dtype of the statistics, also where the whole model is in bfloat16.
+        # The dtype of the statistics, even if the whole model is in bfloat16.
         weight, bias = (p if p is None else p.to(mean.dtype) for p in (self.weight, self.bias))
         output: Tensor = _Normalize.apply(
             input, weight, bias, mean, var, count, self.eps, self.group
@@ -98,7 +109,7 @@ class GroupBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
-        if momentum is None:  # the mean over all batches so far
+        if momentum is None:  # cumulative mean over all batches so far
             momentum = 1 / self.num_batches_tracked.item()
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         unbiased = var * (count / (count - 1))
@@ -109,17 +120,17 @@ def _group_statistics(
     input: Tensor,  # [n, C, ...]
     group: dist.ProcessGroup,
 ) -> tuple[int, Tensor, Tensor]:  # [C] each, in float32 or wider
-    """Number of values per channel, their mean and (biased) variance, over all ranks.
+    """Return the number of values per channel, their mean and (biased) variance, over all ranks.
 
-    Each rank's own mean and variance are put together (Chan, Golub, LeVeque 1979): nothing cancels
-    where the mean is large, and the bits are the same on every rank.
+    The mean and variance of the ranks are combined (Chan, Golub, LeVeque 1979), so that nothing
+    cancels if the mean is large. The result has the same bits on every rank.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
     channels = input.shape[1]
-    # torch's own pass over the input; it returns what it counted in the dtype of `unused`.
+    # One pass over the input; torch returns the statistics in the dtype of `unused`.
     unused = input.new_zeros(channels, dtype=dtype)
     mean, _ = torch.batch_norm_update_stats(input, unused, unused, 0.0)
-    # The mean of large values is rounded on the way; what is missing is a mean of small ones.
+    # The mean of large values is rounded; the remainder is a mean of small values.
     centred = input - mean.view([1, channels] + [1] * (input.ndim - 2))
     rest, var = torch.batch_norm_update_stats(centred, unused, unused, 0.0)
     count = input.new_full((1,), input.numel() // channels, dtype=torch.float64)
@@ -139,7 +150,7 @@ def _group_statistics(
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var are functions of all x."""
+    """The function (x - mean) / sqrt(var + eps) * weight + bias, with mean and var of all x."""
 
     @staticmethod
     def forward(
@@ -168,7 +179,7 @@ class _Normalize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             sums = torch.stack([grad_bias, grad_weight])
             dist.all_reduce(sums, group=ctx.group)
-            # Through mean and var, which every x of the group moves.
+            # The part that passes through mean and var, which depend on every x of the group.
             of_mean, of_var = sums / ctx.count
             inverse_std = (var + ctx.eps).rsqrt()
             factor = inverse_std if weight is None else inverse_std * weight
@@ -185,3 +196,41 @@ class _Normalize(torch.autograd.Function):
 
 
 _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, GroupBatchNorm)
+
+
+def norms_of_batches(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the norm layers that depend on the rest of the batch, by their names in the model.
+
+    These are batch norms in training mode or without running statistics, and instance norms in
+    training mode that track them.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            depends = module.training or module.running_mean is None
+        elif isinstance(module, _InstanceNorm):
+            depends = module.training and module.running_mean is not None
+        else:
+            depends = False
+        if depends:
+            found[name] = module
+    return found
+
+
+@contextmanager
+def kept_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Restore the running statistics of the model on exit."""
+    # Inside the block the layers work on copies. Writing old values back would tell autograd that
+    # tensors which other graphs hold have changed.
+    originals: list[tuple[nn.Module, str, Any]] = []
+    for module in norms_of_batches(model).values():
+        for name in _BUFFERS:
+            buffer = getattr(module, name)
+            if buffer is not None:
+                originals.append((module, name, buffer))
+                setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in originals:
+            setattr(module, name, buffer)

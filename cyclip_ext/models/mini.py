@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, relu
 from torch.utils.checkpoint import checkpoint
 
-from ..running_statistics import kept_running_statistics
+from .batch_norm import kept_running_statistics
 
 PAD = 0  # token id of padding, as in open_clip's SimpleTokenizer
 

@@ -1,31 +1,41 @@
-"""Trained models: this package's checkpoints, and open_clip's names with weights."""
+"""Trained models: this package's checkpoints, and everything that open_clip loads."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import needs
-from .checkpoint import State, load_checkpoint
-from .factory import CreatedModel, create_model
+from .checkpoint import State, load_checkpoint, read_state, shortened
+from .factory import CreatedModel, create_model, image_size_of
+from .tokenizers import TokenizerName, import_open_clip
 
-CHOICE = ("checkpoints/best.pt", "checkpoints/last.pt")  # of a run folder, the first there is
+CHOICE = ("checkpoints/best.pt", "checkpoints/last.pt")  # of a run folder, in this order
+
+# open_clip's names that bring their own weights.
+SCHEMAS = ("local-dir:", "hf-hub:")
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP or AveragedModel, compile, Lightning
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights and where they are from.
+    """A model with its weights and their origin.
 
-    created: model, tokenizer, picture size. weights: the checkpoint, or open_clip's tag. settings:
-    those of the run, as in its config.json; empty for another trainer's weights. transform: what
-    another trainer's model asks of pictures; None: what this package trains with
-    (cyclip_ext.data.file_transform, and render for sets in memory).
+    Attributes:
+        created: Model, tokenizer and image size.
+        weights: The checkpoint, or open_clip's tag.
+        settings: Settings of the run, as in its config.json; empty for another trainer's weights.
+        transform: Preprocessing of another trainer's model, from an RGB image to [3, h, w]. None
+            for a run of this package, which uses cyclip_ext.data.file_transform, and render for
+            datasets in memory.
     """
 
     created: CreatedModel
@@ -35,9 +45,10 @@ class TrainedModel:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that stands for a run folder: best.pt, else last.pt; a file is itself.
+    """Return the checkpoint of a run folder: best.pt, else last.pt. A file is returned as it is.
 
-    Raises FileNotFoundError, naming what was looked for, where there is none.
+    Raises:
+        FileNotFoundError: If the folder has neither.
     """
     if not path.is_dir():
         return path
@@ -45,84 +56,199 @@ def checkpoint_of(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(
-        f"{path} holds neither {' nor '.join(CHOICE)}: give a run folder of this package's "
-        "training, or a checkpoint file"
+        f"{path} has neither {' nor '.join(CHOICE)}; give a run folder of this package's training, "
+        "or a checkpoint file"
     )
 
 
 def load_trained(path: Path) -> TrainedModel:
-    """The model of a checkpoint or run folder of this package's training, on the CPU.
+    """Load the model of a run folder or checkpoint of this package's training, on the CPU.
 
-    Of a run folder the weights that validated best, else the last. Where the run keeps a moving
-    average of its weights, that is taken, as training measures it. Only weights are read: no code
-    of the file is executed.
+    From a run folder, the weights that validated best are taken, else the last ones. If the run
+    keeps a moving average of its weights, that average is taken, as in training's own evaluation.
+    Only tensors and plain values are read; no code in the file is executed.
 
-    Raises FileNotFoundError where nothing is there, ValueError where the file is damaged, is not
-    one of ours, or does not fit its model.
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the file is damaged, is not a checkpoint of this package, or does not fit its
+            model.
+        ImportError: If the model or its tokenizer needs open_clip and it cannot be imported.
     """
     file = checkpoint_of(path)
     state = load_checkpoint(file)
-    if not {"config", "model"} <= state.keys():
-        raise ValueError(f"{file} has no weights and settings of a run, but {', '.join(state)}")
-    settings = state["config"]
-    created = create_model(settings["run"]["model"], sigmoid=settings["loss"]["loss"] == "siglip")
-    _load(created, _weights(state), file)
-    return TrainedModel(created, str(file), settings)
-
-
-def load_pretrained(name: str, weights: str) -> TrainedModel:
-    """open_clip's model `name` with weights from a file or of one of open_clip's tags, on the CPU.
-
-    A tag is downloaded by open_clip where its cache has it not.
-
-    Raises ValueError where name or weights are unknown or do not fit, MissingDependency where
-    open_clip does not import.
-    """
-    open_clip = needs.open_clip()
-    if name not in open_clip.list_models():
-        raise ValueError(f"model {name!r} is none of open_clip.list_models()")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if not Path(weights).is_file() and weights not in known:
+    settings = state.get("config")
+    try:
+        run, loss = settings["run"], settings["loss"]["loss"]  # type: ignore[index]
+        name, weights = run["model"], state["model"]
+    except (KeyError, TypeError):
         raise ValueError(
-            f"weights {weights!r} are neither a file nor a tag of {name}; its tags: "
+            f"{file} lacks the weights or settings of a run; it has the entries "
+            f"{shortened([*map(str, state)])}"
+        ) from None
+    # Runs from before tokenizers could be chosen were trained with open_clip's.
+    tokenizer: TokenizerName = run.get("tokenizer", "open_clip")
+    try:
+        created = create_model(name, sigmoid=loss == "siglip", tokenizer=tokenizer)
+    except ImportError as error:
+        raise ImportError(f"{file} was trained with {name} and its tokenizer: {error}") from error
+    average = state.get("ema")
+    _load(created, unwrapped(weights if average is None else average), file)
+    return TrainedModel(created, str(file), settings or {})
+
+
+def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
+    """Load a model that open_clip knows, with its weights, on the CPU.
+
+    Args:
+        name: One of `open_clip.list_models()`, "local-dir:FOLDER", "hf-hub:ORGANIZATION/MODEL", or
+            a JSON file with the configuration of an architecture.
+        weights: A file, or one of open_clip's tags, which it downloads if they are not cached.
+            None with local-dir and hf-hub, which bring their own. In a file, the weights may lie
+            under "state_dict" or "model", and their names may begin with "module.", "_orig_mod." or
+            "model.".
+
+    Raises:
+        ValueError: If name or weights are unknown or do not fit.
+        ImportError: If open_clip cannot be imported.
+    """
+    open_clip = import_open_clip()
+    if name.startswith(SCHEMAS):
+        if weights is not None:
+            raise ValueError(f"model {name} brings its own weights; got pretrained {weights!r}")
+        loaded = _from_open_clip(name, None)
+        return TrainedModel(loaded.created, name, transform=loaded.transform)
+    if Path(name).suffix == ".json":
+        name = _add_config(Path(name))
+    if name not in open_clip.list_models():
+        raise ValueError(
+            f"model {name!r} is not one of open_clip.list_models(); give one of these, "
+            f"{SCHEMAS[0]}FOLDER, {SCHEMAS[1]}NAME, or a JSON file with its configuration"
+        )
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if weights is None or (not Path(weights).is_file() and weights not in known):
+        raise ValueError(
+            f"pretrained weights {weights!r} are neither a file nor a tag of {name}; its tags are: "
             f"{', '.join(known) or 'none'}"
         )
     try:
+        return _from_open_clip(name, weights)
+    except ValueError as error:
+        return _from_wrapped(name, Path(weights), error)
+
+
+def unwrapped(state: State) -> dict[str, Tensor]:
+    """Return the weights inside a saved state, without the prefixes of wrappers around the model.
+
+    Looks under "state_dict" and "model". The prefixes "module.", "_orig_mod." and "model." are
+    removed, as often as every name has one.
+    """
+    weights: dict[str, Any] = state
+    for key in ("state_dict", "model"):
+        while isinstance(weights.get(key), dict):
+            weights = weights[key]
+    weights = {str(key): value for key, value in weights.items() if key != "n_averaged"}
+    while weights:
+        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _from_open_clip(name: str, weights: str | None) -> TrainedModel:
+    open_clip = import_open_clip()
+    try:
         model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=weights, output_dict=True
+            name, pretrained=weights, output_dict=True, require_pretrained=True
         )
+        tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # of torch, safetensors, the hub: whatever is wrong with the weights
-        raise ValueError(f"{name} cannot take the weights {weights}: {error}") from error
-    size: Any = model.visual.image_size
-    created = CreatedModel(
-        name,
-        model,
-        open_clip.get_tokenizer(name),
-        size[0] if isinstance(size, (tuple, list)) else size,
-    )
-    return TrainedModel(created, weights, transform=transform)
+        reason = str(error).partition("\n")[0]
+        found = "" if weights is None else f" with the weights {weights}"
+        raise ValueError(f"open_clip cannot load {name}{found}: {reason}") from error
+    _require_finite(model, weights or name)
+    created = CreatedModel(name, model, tokenizer, image_size_of(model))
+    return TrainedModel(created, weights or name, transform=transform)
 
 
-def _weights(state: State) -> dict[str, Tensor]:
-    """Those that training measures: of last.pt the moving average, where there is one."""
-    average = state.get("ema")
-    if average is None:
-        return cast(dict[str, Tensor], state["model"])
-    inner = "module."  # of torch's AveragedModel, beside its counter
-    return {
-        key.removeprefix(inner): value for key, value in average.items() if key.startswith(inner)
-    }
+def _from_wrapped(name: str, file: Path, error: ValueError) -> TrainedModel:
+    """Load a file that open_clip rejected after unwrapping its weights."""
+    if not file.is_file() or file.suffix == ".safetensors":
+        raise error
+    state = read_state(file)
+    if {"format", "config"} <= state.keys():
+        raise ValueError(
+            f"{file} is a checkpoint of this package's training; evaluate it with "
+            f"`cyclip-eval run {file}`"
+        ) from error
+    weights = unwrapped(state)
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(
+            f"{file} holds no weights for {name}: its entries are "
+            f"{shortened([*map(str, weights)]) or 'none'}"
+        ) from error
+    with TemporaryDirectory() as folder:
+        plain = Path(folder, "weights.pt")
+        torch.save(weights, plain)
+        try:
+            loaded = _from_open_clip(name, str(plain))
+        except ValueError:
+            model = import_open_clip().create_model(name)
+            raise ValueError(
+                f"{file} does not fit {name}: {_differences(model, weights) or error}"
+            ) from error
+    return TrainedModel(loaded.created, str(file), transform=loaded.transform)
+
+
+def _add_config(path: Path) -> str:
+    """Register the configuration of an architecture with open_clip and return its name."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    needed = ("embed_dim", "vision_cfg", "text_cfg")
+    if not isinstance(content, dict) or not all(key in content for key in needed):
+        hint = f"; for a folder of open_clip give {SCHEMAS[0]}{path.parent}"
+        raise ValueError(
+            f"{path} must be an object with {', '.join(needed)}"
+            + (hint if isinstance(content, dict) and "model_cfg" in content else "")
+        )
+    import_open_clip().add_model_config(path)
+    return path.stem
 
 
 def _load(created: CreatedModel, weights: dict[str, Tensor], file: Path) -> None:
-    try:
-        created.model.load_state_dict(weights)
-    except RuntimeError as error:
+    differences = _differences(created.model, weights)
+    if differences:
         raise ValueError(
-            f"{file} does not fit the model {created.name}, of which it was trained: {error}"
-        ) from error
-    for name, value in created.model.state_dict().items():
+            f"{file} does not fit the model {created.name}, which its settings name: {differences}"
+        )
+    created.model.load_state_dict(weights)
+    _require_finite(created.model, str(file))
+
+
+def _differences(model: nn.Module, weights: dict[str, Any]) -> str:
+    """Return how weights differ from what a model takes; empty if they fit."""
+    expected = model.state_dict()
+    shapes = [
+        f"{name} ({[*getattr(weights[name], 'shape', ['no tensor'])]} instead of {[*value.shape]})"
+        for name, value in expected.items()
+        if name in weights and getattr(weights[name], "shape", None) != value.shape
+    ]
+    found = (
+        ("missing", [name for name in expected if name not in weights]),
+        ("unknown", [str(name) for name in weights if name not in expected]),
+        ("of another shape", shapes),
+    )
+    return "; ".join(f"{kind}: {shortened(names)}" for kind, names in found if names)
+
+
+def _require_finite(model: nn.Module, weights: str) -> None:
+    for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(
-                f"{file}: {name} is not finite; the run has diverged, take an earlier checkpoint"
+                f"{weights}: {name} holds NaN or infinity, so nothing can be measured with these "
+                "weights"
             )

@@ -7,13 +7,13 @@ kernel.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .. import distributed, functional
+from .. import _terms, distributed
+from .._dispatch import Options
+from .._inputs import prepare
 from ..distributed import Batch, Exchange
 from ..reference import normalize
 
@@ -26,7 +26,7 @@ class SquareLoss(nn.Module):
 
     def __init__(self, *, group: ProcessGroup | None = None, exchange: Exchange = "gather") -> None:
         super().__init__()
-        self.ranks: dict[str, Any] = {"group": group, "exchange": exchange}
+        self.options = Options(group=group, exchange=exchange)
 
     def forward(
         self,
@@ -37,12 +37,10 @@ class SquareLoss(nn.Module):
         output_dict: bool = True,
     ) -> dict[str, Tensor]:
         """As the losses of cyclip_ext, with `output_dict` always: {"square_loss": scalar}."""
-        image, text, _, batch = functional._prepare(
-            image_features, text_features, logit_scale, **self.ranks
-        )
-        wide = torch.promote_types(image.dtype, torch.float32)
-        squares = (image.to(wide) - text.to(wide)).square().sum(dim=-1)
-        return {"square_loss": functional.mean(squares, batch)}
+        inputs = prepare(image_features, text_features, logit_scale, options=self.options)
+        wide = torch.promote_types(inputs.image.dtype, torch.float32)
+        squares = (inputs.image.to(wide) - inputs.text.to(wide)).square().sum(dim=-1)
+        return {"square_loss": _terms.mean(squares, inputs.batch)}
 
 
 class NegativesLoss(nn.Module):
@@ -63,7 +61,7 @@ class NegativesLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.weight = weight
-        self.ranks: dict[str, Any] = {"group": group, "exchange": exchange}
+        self.options = Options(group=group, exchange=exchange)
 
     def forward(
         self,
@@ -76,9 +74,9 @@ class NegativesLoss(nn.Module):
         """As the losses of cyclip_ext, with `output_dict` always."""
         features = image_features, text_features
         terms: dict[str, Tensor] = self.loss(*features, logit_scale, logit_bias, output_dict=True)
-        image, text, _, batch = functional._prepare(*features, logit_scale, **self.ranks)
-        negatives = self.weight * mean_negative(image, text, batch)
-        terms["negatives_loss"] = functional._as_loss(negatives, image)
+        inputs = prepare(*features, logit_scale, options=self.options)
+        negatives = self.weight * mean_negative(inputs.image, inputs.text, inputs.batch)
+        terms["negatives_loss"] = _terms.as_loss(negatives, inputs)
         return terms
 
 

@@ -112,6 +112,11 @@ class RunConfig:
     """How long, how, and where to."""
 
     model: str = _option("mini", "a name of cyclip_ext.models.list_models() or of open_clip")
+    tokenizer: Literal["open_clip", "words"] = _option(
+        "open_clip",
+        "open_clip: the one that open_clip has for the model; words: hashed words, without any "
+        "package, for this package's own models. A new run takes words if open_clip is missing",
+    )
     epochs: int = _option(40, "passes over the training pairs")
     seed: int = _option(0, "decides initialization, order, captions, augmentation and dropout")
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = _option(

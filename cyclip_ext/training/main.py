@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..data import MissingData, WorkerDied
-from ..needs import MissingDependency
+from ..models import default_tokenizer
 from .checkpoint import Checkpoints, State, load_checkpoint
 from .compare import check_same_settings, run_comparison
 from .config import FREE_ON_RESUME, SetupError, TrainConfig, add_arguments
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     typed: dict[str, Any] = vars(build_parser().parse_args(argv, defaults=False))
     try:
         return _dispatch(typed)
-    except (SetupError, MissingDependency) as error:
+    except (SetupError, ImportError) as error:
         return _failed(error, UNUSABLE)
     except (
         MissingData,
@@ -79,7 +79,7 @@ def _failed(error: Exception, status: int) -> int:
 
 
 def _dispatch(typed: Mapping[str, Any]) -> int:
-    config = TrainConfig().updated(typed)
+    config = TrainConfig().updated({"tokenizer": default_tokenizer(), **typed})
     device = choose_device(config.run.device)  # before the data, which may take long to open
     with join_ranks(device) as ranks:
         if typed.get("compare"):

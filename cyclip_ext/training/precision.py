@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.encoder import choose_device as evaluation_device
+from ..evaluation.encode import choose_device as evaluation_device
 from .config import SetupError
 from .ranks import local_rank
 

@@ -46,7 +46,11 @@ def run_training(
             f"{folder} holds a run already: continue it with --resume {folder}, or choose a --name"
         )
     torch.manual_seed(config.run.seed)
-    created = create_model(config.run.model, sigmoid=config.loss.loss == "siglip")
+    created = create_model(
+        config.run.model,
+        sigmoid=config.loss.loss == "siglip",
+        tokenizer=config.run.tokenizer,
+    )
     trainer = Trainer(config, data, created, folder, ranks)
     if ranks.is_main:
         # Only now: settings that cannot work leave no folder behind.

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from ..data import (
     NAMED,
     BadRecord,
-    Pairs,
-    Part,
-    PictureData,
+    DatasetSplits,
+    ImageDataset,
     SkipReport,
+    Subset,
     load_named,
     open_pairs,
     require_usable,
@@ -37,10 +37,10 @@ class RunData:
     description: counts and what was skipped, for the log.
     """
 
-    train: Pairs
+    train: ImageDataset
     description: str
-    pictures: PictureData | None = None
-    validation: Pairs | None = None
+    pictures: DatasetSplits | None = None
+    validation: ImageDataset | None = None
 
 
 def open_data(config: DataConfig) -> RunData:
@@ -73,7 +73,7 @@ def open_data(config: DataConfig) -> RunData:
                 raise ValueError(f"--{flag} is for files, {name} brings its own; got {value!r}")
         pictures = load_named(name, size=PICTURE_SIZE)
         chosen = fraction_of(len(pictures.train), config.train_fraction)
-        used = pictures.train if chosen is None else pictures.train.part(chosen)
+        used = pictures.train if chosen is None else pictures.train.subset(chosen)
         description = note + pictures.describe() + _of_all(used, pictures.train)
         return RunData(used, description, pictures=pictures)
     pairs = _open_files(name, config, config.manifest)
@@ -83,14 +83,14 @@ def open_data(config: DataConfig) -> RunData:
     else:
         train, validation = split_pairs(pairs)
     seen = len(pairs) + pairs.skipped.judged
-    require_usable(seen, pairs.skipped, config.max_skipped, pairs.source)
+    require_usable(seen, pairs.skipped, config.max_skipped, pairs.name)
     require_readable(validation)
     description = (
-        f"{pairs.source}: {len(train):,} training pairs, {len(validation):,} for validation; "
+        f"{pairs.name}: {len(train):,} training pairs, {len(validation):,} for validation; "
         f"{pairs.skipped}"
     )
     chosen = fraction_of(len(train), config.train_fraction)
-    part = train if chosen is None else Part(train, chosen)
+    part = train if chosen is None else Subset(train, chosen)
     return RunData(part, description + _of_all(part, train), validation=validation)
 
 
@@ -108,13 +108,13 @@ def fraction_of(count: int, fraction: float) -> npt.NDArray[np.int64] | None:
     return np.sort(order[: max(1, round(fraction * count))])
 
 
-def _of_all(part: Pairs, whole: Pairs) -> str:
+def _of_all(part: ImageDataset, whole: ImageDataset) -> str:
     if len(part) == len(whole):
         return ""
     return f"\n  of the training pairs {len(part):,} are used (--train-fraction)"
 
 
-def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> Pairs:
+def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> ImageDataset:
     return open_pairs(
         path,
         images=config.images,
@@ -126,15 +126,15 @@ def _open_files(path: str, config: DataConfig, manifest: str | None = None) -> P
     )
 
 
-def _require(pairs: Pairs, least: int) -> None:
+def _require(pairs: ImageDataset, least: int) -> None:
     if len(pairs) < least:
         raise ValueError(
-            f"no usable pairs in {pairs.source}: {len(pairs)} found, at least {least} needed; "
+            f"no usable pairs in {pairs.name}: {len(pairs)} found, at least {least} needed; "
             f"{pairs.skipped}"
         )
 
 
-def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
+def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
     """(training, validation): evenly spaced records are kept out, the same for every seed.
 
     Raises ValueError, with what was skipped, for fewer than two records.
@@ -142,10 +142,10 @@ def split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
     _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
     held_out = np.arange(count) * (len(pairs) // count)
-    return Part(pairs, np.delete(np.arange(len(pairs)), held_out)), Part(pairs, held_out)
+    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), Subset(pairs, held_out)
 
 
-def require_readable(pairs: Pairs) -> None:
+def require_readable(pairs: ImageDataset) -> None:
     """Raises ValueError where no validation record can be read: better now than after an epoch."""
     skipped = SkipReport()
     for index in range(len(pairs)):
@@ -156,6 +156,6 @@ def require_readable(pairs: Pairs) -> None:
         else:
             return
     raise ValueError(
-        f"no validation record of {pairs.source} can be read ({skipped}); check --val-data and "
+        f"no validation record of {pairs.name} can be read ({skipped}); check --val-data and "
         "--images"
     )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from cyclip_ext.data.images import open_image, square_rgba
-from cyclip_ext.data.records import BadRecord
+from cyclip_ext.data.skips import BadRecord
 
 from .files import BLUE, RED, encode, halves, jpeg, png_bomb
 
@@ -164,16 +164,16 @@ def test_reduced_decoding_keeps_the_picture(options: dict[str, bool]) -> None:
     """Decoding below the size that is needed, or another picture, would spoil training unseen."""
     data = encode(photo(1000, 700), "JPEG", quality=95, **options)
     full = open_image(data, "x")
-    reduced = open_image(data, "x", least_side=107)
+    reduced = open_image(data, "x", min_side=107)
     assert reduced.size == (250, 175)  # a quarter: an eighth would have 88 rows
     one, two = (
         np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC), dtype=np.float64)
         for image in (full, reduced)
     )
     assert np.abs(one - two).mean() < 1
-    assert open_image(data, "x", least_side=701).size == full.size
+    assert open_image(data, "x", min_side=701).size == full.size
     png = encode(halves(size=(400, 400)))
-    assert open_image(png, "x", least_side=10).size == (400, 400)
+    assert open_image(png, "x", min_side=10).size == (400, 400)
 
 
 def test_reduced_decoding_finds_the_same_damage() -> None:
@@ -181,7 +181,7 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
         data = encode(photo(400, 400), "JPEG", **options)
         for cut in range(len(data) // 2, len(data) - 2, len(data) // 40):
             with pytest.raises(BadRecord, match="truncated"):
-                open_image(data[:cut], "x", least_side=50)
+                open_image(data[:cut], "x", min_side=50)
 
 
 def test_formats_the_web_does_not_serve_are_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_the_first_of_several_pictures_in_a_jpeg_is_reduced_too() -> None:
     data = encode(photo(1000, 700), "MPO", save_all=True, append_images=more, quality=95)
     assert Image.open(BytesIO(data)).format == "MPO"
     full = open_image(data, "x")
-    reduced = open_image(data, "x", least_side=107)
+    reduced = open_image(data, "x", min_side=107)
     assert (full.size, reduced.size) == ((1000, 700), (250, 175))
     small = [np.asarray(image.resize((48, 48)), dtype=np.float64) for image in (full, reduced)]
     assert np.abs(small[0] - small[1]).mean() < 2

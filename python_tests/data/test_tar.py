@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cyclip_ext.data.records import BadRecord
-from cyclip_ext.data.tar import _OPEN_SHARDS, TarPairs
+from cyclip_ext.data.skips import BadRecord
+from cyclip_ext.data.tar import _OPEN_SHARDS, TarDataset
 from cyclip_ext.data.tar_format import BrokenTar, read_members
 
 from .files import encode, halves, jpeg, write_tar
@@ -22,7 +22,7 @@ PNG = encode(halves())
 
 
 def members(count: int, start: int = 0) -> list[tuple[str, bytes]]:
-    """What img2dataset writes."""
+    """Return the members of samples as img2dataset writes them."""
     return [
         item
         for i in range(start, start + count)
@@ -34,7 +34,7 @@ def members(count: int, start: int = 0) -> list[tuple[str, bytes]]:
     ]
 
 
-def reason(pairs: TarPairs, index: int) -> str:
+def reason(pairs: TarDataset, index: int) -> str:
     with pytest.raises(BadRecord) as caught:
         pairs[index]
     return caught.value.reason
@@ -42,7 +42,7 @@ def reason(pairs: TarPairs, index: int) -> str:
 
 def test_samples_of_several_shards(tmp_path: Path) -> None:
     shards = [write_tar(tmp_path / f"{i}.tar", members(3, 3 * i)) for i in range(2)]
-    pairs = TarPairs(shards)
+    pairs = TarDataset(shards)
     assert len(pairs) == 6
     assert pairs.skipped.total == 0
     assert [pairs[i].captions for i in (5, 0, 3)] == [
@@ -60,7 +60,7 @@ def test_caption_from_json_without_txt(tmp_path: Path) -> None:
         ("b.jpg", PNG),
         ("b.json", b'{"caption": ["two", " ", "three\\nlines"]}'),
     ]
-    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    pairs = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert [pairs[i].captions for i in range(2)] == [("one",), ("two", "three lines")]
 
 
@@ -81,7 +81,7 @@ def test_bad_samples_are_counted_where_they_show(tmp_path: Path) -> None:
         ("h.jpg", PNG),
         ("h.txt", b"good"),
     ]
-    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    pairs = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert pairs.skipped.counts == {"no caption file": 1, "no image file": 1}
     assert len(pairs) == 6
     found = [reason(pairs, i) for i in range(5)]
@@ -98,7 +98,7 @@ def test_keys_end_at_the_first_dot_and_include_the_folder(tmp_path: Path) -> Non
         ("y/1.jpg", PNG),
         ("y/1.txt", b"second"),
     ]
-    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    pairs = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert [pairs[i].captions[0] for i in range(2)] == ["first", "second"]
 
 
@@ -123,7 +123,7 @@ def test_other_kinds_of_members_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "in" / "link.jpg").symlink_to("a.jpg")
     with tarfile.open(path, "w") as tar:
         tar.add(tmp_path / "in", arcname="in")
-    pairs = TarPairs([path])
+    pairs = TarDataset([path])
     assert [pairs[i].captions for i in range(len(pairs))] == [("caption",)]
 
 
@@ -133,7 +133,7 @@ def test_broken_end_keeps_what_came_before(tmp_path: Path) -> None:
         third = next(m for m in read_members(file) if m.name == "000000002.jpg")
     for cut in (third.offset + 10, third.offset - 100):  # inside data, inside a header
         (tmp_path / "b.tar").write_bytes(whole[:cut])
-        pairs = TarPairs([tmp_path / "b.tar"])
+        pairs = TarDataset([tmp_path / "b.tar"])
         assert len(pairs) == 2
         assert pairs.skipped.counts["broken tar"] == 1
         assert pairs[1].captions == ("caption 1",)
@@ -145,14 +145,14 @@ def test_overwritten_header_is_damage_not_nonsense(tmp_path: Path) -> None:
         second = next(m for m in read_members(file) if m.name == "000000001.jpg")
     data[second.offset - 512 : second.offset - 400] = b"x" * 112
     (tmp_path / "a.tar").write_bytes(data)
-    pairs = TarPairs([tmp_path / "a.tar"])
+    pairs = TarDataset([tmp_path / "a.tar"])
     assert len(pairs) == 1
     assert pairs.skipped.counts["broken tar"] == 2  # estimated from the bytes that follow
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>" * 1000)
-    pairs = TarPairs([tmp_path / "a.tar"])
+    pairs = TarDataset([tmp_path / "a.tar"])
     assert len(pairs) == 0
     assert pairs.skipped.counts["broken tar"] == 1
 
@@ -186,7 +186,7 @@ def test_no_damage_escapes_as_another_error(tmp_path: Path, position: int, noise
 
 
 def test_survives_pickling_with_open_files(tmp_path: Path) -> None:
-    pairs = TarPairs([write_tar(tmp_path / "a.tar", members(2))])
+    pairs = TarDataset([write_tar(tmp_path / "a.tar", members(2))])
     assert pairs[0].captions == ("caption 0",)
     copy = pickle.loads(pickle.dumps(pairs))
     assert copy[1].captions == ("caption 1",)
@@ -202,7 +202,7 @@ def test_few_shards_are_open_at_once(tmp_path: Path) -> None:
         return sum(str(tmp_path) in name and name.endswith(".tar") for name in targets)
 
     count = 2 * _OPEN_SHARDS
-    pairs = TarPairs([write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(count)])
+    pairs = TarDataset([write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(count)])
     for _ in range(2):
         assert [pairs[i].captions for i in range(count)] == [
             (f"caption {i}",) for i in range(count)
@@ -214,7 +214,7 @@ def test_few_shards_are_open_at_once(tmp_path: Path) -> None:
 
 def test_a_shard_that_shrinks_or_goes_away_spoils_its_records_only(tmp_path: Path) -> None:
     shards = [write_tar(tmp_path / f"{i}.tar", members(1, i)) for i in range(3)]
-    pairs = TarPairs(shards)
+    pairs = TarDataset(shards)
     shards[0].write_bytes(shards[0].read_bytes()[:600])
     shards[1].unlink()
     assert reason(pairs, 0) == "unreadable (shard cut off since it was opened)"
@@ -235,7 +235,7 @@ def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> Non
     assert len(data) > 3072 + 2**20
     data[hole] = bytes(len(data[hole]))
     (tmp_path / "b.tar").write_bytes(data)
-    pairs = TarPairs([tmp_path / "b.tar"])
+    pairs = TarDataset([tmp_path / "b.tar"])
     assert len(pairs) == 1
     assert 395 <= pairs.skipped.counts["broken tar"] <= 405  # 399, and the padding
     assert message in pairs.skipped.examples["broken tar"][0]
@@ -245,10 +245,21 @@ def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> Non
 def test_any_usual_end_is_an_end(tmp_path: Path, padding: int) -> None:
     """None at all, one block, two, tar's blocking factor, other tools' larger ones."""
     whole = write_tar(tmp_path / "a.tar", members(2)).read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: 2 * 3072] + bytes(padding))
-    pairs = TarPairs([tmp_path / "a.tar"])
-    assert len(pairs) == 2
-    assert pairs.skipped.total == 0
+    for name in ("a.tar", "b.tar"):  # a writer that leaves the mark off does so in all shards
+        (tmp_path / name).write_bytes(whole[: 2 * 3072] + bytes(padding))
+    dataset = TarDataset([tmp_path / "a.tar", tmp_path / "b.tar"])
+    assert len(dataset) == 4
+    assert dataset.skipped.total == 0
+
+
+def test_a_shard_without_the_mark_of_the_end_is_counted(tmp_path: Path) -> None:
+    """A download that stops after a member looks complete."""
+    shards = [write_tar(tmp_path / f"{i}.tar", members(2, 2 * i)) for i in range(3)]
+    shards[1].write_bytes(shards[1].read_bytes()[: 2 * 3072])
+    for chosen in (shards, shards[1:2]):
+        skipped = TarDataset(chosen).skipped
+        assert skipped.counts == {"broken tar": 1}
+        assert "no mark of the end" in skipped.examples["broken tar"][0]
 
 
 def test_the_loss_in_a_shard_without_any_sample_is_estimated_from_the_others(
@@ -259,7 +270,7 @@ def test_the_loss_in_a_shard_without_any_sample_is_estimated_from_the_others(
     data[100:200] = b"x" * 100
     shards[1].write_bytes(data)
     shards[2].unlink()
-    pairs = TarPairs(shards)
+    pairs = TarDataset(shards)
     assert len(pairs) == 100
     assert 98 <= pairs.skipped.counts["broken tar"] <= 103
     assert 98 <= pairs.skipped.counts["unreadable tar"] <= 103
@@ -279,6 +290,6 @@ def test_members_that_belong_to_no_sample_do_not_divide_one(tmp_path: Path) -> N
             ("", name, content),
         )
     ]
-    pairs = TarPairs([write_tar(tmp_path / "a.tar", data)])
+    pairs = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert [pairs[i].captions for i in range(len(pairs))] == [("caption",), ("caption",)]
     assert pairs.skipped.total == 0

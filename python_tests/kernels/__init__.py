@@ -3,7 +3,7 @@
 Shared by the tests (no test functions here):
     conftest.py          the fixture `device`: every test runs on each
     devices.py           an operator call on a device, CPU tensors in and out
-    emulation.py         builds and imports the emulated kernels (csrc/kernels/emulation)
+    emulation.py         builds and imports the emulated kernels (csrc/emulation)
     cases.py             precisions, shapes, and features as they lie in memory
     bounds.py            how far rounding may carry each result, to first order
     device_losses.py     the losses on top of a device's operators, with autograd

@@ -1,4 +1,4 @@
-"""Builds and imports the emulated kernels (csrc/kernels/emulation/module.cpp)."""
+"""Builds and imports the emulated kernels (csrc/emulation/module.cpp)."""
 
 from __future__ import annotations
 

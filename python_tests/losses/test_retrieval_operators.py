@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cyclip_ext import functional, reference
+from cyclip_ext import _dispatch, functional, reference
 
 from .backends import BACKENDS, needs_native
 from .inputs import make_features
@@ -219,15 +219,15 @@ def test_tf32_follows_torch() -> None:
     """Wrong: the GPU rounds to TF32 unasked or not at all, or torch.compile fixes the answer."""
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x: x + 1 if functional._torch_allows_tf32() else x, backend="eager", fullgraph=True
+        lambda x: x + 1 if _dispatch.torch_allows_tf32() else x, backend="eager", fullgraph=True
     )
     before = torch.get_float32_matmul_precision()
     try:
         for precision, allowed in {"highest": 0, "high": 1, "medium": 1}.items():
             torch.set_float32_matmul_precision(precision)
-            assert functional._torch_allows_tf32() == allowed
+            assert _dispatch.torch_allows_tf32() == allowed
             assert compiled(torch.zeros(1)) == allowed
-            assert not functional._allow_tf32(torch.ones(1, 1))  # on the CPU never
+            assert not _dispatch.allow_tf32(torch.ones(1, 1))  # on the CPU never
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -236,10 +236,10 @@ def test_tf32_set_by_the_newer_of_two_interfaces() -> None:
     """Wrong: torch raises, as its older interface does where both have been used."""
     program = (
         "import torch\n"
-        "from cyclip_ext import functional\n"
+        "from cyclip_ext import _dispatch\n"
         "for precision in 'ieee', 'tf32':\n"
         "    torch.backends.cuda.matmul.fp32_precision = precision\n"
-        "    print(functional._torch_allows_tf32())\n"
+        "    print(_dispatch.torch_allows_tf32())\n"
     )
     assert run_program(program).split() == ["False", "True"]
 

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from cyclip_ext.models import ImageConfig, MiniCLIP, TextConfig, create_model, list_models
+from cyclip_ext.models import (
+    ImageConfig,
+    MiniCLIP,
+    TextConfig,
+    WordTokenizer,
+    create_model,
+    default_tokenizer,
+    list_models,
+    tokenizers,
+)
+
+IDS = [[22332, 46400, 44589, 39026], [0, 0, 0, 0], [22332, 46400, 44589, 14520]]
 
 
 def tiny(**options: float) -> MiniCLIP:
@@ -68,3 +79,34 @@ def test_sigmoid_start() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="'nonesuch' is unknown; this package has mini"):
         create_model("nonesuch")
+
+
+def test_word_tokenizer_is_the_same_on_every_machine() -> None:
+    """A checkpoint holds no vocabulary: ids must depend on nothing but the word."""
+    tokenizer = WordTokenizer(4, 49408)
+    tokens = tokenizer(["A red circle!", "", "a RED circle, small and round"])
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == IDS
+    assert tokens.max() < 49408
+
+
+def test_own_models_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ImportError("open_clip is not installed")
+
+    monkeypatch.setattr(tokenizers, "import_open_clip", missing)
+    assert default_tokenizer() == "words"
+    created = create_model("mini")
+    assert created.tokenizer_name == "words"
+    with pytest.raises(ImportError):
+        create_model("mini", tokenizer="open_clip")
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_tokenizer_of_new_models() -> None:
+    assert create_model("mini").tokenizer_name == "open_clip"
+    assert create_model("mini", tokenizer="words").tokenizer_name == "words"
+    with pytest.raises(ValueError, match='mini-RN takes "open_clip"'):
+        create_model("mini-RN", tokenizer="words")
+    with pytest.raises(ValueError, match="tokenizer must be one of open_clip, words, got 'x'"):
+        create_model("mini", tokenizer="x")  # type: ignore[arg-type]

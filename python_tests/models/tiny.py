@@ -1,28 +1,35 @@
-"""Towers of a few thousand parameters, for tests of what is done with a model."""
+"""Towers of a few thousand parameters, and checkpoints of them as training writes them."""
 
 from __future__ import annotations
 
-import zlib
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from cyclip_ext.models import CreatedModel, ImageConfig, MiniCLIP, TextConfig
+from cyclip_ext.models import (
+    CreatedModel,
+    ImageConfig,
+    MiniCLIP,
+    TextConfig,
+    TokenizerName,
+    WordTokenizer,
+)
+from cyclip_ext.models.checkpoint import FORMAT
 
 CONTEXT, VOCABULARY = 12, 509
 
-
-def tokenizer(texts: list[str]) -> Tensor:
-    """Words by checksum: open_clip's tokenizer is not importable everywhere."""
-    tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
-    for row, text in enumerate(texts):
-        for column, word in enumerate(text.split()[:CONTEXT]):
-            tokens[row, column] = 1 + zlib.crc32(word.encode()) % (VOCABULARY - 1)
-    return tokens
+SETTINGS: dict[str, Any] = {
+    "data": {"train_data": "shapes"},
+    "loss": {"loss": "cyclip", "in_modal": 0.25, "cross_modal": 0.25, "margin": 0.0},
+    "run": {"model": "tiny", "epochs": 3, "seed": 7, "tokenizer": "words"},
+}
 
 
-def create_tiny(name: str = "tiny", *, sigmoid: bool = False) -> CreatedModel:
-    """In place of cyclip_ext.models.create_model."""
+def create_tiny(
+    name: str = "tiny", *, sigmoid: bool = False, tokenizer: TokenizerName | None = None
+) -> CreatedModel:
+    """Stand in for cyclip_ext.models.create_model."""
     model = MiniCLIP(
         16,
         ImageConfig(image_size=16, widths=(8, 16)),
@@ -30,4 +37,13 @@ def create_tiny(name: str = "tiny", *, sigmoid: bool = False) -> CreatedModel:
         init_logit_scale=2.0,
         init_logit_bias=-10.0 if sigmoid else None,
     )
-    return CreatedModel(name, model, tokenizer, 16)
+    return CreatedModel(name, model, WordTokenizer(CONTEXT, VOCABULARY), 16, "words")
+
+
+def write_checkpoint(path: Path, seed: int = 0, **changes: Any) -> dict[str, torch.Tensor]:
+    """Write a checkpoint as training does and return its weights."""
+    torch.manual_seed(seed)
+    weights = create_tiny().model.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"format": FORMAT, "config": SETTINGS, "model": weights, **changes}, path)
+    return weights

@@ -10,19 +10,19 @@ import torch
 from data.files import encode, write_tar
 from models.tiny import create_tiny
 
-from cyclip_ext.data import Pairs, PictureData, load_shapes
+from cyclip_ext.data import DatasetSplits, ImageDataset, load_shapes
 from cyclip_ext.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from cyclip_ext.training.loop import Trainer
 from cyclip_ext.training.sources import RunData
 
 
 @lru_cache
-def shapes() -> PictureData:
+def shapes() -> DatasetSplits:
     """The procedural set, made once."""
     return load_shapes(size=16)
 
 
-def write_shards(folder: Path, pairs: Pairs, count: int) -> Path:
+def write_shards(folder: Path, pairs: ImageDataset, count: int) -> Path:
     """The pairs as `count` img2dataset shards in a folder."""
     folder.mkdir()
     for shard in range(count):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclip_ext.data import BadRecord, Pairs, PictureSet, Record, SkipReport
-from cyclip_ext.evaluation.pictures import unambiguous_captions
+from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
+from cyclip_ext.evaluation.encode import unambiguous_captions
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
@@ -31,10 +31,10 @@ def test_named_sets_refuse_flags_for_files() -> None:
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
 
 
-class Broken(Pairs):
+class Broken(ImageDataset):
     """Four records, of which those from `good` on can be read."""
 
-    source = "broken.csv"
+    name = "broken.csv"
 
     def __init__(self, good: int) -> None:
         self.good = good
@@ -43,24 +43,23 @@ class Broken(Pairs):
     def __len__(self) -> int:
         return 4
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Sample:
         if index < self.good:
             raise BadRecord("truncated", f"{index}.jpg")
-        return Record(
-            Image.new("RGB", (16, 16), (60 * index, 9, 9)), (f"picture {index}",), str(index)
-        )
+        image = Image.new("RGB", (16, 16), (60 * index, 9, 9))
+        return Sample(image, str(index), (f"image {index}",))
 
 
 def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
     lines: list[str] = []
     assessor = Assessor(create_tiny(), torch.device("cpu"), nullcontext, lines.append)
     require_readable(Broken(2))
-    assessor.retrieve_pairs(Broken(2))
-    assert lines == ["  validation data: 2 skipped: 2 truncated (e.g. 0.jpg)"]
+    assessor.retrieve(Broken(2))
+    assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
     with pytest.raises(ValueError, match=r"no validation record of broken.csv .*4 truncated"):
         require_readable(Broken(4))
-    with pytest.raises(ValueError, match=r"no record of broken.csv can be read: 4 skipped"):
-        assessor.retrieve_pairs(Broken(4))
+    with pytest.raises(ValueError, match=r"no image of broken.csv can be read: 4 skipped"):
+        assessor.retrieve(Broken(4))
 
 
 def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
@@ -110,14 +109,12 @@ def test_fractions_are_nested_parts_of_the_training_pairs_alone() -> None:
 
 def test_captions_of_two_classes_are_no_retrieval_queries() -> None:
     source = shapes().evaluation["validation"]
-    pictures = PictureSet(
+    pictures = InMemoryDataset(
         "two",
         source.images[:2],
         (("a cat", "pet"), ("a dog", "pet", "hound")),
-        torch.tensor([0, 1]),
-        type(source.classes).build([("a cat", "s", "g"), ("a dog", "s", "g")]),
-        torch.tensor([0, 0]),
-        ("style",),
+        labels=torch.tensor([0, 1]),
+        class_names=("a cat", "a dog"),
     )
     texts, labels = unambiguous_captions(pictures)
     assert (texts, labels.tolist()) == (["a cat", "a dog", "hound"], [0, 1, 1])

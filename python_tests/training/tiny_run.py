@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cyclip_ext.models import CreatedModel
+from cyclip_ext.models import CreatedModel, TokenizerName
 from cyclip_ext.training import run
 from cyclip_ext.training.main import main
 
@@ -24,9 +24,11 @@ from .parts import create_tiny
 TESTS = Path(__file__).parents[1]
 
 
-def create(name: str, *, sigmoid: bool = False) -> CreatedModel:
+def create(
+    name: str, *, sigmoid: bool = False, tokenizer: TokenizerName | None = None
+) -> CreatedModel:
     """The tiny model; as "dropout" a tenth of its picture features are dropped."""
-    created = create_tiny(name, sigmoid=sigmoid)
+    created = create_tiny(name, sigmoid=sigmoid, tokenizer=tokenizer)
     if name == "dropout":
         visual: nn.Module = created.model.visual  # type: ignore[assignment]
         visual.projection = nn.Sequential(nn.Dropout(0.1), visual.projection)

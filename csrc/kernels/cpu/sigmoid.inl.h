@@ -11,7 +11,6 @@ struct Sigmoid {
 
 template <typename T>
 inline Sigmoid<T> sigmoid_parts(Vec<T> s, double scale, double bias) {
-  constexpr double kLog2e = 1.4426950408889634;
   constexpr T hi = static_cast<T>(kLog2e);
   constexpr T lo = static_cast<T>(kLog2e - static_cast<double>(hi));
   const Vec<T> z = s * static_cast<T>(scale) + static_cast<T>(bias);

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include <cstdint>
+#include "../common.h"
 
 namespace cyclip::cpu {
 
@@ -32,9 +32,6 @@ using LaneInt = typename LaneOf<T>::Int;
 inline constexpr int64_t kColumnPadding = 16;
 
 constexpr int64_t padded(int64_t cols) { return (cols + kColumnPadding - 1) / kColumnPadding * kColumnPadding; }
-
-// Exponent of a maximum over nothing: far below any real one, and still safe to subtract.
-inline constexpr int32_t kNoShift = -(1 << 28);
 
 // The part of the similarity matrix that one tile covers.
 template <typename T>

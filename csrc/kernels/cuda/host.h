@@ -15,9 +15,6 @@ namespace cyclip::cuda {
     if (const Error error = (launch_expression); error != kSuccess) return error; \
   } while (false)
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
-
 // One thread per element, in blocks of this many.
 inline constexpr int kThreadsPerBlock = 256;
 inline dim3 blocks_for(int64_t elements) {

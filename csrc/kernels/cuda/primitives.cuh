@@ -1,6 +1,6 @@
 // Device primitives: all that a kernel uses and that is not plain C++. The kernels of this folder call
 // these and no intrinsics of their own, so this header is all that the emulator has to replace
-// (../emulation/primitives.h says what each of them must do, and checks that kernels keep to it).
+// (../../emulation/primitives.h says what each of them must do, and checks that kernels keep to it).
 //
 // Kernels are __global__ functions whose barriers all threads of a block reach; warp primitives are
 // called by whole warps. Launches go through `launch`.
@@ -29,6 +29,9 @@ inline constexpr int kWarpSize = 32;
 // ---------------------------------------------------------------- blocks and warps
 
 __device__ inline void block_barrier() { __syncthreads(); }
+
+// A barrier that returns whether `value` was true for any thread of the block.
+__device__ inline bool block_any(bool value) { return __syncthreads_or(value); }
 
 // The value of the lane whose index differs in the bits of `mask`; 4 or 8 bytes.
 template <typename T>
@@ -185,5 +188,5 @@ Error launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t dy
 }  // namespace cyclip::cuda
 
 #else
-#include "../emulation/primitives.h"
+#include "../../emulation/primitives.h"
 #endif

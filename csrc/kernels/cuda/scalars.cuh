@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../common.h"
 #include "primitives.cuh"
 
 namespace cyclip::cuda {
@@ -44,26 +45,36 @@ __device__ inline To narrow(double x) {
   }
 }
 
+// Stores two neighbouring elements as one word. A struct of two elements is not enough: nvcc copies its
+// members one by one.
+template <typename T>
+__device__ inline void store_pair(T* to, T first, T second) {
+  using Half = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+  if constexpr (sizeof(T) == 8) {
+    to[0] = first;
+    to[1] = second;
+  } else {
+    using Word = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+    *reinterpret_cast<Word*>(to) = bit_cast<Half>(first) | static_cast<Word>(bit_cast<Half>(second))
+                                                               << (8 * sizeof(T));
+  }
+}
+
 // ---------------------------------------------------------------- exponentials in base 2
 
-inline constexpr double kLn2 = 0.69314718055994531;
-inline constexpr double kLog2e = 1.4426950408889634;
-
-// Exponent of a maximum over nothing: far below any real one, and still safe to subtract. Its negative is
-// the largest that is kept.
-inline constexpr int kNoShift = -(1 << 28);
+// 2^exponent for exponents from -2^29 to 0; zero below the normal numbers.
+__device__ inline double power_of_two(int exponent) {
+  return exponent < -1022 ? 0 : bit_cast<double>(int64_t{exponent + 1023} << 52);
+}
 
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// z log2(e) = S (hi + lo): two terms, so that rounding s log2(e) to T costs nothing. A scale beyond 1e6 has
-// no meaning as an inverse temperature and would leave the range of integer exponents: NaN.
+// z log2(e) = S (hi + lo): two terms, so that rounding s log2(e) to T costs nothing.
 template <typename T>
 struct Base2Scale {
   T hi, lo;
 };
-
-__device__ inline double usable_scale(double scale) { return fabs(scale) <= 1e6 ? scale : nan(""); }
 
 template <typename T>
 __device__ inline Base2Scale<T> base2_scale(double scale) {

@@ -14,7 +14,6 @@ namespace cyclip::cpu {
 
 namespace {
 
-constexpr double kLn2 = 0.69314718055994531;
 constexpr double kLargestShift = -kNoShift;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -179,6 +178,12 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
         return {torch::stable::to(grads.image, image_features.scalar_type()),
                 torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale)};
       });
+}
+
+int64_t dots_column_multiple() { return kTileColumns; }
+
+STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CompositeExplicitAutograd, m) {
+  m.impl("dots_column_multiple", TORCH_BOX(&dots_column_multiple));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cyclip_ext, CPU, m) {

@@ -7,10 +7,9 @@
 #include <algorithm>
 #include <atomic>
 
-namespace cyclip::cpu {
+#include "../../kernels/common.h"
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+namespace cyclip::cpu {
 
 // Runs f(0) ... f(count - 1), each task on one thread, the first ones first. A thread takes the next task when it
 // is done with one, so tasks may differ in size. Results must not depend on who runs what: then they do not

@@ -5,25 +5,22 @@
 
 #pragma once
 
-#include <cmath>
-
+#include "../../kernels/common.h"
 #include "products.h"
 
 namespace cyclip::cpu {
 
-// A tile of T stays in a core's second-level cache, with the features it is made of. Its columns are a multiple
-// of every product kernel's panel. cyclip_ext/ops.py knows these numbers, too.
+// Columns of a tile are a multiple of this, which is a multiple of every product kernel's panel.
+inline constexpr int64_t kTileColumns = 128;
+
+// A tile of T stays in a core's second-level cache, with the features it is made of.
 inline int64_t tile_rows_for(int64_t rows) { return rows >= 1024 ? 128 : rows >= 128 ? 64 : 32; }
 inline int64_t tile_cols_for(int64_t cols) { return cols >= 2048 ? 512 : cols >= 512 ? 256 : 128; }
-
-// A scale beyond 1e6 has no meaning as an inverse temperature and would leave the range in which exponents
-// are kept as integers: NaN.
-inline double usable_scale(double scale) { return std::abs(scale) <= 1e6 ? scale : std::nan(""); }
 
 // z' = S s log2(e), with s log2(e) split into two terms of T.
 template <typename T>
 Base2Scale<T> base2_scale(double scale) {
-  const double value = usable_scale(scale) * 1.4426950408889634;
+  const double value = usable_scale(scale) * kLog2e;
   const T hi = static_cast<T>(value);
   return {hi, static_cast<T>(value - static_cast<double>(hi))};
 }
@@ -45,34 +42,38 @@ Tile<T> make_tile(const Products& products, const TileRange& range, int64_t offs
           products.text.inv_norms.data() + range.col_begin};
 }
 
-// The dot products of all pairs, which the forward pass may keep for the backward pass: tile after tile, as
-// the output of an operator, empty where they are not kept. Rows of a whole matrix would lie a power of two
-// apart and push each other out of the cache.
+// The dot products of all pairs, which the forward pass may keep for the backward pass: an output of the
+// operator, [rows, cols rounded up to kTileColumns], empty if they are not kept. Inside, tile follows tile, each
+// with a pitch of its own: rows of a whole matrix would lie a power of two apart and push each other out of the
+// cache.
 template <typename T>
 class KeptDots {
  public:
   KeptDots(int64_t rows, int64_t cols, int64_t keep_bytes) : KeptDots(rows, cols) {
-    const bool kept = down_ * across_ * tile_rows_ * tile_cols_ <= keep_bytes / int64_t{sizeof(T)};
-    tensor_ = kept ? empty<T>({down_, across_, tile_rows_, tile_cols_}) : empty<T>({0, 0, 0, 0});
-    if (kept) clear_ragged_tiles(rows, cols);
+    const bool kept = rows_ * width_ <= keep_bytes / int64_t{sizeof(T)};
+    tensor_ = kept ? empty<T>({rows_, width_}) : empty<T>({0, 0});
+    if (kept && cols < width_) clear_last_columns();
   }
 
   // As they come back in the backward pass.
   KeptDots(int64_t rows, int64_t cols, const Tensor& dots) : KeptDots(rows, cols) {
     tensor_ = dots;
-    STD_TORCH_CHECK(dots.scalar_type() == kDtype<T> && dots.is_contiguous() &&
-                        (is_empty() || dots.numel() == down_ * across_ * tile_rows_ * tile_cols_),
-                    "dots must be what the forward operator returned for these features, got shape ",
-                    shape_of(dots));
+    STD_TORCH_CHECK(
+        dots.scalar_type() == kDtype<T> && dots.is_contiguous() && (is_empty() || dots.numel() == rows_ * width_),
+        "dots must be what the forward operator returned for these features, got shape ", shape_of(dots));
   }
 
   bool is_empty() const { return tensor_.numel() == 0; }
-  int64_t pitch() const { return tile_cols_; }
-  // Of a range within one tile.
+  // Both of a range within one tile.
+  int64_t pitch(const TileRange& range) const {
+    return std::min(tile_cols_, width_ - range.col_begin / tile_cols_ * tile_cols_);
+  }
   T* at(const TileRange& range) const {
-    const int64_t i = range.row_begin / tile_rows_, j = range.col_begin / tile_cols_;
-    return tensor_.template mutable_data_ptr<T>() +
-           ((i * across_ + j) * tile_rows_ + range.row_begin % tile_rows_) * tile_cols_;
+    const int64_t first_row = range.row_begin / tile_rows_ * tile_rows_;
+    const int64_t first_col = range.col_begin / tile_cols_ * tile_cols_;
+    const int64_t tile_rows = std::min(tile_rows_, rows_ - first_row);
+    return tensor_.template mutable_data_ptr<T>() + first_row * width_ + first_col * tile_rows +
+           (range.row_begin - first_row) * pitch(range);
   }
   const Tensor& tensor() const { return tensor_; }
 
@@ -80,20 +81,19 @@ class KeptDots {
   KeptDots(int64_t rows, int64_t cols)
       : tile_rows_(tile_rows_for(rows)),
         tile_cols_(tile_cols_for(cols)),
-        down_(ceil_div(rows, tile_rows_)),
-        across_(ceil_div(cols, tile_cols_)) {}
+        rows_(rows),
+        width_(round_up(cols, kTileColumns)) {}
 
-  // What no product writes: an output of an operator has no undefined bits.
-  void clear_ragged_tiles(int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < down_; ++i) {
-      for (int64_t j = 0; j < across_; ++j) {
-        const TileRange tile = {i * tile_rows_, (i + 1) * tile_rows_, j * tile_cols_, (j + 1) * tile_cols_};
-        if (tile.row_end > rows || tile.col_end > cols) std::fill_n(at(tile), tile_rows_ * tile_cols_, T(0));
-      }
+  // Not all of them are written by a product: an output of an operator has no undefined bits.
+  void clear_last_columns() {
+    for (int64_t row = 0; row < rows_; row += tile_rows_) {
+      const TileRange last = {row, std::min(row + tile_rows_, rows_), (width_ - 1) / tile_cols_ * tile_cols_,
+                              width_};
+      std::fill_n(at(last), (last.row_end - last.row_begin) * pitch(last), T(0));
     }
   }
 
-  int64_t tile_rows_, tile_cols_, down_, across_;
+  int64_t tile_rows_, tile_cols_, rows_, width_;
   Tensor tensor_;
 };
 
@@ -129,7 +129,7 @@ struct Regions {
           const TileRange range = {row, std::min(row + tile_rows, last_row), col,
                                    std::min(col + tile_cols, last_col)};
           T* dots = kept.is_empty() ? values.data() : kept.at(range);
-          const int64_t pitch = kept.is_empty() ? tile_cols : kept.pitch();
+          const int64_t pitch = kept.is_empty() ? tile_cols : kept.pitch(range);
           products.dots(range, dots, pitch);
           visit(i, j, make_tile(products, range, offset, dots, pitch));
         }

@@ -136,7 +136,7 @@ class Call {
 // A GPU keeps no dot products for the backward pass: making them again costs it less than reading them.
 inline Tensor no_dots(const Tensor& features) {
   const bool is_double = features.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(features, {0, 0, 0, 0}, is_double ? ScalarType::Double : ScalarType::Float);
+  return torch::stable::new_empty(features, {0, 0}, is_double ? ScalarType::Double : ScalarType::Float);
 }
 
 // Memory for dL/d features, in their dtype. No rows where it is not wanted: then its data pointer is null,

@@ -1,0 +1,117 @@
+// Executes a grid, thread by thread: fibers, and who runs next. Blocks run one after another; the threads
+// of a block take turns where they have to wait for one another, and nowhere else.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "runtime.h"
+#include "slot.h"
+#include "message.h"
+
+// As in the vendor's headers.
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace cyclip::emulation {
+
+inline constexpr int kLanes = 32;
+
+struct Launch {
+  dim3 blocks, threads;
+  size_t dynamic_shared_bytes;
+  void (*call_kernel)(const void* arguments);
+  const void* arguments;
+  Where where;
+};
+
+// What a warp does together: a function of the operands of all lanes, run when the last one arrives.
+using Collective = void (*)(void* const (&operands)[kLanes]);
+
+struct Thread {
+  uint3 index;
+  int warp, lane;
+  bool started, exited;
+  Fiber fiber;
+};
+
+class Block {
+ public:
+  explicit Block(const Launch& launch);
+  std::exception_ptr run(uint3 index, Slot& slot);  // null where all went well
+
+  const Launch& launch;
+  uint3 index{};
+  SharedMemory& shared() { return slot_->shared; }
+  AsyncCopies& copies(const Thread& thread) { return slot_->copies[&thread - threads_.get()]; }
+
+  // Called by the running thread; they return when it may go on.
+  bool barrier(Where where, bool vote = false);  // whether any thread voted with true
+  void collective(const char* name, Collective perform, void* operands, Where where);
+
+  // Called by the running thread: ends the launch with this message.
+  [[noreturn]] void fail(const std::string& what, Where where);
+
+ private:
+  using Mask = uint32_t;  // of the lanes of a warp
+  struct Warp {
+    Mask all, ready, at_barrier, exited;
+    Mask arrived;  // at the collective
+    Collective perform;
+    const char* name;
+    Where where;
+    void* operands[kLanes];
+    int first_lane;  // the lane that takes precedence in random order
+  };
+
+  static void enter();
+  void execute(Thread& thread);
+  void require_exit(const Thread& thread);
+  void finish(Thread& thread);
+  void abandon();
+
+  Fiber& next();
+  void wait_for_turn();
+  void draw_precedence();
+  void require_whole_warp(const Warp& warp, const char* name, Collective perform, Where where);
+  std::string text(const Thread& thread) const;
+  Thread& thread_of(const Warp& warp, int lane);
+  uint64_t random();
+
+  std::unique_ptr<Thread[]> threads_;
+  std::vector<Warp> warps_;
+  std::vector<int> precedence_;  // warps, first who runs first
+  int count_;
+  int at_barrier_ = 0, exited_ = 0;
+  unsigned barriers_ = 0;  // passed by all
+  Where barrier_where_{};
+  char barrier_keys_[2] = {};
+  bool votes_[2] = {};
+  std::exception_ptr error_;
+  Fiber host_;
+  Slot* slot_ = nullptr;
+  uint64_t random_state_;
+};
+
+// What runs now; null outside of kernels.
+struct Running {
+  Block* block;
+  Thread* thread;
+};
+extern constinit thread_local Running running;
+
+// Runs the whole grid. Throws what a kernel threw; std::runtime_error where it misused a primitive.
+void run(const Launch& launch);
+
+}  // namespace cyclip::emulation

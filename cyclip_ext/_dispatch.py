@@ -1,0 +1,195 @@
+"""How a loss is computed: the options of a call, and which implementation runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._torch_compat import constant_when_compiled, in_forward_mode
+from .distributed import Batch, Exchange
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Backend = Literal["auto", "native", "reference"]
+Reduction = Literal["batchmean", "mean"]
+Precision = Literal["auto", "bf16"]
+
+DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
+
+
+class PairOptions(TypedDict, total=False):
+    """The keyword arguments of every loss that looks at all pairs; see cyclip_ext.functional."""
+
+    backend: Backend
+    precision: Precision
+    memory_budget: int | None
+    group: ProcessGroup | None
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a loss is computed, whatever it is a loss of. Constructing one checks nothing."""
+
+    backend: Backend = "auto"
+    precision: Precision = "auto"
+    memory_budget: int | None = None
+    group: ProcessGroup | None = None
+    exchange: Exchange = "gather"
+    reduction: Reduction = "batchmean"
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a value that no loss accepts."""
+        _check_choice("backend", self.backend, Backend)
+        _check_choice("precision", self.precision, Precision)
+        _check_choice("exchange", self.exchange, Exchange)
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(
+                f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {self.reduction!r}"
+            )
+        budget = self.memory_budget
+        if budget is None:
+            return
+        if isinstance(budget, bool) or not isinstance(budget, int):
+            raise TypeError(f"memory_budget must be an int, a number of bytes, got {budget!r}")
+        if budget < 0:
+            raise ValueError(f"memory_budget must be a number of bytes, 0 for none, got {budget}")
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        *others, last = map(repr, allowed)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
+# ------------------------------------------------- which implementation
+
+
+def use_native(operator: str, features: Tensor, options: Options) -> bool:
+    """Return whether the native operator computes this; if not, the reference does.
+
+    Raises: RuntimeError if backend="native" cannot be had.
+    """
+    if options.backend == "reference":
+        return False
+    device = features.device.type
+    if in_forward_mode():  # operators would drop the tangents silently
+        if options.backend == "native":
+            raise RuntimeError(
+                "backend='native' has no forward-mode derivatives; use 'reference' or 'auto'"
+            )
+        return False
+    if ops.has_operator(operator, device):
+        return True
+    if options.backend == "native":
+        raise RuntimeError(
+            f"backend='native': {_why_missing(operator, device)}. "
+            "`python -m cyclip_ext.info` shows what is installed; backend='reference' runs anywhere"
+        )
+    _warn_once(operator, device)
+    return False
+
+
+def _why_missing(operator: str, device: str) -> str:
+    status = ops.backend_status().get(device)
+    if status is None:
+        return f"there are no native operators for {device} tensors"
+    return status.reason or f"{operator} has no {device} kernel in this version"
+
+
+@functools.cache
+def _warn_once(operator: str, device: str) -> None:
+    warnings.warn(
+        f"cyclip_ext computes with the dense PyTorch reference, in O(N^2) memory: "
+        f"{_why_missing(operator, device)}",
+        stacklevel=2,
+    )
+
+
+# ------------------------------------------------- how the native operators compute
+
+
+def pair_operator(
+    name: str, options: Options, batch: Batch | None, *inputs: Tensor
+) -> ops.PairOperator:
+    """Return an operator over all pairs with what it may round and keep; features come first."""
+    features = inputs[0]
+    tf32, bf16 = allow_tf32(features), options.precision == "bf16"
+    keep_bytes = _keep_bytes(options, *inputs)
+    if batch is not None:
+        # The operators see 16-bit features widened to float32, and may multiply them as what they
+        # are: bfloat16, and float16 as TF32, which holds it.
+        tf32 |= features.is_cuda and features.dtype == torch.float16
+        bf16 |= features.dtype == torch.bfloat16
+        if batch.exchange == "ring":
+            keep_bytes = 0
+    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes)
+
+
+def allow_tf32(features: Tensor) -> bool:
+    """Return whether products of these features may be rounded to TF32."""
+    return features.is_cuda and features.dtype == torch.float32 and torch_allows_tf32()
+
+
+@constant_when_compiled  # torch.compile cannot trace it, but recompiles if the answer changes
+def torch_allows_tf32() -> bool:
+    """Return whether torch itself multiplies float32 matrices in TF32 on a GPU.
+
+    `torch.set_float32_matmul_precision` sets what is read here. Reading it by its counterpart
+    raises if somebody has used `torch.backends.cuda.matmul.fp32_precision`.
+    """
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def _keep_bytes(options: Options, *inputs: Tensor) -> int:
+    """Return what may be kept for a backward pass: nothing if there will be none."""
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
+        return 0
+    return min(memory_budget(options), 2**63 - 1)
+
+
+def memory_budget(options: Options) -> int:
+    """Return the bytes that may be kept between forward and backward."""
+    if options.memory_budget is not None:
+        return options.memory_budget
+    return _default_memory_budget()
+
+
+@constant_when_compiled
+def _default_memory_budget() -> int:
+    stated = os.environ.get("CYCLIP_MEMORY_BUDGET")
+    if stated is None:
+        return DEFAULT_MEMORY_BUDGET
+    if not (stated.isascii() and stated.isdecimal()):
+        raise ValueError(
+            f"CYCLIP_MEMORY_BUDGET must be a number of bytes, such as 268435456, got {stated!r}"
+        )
+    return int(stated)
+
+
+# ------------------------------------------------- how the reference computes
+
+
+def widen(features: Tensor, precision: Precision = "auto") -> Tensor:
+    """Widen 16-bit features to float32, which is exact, after the rounding of precision="bf16"."""
+    if precision == "bf16" and features.dtype == torch.float32:
+        features = features.bfloat16()
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def without_autocast(features: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which products are not rounded to 16 bits."""
+    device_type = features.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

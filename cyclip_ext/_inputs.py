@@ -1,0 +1,145 @@
+"""The arguments of the losses: checked, promoted to one dtype, agreed on with the other ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import distributed
+from ._dispatch import Options, memory_budget, use_native
+from .distributed import Batch
+
+PAIR_OPERATORS = "pair_statistics", "sigmoid_rows"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a loss computes with."""
+
+    image: Tensor  # [n, d], of one dtype with `text`
+    text: Tensor  # [n, d]
+    scale: Tensor  # scalar, float64
+    bias: Tensor | None = None  # scalar, float64
+    batch: Batch | None = None  # where the rows lie in a group's batch
+
+
+def prepare(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float = 1.0,
+    logit_bias: Tensor | float | None = None,
+    *,
+    options: Options,
+    operators: tuple[str, ...] = (),
+    needs_bias: bool = False,
+) -> Inputs:
+    """Check the arguments of a loss, turn scalars into 0-dim tensors, and meet the other ranks.
+
+    `operators` are those that the loss is going to use. Whatever this process refuses is refused
+    here, before the first collective, so that no other rank is left waiting.
+    """
+
+    def check() -> list[Tensor]:
+        options.check()
+        image, text = check_towers(image_features=image_features, text_features=text_features)
+        if image.shape != text.shape:
+            raise ValueError(
+                "image_features and text_features must have the same shape, got "
+                f"{list(image.shape)} and {list(text.shape)}; row i of one must pair "
+                "with row i of the other"
+            )
+        if needs_bias and logit_bias is None:
+            raise ValueError(
+                "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
+            )
+        for operator in operators:
+            if use_native(operator, image, options) and operator in PAIR_OPERATORS:
+                memory_budget(options)
+        tensors = [image, text, _scalar(logit_scale, "logit_scale", image)]
+        if logit_bias is not None:
+            tensors.append(_scalar(logit_bias, "logit_bias", image))
+        return tensors
+
+    batch = None
+    if options.group is None:
+        tensors = check()
+    else:
+        tensors, batch = distributed.agree(check, options.group, options.exchange)
+    image, text, scale, *bias = tensors
+    if batch is not None and options.exchange == "replicate":  # from here on as one process
+        wide = torch.promote_types(image.dtype, torch.float32)  # for W times a gradient
+        image = distributed.replicate_rows(image, batch, wide)
+        text = distributed.replicate_rows(text, batch, wide)
+        batch = None
+    return Inputs(image, text, scale, bias[0] if bias else None, batch)
+
+
+def check_towers(**towers: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the features of two towers, given by name, and promote mixed dtypes."""
+    for name, features in towers.items():
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
+        if features.dim() != 2:
+            raise ValueError(f"{name} must be [N, d], got shape {list(features.shape)}")
+        if 0 in features.shape:
+            raise ValueError(
+                f"{name} must not be empty, got shape {list(features.shape)}; skip empty batches"
+            )
+        if not features.is_floating_point() or features.dtype.itemsize < 2:
+            raise TypeError(
+                f"{name} must be float32, float64, bfloat16 or float16, got {features.dtype}; "
+                "convert it with .float()"
+            )
+    names = " and ".join(towers)
+    rows, cols = towers.values()
+    if rows.shape[1] != cols.shape[1]:
+        raise ValueError(
+            f"{names} must have the same width d, got {list(rows.shape)} and {list(cols.shape)}"
+        )
+    if rows.device != cols.device:
+        raise ValueError(
+            f"{names} must be on one device, got {rows.device} and {cols.device}; "
+            "move one with .to()"
+        )
+    dtype = torch.promote_types(rows.dtype, cols.dtype)
+    return rows.to(dtype), cols.to(dtype)
+
+
+def check_labels(labels: Tensor, name: str, features: Tensor, features_name: str) -> None:
+    """Raise ValueError or TypeError unless there is one int64 label for each row."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {labels.dtype}; convert it with .long()")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"{name} must be [{features.shape[0]}], one per row of {features_name}, "
+            f"got shape {list(labels.shape)}"
+        )
+    if labels.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of {features_name}, {features.device}, "
+            f"got {labels.device}; move it with .to()"
+        )
+
+
+def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        if isinstance(value, (int, float)):
+            # Not torch.tensor: it copies from the host, which a CUDA graph cannot capture.
+            return torch.full((), float(value), dtype=torch.float64, device=features.device)
+        raise TypeError(f"{name} must be a tensor or a number, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a scalar, got shape {list(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point scalar, got {value.dtype}")
+    if value.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of the features, {features.device}, got {value.device}; "
+            "move it with .to()"
+        )
+    # In float64 the shares of the positives and of the negatives in the scale's gradient, which
+    # nearly cancel, meet before they are rounded.
+    return value.reshape(()).double()

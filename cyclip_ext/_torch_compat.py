@@ -1,0 +1,74 @@
+"""Every use of a name of torch that is not documented, each with the public one to wait for.
+
+No other module of the package uses such a name, so this is the page to read when torch changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    pass
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def disable_compile(function: Function) -> Function:
+    """Leave a function out of torch.compile's graphs.
+
+    Public: torch.compiler.disable, once it does not import the whole compiler.
+    """
+    return cast("Function", _disable_dynamo(function))
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Let torch.compile call a function while it traces, and guard on nothing.
+
+    Public: torch.compiler.assume_constant_result, once it does not import the whole compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def holds_for_all_sizes(condition: bool) -> bool:
+    """Evaluate a comparison of sizes without a guard when a graph is being traced.
+
+    In a graph for batches of any size the answer is False unless the comparison holds for every
+    size. Outside of a trace it is the comparison itself.
+
+    Public: none yet for torch.fx.experimental.symbolic_shapes.statically_known_true.
+    """
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+def in_forward_mode() -> bool:
+    """Return whether forward-mode derivatives are being taken.
+
+    Public: none yet; torch.autograd.forward_ad has no question for it.
+    """
+    return forward_ad._current_level >= 0
+
+
+def in_function_transform() -> bool:
+    """Return whether this runs within torch.func.grad, vjp, vmap or the like.
+
+    Public: none yet.
+    """
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_kernel(operator: str, device_type: str) -> bool:
+    """Return whether an operator, given as "namespace::name", has a kernel for a device type.
+
+    Public: none yet; torch.library can register kernels but not list them.
+    """
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper())

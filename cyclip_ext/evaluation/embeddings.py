@@ -1,0 +1,467 @@
+"""Embeddings of a dataset: the arrays that every task takes, and their .npz file."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .._files import NotRegularFileError, regular_size
+from ..data import SkipReport, Superclasses
+from ..data.captions import printable
+
+BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
+
+_FLOATS = {
+    "image_features": 2,
+    "text_features": 2,
+    "class_features": 2,
+    "synonym_features": 2,
+    "logit_scale": 0,
+}
+_INTEGERS = {"text_owners": 1, "text_labels": 1, "labels": 1, "domains": 1, "total": 0}
+_TEXTS = {
+    "name": 0,
+    "image_ids": 1,
+    "class_names": 1,
+    "domain_names": 1,
+    "quadruple_tags": 1,
+    "skipped": 0,
+}
+_KINDS = {"f": "floats", "iu": "integers", "U": "texts"}
+KEYS = tuple((_FLOATS | _INTEGERS | _TEXTS).keys())
+LEVEL = "levels/"  # "levels/<name>": the superclass of each class, texts [C]
+
+_SIGNATURES = {  # first bytes of files that are often given instead of a .npz
+    b"\x93NUMPY": "a .npy file, which holds one array without a name",
+    b"PAR1": "a Parquet file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x80": "a pickle",
+}
+_EXPECTED = (
+    "expected is a .npz file with named arrays, as "
+    "numpy.savez(path, image_features=..., labels=..., class_features=...) writes it"
+)
+
+
+class NotFiniteError(ValueError):
+    """Features have NaN or infinity. Whoever knows their origin adds the remedy."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One dataset as arrays, whatever computed them: a run, an open_clip model, or a file.
+
+    Only image_features is required; a task runs if the arrays that it takes are there.
+
+    image_features: float [N, d].
+    name: of the dataset, for reports.
+    image_ids: [N] texts that name the images.
+    text_features: float [M, d], captions. An image's own captions are given by text_owners (int
+        [M], its index) or by text_labels (int [M], its class). With neither of them M must be N,
+        and caption i belongs to image i.
+    labels: int [N], the class of each image. class_features: float [C, d], one prompt ensemble
+        per class. class_names: [C] texts. synonym_features: float [C, d], the same with every
+        known name or caption of the class as a prompt.
+    domains: int [N], the style or origin of each image, an index into domain_names.
+    levels: name of a level -> superclasses of the C classes.
+    quadruple_tags: [N / 2] texts. Rows 2i and 2i + 1 of image_features and text_features are then
+        the two images and two captions of quadruple i (Winoground), and "" is no tag.
+    logit_scale: factor of the logits, above 0 (100, not its logarithm).
+    skipped: records of the dataset without a row, by reason. total: number of records, skipped
+        ones included; by default the sum of both.
+
+    Features of any floating-point type and length are converted to float32 and unit length,
+    because every metric is one of cosines; float32 rows of unit length are kept to the bit.
+    Indices may be of any integer type.
+
+    Raises: NotFiniteError, naming the array, for NaN or infinity. ValueError, naming the array,
+    for shapes that do not fit together, other types, rows of zeros, labels without class_features
+    or class_names, indices out of range, and a total that is not the sum of used and skipped
+    records.
+    """
+
+    image_features: Tensor
+    name: str = "embeddings"
+    image_ids: tuple[str, ...] | None = None
+    text_features: Tensor | None = None
+    text_owners: Tensor | None = None
+    text_labels: Tensor | None = None
+    labels: Tensor | None = None
+    class_features: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    synonym_features: Tensor | None = None
+    domains: Tensor | None = None
+    domain_names: tuple[str, ...] = ()
+    levels: Mapping[str, Superclasses] = field(default_factory=dict)
+    quadruple_tags: tuple[str, ...] | None = None
+    logit_scale: float | None = None
+    skipped: SkipReport = field(default_factory=SkipReport)
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        self._set("name", printable(self.name))
+        for name in ("image_features", "text_features", "class_features", "synonym_features"):
+            if getattr(self, name) is not None:
+                self._set_unit_rows(name)
+        count = len(self.image_features)
+        if self.image_ids is not None and len(self.image_ids) != count:
+            raise ValueError(f"image_ids has {len(self.image_ids)} entries for {count} images")
+        self._check_classes(count)
+        self._check_texts(count)
+        self._set_index("domains", count, "image", len(self.domain_names), "domain_names")
+        if self.quadruple_tags is not None:
+            self._check_quadruples(count)
+        if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
+            raise ValueError(
+                f"logit_scale must be above 0 and finite, got {self.logit_scale}; it is the "
+                "factor, not its logarithm"
+            )
+        known = self.used + self.skipped.total
+        if self.total is None:
+            self._set("total", known)
+        elif self.total != known:
+            raise ValueError(
+                f"total is {self.total}, but {self.used} records are used and "
+                f"{self.skipped.total} skipped; count every record that has no row in skipped"
+            )
+
+    @property
+    def used(self) -> int:
+        """Number of records with a row: images, or quadruples."""
+        tags = self.quadruple_tags
+        return len(self.image_features) if tags is None else len(tags)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes: class_names, or "class 0" and so on; empty without classes."""
+        if self.class_names is not None:
+            return self.class_names
+        count = 0 if self.class_features is None else len(self.class_features)
+        return tuple(f"class {label}" for label in range(count))
+
+    def classification(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return image_features, class_features and labels, or None unless there are all three."""
+        if self.class_features is None or self.labels is None:
+            return None
+        return self.image_features, self.class_features, self.labels
+
+    def captions(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return image_features, text_features, and int64 labels [N] and [M] that match own pairs.
+
+        None without captions, and for quadruples, whose captions belong to a task of their own.
+        """
+        if self.text_features is None or self.quadruple_tags is not None:
+            return None
+        if self.text_labels is not None:
+            assert self.labels is not None
+            return self.image_features, self.text_features, self.labels, self.text_labels
+        assert self.text_owners is not None
+        own = torch.arange(len(self.image_features))
+        return self.image_features, self.text_features, own, self.text_owners
+
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return images and texts row by row [n, d], and int64 [n] labels: equal is no negative.
+
+        With classes the text is the prompt of the image's class, else its first caption; images
+        without a caption have no row. None if there are fewer than two different labels.
+        """
+        found = self.classification()
+        captions = self.captions()
+        if found is not None:
+            images, classes, labels = found
+            pairs = images, classes[labels], labels
+        elif captions is not None:
+            images, texts, image_labels, text_labels = captions
+            rows, first = _first_texts(image_labels, text_labels)
+            pairs = images[rows], texts[first], image_labels[rows]
+        else:
+            return None
+        return pairs if len(pairs[2].unique()) > 1 else None
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _set_unit_rows(self, name: str) -> None:
+        features: Tensor = getattr(self, name)
+        if features.ndim != 2 or not features.numel() or not features.is_floating_point():
+            raise ValueError(
+                f"{name} must be float [n, d], neither of them 0, got {features.dtype} "
+                f"{[*features.shape]}"
+            )
+        width = self.image_features.shape[1]
+        if features.shape[1] != width:
+            raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
+        features = features.detach().cpu()
+        # NaN fails the comparison and is reported by unit_rows.
+        if features.dtype != torch.float32 or not (features.norm(dim=1) - 1).abs().max() < 1e-5:
+            (rows,) = unit_rows(**{name: features})
+            features = rows.float()
+        self._set(name, features)
+
+    def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
+        """Check and convert an optional index array."""
+        values: Tensor | None = getattr(self, name)
+        if values is None:
+            return
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {values.dtype}")
+        values = values.detach().cpu().to(torch.int64)
+        if values.shape != (rows,):
+            raise ValueError(f"{name} must be [{rows}], one per {what}, got {[*values.shape]}")
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < size:
+            raise ValueError(
+                f"{name} must be in 0 .. {size - 1} ({target}), got {int(values.min())} .. "
+                f"{int(values.max())}"
+            )
+        self._set(name, values)
+
+    def _check_classes(self, images: int) -> None:
+        named = {
+            "class_features": self.class_features,
+            "class_names": self.class_names,
+            "synonym_features": self.synonym_features,
+            **{
+                f"{LEVEL}{level}": superclasses.of_class
+                for level, superclasses in self.levels.items()
+            },
+        }
+        counts = {name: len(entries) for name, entries in named.items() if entries is not None}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"all arrays of classes must have one length, got {counts}")
+        if self.labels is not None and not counts:
+            raise ValueError(
+                "labels without class_features or class_names: the number of classes is unknown; "
+                "add one of them"
+            )
+        self._set_index("labels", images, "image", max(counts.values(), default=0), "classes")
+
+    def _check_texts(self, images: int) -> None:
+        given = [name for name in ("text_owners", "text_labels") if getattr(self, name) is not None]
+        if self.text_features is None:
+            if given:
+                raise ValueError(f"{given[0]} without text_features: add the captions' features")
+            return
+        if len(given) == 2:
+            raise ValueError(
+                "text_owners and text_labels exclude each other: leave one of them out"
+            )
+        texts = len(self.text_features)
+        if not given:
+            if texts != images:
+                raise ValueError(
+                    f"text_features has {texts} rows for {images} images: text_owners must give "
+                    "the image each belongs to"
+                )
+            self._set("text_owners", torch.arange(images))
+        if self.text_labels is not None and self.labels is None:
+            raise ValueError("text_labels without labels: no image has a class; add labels")
+        self._set_index("text_owners", texts, "caption", images, "images")
+        self._set_index("text_labels", texts, "caption", len(self.classes), "classes")
+
+    def _check_quadruples(self, images: int) -> None:
+        assert self.quadruple_tags is not None
+        texts = 0 if self.text_features is None else len(self.text_features)
+        if not images == texts == 2 * len(self.quadruple_tags):
+            raise ValueError(
+                f"quadruple_tags has {len(self.quadruple_tags)} entries, so image_features and "
+                f"text_features must have twice as many rows, got {images} and {texts}"
+            )
+
+
+def save_embeddings(path: str | Path, embeddings: Embeddings) -> None:
+    """Write a .npz file that load_embeddings reads, atomically, under exactly this name."""
+    path = Path(path)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name in KEYS:
+        value = getattr(embeddings, name)
+        if isinstance(value, Tensor):
+            arrays[name] = value.numpy()
+        elif isinstance(value, SkipReport):
+            arrays[name] = np.array(json.dumps(value.to_dict()))
+        elif value is not None and value != ():
+            arrays[name] = np.array(value)
+    for level, superclasses in embeddings.levels.items():
+        texts = [superclasses.names[index] for index in superclasses.of_class.tolist()]
+        arrays[f"{LEVEL}{level}"] = np.array(texts)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub mistakes one for a flag
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_embeddings(path: str | Path) -> Embeddings:
+    """Read and check a .npz file with the arrays of Embeddings under their names.
+
+    name defaults to the stem of the file. Pickled objects are not read.
+
+    Raises: FileNotFoundError; ValueError, naming file and array, for a file that is not a .npz or
+    is damaged, lacks image_features, has an array of another name (a misspelt one would be
+    ignored) or of another type, and as Embeddings does.
+    """
+    path = Path(path)
+    arrays = _read_arrays(path)
+    unknown = sorted(key for key in arrays if key not in KEYS and not key.startswith(LEVEL))
+    if unknown or "image_features" not in arrays:
+        raise ValueError(
+            f"{path} has the arrays {', '.join(sorted(arrays)) or 'none'}; image_features is "
+            f"required, and others may be {', '.join(KEYS[1:])} and {LEVEL}NAME"
+        )
+    values: dict[str, Any] = {"name": path.stem}
+    levels = {}
+    for key, array in arrays.items():
+        value = _value(path, key, array)
+        if key.startswith(LEVEL):
+            levels[key.removeprefix(LEVEL)] = Superclasses.build(value)
+        else:
+            values[key] = value
+    try:
+        if "skipped" in values:
+            values["skipped"] = SkipReport.from_dict(json.loads(values["skipped"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: skipped is not a report of skipped records: {error!r}") from None
+    try:
+        return Embeddings(**values, levels=levels)
+    except NotFiniteError as error:
+        raise ValueError(
+            f"{path}: {error}; remove these rows, or compute their embeddings again"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
+    """Convert an array of the file to what Embeddings takes, after a check of its type."""
+    kinds = "f" if key in _FLOATS else "iu" if key in _INTEGERS else "U"
+    dimensions = (_FLOATS | _INTEGERS | _TEXTS).get(key, 1)
+    if array.dtype.kind not in kinds or array.ndim != dimensions:
+        raise ValueError(
+            f"{path}: {key} must be {_KINDS[kinds]} of {dimensions} dimension(s), got "
+            f"{array.dtype} {[*array.shape]}"
+        )
+    if kinds == "U":
+        return tuple(map(str, array.tolist())) if dimensions else str(array)
+    if dimensions == 0:
+        return array.item()
+    if kinds == "iu":
+        return torch.from_numpy(array.astype(np.int64))
+    if array.itemsize > 8:  # torch has no long double
+        array = array.astype(np.float64)
+    native = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(native))
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return all arrays of a .npz file."""
+    try:
+        regular_size(path)  # reading a FIFO may never end
+    except NotRegularFileError as error:
+        raise ValueError(f"{error}; {_EXPECTED}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith(b"PK"):
+        found = next((k for s, k in _SIGNATURES.items() if start.startswith(s)), "not a .npz file")
+        raise ValueError(f"{path} is {found if start else 'empty'}; {_EXPECTED}")
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = {}
+            for name in loaded.files:
+                arrays[name] = loaded[name]
+            return arrays
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: {name} holds Python objects; store texts with "
+                f"numpy.array({name}, dtype=str), numbers with a numeric dtype"
+            ) from None
+        raise ValueError(f"{path} is damaged or incomplete ({error}); {_EXPECTED}") from error
+
+
+def require_finite(**features: Tensor) -> None:
+    """Raise NotFiniteError, naming the argument, for NaN and infinity.
+
+    A comparison with NaN is false, so NaN would silently count in favour of the model.
+    """
+    for name, rows in features.items():
+        finite = rows.isfinite()
+        if not finite.all():
+            broken = int((~finite).reshape(len(rows), -1).any(1).sum())
+            raise NotFiniteError(
+                f"{name} must be finite, got NaN or infinity in {broken} of {len(rows)} rows"
+            )
+
+
+def unit_rows(**features: Tensor) -> list[Tensor]:
+    """Return the features, given by name, each [N, d], as unit rows in float64.
+
+    Raises ValueError, naming the argument, unless they are [N, d] with one d, not empty, finite,
+    and without rows of zeros, which have no direction.
+    """
+    widths = set()
+    for name, rows in features.items():
+        if rows.ndim != 2 or 0 in rows.shape:
+            raise ValueError(f"{name} must be [N, d] and not empty, got shape {[*rows.shape]}")
+        widths.add(rows.shape[1])
+    if len(widths) > 1:
+        shapes = " and ".join(str([*rows.shape]) for rows in features.values())
+        raise ValueError(f"{' and '.join(features)} must have the same width d, got {shapes}")
+    require_finite(**features)
+    result = []
+    for name, rows in features.items():
+        rows = rows.double()
+        largest = rows.abs().amax(1, keepdim=True)
+        zeros = int((largest == 0).sum())
+        if zeros:
+            raise ValueError(
+                f"{name} has {zeros} of {len(rows)} rows of zeros, which have no direction; remove "
+                "the records that could not be embedded"
+            )
+        rows = rows / largest  # its squares must neither overflow nor underflow
+        result.append(rows / rows.norm(dim=1, keepdim=True))
+    return result
+
+
+def unit_pairs(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both towers' features as unit rows; row i of one belongs to row i of the other."""
+    images, texts = unit_rows(image_features=image_features, text_features=text_features)
+    if len(images) != len(texts):
+        raise ValueError(
+            "image_features and text_features must be pairs, row by row, got "
+            f"{len(images)} and {len(texts)} rows; repeat an image for each of its captions"
+        )
+    return images, texts
+
+
+def check_labels(labels: Tensor, name: str, rows: Tensor, rows_name: str) -> None:
+    """Raise ValueError unless there is one int64 label per row."""
+    if labels.dtype != torch.int64 or labels.shape != rows.shape[:1]:
+        raise ValueError(
+            f"{name} must be int64 [{len(rows)}], one per row of {rows_name}, got {labels.dtype} "
+            f"{[*labels.shape]}"
+        )
+
+
+def _first_texts(image_labels: Tensor, text_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of the images that have a text, and the first text of each, int64 [n]."""
+    count = int(torch.cat([image_labels, text_labels]).max()) + 1
+    none = len(text_labels)
+    first = torch.full((count,), none).scatter_reduce(0, text_labels, torch.arange(none), "amin")
+    texts = first[image_labels]
+    rows = torch.nonzero(texts < none).squeeze(1)
+    return rows, texts[rows]

@@ -1,0 +1,124 @@
+"""The types that every task uses: its metrics, tables, plots, options and result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ..embeddings import Embeddings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cell = str | int | float | None
+
+Baselines = Mapping[str, Sequence[tuple[float, float]]]
+
+
+class Unit(Enum):
+    """How reports show a number: a share, or a difference of shares, in percent."""
+
+    SHARE = "%"
+    NUMBER = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The declaration of one number.
+
+    key: in results.json; CLIP_benchmark's where it has one. label: in the report, without the unit.
+    headline: whether the number also stands at the top of the report.
+    """
+
+    key: str
+    label: str
+    unit: Unit = Unit.NUMBER
+    headline: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, of equal length.
+
+    Shares are in percent, with "%" in the header. The report gives the floats of a column one
+    number of digits, and shows None and NaN as a dash.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a row that is not as long as the header."""
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"rows of {self.title!r} must have {len(self.header)} cells, like the header, "
+                    f"got {len(row)}: {row}"
+                )
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that is drawn when the report is written.
+
+    name: stem of its file. caption: what it shows and how to read it. draw: draws on the matplotlib
+    Figure that it is given. size: inches.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Figure], None]
+    size: tuple[float, float] = (6.4, 4.0)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one dataset.
+
+    values: a number per declared metric, a share between 0 and 1. explanation: one or two plain
+    sentences on how to read the numbers. data: every dataset that the numbers were computed from,
+    which run_tasks adds.
+    """
+
+    dataset: str
+    task: str
+    values: Mapping[str, float]
+    metrics: tuple[Metric, ...]
+    title: str
+    explanation: str
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    data: tuple[Embeddings, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless every value is declared as a metric, and the other way round."""
+        declared = [metric.key for metric in self.metrics]
+        if sorted(declared) != sorted(self.values):
+            raise ValueError(
+                f"task {self.task!r} must declare one Metric per value: declared are {declared}, "
+                f"values are {[*self.values]}"
+            )
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a task may use beside the dataset itself.
+
+    train: labelled images of the same classes that neighbours and probes learn from.
+    shifted: datasets that distribution_shift compares with this one. baselines: shifted dataset ->
+    (base, shifted) accuracies of other models. seed: of random batches and samples. details:
+    whether tables and plots are made, and not the numbers alone.
+    """
+
+    train: Embeddings | None = None
+    shifted: tuple[Embeddings, ...] = ()
+    baselines: Baselines | None = None
+    seed: int = 0
+    details: bool = True
+
+
+Run = Callable[[Embeddings, TaskOptions], TaskResult | None]  # None: the arrays are not there
