@@ -21,8 +21,8 @@ from pathlib import Path
 
 DEFAULT_HOME = Path("/usr/local/cuda")
 
-# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has no
-# machine code of its own and compiles the PTX of 10.0.
+# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has
+# no machine code of its own and compiles the PTX of 10.0.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
 
@@ -149,7 +149,7 @@ def _home_of(nvcc: str) -> Path:
 
 
 def architectures_for(toolkit: CudaToolkit) -> str:
-    """Return TORCH_CUDA_ARCH_LIST or, if it is not set, the default architectures that nvcc supports.
+    """Return TORCH_CUDA_ARCH_LIST, or by default the architectures that nvcc supports.
 
     The newest of the default architectures always includes PTX, for later GPUs.
     """
