@@ -315,7 +315,7 @@ def _require_rgb(name: str, sample: Sample) -> None:
 def _classes(
     dataset: ImageDataset, encoder: Encoder, prompts: Prompts, classes_of: Embeddings | None
 ) -> dict[str, Any]:
-    names = prompts.names_for(dataset, encoder.notify)
+    names = prompts.names_for(dataset)
     shown = tuple(entry[0] for entry in names)
     if classes_of is not None and classes_of.class_names == shown:
         features = classes_of.class_features
