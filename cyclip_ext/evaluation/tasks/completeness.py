@@ -299,8 +299,8 @@ def run(instances: Path, captions: Path) -> TaskResult:
         METRICS,
         "Completeness of captions",
         "How many of the kinds of objects annotated in an image its caption does not name. The "
-        "measure is one of the captions, not of the model: training treats as absent whatever a "
-        "caption omits (arXiv 2310.00927, figures 4 and 5).",
+        "measure is one of the captions, not of the model: training treats objects that a "
+        "caption omits as absent (arXiv 2310.00927, figures 4 and 5).",
         (
             Table(
                 "The least complete captions", ("caption", "not named", "annotated"), examples, note
