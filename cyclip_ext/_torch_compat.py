@@ -13,6 +13,9 @@ from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+if TYPE_CHECKING:
     pass
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -72,3 +75,17 @@ def has_kernel(operator: str, device_type: str) -> bool:
     Public: none yet; torch.library can register kernels but not list them.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper())
+
+
+def process_group_named(name: str) -> ProcessGroup | None:
+    """Return this process's group with that `group_name`, or None.
+
+    Public: none yet.
+    """
+    from torch.distributed import distributed_c10d
+
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    try:
+        return cast("ProcessGroup", resolve(name))
+    except (RuntimeError, ValueError, LookupError):
+        return None

@@ -34,8 +34,11 @@ def contrastive_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
+    directions: str = "both",
 ) -> Tensor:
     """Symmetric InfoNCE: 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj].
+
+    With `directions="image_to_text"` or "text_to_image" one of the two terms, times 2.
 
     Source: Radford et al. 2021; Goel et al. 2022.
     """
@@ -43,7 +46,10 @@ def contrastive_loss(
     positive = logits.diagonal()
     image_to_text = (logits.logsumexp(dim=1) - positive).mean()
     text_to_image = (logits.logsumexp(dim=0) - positive).mean()
-    return (image_to_text + text_to_image) / 2
+    both = (image_to_text + text_to_image) / 2
+    return {"both": both, "image_to_text": image_to_text, "text_to_image": text_to_image}[
+        directions
+    ]
 
 
 def cross_modal_loss(
@@ -73,6 +79,9 @@ def in_modal_loss(
 
 def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
     """1/N sum_i (1 - S_ii): pulls positive pairs together, pushes nothing apart.
+
+    Our reading of the one-sided regularizer; the paper's formula and weight could not be checked.
+    If it is |x - y|^2 on unit vectors, it equals 2 (1 - S), and its weight is half of ours.
 
     Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
     """
