@@ -39,6 +39,8 @@ def describe() -> str:
     }
     for name, status in backend_status().items():
         facts[f"{name} kernels"] = backend_state(name, status, record.get("cuda_architectures"))
+    if backend_status()["cpu"].loaded:
+        facts["instructions"] = _instruction_set()
     return "\n".join(f"{name:<14} {value}" for name, value in facts.items())
 
 
@@ -86,6 +88,14 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
         if not exact and capability[0] == built[0] and capability > built:
             return True
     return False
+
+
+def _instruction_set() -> str:
+    """Return the instruction set of the CPU kernels and the reason for its choice."""
+    try:
+        return str(torch.ops.cyclip_ext.cpu_isa())
+    except (AttributeError, RuntimeError, ValueError) as error:
+        return f"unknown: {error}"
 
 
 def build_tools(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,23 @@ def test_runs_as_a_program() -> None:
     for name in ("cyclip_ext", "torch", "open_clip", "cpu kernels", "cuda kernels"):
         assert any(line.startswith(name) for line in done.stdout.splitlines()), name
     assert torch.__version__ in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("baseline", "baseline"), ("sse9", "unknown: CYCLIP_CPU_ISA must be")]
+)
+def test_instruction_set_follows_the_environment(limit: str, expected: str) -> None:
+    """The choice is made once per process, and an unknown name does not end the report."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cyclip_ext.info"],
+        cwd=Path(cyclip_ext.__file__).parent.parent,
+        env=os.environ | {"CYCLIP_CPU_ISA": limit},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("instructions")]
+    assert line.removeprefix("instructions").strip().startswith(expected)
 
 
 @pytest.mark.parametrize(

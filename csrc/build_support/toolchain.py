@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -28,8 +29,9 @@ class CxxCompiler:
 
     @property
     def is_tested(self) -> bool:
-        """Whether the project's own checks run with this compiler, so that it may be strict."""
-        return re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        """Whether the project's own checks run with this compiler on this architecture."""
+        is_gcc_12 = re.search(r"^(c\+\+|g\+\+).* 12\.\d+\.\d+$", self.description) is not None
+        return is_gcc_12 and platform.machine() == "x86_64"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cyclip_ext, m) {
+  m.def("cpu_isa() -> str");
+
   m.def("row_norms(Tensor features) -> Tensor");
 
   m.def(

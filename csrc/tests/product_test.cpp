@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "kernels/cpu/bf16.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/product.h"
 
 #if defined(__x86_64__)
@@ -179,7 +180,7 @@ int main() {
   test::test_all(cpu::product_kernel<float>(), "float");
   test::test_all(cpu::product_kernel<double>(), "double");
 #if defined(__x86_64__)
-  if (cpu::product_kernel<float>()) {  // then AVX2 is there, whatever was chosen
+  if (cpu::chosen_isa().isa > cpu::Isa::kAvx2) {
     test::test_all(&cpu::avx2::float_product, "AVX2 float");
     test::test_all(&cpu::avx2::double_product, "AVX2 double");
   }

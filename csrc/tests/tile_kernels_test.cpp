@@ -9,12 +9,21 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/tile_kernels.h"
 
-namespace cyclip::cpu::baseline {
+namespace cyclip::cpu {
+namespace baseline {
 extern const TileKernels<float> float_kernels;
 extern const TileKernels<double> double_kernels;
-}  // namespace cyclip::cpu::baseline
+}  // namespace baseline
+#if defined(__x86_64__)
+namespace avx2 {
+extern const TileKernels<float> float_kernels;
+extern const TileKernels<double> double_kernels;
+}  // namespace avx2
+#endif
+}  // namespace cyclip::cpu
 
 namespace cyclip::test {
 
@@ -261,6 +270,12 @@ int main() {
   using namespace cyclip;
   test::test_all(cpu::baseline::float_kernels);
   test::test_all(cpu::baseline::double_kernels);
+#if defined(__x86_64__)
+  if (cpu::chosen_isa().isa > cpu::Isa::kAvx2) {
+    test::test_all(cpu::avx2::float_kernels);
+    test::test_all(cpu::avx2::double_kernels);
+  }
+#endif
   test::test_all(cpu::tile_kernels<float>());
   test::test_all(cpu::tile_kernels<double>());
   return test::exit_code();

@@ -34,8 +34,8 @@ from .dataset import (
     Superclasses,
 )
 from .emoji import emoji_available, load_emoji
-from .loader import Batch, Loader, make_loader
-from .processes import WorkerDied
+from .loader import Batch, Loader
+from .workers import WorkerDied
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .source import NAMED, load_named, open_pairs, resolved
@@ -64,7 +64,6 @@ __all__ = [
     "load_emoji",
     "load_named",
     "load_shapes",
-    "make_loader",
     "open_pairs",
     "render",
     "require_usable",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .dataset import FileDataset
 from .manifest import require_writable
-from .processes import cores
+from .workers import cores
 from .skips import TooManyBadRecords, require_usable
 from .source import open_pairs
 from .tables import typed_separator

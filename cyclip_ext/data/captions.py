@@ -62,6 +62,20 @@ def clean_caption(text: str) -> str:
     return " ".join(text.replace("\ufeff", "").split())
 
 
+MAX_WORD, MAX_CAPTION = 512, 8192  # characters, several times what fills a context of 77 tokens
+
+
+def shorten(caption: str) -> str:
+    """Cut words to MAX_WORD and the caption to MAX_CAPTION characters, before tokenizing.
+
+    The time of byte pair encoding grows with the square of a word's length: a word of 64,000
+    letters takes minutes.
+    """
+    if len(caption) <= MAX_WORD:
+        return caption
+    return " ".join(word[:MAX_WORD] for word in caption[:MAX_CAPTION].split(" "))
+
+
 def printable(text: str) -> str:
     """Escape bytes that are not UTF-8 (surrogates), which would raise when printed."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

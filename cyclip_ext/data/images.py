@@ -1,4 +1,4 @@
-"""From the bytes of a file to an RGB (or RGBA) picture: one policy for every source."""
+"""From the bytes of a file to an RGB (or RGBA) image: one policy for every dataset."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .._files import NotRegularFileError, regular_size
 from .skips import BadRecord, SkipReport
 
-# 67 megapixels: above what cameras deliver and any web picture needs, far below what exhausts
+# 67 megapixels: more than cameras deliver and any image on the web needs, far below what exhausts
 # memory (a 200-megapixel PNG of one colour is a few hundred kilobytes on disk).
 MAX_PIXELS = 2**26
+MAX_BYTES = 2**29  # such an image in 16-bit RGB, uncompressed
 
-# By the name's end; what a file really is, its first bytes decide.
+# Suffixes of names; the format is decided by a file's first bytes.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 _EXIF_ORIENTATION = 0x0112
 
-# Pillow reads dozens of formats, some of them little tested, and EPS by starting Ghostscript: what
-# the web serves as pictures is enough. JPEG includes MPO, several pictures in one file.
+# Pillow reads dozens of formats, some of them little tested, and EPS by starting Ghostscript. The
+# image formats of the web are enough. JPEG includes MPO, several images in one file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# What Pillow's decoders raise on damaged data: SyntaxError comes from the PNG reader, RuntimeError
-# from that of AVIF.
+# The errors of Pillow's decoders on damaged data: SyntaxError comes from the PNG reader,
+# RuntimeError from that of AVIF.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -54,30 +56,30 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     min_side: int | None = None,
 ) -> Image.Image:
-    """Decode a picture whole and bring it to RGB, or RGBA with keep_alpha.
+    """Decode an image completely and convert it to RGB, or RGBA with keep_alpha.
 
     Rotation and mirroring stored as EXIF orientation are applied; palettes, grey, CMYK and 16-bit
-    pictures are converted; transparency is composited onto white unless it is kept; of an animation
-    the first frame is taken; gamma and colour profiles are ignored. `where` names the record in
-    errors. min_side: a JPEG may come out at 1/2, 1/4 or 1/8 of its size, averaged over pixels by
-    its decoder, as long as neither side falls below this; default: full size.
+    images are converted; transparency is composited onto white unless it is kept; only the first
+    frame of an animation is used; gamma and colour profiles are ignored. `where` names the record
+    in errors. min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, averaged over pixels
+    by its decoder, as long as neither side falls below this; default: full size.
 
-    Raises BadRecord with reason missing, unreadable, empty file, not an image (none of JPEG, PNG,
-    WebP, GIF, BMP, TIFF and, where Pillow has it, AVIF; zero by zero pixels), too many pixels or
-    truncated.
+    Raises BadRecord as read_bytes, and with reason empty file, not an image (none of JPEG, PNG,
+    WebP, GIF, BMP, TIFF and, if Pillow supports it, AVIF; zero by zero pixels), too many pixels,
+    truncated or out of memory.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, where)
     if not data:
         raise BadRecord("empty file", where)
     try:
         image = Image.open(BytesIO(data), formats=_formats())
-    # Below twice its own limit Pillow only warns; who turns warnings into errors gets the same.
+    # Below twice its own limit Pillow only warns, which a filter may turn into an error.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("too many pixels", where) from None
     except UnidentifiedImageError:
         raise BadRecord("not an image", where) from None
-    except _DAMAGE:
-        raise BadRecord("truncated", where) from None
+    except (*_DAMAGE, MemoryError) as error:
+        raise BadRecord(_reason(error), where) from None
     if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
         raise BadRecord("too many pixels", where)
     try:
@@ -85,28 +87,42 @@ def open_image(
             image.draft(None, (min_side, min_side))
         image.load()
         return _convert(_upright(image), keep_alpha)
-    except _DAMAGE:
-        raise BadRecord("truncated", where) from None
+    except (*_DAMAGE, MemoryError) as error:
+        raise BadRecord(_reason(error), where) from None
+
+
+def _reason(error: BaseException) -> str:
+    return "out of memory" if isinstance(error, MemoryError) else "truncated"
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    Image.init()  # loads the readers; those of a format this Pillow lacks are not there
+    Image.init()  # loads the readers; this Pillow may lack some
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def read_bytes(path: Path, where: str) -> bytes:
-    """A whole file; BadRecord with reason missing or unreadable where that fails."""
+    """Read a whole file.
+
+    Raises BadRecord with reason missing, not a regular file (a folder, FIFO or device), too large
+    (over MAX_BYTES), unreadable or out of memory.
+    """
     try:
+        if regular_size(path) > MAX_BYTES:
+            raise BadRecord("too large", where)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in it
         raise BadRecord("missing", where) from None
+    except NotRegularFileError:
+        raise BadRecord("not a regular file", where) from None
     except OSError as error:
         raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+    except MemoryError:
+        raise BadRecord("out of memory", where) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGBA over a white background; RGB out, of the same size."""
+    """Composite RGBA onto a white background; return RGB of the same size."""
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
 
@@ -116,7 +132,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
             return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
-    except _DAMAGE:  # a damaged EXIF block does not spoil the picture: it just is not turned
+    except _DAMAGE:  # an image with a damaged EXIF block is used, but not rotated
         return image
 
 
@@ -132,10 +148,10 @@ def _convert(image: Image.Image, keep_alpha: bool) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey pictures of more than 8 bits, scaled: Pillow's own conversion clips them to white."""
+    """Scale grey images of more than 8 bits; Pillow's own conversion clips them to white."""
     values = np.asarray(image).astype(np.float32)
     peak = float(values.max(initial=0))
-    # The mode does not tell the range: "I" may hold 8 or 16 bits, "F" mostly 0..1.
+    # The mode does not give the range: "I" may hold 8 or 16 bits, "F" mostly 0..1.
     if image.mode == "F" and peak <= 1:
         values *= 255
     elif image.mode.startswith("I;16") or peak > 255:
@@ -144,7 +160,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def square_rgba(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """An RGBA picture fitted into a transparent square, in proportion; uint8 [4, size, size].
+    """Fit an RGBA image into a transparent square, in proportion; uint8 [4, size, size].
 
     Resizing runs on premultiplied colour, so that the invisible colour of transparent pixels does
     not bleed into the outline.
@@ -154,7 +170,7 @@ def square_rgba(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     resized = image.convert("RGBa").resize(
         (width, height),
         Image.Resampling.BICUBIC,
-        reducing_gap=2.0,  # large pictures are first averaged over whole pixels: far fewer taps
+        reducing_gap=2.0,  # averages whole pixels of large images first: far fewer taps
     )
     square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
     square.paste(resized.convert("RGBA"), ((size - width) // 2, (size - height) // 2))

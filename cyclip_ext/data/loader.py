@@ -1,301 +1,273 @@
-"""Batches as a pure function of (seed, epoch, step): nothing to save but the step for a resume."""
+"""Batches as a pure function of (seed, epoch, step): resuming needs nothing but the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing import RawArray
-from typing import Any, Protocol
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .captions import choose_caption, other_caption
+from .captions import choose_caption, other_caption, shorten
 from .dataset import ImageDataset, InMemoryDataset
-from .processes import AHEAD, ordered_map
 from .seeding import epoch_order, uniforms
 from .skips import BadRecord, SkipReport
 from .transforms import CROP_DRAWS, CROP_SIDE, Augment, random_crop
+from .workers import Workers
 
-# The draws of view v come from the stream seed ^ _VIEW_STREAM[v]: view 0 is the same with or
-# without another beside it.
+Tokenize = Callable[[list[str]], Tensor]
+
+# The draws of view v come from the stream seed ^ _VIEW_STREAM[v]: the first view is the same with
+# or without a second one.
 _VIEW_STREAM = (0, 0x56494557)
 
-# A picture is decoded at no less than this many times the resolution it is resized to; then bicubic
-# hardly differs from that of the full size (docs/data.md).
+# An image is decoded at no less than this many times the resolution it is resized to. Bicubic
+# resizing then hardly differs from that of the full size (docs/data.md).
 _DECODE_MARGIN = 2.0
+
+# No change at all: the images of an in-memory dataset as evaluation shows them.
+_STILL = Augment(
+    shift=0, scale=(1, 1), stretch=1, rotation=0, background=0, contrast=1, brightness=0
+)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images [b, 3, s, s], texts [b], indices int64 [b] into the source.
+    """Images and texts of b records, in v views: first all first views, then all second ones.
 
-    Pictures of files are uint8, a quarter of the bytes to send to a device, and become a model's
-    input there by transforms.as_input; those of sets in memory are that already.
-
-    skipped: (reason, where) of the records that should have been in this batch and are left out.
-    other_images [b, 3, s, s], other_texts [b]: the second view of each pair, if asked for.
+    images: [v b, 3, s, s], uint8 from files, a quarter of the bytes to send to a device, where
+        transforms.as_input makes them a model's input. Those of in-memory datasets are that
+        already.
+    texts: [v b]. tokens: int64 [v b, length], if the loader tokenizes.
+    indices: int64 [b], into the dataset.
+    skipped: (reason, where) of the records that belong to this batch and could not be used.
+    shortened: captions that were cut before tokenizing, see captions.shorten.
     """
 
     images: Tensor
     texts: list[str]
     indices: Tensor
+    tokens: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
-    other_images: Tensor | None = None
-    other_texts: list[str] | None = None
-
-
-class Loader(Protocol):
-    """What training sees of either loader."""
-
-    skipped: SkipReport  # of the epoch last asked for, as far as it was read
+    shortened: int = 0
 
     def __len__(self) -> int:
-        """Steps per epoch; the incomplete last batch is dropped."""
-        ...
+        return len(self.indices)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
-        """The batches of one epoch from step `start` on, the same each time they are asked for.
-
-        None stands for a batch of which no record could be read: it is a step all the same.
-        """
-        ...
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which copies to a GPU are asynchronous."""
+        tokens = None if self.tokens is None else self.tokens.pin_memory()
+        return replace(self, images=self.images.pin_memory(), tokens=tokens)
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of each step's batch is this rank's.
+class Loader:
+    """Batches of a dataset, augmented; the same ones for each way of dividing them.
 
     Step k of an epoch takes order[k * B : (k + 1) * B], B = batch_size * world_size, and rank r the
-    r-th batch_size of it: over all ranks nothing is lost or seen twice, and the whole batch of a
-    step is the same for each way of dividing B.
-    """
+    r-th batch_size of it. A sample's crop and caption depend on (seed, epoch, index) alone. The
+    records that do not fill the last batch of an epoch are dropped; the next epoch has others.
 
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
+    batch_size: records per step of this rank. augment: only for in-memory datasets (None shows the
+    images as evaluation does); files always get open_clip's random crop. workers: processes that
+    decode files; 0 decodes in this one. views: 2 adds a second view of each record, with an
+    augmentation and a caption of its own (other_caption). tokenize: texts -> int64 [n, length],
+    called where the batch is made; it must be picklable unless processes are forked. pin_memory:
+    puts batches in page-locked memory, for copies to a GPU.
 
-    def steps(self, count: int) -> int:
-        """Whole steps in an epoch of `count` records."""
-        return count // (self.batch_size * self.world_size)
+    skipped: report of the current epoch, as far as it was read. shortened: the captions that were
+    cut in it.
 
-    def of(self, order: Tensor, step: int) -> Tensor:
-        """This rank's indices of one step; int64 [batch_size]."""
-        start = (step * self.world_size + self.rank) * self.batch_size
-        return order[start : start + self.batch_size]
-
-
-def make_loader(
-    pairs: ImageDataset,
-    batch_size: int,
-    image_size: int,
-    *,
-    seed: int = 0,
-    augment: Augment | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    views: int = 1,
-) -> Loader:
-    """The loader that suits the source: whole tensors in memory, worker processes for files.
-
-    batch_size: pairs per step of this rank; see Share for how ranks divide a step. augment: for a
-    set in memory, None shows the pictures as evaluation does; files always get open_clip's random
-    crop. workers: processes that decode files; 0 decodes in this one. views: 2 adds a second one
-    of each pair, the picture augmented by draws of its own and another caption (other_caption).
-
-    Raises ValueError where there are fewer records than a step takes, where rank, world_size or
-    views is out of range, or where augment or workers does not apply to the source.
-    """
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, world_size), got {rank} of {world_size}")
-    if not 1 <= batch_size <= len(pairs) // world_size:
-        over = f" over {world_size} ranks" if world_size > 1 else ""
-        raise ValueError(
-            f"batch_size must be between 1 and the {len(pairs):,} records of {pairs.name}{over}, "
-            f"got {batch_size}"
-        )
-    if views not in (1, 2):
-        raise ValueError(f"views must be 1 or 2, got {views}")
-    if workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {workers}")
-    share = Share(batch_size, rank, world_size)
-    if isinstance(pairs, InMemoryDataset):
-        if workers:
-            raise ValueError(f"workers must be 0 for {pairs.name}, held in memory; got {workers}")
-        return MemoryLoader(pairs, share, image_size, seed, augment or STILL, views)
-    if augment is not None:
-        raise ValueError(f"augment must be None for files ({pairs.name}): open_clip's is used")
-    return FileLoader(pairs, share, image_size, seed, workers, views)
-
-
-# No change at all: what `make_loader` uses where augment is None.
-STILL = Augment(
-    shift=0, scale=(1, 1), stretch=1, rotation=0, background=0, contrast=1, brightness=0
-)
-
-
-class MemoryLoader:
-    """Batches of a set in memory, augmented as whole tensors in this process."""
-
-    def __init__(
-        self,
-        pictures: InMemoryDataset,
-        share: Share,
-        image_size: int,
-        seed: int,
-        augment: Augment,
-        views: int,
-    ) -> None:
-        self.pictures = pictures
-        self.share = share
-        self.image_size = image_size
-        self.seed = seed
-        self.augment = augment
-        self.views = views
-        self.skipped = SkipReport()
-
-    def __len__(self) -> int:
-        return self.share.steps(len(self.pictures))
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """See Loader.epoch."""
-        self.skipped = SkipReport()
-        return self._batches(epoch, start)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        order = epoch_order(self.seed, epoch, len(self.pictures))
-        for step in range(start, len(self)):
-            indices = self.share.of(order, step)
-            images = [
-                self.augment(
-                    self.pictures.images[indices],
-                    self.image_size,
-                    uniforms(self.seed ^ stream, epoch, indices, Augment.DRAWS),
-                )
-                for stream in _VIEW_STREAM[: self.views]
-            ]
-            records = [(self.pictures.captions[index], index) for index in indices.tolist()]
-            texts = [choose_caption(captions, self.seed, epoch, i) for captions, i in records]
-            if self.views == 1:
-                yield Batch(images[0], texts, indices)
-                continue
-            others = [other_caption(captions, self.seed, epoch, i) for captions, i in records]
-            yield Batch(images[0], texts, indices, (), images[1], others)
-
-
-class FileLoader:
-    """Batches of any dataset, decoded and cropped in worker processes.
-
-    A record that turns out bad is left out of its batch and counted; a batch of bad records only is
-    None, so that the steps of an epoch are the same however it is entered.
-
-    Workers write 8-bit pixels into memory they share with this process: nothing is sent.
+    Raises ValueError if a step takes more records than there are, if rank, world_size, views or
+    workers is out of range, or if augment or workers does not apply to the dataset.
     """
 
     def __init__(
         self,
-        pairs: ImageDataset,
-        share: Share,
+        dataset: ImageDataset,
+        batch_size: int,
         image_size: int,
-        seed: int,
-        workers: int,
-        views: int,
+        *,
+        seed: int = 0,
+        augment: Augment | None = None,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        views: int = 1,
+        tokenize: Tokenize | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        self.pairs = pairs
-        self.share = share
-        self.image_size = image_size
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size), got {rank} of {world_size}")
+        if not 1 <= batch_size <= len(dataset) // world_size:
+            over = f" over {world_size} ranks" if world_size > 1 else ""
+            raise ValueError(
+                f"batch_size must be between 1 and the {len(dataset):,} records of {dataset.name}"
+                f"{over}, got {batch_size}"
+            )
+        if views not in (1, 2):
+            raise ValueError(f"views must be 1 or 2, got {views}")
+        if workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {workers}")
+        self.dataset = dataset
+        self.batch_size = batch_size
         self.seed = seed
-        self.workers = workers
-        self.views = views
+        self.rank = rank
+        self.world_size = world_size
         self.skipped = SkipReport()
+        self.shortened = 0
+        texts = _Texts(seed, views, tokenize)
+        read: Callable[[_Step], Batch]
+        if isinstance(dataset, InMemoryDataset):
+            if workers:
+                raise ValueError(f"workers must be 0 for {dataset.name}, held in memory")
+            read = _MemoryReader(dataset, image_size, augment or _STILL, texts)
+        elif augment is None:
+            read = _FileReader(dataset, image_size, texts)
+        else:
+            raise ValueError(f"augment must be None for files ({dataset.name}): they are cropped")
+        self._workers = Workers(read, workers, pin_memory=pin_memory)
+        self._pin_here = pin_memory and not workers
+        self._warned = False
 
     def __len__(self) -> int:
-        return self.share.steps(len(self.pairs))
+        """Return the number of steps of an epoch."""
+        return len(self.dataset) // (self.batch_size * self.world_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
-        """See Loader.epoch. Raises WorkerDied where a worker process was killed."""
+        """Yield the batches of one epoch from step `start` on, the same for each call.
+
+        None stands for a batch without a usable record, so that the steps of an epoch are the same
+        wherever it is entered. Only the iterator of the last call may be used.
+
+        Raises WorkerDied if a worker process was killed.
+        """
         self.skipped = SkipReport()
-        return self._batches(epoch, start, self.skipped)
+        self.shortened = 0
+        return self._batches(epoch, start)
 
-    def _batches(self, epoch: int, start: int, skipped: SkipReport) -> Iterator[Batch | None]:
-        # One slot more than there are items under way: the one whose batch is being taken.
-        slots = AHEAD * self.workers + 1
-        shape = (slots, self.views, self.share.batch_size, 3, self.image_size, self.image_size)
-        size = math.prod(shape)
-        memory = RawArray("B", size) if self.workers else bytearray(size)
-        order = epoch_order(self.seed, epoch, len(self.pairs))
-        read = _Reader(self.pairs, self.share, order, self.seed, epoch, shape, memory)
-        for taken in ordered_map(read, range(start, len(self)), self.workers):
-            for reason, where in taken.skipped:
-                skipped.add(reason, where)
-            count = len(taken.texts)
-            if not count:
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch | None]:
+        order = epoch_order(self.seed, epoch, len(self.dataset)).numpy()
+        steps = (_Step(epoch, self._indices(order, step)) for step in range(start, len(self)))
+        for batch in self._workers.map(steps):
+            for reason, where in batch.skipped:
+                self.skipped.add(reason, where)
+            self._count_shortened(batch.shortened)
+            if not len(batch):
                 yield None
-                continue
-            # Copied: the slot is written to again.
-            images = [torch.from_numpy(view[:count].copy()) for view in read.pixels()[taken.slot]]
-            indices = torch.tensor(taken.indices)
-            others = images[1] if self.views == 2 else None
-            yield Batch(images[0], taken.texts, indices, taken.skipped, others, taken.other_texts)
+            else:
+                yield batch.pin_memory() if self._pin_here else batch
+
+    def _indices(self, order: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.int64]:
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return order[first : first + self.batch_size]
+
+    def _count_shortened(self, count: int) -> None:
+        self.shortened += count
+        if count and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.dataset.name} has captions with extremely long words, which are cut before "
+                "tokenizing; `cyclip-data verify` counts them",
+                stacklevel=4,
+            )
+
+    def close(self) -> None:
+        """End the worker processes; they also end with the loader or the program."""
+        self._workers.close()
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """What a worker answers: where in the shared memory the pictures are, and all the rest."""
+class _Step:
+    """The records of one batch."""
 
-    slot: int
-    texts: list[str]
-    other_texts: list[str] | None
-    indices: list[int]
-    skipped: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads this rank's batch of a step; what a worker process executes. Draws no random numbers.
-
-    shape: of the pixels in memory, [slots, views, batch_size, 3, s, s]. Steps take slots in turn.
-    """
-
-    pairs: ImageDataset
-    share: Share
-    order: Tensor
-    seed: int
     epoch: int
-    shape: tuple[int, ...]
-    memory: Any
+    indices: npt.NDArray[np.int64]
 
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(self.memory, dtype=np.uint8).reshape(self.shape)
 
-    def __call__(self, step: int) -> _Taken:
-        slots, views, _, _, _, size = self.shape
-        slot = step % slots
-        pixels = self.pixels()[slot]
-        indices = self.share.of(self.order, step)
-        draws = [
-            uniforms(self.seed ^ stream, self.epoch, indices, CROP_DRAWS).tolist()
-            for stream in _VIEW_STREAM[:views]
+@dataclass(frozen=True)
+class _Texts:
+    """Chooses and tokenizes the captions of a batch, all first views before all second ones."""
+
+    seed: int
+    views: int
+    tokenize: Tokenize | None
+
+    def __call__(
+        self, captions: list[tuple[str, ...]], step: _Step
+    ) -> tuple[list[str], Tensor | None, int]:
+        """Return texts, tokens, and the number of texts that were cut."""
+        owners = list(zip(captions, step.indices.tolist(), strict=True))
+        chosen = [choose_caption(own, self.seed, step.epoch, i) for own, i in owners]
+        if self.views == 2:
+            chosen += [other_caption(own, self.seed, step.epoch, i) for own, i in owners]
+        texts = [shorten(text) for text in chosen]
+        tokens = self.tokenize(texts) if self.tokenize is not None and texts else None
+        return texts, tokens, sum(map(str.__ne__, texts, chosen))
+
+    def draws(self, step: _Step, count: int) -> list[Tensor]:
+        """Return float32 [b, count] in [0, 1) for each view."""
+        indices = torch.from_numpy(step.indices)
+        streams = _VIEW_STREAM[: self.views]
+        return [uniforms(self.seed ^ stream, step.epoch, indices, count) for stream in streams]
+
+
+@dataclass(frozen=True)
+class _MemoryReader:
+    """Makes a batch of an in-memory dataset, augmented as whole tensors."""
+
+    dataset: InMemoryDataset
+    image_size: int
+    augment: Augment
+    texts: _Texts
+
+    def __call__(self, step: _Step) -> Batch:
+        indices = torch.from_numpy(step.indices)
+        images = [
+            self.augment(self.dataset.images[indices], self.image_size, draws)
+            for draws in self.texts.draws(step, Augment.DRAWS)
         ]
+        texts, tokens, shortened = self.texts(
+            [self.dataset.captions[i] for i in step.indices], step
+        )
+        joined = images[0] if len(images) == 1 else torch.cat(images)
+        return Batch(joined, texts, indices, tokens, shortened=shortened)
+
+
+@dataclass(frozen=True)
+class _FileReader:
+    """Makes a batch of a dataset on disk: decodes and crops, and draws no random numbers."""
+
+    dataset: ImageDataset
+    image_size: int
+    texts: _Texts
+
+    def __call__(self, step: _Step) -> Batch:
+        size, views = self.image_size, self.texts.views
+        pixels = np.empty((views, len(step.indices), 3, size, size), dtype=np.uint8)
+        draws = [view.tolist() for view in self.texts.draws(step, CROP_DRAWS)]
         side = math.ceil(_DECODE_MARGIN * size / CROP_SIDE)
-        texts: list[str] = []
-        others: list[str] = []
-        kept: list[int] = []
+        captions: list[tuple[str, ...]] = []
+        good: list[int] = []
         skipped: list[tuple[str, str]] = []
-        for row, index in enumerate(indices.tolist()):
+        for row, index in enumerate(step.indices.tolist()):
             try:
-                record = self.pairs.load(index, min_side=side)
+                sample = self.dataset.load(index, min_side=side)
             except BadRecord as bad:
                 skipped.append((bad.reason, bad.where))
                 continue
+            if not sample.captions:
+                skipped.append(("no caption", sample.key))
+                continue
             for view in range(views):
-                pixels[view, len(kept)] = random_crop(record.image, size, draws[view][row])
-            texts.append(choose_caption(record.captions, self.seed, self.epoch, index))
-            if views == 2:
-                others.append(other_caption(record.captions, self.seed, self.epoch, index))
-            kept.append(index)
-        return _Taken(slot, texts, others if views == 2 else None, kept, tuple(skipped))
+                pixels[view, len(good)] = random_crop(sample.image, size, draws[view][row])
+            captions.append(sample.captions)
+            good.append(row)
+        used = replace(step, indices=step.indices[good])
+        texts, tokens, shortened = self.texts(captions, used)
+        images = torch.from_numpy(pixels[:, : len(good)].reshape(-1, 3, size, size))
+        indices = torch.from_numpy(used.indices)
+        return Batch(images, texts, indices, tokens, tuple(skipped), shortened)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .images import IMAGE_SUFFIXES
-from .processes import cores, ordered_map
+from .workers import cores, ordered_map
 from .skips import SkipReport
 from .tar_format import BrokenTar, Member, read_members
 

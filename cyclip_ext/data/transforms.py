@@ -1,10 +1,11 @@
-"""From pictures to the float tensors a model eats: batches in memory, or files one by one."""
+"""From images to the float tensors that a model takes: batches in memory, or files one by one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from .. import needs
-
 # CLIP's own, which open_clip's models expect as well (Radford et al. 2021).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,11 +21,11 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Augment:
-    """Random view of small pictures with transparency, drawn per picture and epoch.
+    """Random view of small images with transparency, drawn per image and epoch.
 
     shift: up to this share of the width, both ways. scale: range of the drawing's size, 1 = as is,
     uniform in the logarithm. stretch: up to this factor wider or narrower, at the same area.
-    rotation: up to this many degrees, both ways. background: share of pictures set on a random
+    rotation: up to this many degrees, both ways. background: share of images put on a random
     colour rather than white. contrast: up to this factor up or down. brightness: added to all
     channels, up to this much of the full range, both ways.
     There is no mirroring: it would turn arrows and letters into something else.
@@ -45,10 +44,10 @@ class Augment:
     DRAWS = 11  # columns of `random` in __call__
 
     def __call__(self, images: Tensor, image_size: int, random: Tensor) -> Tensor:
-        """Augmented, normalized pictures.
+        """Return augmented, normalized images.
 
         images: uint8 [n, 4, s, s], RGBA with straight alpha. random: float32 [n, DRAWS] in [0, 1).
-        Returns float32 [n, 3, image_size, image_size]. Each picture depends on its own row alone.
+        Returns float32 [n, 3, image_size, image_size]. Each image depends on its own row alone.
         """
         signed = random * 2 - 1
         low, high = self.scale
@@ -70,7 +69,7 @@ class Augment:
 
 
 def render(images: Tensor, image_size: int) -> Tensor:
-    """Pictures as evaluation sees them: on white, resized, normalized, nothing random.
+    """Return images as evaluation shows them: on white, resized, normalized, nothing random.
 
     uint8 [n, 4, s, s] RGBA with straight alpha -> float32 [n, 3, image_size, image_size].
     """
@@ -80,27 +79,27 @@ def render(images: Tensor, image_size: int) -> Tensor:
     return _normalized(_over(layers, torch.ones(len(images), 3)).clamp_(0, 1))
 
 
-# Of open_clip's training transform, and the number of attempts torchvision makes.
+# From open_clip's training transform; the number of attempts is torchvision's.
 _CROP_AREA = (0.9, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 CROP_DRAWS = 4 * _CROP_ATTEMPTS  # random numbers in [0, 1) that crop_box takes
 
-# Both sides of a random crop are at least this share of the picture's shorter side, to the pixel:
-# where one side of the crop is all of the picture's, the other is 0.9 of it or more.
+# Both sides of a random crop are at least this share of the image's shorter side, to the pixel: if
+# one side of the crop is that of the image, the other is 0.9 of it or more.
 CROP_SIDE = 0.9
 
 
 def crop_box(width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop draws it.
+    """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
 
-    Area 0.9 to 1 of the picture, uniform; ratio of the sides 3/4 to 4/3, uniform in the logarithm;
-    position uniform. Where none of 10 attempts fits in, the largest centred crop of such a ratio.
-    draws: CROP_DRAWS numbers from [0, 1).
+    Area 0.9 to 1 of the image, uniform; ratio of the sides 3/4 to 4/3, uniform in the logarithm;
+    position uniform. If none of 10 attempts fits, the largest centred crop of such a ratio. draws:
+    CROP_DRAWS numbers from [0, 1).
 
-    Source: open_clip's image_transform(is_train=True) and torchvision's get_params. It is written
-    anew because theirs draws from torch's global generator, which would have to be seeded and put
-    back for every sample: half the time of a small picture.
+    Source: open_clip's image_transform(is_train=True) and torchvision's get_params, which draws
+    from torch's global generator. Seeding and restoring that for every sample would take half the
+    time of a small image.
     """
     low, high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
     for attempt in range(0, CROP_DRAWS, 4):
@@ -118,7 +117,7 @@ def crop_box(width: int, height: int, draws: list[float]) -> tuple[int, int, int
 
 
 def random_crop(image: Image.Image, size: int, draws: list[float]) -> npt.NDArray[np.uint8]:
-    """A random crop, see crop_box, of an RGB picture, resized by bicubic: uint8 [3, size, size]."""
+    """Return a random crop of an RGB image, resized by bicubic; uint8 [3, size, size]."""
     resized = image.crop(crop_box(*image.size, draws)).resize(
         (size, size), Image.Resampling.BICUBIC
     )
@@ -127,40 +126,46 @@ def random_crop(image: Image.Image, size: int, draws: list[float]) -> npt.NDArra
 
 
 def as_input(images: Tensor) -> Tensor:
-    """A batch's pictures as a model takes them, computed where they are.
+    """Convert the images of a batch to a model's input, on their device.
 
-    uint8 [n, 3, s, s] -> float32, as torchvision's ToTensor and Normalize. Others are ready.
+    uint8 [n, 3, s, s] -> float32, as torchvision's ToTensor and Normalize. Floats are returned as
+    they are.
     """
     return _normalized(images.float().div_(255)) if images.dtype == torch.uint8 else images
 
 
-def file_transform(image_size: int, train: bool) -> Callable[[Image.Image], Tensor]:
-    """open_clip's own transform for RGB pictures: random crop, or resize and centre crop.
+def file_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
+    """Return the transform of RGB images for evaluation, the same to the bit as open_clip's.
 
-    Where train is true it draws from torch's global generator; the loader uses random_crop.
-    Returns a function PIL.Image -> float32 [3, image_size, image_size], normalized as `render`.
-    Raises MissingDependency where open_clip or the torchvision beneath it does not import.
+    Resizes the shorter side by bicubic and crops the centre. The function returned maps an image to
+    float32 [3, image_size, image_size], normalized as `render`.
     """
-    transform: Callable[[Image.Image], Tensor] = needs.open_clip().image_transform(
-        image_size, is_train=train, mean=MEAN, std=STD
-    )
-    return transform
+    return partial(_centre_crop, image_size)
+
+
+def _centre_crop(size: int, image: Image.Image) -> Tensor:
+    shorter = min(image.size)
+    width, height = (int(size * side / shorter) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels = np.array(resized.crop((left, top, left + size, top + size)))
+    return as_input(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None])[0]
 
 
 def _premultiplied(images: Tensor) -> Tensor:
-    """uint8 RGBA -> float32 in [0, 1] with colour times alpha, so that pixels can be averaged."""
+    """Convert uint8 RGBA to float32 in [0, 1], colour times alpha, so that pixels average."""
     layers = images.float().mul_(1 / 255)
     layers[:, :3] *= layers[:, 3:]
     return layers
 
 
 def _grid(cosine: Tensor, sine: Tensor, stretch: Tensor, offset: Tensor, size: int) -> Tensor:
-    """Sampling positions of a stretch, then rotation with zoom, then shift.
+    """Return sampling positions of a stretch, then rotation with zoom, then shift.
 
     [n], [n], [n], [n, 2] -> [n, size, size, 2].
 
     Elementwise rather than by affine_grid, whose matrix product may round differently from one
-    batch size to another: a picture would then depend on its batch.
+    batch size to another: an image would then depend on its batch.
     """
     axis = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
     x = axis[None, None, :] / stretch[:, None, None]
@@ -172,7 +177,7 @@ def _grid(cosine: Tensor, sine: Tensor, stretch: Tensor, offset: Tensor, size: i
 
 
 def _over(layers: Tensor, colour: Tensor) -> Tensor:
-    """Premultiplied RGBA over a background; [n, 4, s, s], [n, 3] -> RGB [n, 3, s, s]."""
+    """Composite premultiplied RGBA [n, 4, s, s] onto colours [n, 3]; RGB [n, 3, s, s]."""
     transparency = 1 - layers[:, 3:]
     return layers[:, :3].addcmul(transparency, colour[:, :, None, None])
 

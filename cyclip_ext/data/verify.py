@@ -15,7 +15,7 @@ from .dataset import FileDataset
 from .duplicates import Groups, difference_hash, expected_pairs, group, mixed
 from .images import open_image
 from .manifest import BadEntry, Manifest
-from .processes import ordered_map
+from .workers import ordered_map
 from .skips import BadRecord, SkipReport
 
 _CHUNK = 64  # records per answer of a worker

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import BadRecord, SkipReport
-from ..data.processes import cores
+from ..data.workers import cores
 from .embed import TwoTowers, embed_images
 from .sets import CaptionedImages, ClassifiedImages, Images, Quadruples
 

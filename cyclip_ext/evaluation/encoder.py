@@ -60,7 +60,7 @@ class Encoder:
         return embed_set(
             self.model,
             data,
-            self.transform or file_transform(self.image_size, train=False),
+            self.transform or file_transform(self.image_size),
             device=self.device,
             batch_size=self.batch_size,
             autocast=self.autocast,

@@ -60,7 +60,7 @@ class Assessor:
 
         Raises ValueError where none can be read.
         """
-        transform = file_transform(self.created.image_size, train=False)
+        transform = file_transform(self.created.image_size)
         captions: list[tuple[str, ...]] = []
         skipped = SkipReport()
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..data import Augment, Batch, SkipReport, as_input, make_loader, require_usable
+from ..data import Augment, Batch, Loader, SkipReport, as_input, require_usable
 from ..data.seeding import sample_seed
 from ..grad_cache import cached_backward
 from ..models import CreatedModel, synchronize_batch_norm
@@ -88,7 +88,7 @@ class Trainer:
         self.towers = self._wrapped_towers()
         self.loss = make_loss(config.loss, self.global_batch, ranks.group)
         self.optimizer = make_optimizer(self.model, config.optim)
-        self.loader = make_loader(
+        self.loader = Loader(
             data.train,
             config.data.pairs_per_step,
             created.image_size,
@@ -171,7 +171,7 @@ class Trainer:
             before = time.perf_counter()
             batch = next(batches)
             window.waited += time.perf_counter() - before
-            pairs = 0 if batch is None else len(batch.texts)
+            pairs = 0 if batch is None else len(batch)
             # The ranks agree before any of them begins a step that needs all of them, and as many
             # forward passes of each.
             whole = pairs > self.config.data.batch_size * (self.config.data.accum_freq - 1)
@@ -228,7 +228,7 @@ class Trainer:
             self.loss,
             images,
             tokens,
-            chunk_size=self.config.data.batch_size * (len(images) // len(batch.texts)),
+            chunk_size=self.config.data.batch_size * (len(images) // len(batch)),
             autocast=self.autocast,
             scale=self.scaler.scale,
             per_chunk_statistics=True,
@@ -272,11 +272,8 @@ class Trainer:
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and tokens on the device; with two views, all first ones before all second."""
-        images, texts = batch.images, batch.texts
-        if batch.other_images is not None and batch.other_texts is not None:
-            images, texts = torch.cat([images, batch.other_images]), texts + batch.other_texts
-        tokens = self.created.tokenizer(texts).to(self.device, non_blocking=True)
-        return as_input(images.to(self.device, non_blocking=True)), tokens
+        tokens = self.created.tokenizer(batch.texts).to(self.device, non_blocking=True)
+        return as_input(batch.images.to(self.device, non_blocking=True)), tokens
 
     def _not_finite(self, values: Values, batch: Batch) -> None:
         """Write down what was in the step, then raise or, where asked to, go on."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cyclip_ext.data import BadRecord, SkipReport, make_loader, open_pairs, require_usable
+from cyclip_ext.data import BadRecord, Loader, SkipReport, open_pairs, require_usable
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.seeding import uniforms
 from cyclip_ext.data.skips import TooManyBadRecords
@@ -55,7 +55,7 @@ def test_every_record_is_right_or_counted(source: Source) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_delivers_the_good_and_counts_the_bad(source: Source, workers: int) -> None:
     pairs = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
-    loader = make_loader(pairs, len(pairs), 16, seed=5, workers=workers)
+    loader = Loader(pairs, len(pairs), 16, seed=5, workers=workers)
     (batch,) = loader.epoch(2)
     total = SkipReport()
     total.merge(pairs.skipped)

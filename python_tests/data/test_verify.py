@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclip_ext.data import FileDataset, make_loader, open_pairs
+from cyclip_ext.data import FileDataset, Loader, open_pairs
 from cyclip_ext.data import __main__ as command
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.captions import normalized_caption
@@ -101,7 +101,7 @@ def test_against_comparing_all_pairs(pairs: FileDataset) -> None:
 def test_expected_false_negatives_are_those_of_the_loader(pairs: FileDataset) -> None:
     """The formula against counting equal captions in many real batches."""
     expected = find_doubles(examine(pairs, 0), 8).false_negatives["caption"]
-    loader = make_loader(pairs, 8, 8)
+    loader = Loader(pairs, 8, 8)
     counts = []
     for epoch in range(150):
         for batch in loader.epoch(epoch):

@@ -1,7 +1,8 @@
-// Chooses the widest instruction set that the processor and the operating system support.
+// The tables of the chosen instruction set.
 
 #include "bf16.h"
 #include "cycle_rows.h"
+#include "isa.h"
 #include "product.h"
 #include "tile_kernels.h"
 
@@ -19,6 +20,10 @@ namespace cyclip::cpu {
   extern const ProductKernel<float> float_product;   \
   extern const ProductKernel<double> double_product; \
   }
+#define CYCLIP_DECLARE_BF16(isa)    \
+  namespace isa {                   \
+  extern const Bf16Kernels kernels; \
+  }
 
 CYCLIP_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -26,42 +31,24 @@ CYCLIP_DECLARE(avx2)
 CYCLIP_DECLARE(avx512)
 CYCLIP_DECLARE_PRODUCTS(avx2)
 CYCLIP_DECLARE_PRODUCTS(avx512)
-namespace avx512bf16 {
-extern const Bf16Kernels kernels;
-}
-#endif
-#undef CYCLIP_DECLARE
-#undef CYCLIP_DECLARE_PRODUCTS
-
-namespace {
-
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-
-Isa detect() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
-  }
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kBaseline;
-}
-
-Isa isa() {
-  static const Isa chosen = detect();
-  return chosen;
-}
-
-}  // namespace
-
-#if defined(__x86_64__)
-#define CYCLIP_BEST(table) \
-  (isa() == Isa::kAvx512 ? avx512::table : isa() == Isa::kAvx2 ? avx2::table : baseline::table)
+CYCLIP_DECLARE_BF16(avx512bf16)
+#define CYCLIP_BEST(table)                          \
+  (chosen_isa().isa >= Isa::kAvx512 ? avx512::table \
+   : chosen_isa().isa >= Isa::kAvx2 ? avx2::table   \
+                                    : baseline::table)
+// Without fused multiply-add, the library's product is the better one.
+#define CYCLIP_BEST_PRODUCT(table) \
+  (chosen_isa().isa >= Isa::kAvx512 ? &avx512::table : chosen_isa().isa >= Isa::kAvx2 ? &avx2::table : nullptr)
+#define CYCLIP_BEST_BF16(table) (chosen_isa().isa >= Isa::kAvx512Bf16 ? &avx512bf16::table : nullptr)
 #else
 #define CYCLIP_BEST(table) (baseline::table)
+#define CYCLIP_BEST_BF16(table) nullptr
+#if defined(__aarch64__)
+CYCLIP_DECLARE_PRODUCTS(neon)
+#define CYCLIP_BEST_PRODUCT(table) (chosen_isa().isa >= Isa::kNeon ? &neon::table : nullptr)
+#else
+#define CYCLIP_BEST_PRODUCT(table) nullptr
+#endif
 #endif
 
 template <>
@@ -84,30 +71,16 @@ const CycleRowKernels<double>& cycle_row_kernels<double>() {
   return CYCLIP_BEST(double_cycle_kernels);
 }
 
-// Without fused multiply-add the library's product is the better one.
 template <>
 const ProductKernel<float>* product_kernel<float>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return &avx512::float_product;
-  if (isa() == Isa::kAvx2) return &avx2::float_product;
-#endif
-  return nullptr;
+  return CYCLIP_BEST_PRODUCT(float_product);
 }
 
 template <>
 const ProductKernel<double>* product_kernel<double>() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) return &avx512::double_product;
-  if (isa() == Isa::kAvx2) return &avx2::double_product;
-#endif
-  return nullptr;
+  return CYCLIP_BEST_PRODUCT(double_product);
 }
 
-const Bf16Kernels* bf16_kernels() {
-#if defined(__x86_64__)
-  if (isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16")) return &avx512bf16::kernels;
-#endif
-  return nullptr;
-}
+const Bf16Kernels* bf16_kernels() { return CYCLIP_BEST_BF16(kernels); }
 
 }  // namespace cyclip::cpu

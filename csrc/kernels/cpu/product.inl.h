@@ -14,8 +14,8 @@ struct Arithmetic {
 };
 
 inline constexpr int kBlockRows = 6;
-// 32 registers hold 6 x 4 sums, 4 words of the right operand and one of the left; 16 hold half of that.
-inline constexpr int kBlockVectors = CYCLIP_VECTOR_BYTES == 64 ? 4 : 2;
+// 32 registers (AVX-512, NEON) hold 6 x 4 sums, 4 words of the right operand and one of the left; 16 hold half.
+inline constexpr int kBlockVectors = CYCLIP_VECTOR_BYTES == 32 ? 2 : 4;
 
 // Rows of a right operand that is not packed are too far apart for the hardware to see them coming.
 inline constexpr int64_t kPrefetchDepth = 16;

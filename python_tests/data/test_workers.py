@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data.processes import AHEAD, WorkerDied, ordered_map
+from cyclip_ext.data.workers import AHEAD, WorkerDied, ordered_map
 
 
 def slow_square(x: int) -> int:
@@ -58,7 +58,7 @@ def fail_at_5(x: int) -> int:
 
 
 def test_an_error_in_a_worker_shows_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)in fail_at_5.*the culprit"):
+    with pytest.raises(KeyError, match=r"(?s)in fail_at_5.*the culprit"):
         list(ordered_map(fail_at_5, range(100), 2))
 
 
@@ -84,7 +84,7 @@ def test_workers_end_with_the_iterator() -> None:
 
 PROGRAM = """
 import os, signal, sys, time
-from cyclip_ext.data.processes import ordered_map
+from cyclip_ext.data.workers import ordered_map
 
 def pid(x):
     time.sleep(0.05)

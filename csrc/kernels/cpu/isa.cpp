@@ -1,0 +1,83 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace cyclip::cpu {
+
+namespace {
+
+struct Candidate {
+  Isa isa;
+  const char* name;
+  const char* (*obstacle)();  // the reason why it cannot be used here, or null
+};
+
+const char* no_obstacle() { return nullptr; }
+
+#if defined(__x86_64__)
+
+const char* obstacle_unless(bool supported) { return supported ? nullptr : "not supported by this processor"; }
+
+const char* avx2_obstacle() {
+  __builtin_cpu_init();
+  return obstacle_unless(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+}
+
+const char* avx512_obstacle() {
+  __builtin_cpu_init();
+  return obstacle_unless(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+}
+
+const char* avx512bf16_obstacle() {
+  __builtin_cpu_init();
+  return obstacle_unless(__builtin_cpu_supports("avx512bf16"));
+}
+
+constexpr Candidate kCandidates[] = {{Isa::kBaseline, "baseline", no_obstacle},
+                                     {Isa::kAvx2, "avx2", avx2_obstacle},
+                                     {Isa::kAvx512, "avx512", avx512_obstacle},
+                                     {Isa::kAvx512Bf16, "avx512bf16", avx512bf16_obstacle}};
+#elif defined(__aarch64__)
+constexpr Candidate kCandidates[] = {{Isa::kBaseline, "baseline", no_obstacle}, {Isa::kNeon, "neon", no_obstacle}};
+#else
+constexpr Candidate kCandidates[] = {{Isa::kBaseline, "baseline", no_obstacle}};
+#endif
+
+}  // namespace
+
+IsaChoice choose_isa(const char* limit) {
+  const bool limited = limit != nullptr && *limit != '\0';
+  std::string names;
+  bool is_known = !limited;
+  for (const Candidate& candidate : kCandidates) {
+    names += (names.empty() ? "" : ", ") + std::string(candidate.name);
+    is_known = is_known || std::string(candidate.name) == limit;
+  }
+  if (!is_known) {
+    throw std::invalid_argument("CYCLIP_CPU_ISA must be one of " + names + ", got \"" + limit + "\"");
+  }
+
+  const Candidate* chosen = nullptr;
+  std::string reason;
+  for (const Candidate& candidate : kCandidates) {
+    if (const char* obstacle = candidate.obstacle()) {
+      reason = std::string(candidate.name) + " is " + obstacle;
+      break;
+    }
+    chosen = &candidate;
+    if (limited && std::string(candidate.name) == limit) {
+      reason = "limited by CYCLIP_CPU_ISA";
+      break;
+    }
+  }
+  return {chosen->isa, chosen->name + (reason.empty() ? "" : " (" + reason + ")")};
+}
+
+const IsaChoice& chosen_isa() {
+  static const IsaChoice choice = choose_isa(std::getenv("CYCLIP_CPU_ISA"));
+  return choice;
+}
+
+}  // namespace cyclip::cpu

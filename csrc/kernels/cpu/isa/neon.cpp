@@ -1,0 +1,15 @@
+// Products for arm64. Its baseline has fused multiply-adds already, so the other kernels are those of
+// baseline.cpp.
+
+#if defined(__aarch64__)
+
+#include "../product.h"
+#include "../tile_kernels.h"
+
+#define CYCLIP_ISA neon
+#define CYCLIP_VECTOR_BYTES 16
+
+#include "../simd.inl.h"
+#include "products.inl.h"
+
+#endif
