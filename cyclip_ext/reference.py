@@ -147,7 +147,7 @@ def cyclip_loss(
 
 
 def cycle_grams(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A = P'P, B = M'M and K = P'M with P = X^ + Y^, M = X^ - Y^; [d, d] each, float64.
+    """Return A = P'P, B = M'M and K = P'M, P = X^ + Y^ and M = X^ - Y^; [d, d], float64.
 
     N L_in = (<A, B> + <K, K'>) / 2 and N L_cross = (<A, B> - <K, K'>) / 2: docs/cycle.md.
     """
@@ -162,7 +162,7 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What softmax and hinge need of a rectangle: row_lse, col_lse, positive and both hardest.
+    """Return row_lse, col_lse, positive and both hardest of a rectangle, for softmax and hinge.
 
     row_lse, [n], and col_lse, [m]: log sum of e^z over negatives. positive, [n]: S at the positive,
     0 without one. row_hardest, [n], and col_hardest, [m]: the largest S of a negative; of tied ones
@@ -216,7 +216,7 @@ def similarity_top_k(
     candidate_features: Tensor,  # [M, d]
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """The k largest S_ij of each i, falling, and their j, int64; [N, k] each.
+    """Return the k largest S_ij of each i, falling, and their j, int64; [N, k] each.
 
     Of equal ones the first comes first. NaN counts as -inf.
     """

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
 import itertools
 import math
+import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, ops
+from cyclip_ext.distributed import groups
 
 from . import truth
 from .inputs import make_features
@@ -24,6 +32,7 @@ from .shares import (
     LOSSES,
     PAIRWISE,
     Case,
+    TwoTowers,
     features,
     loss_and_gradients,
     rows_of,
@@ -381,6 +390,8 @@ def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
     group, options = dist.group.WORLD, {"exchange": exchange}
     image, text = _features_of(rank, Case("", (3, 3, 3)))
     scale: Any = torch.tensor(5.0)
+    bias = -1.0
+    patch = pytest.MonkeyPatch()
     if rank == 1:
         if what == "width":
             image, text = image[:, :2], text[:, :2]
@@ -396,11 +407,21 @@ def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
             image.requires_grad_()
         elif what == "scale_grad":
             scale.requires_grad_()
+        elif what == "bias":
+            bias = None
+        elif what == "budget":
+            options["memory_budget"] = -1
+        elif what == "environment":
+            patch.setenv("CYCLIP_MEMORY_BUDGET", "1 GiB")
+        elif what == "kernel":
+            patch.setattr(ops, "has_operator", lambda name, device: False)
+            options["backend"] = "native"
         elif what == "exchange":
             options["exchange"] = "ring" if exchange == "gather" else "gather"
     try:
-        LOSSES[name](image, text, scale, -1.0, {**options, "group": group})
+        LOSSES[name](image, text, scale, bias, {**options, "group": group})
     finally:  # nobody is left behind in another collective
+        patch.undo()
         count = torch.ones(())
         dist.all_reduce(count)
         assert count == 3
@@ -417,6 +438,10 @@ UNFIT = {
     "empty": (ValueError, ["image_features", "empty"], RuntimeError, ["rank 1", "refused"]),
     "shapes": (ValueError, ["text_features", "[2, 5]"], RuntimeError, ["rank 1", "refused"]),
     "scale": (TypeError, ["logit_scale", "str"], RuntimeError, ["rank 1", "refused"]),
+    "bias": (ValueError, ["logit_bias is missing"], RuntimeError, ["rank 1", "refused"]),
+    "budget": (ValueError, ["memory_budget must", "-1"], RuntimeError, ["rank 1", "refused"]),
+    "environment": (ValueError, ["CYCLIP_MEMORY_BUDGET", "GiB"], RuntimeError, ["rank 1"]),
+    "kernel": (RuntimeError, ["backend='native'"], RuntimeError, ["rank 1", "refused"]),
 }
 
 
@@ -425,14 +450,152 @@ UNFIT = {
 def test_ranks_that_do_not_fit_together_all_raise(world: World, what: str) -> None:
     """Otherwise the others wait for the timeout, or compute with wrong bytes."""
     own_kind, own_words, kind, words = UNFIT[what]
-    names = ["contrastive", "SigLIPLoss"] if "scale" in what else ["all", "margin", "cycle"]
-    names = ["hinge", "SigLIPLoss"] if what == "exchange" else names
+    names = {
+        "bias": ["SigLIPLoss"],
+        "budget": ["hinge", "sigmoid"],
+        "environment": ["contrastive", "SigLIPLoss"],
+        "exchange": ["hinge", "SigLIPLoss"],
+        "kernel": ["all", "cycle", "sigmoid"],
+        "scale": ["contrastive", "SigLIPLoss"],
+        "scale_grad": ["contrastive", "SigLIPLoss"],
+    }.get(what, ["all", "margin", "cycle"])
+    if what == "environment" and not ops.has_operator("pair_statistics", "cpu"):
+        pytest.skip("the budget is that of the C++ operators")
     for name, exchange in itertools.product(names, EXCHANGES):
         for rank, result in enumerate(world.run(_unfit, name, exchange, what)):
             assert isinstance(result, Raised), rank
             assert result.kind is (own_kind if rank == 1 else kind), result.where
             for word in own_words if rank == 1 else words:
                 assert word in result.message
+
+
+def _loss_of(rank: int, case: Case, group: Any) -> Tensor:
+    image, text = (t[rows_of(rank, case)] for t in features(case))
+    return CyCLIPLoss(group=group, **case.options)(image, text, 5.0)
+
+
+def _every_form_of_group(rank: int, case: Case) -> dict[str, Tensor]:
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data", "other"))
+    groups = {
+        "WORLD": dist.group.WORLD,
+        "world": "world",
+        "mesh": mesh["data"],
+        "local": "local",
+        "None": None,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {name: _loss_of(rank, case, group) for name, group in groups.items()}
+
+
+@worlds(2)
+def test_group_may_be_a_name_or_a_mesh(world: World) -> None:
+    case = Case("", (4, 3))
+    alone = [_loss_of(rank, case, None) for rank in range(2)]
+    together = CyCLIPLoss()(*features(case), 5.0)
+    for rank, losses in enumerate(world.results(_every_form_of_group, case)):
+        for name in "WORLD", "world", "mesh":
+            torch.testing.assert_close(losses[name], together)
+        for name in "local", "None":
+            torch.testing.assert_close(losses[name], alone[rank])
+
+
+def test_world_is_looked_up_at_each_call(tmp_path: Path) -> None:
+    """A LightningModule makes its loss before init_process_group."""
+    loss, case = CyCLIPLoss(group="world"), Case("", (4,))
+    alone = loss(*features(case), 5.0)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gather:
+            torch.testing.assert_close(loss(*features(case), 5.0), alone)
+        assert gather.called
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(loss(*features(case), 5.0), alone)
+
+
+def _mesh_of_two_dimensions(rank: int) -> str:
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data", "other"))
+    with pytest.raises(ValueError, match="one dimension, got one of 2") as error:
+        CLIPLoss(group=mesh)
+    return str(error.value)
+
+
+@worlds(2)
+def test_mesh_of_two_dimensions_raises(world: World) -> None:
+    for message in world.results(_mesh_of_two_dimensions):
+        assert "data" in message
+
+
+def _warnings_of(rank: int, group: Any) -> list[str]:
+    groups._warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            _loss_of(rank, Case("", (4, 3)), group)
+            functional.margin_loss(torch.ones(2, 3), torch.ones(2, 3), group=group)
+    return [str(warning.message) for warning in caught]
+
+
+@worlds(1, 2)
+def test_one_warning_if_no_group_was_chosen(world: World) -> None:
+    for messages in world.results(_warnings_of, None):
+        assert len(messages) == (world.size > 1)
+        assert all('group="world"' in message for message in messages)
+    for group in "local", "world":
+        assert world.results(_warnings_of, group) == [[]] * world.size
+
+
+def _copies_agree(rank: int, case: Case) -> bool:
+    image, text = (t[rows_of(rank, case)] for t in features(case))
+    pair = dist.new_group([0, 1])
+    mesh = init_device_mesh("cpu", (2,))
+    for group in dist.group.WORLD, pair, mesh, "world", "local":
+        loss = nn.ModuleDict({"loss": CyCLIPLoss(group=group)})
+        expected = loss["loss"](image, text, 5.0)
+        buffer = io.BytesIO()
+        torch.save(loss, buffer)
+        buffer.seek(0)
+        for other in (
+            copy.deepcopy(loss),
+            pickle.loads(pickle.dumps(loss)),
+            torch.load(buffer, weights_only=False),
+        ):
+            assert torch.equal(other["loss"](image, text, 5.0), expected)
+    return True
+
+
+@worlds(2)
+def test_loss_of_a_group_can_be_copied_and_pickled(world: World) -> None:
+    assert all(world.results(_copies_agree, Case("", (4, 3))))
+
+
+def _pickled(rank: int) -> bytes:
+    return pickle.dumps(CLIPLoss(group=dist.new_group([0, 1])))
+
+
+@worlds(2)
+def test_pickled_group_that_is_not_here_raises(world: World) -> None:
+    loss = pickle.loads(world.results(_pickled)[0])
+    assert "SavedGroup" in repr(loss)
+    with pytest.raises(RuntimeError, match=r"group.*ranks \[0, 1\].*construct the loss again"):
+        loss(torch.ones(2, 3), torch.ones(2, 3), 1.0)
+
+
+def _two_steps(rank: int, case: Case) -> float:
+    """Train without a word about the bias, for whose gradient DDP waits in the second step."""
+    image, text = (t[rows_of(rank, case)] for t in features(case))
+    model = DistributedDataParallel(TwoTowers(case))
+    loss = CyCLIPLoss(group="world") if case.loss == "cyclip" else CLIPLoss(group="world")
+    for _ in range(2):
+        loss(*model(image, text)).backward()
+    return model.module.bias.grad.item()
+
+
+@pytest.mark.parametrize("loss", ["cyclip", "CLIPLoss"])
+@worlds(2)
+def test_softmax_loss_of_a_model_with_a_bias_trains_under_ddp(world: World, loss: str) -> None:
+    assert world.results(_two_steps, Case(loss, (4, 3))) == [0.0, 0.0]
 
 
 def _not_a_member(rank: int) -> list[tuple[str, str]]:
@@ -460,7 +623,7 @@ def test_group_without_this_process_raises(world: World) -> None:
     assert all(kind == "ValueError" and "NON_GROUP_MEMBER" in text for kind, text in said)
 
 
-@pytest.mark.parametrize("group", ["world", 1, True], ids=str)
+@pytest.mark.parametrize("group", ["worlds", 1, True], ids=str)
 def test_what_is_not_a_group_raises(group: Any) -> None:
     x = torch.randn(4, 3)
     for call in (
@@ -473,9 +636,9 @@ def test_what_is_not_a_group_raises(group: Any) -> None:
         lambda: CyCLIPLoss(group=group),
         lambda: SigLIPLoss(group=group),
     ):
-        with pytest.raises(TypeError, match=r"group.*ProcessGroup.*WORLD") as error:
+        with pytest.raises(TypeError, match='group must be "world", "local"') as error:
             call()
-        assert type(group).__name__ in str(error.value)
+        assert f"{group!r} ({type(group).__name__})" in str(error.value)
 
 
 def test_unknown_exchange_raises() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,30 @@ def test_gradients_are_those_of_the_whole_batch(name: str, chunk_size: int) -> N
     for key, term in terms.items():
         assert not term.requires_grad
         torch.testing.assert_close(term, expected[key].detach(), rtol=1e-12, atol=1e-13)
+
+
+class _OfDictionaries(nn.Module):
+    """Towers that are called as the models of transformers are."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.towers = towers
+
+    def forward(self, images: tuple[Tensor, None], tokens: UserDict[str, Any]) -> Any:
+        assert images[1] is None
+        lengths, (more,) = tokens["lengths"], tokens["more"]
+        assert len(images[0]) == len(tokens["input_ids"]) == len(lengths) == len(more) <= 5
+        return self.towers(images[0], tokens["input_ids"])
+
+
+def test_dictionaries_of_tensors_are_split_along_their_rows() -> None:
+    plain, cached = _towers(), _towers()
+    images, tokens = _batch()
+    _plain_backward(plain, CLIPLoss(), images, tokens)
+    encoding = UserDict(input_ids=tokens, lengths=torch.arange(N), more=[torch.zeros(N, 2, 3)])
+    model = _OfDictionaries(cached)
+    cached_backward(model, CLIPLoss(), (images, None), encoding, chunk_size=5)
+    _assert_same(cached, plain)
 
 
 def test_every_gradient_is_complete_only_in_the_last_chunk() -> None:
@@ -348,6 +373,12 @@ def test_bad_arguments_raise() -> None:
         cached_backward(towers, CLIPLoss(), images, tokens, chunk_size=0)
     with pytest.raises(ValueError, match="13 in images, 12 in tokens"):
         cached_backward(towers, CLIPLoss(), images, tokens[:-1], chunk_size=5)
+    uneven = {"a": tokens, "b": tokens[:4]}
+    with pytest.raises(ValueError, match=r"13 in images, 13 in tokens\['a'\], 4 in tokens\['b'\]"):
+        cached_backward(towers, CLIPLoss(), images, uneven, chunk_size=5)
+    for unsplittable in "text", torch.tensor(3.0), ["a caption"] * N:
+        with pytest.raises(TypeError, match=r"tokens.*must be a tensor"):
+            cached_backward(towers, CLIPLoss(), images, unsplittable, chunk_size=5)
     with pytest.raises(TypeError, match=r"must be an nn\.Module, not function"):
         cached_backward(lambda *batch: towers(*batch), CLIPLoss(), images, tokens, chunk_size=5)
 
@@ -357,7 +388,6 @@ def _on_rank(
 ) -> tuple[dict[str, Tensor], int, int]:
     """Return the gradients, and how many values DDP has averaged, of how many parameters."""
     towers = _towers(norm=nn.BatchNorm1d(8) if norm else None)
-    towers.logit_bias.requires_grad_(name != "cyclip")  # DDP wants every parameter to be used
     ddp = DistributedDataParallel(towers)
     averaged = 0
 
@@ -393,7 +423,6 @@ two_ranks = pytest.mark.parametrize("world", [2], indirect=True)
 @pytest.mark.parametrize("name", GROUP_LOSSES)
 def test_ddp_averages_once_in_the_last_chunk(name: str, rows: list[int], world: World) -> None:
     plain = _towers()
-    plain.logit_bias.requires_grad_(name != "cyclip")
     _plain_backward(plain, GROUP_LOSSES[name](None), *_batch())
     for gradients, averaged, parameters in world.results(_on_rank, name, rows, False):
         torch.testing.assert_close(gradients, _gradients(plain), rtol=1e-12, atol=1e-13)

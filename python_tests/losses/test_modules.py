@@ -125,10 +125,17 @@ def test_clip_and_siglip_match_reference(backend: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["CLIPLoss", "CyCLIPLoss"])
-def test_softmax_losses_ignore_the_value_of_the_bias(module: str, backend: str) -> None:
+def test_softmax_losses_give_the_bias_the_gradient_zero(module: str, backend: str) -> None:
+    """DistributedDataParallel waits for the gradient of every parameter."""
     image, text = make_features("random", 7, 5)
     loss = _modules(backend)[module]
-    assert torch.equal(loss(image, text, 9.0, -5.0), loss(image, text, 9.0))
+    for value in -5.0, torch.nan, torch.inf:
+        for output_dict in False, True:
+            bias = torch.tensor(value, requires_grad=True)
+            actual = loss(image, text, 9.0, bias, output_dict)
+            torch.testing.assert_close(actual, loss(image, text, 9.0, None, output_dict))
+            (actual["contrastive_loss"] if output_dict else actual).backward()
+            assert bias.grad == 0
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -193,11 +200,19 @@ def test_losses_are_stateless(module: str, backend: str) -> None:
 
 
 def test_repr_lists_the_options_of_each_loss() -> None:
-    text = repr(cyclip_ext.CyCLIPLoss(0.3, 0.2, margin=0.1, reduction="mean"))
-    for word in "in_modal=0.3", "cross_modal=0.2", "margin=0.1", "reduction='mean'":
+    text = repr(cyclip_ext.CyCLIPLoss(0.3, 0.2, margin=0.1, reduction="mean", group="world"))
+    for word in "in_modal=0.3", "cross_modal=0.2", "margin=0.1", "reduction='mean'", "='world'":
         assert word in text
     for name, module in _modules("reference").items():
         assert name in repr(module)
+        assert "backend='reference'" in repr(module)
+        assert ("in_modal" in repr(module)) == (name == "CyCLIPLoss")
+
+
+def test_losses_are_siblings() -> None:
+    kinds = cyclip_ext.CLIPLoss, cyclip_ext.CyCLIPLoss, cyclip_ext.SigLIPLoss
+    for kind in kinds:
+        assert [isinstance(kind(), other) for other in kinds].count(True) == 1
 
 
 def test_functions_are_the_terms_of_the_module(backend: str) -> None:

@@ -68,7 +68,11 @@ def _private_names(module: ast.Module) -> Iterator[str]:
                 if name.startswith("_") and not (node.level and (PACKAGE / f"{name}.py").exists()):
                     yield f"{origin} {name}"
         elif isinstance(node, ast.Import):
-            imported |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            imported |= {
+                (alias.asname or alias.name).split(".")[0]
+                for alias in node.names
+                if alias.name.split(".")[0] in ("torch", "cyclip_ext")
+            }
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             root = node.value

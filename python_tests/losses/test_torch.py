@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import cyclip_ext
 from cyclip_ext import functional
@@ -79,7 +81,7 @@ def test_every_operator_is_checked_here() -> None:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("cyclip_ext::")
     }
-    assert registered == {*OPERATORS, "dots_column_multiple"}  # a constant
+    assert registered == {*OPERATORS, "cpu_isa", "dots_column_multiple"}  # of facts
 
 
 @pytest.mark.native
@@ -171,6 +173,43 @@ def _compare_compiled(compiler: str, backend: str, **options: object) -> None:
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
 def test_compiled_losses_match_eager(backend: str, dynamic: bool | None) -> None:
     _compare_compiled("aot_eager", backend, dynamic=dynamic)
+
+
+BATCH_SIZES = 3, 4, 7, 16, 31, 40, 64, 100, 128, 200, 513, 1030
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.native
+def test_two_graphs_serve_every_batch_size(gradients: bool) -> None:
+    """torch compiles a function eight times at most: for the first size, and then for all."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(everything, backend=counter, fullgraph=True)
+    for n in BATCH_SIZES:
+        inputs = [t.detach().requires_grad_(gradients) for t in make_leaves(n, 40)]
+        expected = everything(*inputs, "native")
+        torch.testing.assert_close(compiled(*inputs, "native"), expected, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count <= 2
+
+
+class _Everything(torch.nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return everything(*inputs, self.backend)
+
+
+def test_export_with_a_dynamic_batch(backend: str) -> None:
+    module = _Everything(backend)
+    inputs = tuple(t.detach() for t in make_leaves(6, 40))
+    rows = {0: torch.export.Dim("rows")}
+    exported = torch.export.export(module, inputs, dynamic_shapes=((rows, rows, None, None),))
+    for n in BATCH_SIZES:
+        inputs = [t.detach() for t in make_leaves(n, 40)]
+        actual = exported.module()(*inputs)
+        torch.testing.assert_close(actual, module(*inputs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -292,3 +331,57 @@ def test_scale_beyond_the_kernels_range_is_nan(scale: float) -> None:
     features = make_features("random", 4, 3)
     assert functional.contrastive_loss(*features, scale, backend="native").isnan()
     assert functional.sigmoid_loss(*features, scale, 0.0, backend="native").isnan()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp"])
+def test_function_transforms_take_the_reference(transform: str, backend: str) -> None:
+    image, text, scale, bias = (t.detach().double() for t in make_leaves(6, 4))
+
+    def loss(features: Tensor, which: str) -> Tensor:
+        return everything(features, text, scale, bias, which)
+
+    def gradient(which: str) -> Tensor:
+        if transform == "grad":
+            return torch.func.grad(loss)(image, which)
+        return torch.func.vjp(lambda x: loss(x, which), image)[1](torch.ones(()).double())[0]
+
+    if backend == "native":
+        with pytest.raises(RuntimeError, match=r"torch.func.*torch.autograd.grad.*'reference'"):
+            gradient("native")
+    leaf = image.clone().requires_grad_()
+    loss(leaf, backend).backward()
+    for which in "auto", "reference":
+        torch.testing.assert_close(gradient(which), leaf.grad)
+
+
+@pytest.mark.native
+def test_flop_counters_see_the_operators() -> None:
+    n, d = 64, 16
+    image, text, scale, bias = make_leaves(n, d)
+    product = 2 * n * n * d
+    calls = {
+        "kept": (functional.contrastive_loss, {"memory_budget": None}, 3 * product),
+        "recomputed": (functional.contrastive_loss, {"memory_budget": 0}, 4 * product),
+        "locked": (
+            lambda x, y, s, **o: functional.contrastive_loss(x.detach(), y, s, **o),
+            {"memory_budget": 0},
+            3 * product,
+        ),
+        "sigmoid": (
+            lambda x, y, s, **o: functional.sigmoid_loss(x, y, s, bias, **o),
+            {"memory_budget": 0},
+            4 * product,
+        ),
+        "cycle": (
+            lambda x, y, s: functional.cycle_consistency(x, y, in_modal=0.1),
+            {},
+            (3 + 4) * 2 * n * d * d,
+        ),
+    }
+    for name, (function, options, expected) in calls.items():
+        with FlopCounterMode(display=False) as counter:
+            function(image, text, scale, **options).backward()
+        assert counter.get_total_flops() == expected, name
+    with FlopCounterMode(display=False) as counter:
+        functional.similarity_top_k(image, text[:10], 3)
+    assert counter.get_total_flops() == 2 * n * 10 * d
