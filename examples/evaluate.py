@@ -1,13 +1,12 @@
-"""Evaluate a trained run and write a report that any browser shows, telephones included.
+"""Evaluate a trained run and write a report that any browser shows.
 
-    python examples/evaluate.py                           the newest run in logs/
-    python examples/evaluate.py --checkpoint logs/NAME    that run, or a checkpoint file
+    python examples/evaluate.py               the newest run in logs/
+    python examples/evaluate.py logs/NAME     that run, or a checkpoint file
 
-The report lies in the run's folder, in evaluation/. Other options, models and data are those of
-`python -m cyclip_ext.evaluation --help`. The code is in cyclip_ext/evaluation.
+The report is written to the folder evaluation/ inside the run's folder. All options are those of
+`cyclip-eval run --help`; other models are evaluated with `cyclip-eval`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from cyclip_ext.models.trained import CHOICE
 
 
 def newest_run(folder: Path) -> Path:
-    """The run whose best or last checkpoint is the youngest."""
+    """Return the run with the newest best or last checkpoint."""
     checkpoints = [path for name in CHOICE for path in folder.glob(f"*/{name}")]
     found = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
     if not found:
-        sys.exit(f"there is no trained run in {folder}: python examples/pretrain_cc3m.py makes one")
+        sys.exit(
+            f"there is no trained run in {folder}; python examples/pretrain_cc3m.py trains one"
+        )
     return found[-1].parent.parent
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, help="default: the newest run in logs/")
-    options, others = parser.parse_known_args()
-    sys.exit(main([str(options.checkpoint or newest_run(Path("logs"))), *others]))
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, str(newest_run(Path("logs"))))
+    sys.exit(main(["run", *arguments]))

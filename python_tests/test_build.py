@@ -25,7 +25,7 @@ from build_support.toolchain import CudaToolkit, CxxCompiler, Torch  # noqa: E40
 TORCH_CUDA = Torch(Path("torch"), "2.14.1+cu130", "13.0")
 TORCH_CPU = Torch(Path("torch"), "2.13.0+cpu", None)
 GCC = CxxCompiler("c++", "c++ (Debian 12.2.0-14) 12.2.0")
-CUDA_13 = CudaToolkit(Path("/cuda"), "13.0", frozenset({"8.0", "9.0", "12.0"}))
+CUDA_13 = CudaToolkit(Path("/cuda"), "13.0", frozenset({"8.0", "9.0", "10.0", "12.0"}))
 CUDA_12 = CudaToolkit(Path("/cuda"), "12.6", frozenset({"8.0", "9.0"}))
 
 Machine = Callable[..., None]
@@ -120,7 +120,7 @@ def test_torch_is_found_without_importing_it() -> None:
 @pytest.mark.parametrize(
     ("known", "stated", "expected"),
     [
-        ({"8.0", "9.0", "10.0", "12.0"}, None, "8.0;9.0;12.0+PTX"),
+        ({"8.0", "9.0", "10.0", "11.0", "12.0"}, None, "8.0;9.0;10.0+PTX;12.0+PTX"),
         ({"8.0", "9.0"}, None, "8.0;9.0+PTX"),  # an older nvcc
         ({"8.0", "9.0"}, "8.6+PTX", "8.6+PTX"),
     ],

@@ -17,7 +17,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHITECTURES = ("8.0", "9.0", "12.0")
+# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has no
+# machine code of its own and compiles the PTX of 10.0.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,16 @@ def _home_of(nvcc: str) -> Path:
 
 
 def architectures_for(toolkit: CudaToolkit) -> str:
-    """The list in torch's notation: TORCH_CUDA_ARCH_LIST, or the default as far as nvcc knows it.
+    """Return TORCH_CUDA_ARCH_LIST or, if it is not set, the default architectures that nvcc supports.
 
-    The newest of the default list also comes as PTX, which later GPUs compile for themselves.
+    The newest of the default architectures always includes PTX, for later GPUs.
     """
     stated = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if stated:
         return stated
-    known = [arch for arch in DEFAULT_ARCHITECTURES if arch in toolkit.architectures]
-    return ";".join(known) + "+PTX"
+    known = [
+        arch
+        for arch in DEFAULT_ARCHITECTURES
+        if arch.removesuffix("+PTX") in toolkit.architectures
+    ]
+    return ";".join(known).removesuffix("+PTX") + "+PTX"

@@ -202,7 +202,7 @@ CYCLIP_UNSEEN void Block::wait_for_turn() {
   if (error_ != nullptr) throw Abandoned{};
 }
 
-CYCLIP_UNSEEN void Block::barrier(Where where) {
+CYCLIP_UNSEEN bool Block::barrier(Where where, bool vote) {
   Thread& self = *running.thread;
   Warp& warp = warps_[self.warp];
   if (warp.arrived != 0) {
@@ -221,8 +221,10 @@ CYCLIP_UNSEEN void Block::barrier(Where where) {
   barrier_where_ = where;
 
   // Two keys in turn: a thread may arrive at the next barrier before others have left this one.
-  char* const key = &barrier_keys_[barriers_ % 2];
+  const unsigned turn = barriers_ % 2;
+  char* const key = &barrier_keys_[turn];
   release(key);
+  votes_[turn] = (at_barrier_ > 0 && votes_[turn]) || vote;
   const Mask lane = Mask{1} << self.lane;
   warp.ready &= ~lane;
   warp.at_barrier |= lane;
@@ -237,6 +239,7 @@ CYCLIP_UNSEEN void Block::barrier(Where where) {
   }
   wait_for_turn();
   acquire(key);
+  return votes_[turn];
 }
 
 CYCLIP_UNSEEN void Block::collective(const char* name, Collective perform, void* operands, Where where) {

@@ -57,7 +57,7 @@ class Block {
   AsyncCopies& copies(const Thread& thread) { return slot_->copies[&thread - threads_.get()]; }
 
   // Called by the running thread; they return when it may go on.
-  void barrier(Where where);
+  bool barrier(Where where, bool vote = false);  // whether any thread voted with true
   void collective(const char* name, Collective perform, void* operands, Where where);
 
   // Called by the running thread: ends the launch with this message.
@@ -97,6 +97,7 @@ class Block {
   unsigned barriers_ = 0;  // passed by all
   Where barrier_where_{};
   char barrier_keys_[2] = {};
+  bool votes_[2] = {};
   std::exception_ptr error_;
   Fiber host_;
   Slot* slot_ = nullptr;

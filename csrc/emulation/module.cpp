@@ -33,10 +33,11 @@ struct Options {
   py::dtype array_type;  // of the numpy arrays that stand for tensors of this type
   bool allow_tf32;
   std::optional<int64_t> panel_bytes, large_tiles;
+  bool needs_hardest;  // of pair_statistics
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
-          std::optional<int64_t> large_tiles)
-      : allow_tf32(allow_tf32), panel_bytes(panel_bytes), large_tiles(large_tiles) {
+          std::optional<int64_t> large_tiles, bool needs_hardest)
+      : allow_tf32(allow_tf32), panel_bytes(panel_bytes), large_tiles(large_tiles), needs_hardest(needs_hardest) {
     if (dtype == "bfloat16" || dtype == "float16") {
       type = dtype == "float16" ? ElementType::kFloat16 : ElementType::kBFloat16;
       array_type = py::dtype::of<uint16_t>();
@@ -161,7 +162,8 @@ py::tuple pair_statistics(const py::array& image_features, const py::array& text
                                       row_hardest.data<double>(),
                                       col_hardest.data<double>(),
                                       row_index.data<int64_t>(),
-                                      col_index.data<int64_t>()};
+                                      col_index.data<int64_t>(),
+                                      options.needs_hardest};
   run(options, [&](const Context& context) { return launch_pair_statistics_forward(args, context); });
   return py::make_tuple(row_lse.take("row_lse"), col_lse.take("col_lse"), positive.take("positive"),
                         row_hardest.take("row_hardest"), col_hardest.take("col_hardest"),
@@ -322,9 +324,9 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>>(), py::arg("dtype"),
-           py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(), py::arg("large_tiles") = py::none(),
-           "None: as on a GPU.");
+      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool>(),
+           py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
+           py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true, "None: as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")
       .value("ASCENDING", Order::kAscending)
       .value("DESCENDING", Order::kDescending)

@@ -81,6 +81,10 @@ inline void block_barrier(emulation::Where where = emulation::Where::here()) {
   emulation::running.block->barrier(where);
 }
 
+inline bool block_any(bool value, emulation::Where where = emulation::Where::here()) {
+  return emulation::running.block->barrier(where, value);
+}
+
 template <typename T>
 T shuffle_xor(T value, int mask, emulation::Where where = emulation::Where::here()) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));

@@ -1,14 +1,20 @@
 """Training pairs and evaluation sets. Text stays text here: tokenizing belongs to training.
 
-    source       what `--train-data` accepts, and which reader serves it
+    open         what `--train-data` accepts, and which reader serves it
     emoji        the default: seven vendors' drawings with Unicode names (extra `demo`)
     shapes       procedural stand-in with the same parts; data of the tests
     debian       clip art and stamps from Debian packages, added to the emoji; fashion-mnist
     tar          img2dataset / webdataset shards, random access by an index of offsets
-    tar_index    that index: built once in parallel, kept on disk
+    tar_index    that index: the samples of each shard, found once in parallel
     tar_format   where the members of an archive are
-    tables       CSV and TSV with a header; Google's CC3M TSV with a folder of downloads
-    folders      image files with captions beside them
+    tables       CSV and TSV with a header, Flickr's token file; images grouped with their captions
+    delimited    rows of such files: line ends, separator, quotes
+    google_tsv   Google's CC3M and CC12M with a folder of downloads
+    caption_json COCO's captions and Karpathy's splits
+    parquet      img2dataset's parquet output and other parquet files
+    folders      image files with captions beside them, or in a folder for each class
+    columns      columns of records in one mapped file, built once and shared by all processes
+    caption_files, class_names  text files beside images
     dataset      ImageDataset, which every reader is: Sample, Subset, InMemoryDataset, DatasetSplits
     skips        BadRecord, and the SkipReport that counts them
     images       decoding: one policy for transparency, rotation, depth, damage and size
@@ -35,14 +41,26 @@ from .dataset import (
 )
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader
-from .workers import WorkerDied
+from .open import (
+    BUILTIN,
+    NAMED,
+    ReadOptions,
+    load_builtin,
+    load_named,
+    open_dataset,
+    open_pairs,
+    resolved,
+)
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
-from .source import NAMED, load_named, open_pairs, resolved
 from .transforms import Augment, as_input, file_transform, render
+from .workers import WorkerDied
 
 __all__ = [
     "NAMED",
+    "load_named",
+    "open_pairs",
+    "BUILTIN",
     "Augment",
     "BadRecord",
     "Batch",
@@ -52,6 +70,7 @@ __all__ = [
     "InMemoryDataset",
     "Loader",
     "MissingData",
+    "ReadOptions",
     "Sample",
     "SkipReport",
     "Subset",
@@ -61,10 +80,10 @@ __all__ = [
     "as_input",
     "emoji_available",
     "file_transform",
+    "load_builtin",
     "load_emoji",
-    "load_named",
     "load_shapes",
-    "open_pairs",
+    "open_dataset",
     "render",
     "require_usable",
     "resolved",

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from .dataset import FileDataset
 from .manifest import require_writable
-from .workers import cores
+from .open import ReadOptions, open_dataset
 from .skips import TooManyBadRecords, require_usable
-from .source import open_pairs
-from .tables import typed_separator
 from .verify import examine, find_doubles, manifest_of, report
+from .workers import cores
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
@@ -37,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verify.add_argument("--images", help="folder of the downloaded pictures of Google's TSV")
     verify.add_argument(
-        "--first-row", type=int, default=0, help="number of its first row in their names: 0 or 1"
+        "--first-row", type=int, help="number of its first row in their names: 0 or 1"
     )
     verify.add_argument("--csv-separator", help=r"of a table with a header; \t is a tab")
     verify.add_argument("--csv-img-key", help="its image column; default: image, filepath, ...")
+    verify.add_argument("--csv-quoting", help="auto, quoted or none")
     verify.add_argument("--csv-caption-key", help="its caption column; default: caption, ...")
     verify.add_argument(
         "--workers", type=int, default=cores(), help="processes that read (default: all cores)"
@@ -75,13 +75,16 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         if options.manifest is not None:
             require_writable(options.manifest)  # before hours of reading
-        pairs = open_pairs(
+        pairs = open_dataset(
             options.path,
-            images=options.images,
-            first_row=options.first_row,
-            separator=typed_separator(options.csv_separator),
-            image_key=options.csv_img_key,
-            caption_key=options.csv_caption_key,
+            ReadOptions(
+                images=options.images,
+                first_row=options.first_row,
+                csv_separator=options.csv_separator,
+                csv_img_key=options.csv_img_key,
+                csv_caption_key=options.csv_caption_key,
+                csv_quoting=options.csv_quoting,
+            ),
         )
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

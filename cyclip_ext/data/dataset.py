@@ -114,7 +114,8 @@ class FileDataset(ImageDataset):
         """See ImageDataset.load."""
         found = self.encoded(index)
         image = open_image(found.data, found.key, min_side=min_side)
-        return Sample(image, found.key, found.captions)
+        label = None if self.labels is None else int(self.labels[index])
+        return Sample(image, found.key, found.captions, label)
 
 
 class Subset(ImageDataset):

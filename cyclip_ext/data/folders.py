@@ -1,65 +1,117 @@
-"""A folder of image files with the captions beside them, as img2dataset's "files" output."""
+"""Folders of image files: with captions beside them, or with a subfolder for each class."""
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from .caption_files import CAPTION_SUFFIXES, decode_captions
+from .class_names import (
+    CLASS_NAMES_FILE,
+    are_wordnet_ids,
+    read_lines,
+    read_names,
+    readable,
+    wordnet_names,
+)
+from .columns import Strings
 from .dataset import Encoded, FileDataset, digest
-from .files import Strings
 from .images import IMAGE_SUFFIXES, read_bytes
 from .skips import SkipReport
-from .tar import decode_captions
-from .tar_index import CAPTION_SUFFIXES
 
-_STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not a picture
+_STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not an image
+_SPLIT = re.compile(
+    r"(?:imagenet[-_ ]?)?(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval(?:uation)?)"
+    r"(?:[-_ ]?(?:set|data|images|\d+))?",
+    re.IGNORECASE,
+)
+
+
+def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below `folder`, relative to it, with the sorted names of its files.
+
+    Links to folders are followed, each folder once. Hidden files and folders are passed over, and
+    folders that cannot be read are counted.
+    """
+
+    def unreadable(error: OSError) -> None:
+        skipped.add(f"unreadable folder ({type(error).__name__})", str(error.filename))
+
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        place = os.path.realpath(parent)
+        if place in visited:  # a link to a folder above it would never end
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield os.path.relpath(parent, folder), sorted(n for n in names if not n.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its suffix."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether there is any image file below a folder."""
+    return any(is_image(name) for _, names in walk(folder, SkipReport()) for name in names)
 
 
 class FolderDataset(FileDataset):
     """Image files anywhere below a folder, each with the .txt or .json of the same stem beside it.
 
-    The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over;
-    images without caption file and caption files without image are counted in `skipped`.
+    The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over.
+    Images without a caption file, caption files without an image, and images that share a caption
+    file are counted in `skipped`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = f"image folder {folder}"
         self.folder = folder
         self.skipped = SkipReport()
+        self._suffixes: list[str] = []  # of caption files
         images: list[str] = []
-        json: list[bool] = []
-        for parent, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            prefix = os.path.relpath(parent, folder)
-            for name, is_json in self._pairs(parent, names):
-                images.append(os.path.normpath(os.path.join(prefix, name)))
-                json.append(is_json)
-        self._images = Strings(images)
-        self._json = np.array(json, dtype=bool)
+        kinds: list[int] = []
+        for parent, names in walk(folder, self.skipped):
+            for name, suffix in self._pairs(parent, names):
+                images.append(os.path.normpath(os.path.join(parent, name)))
+                if suffix not in self._suffixes:
+                    self._suffixes.append(suffix)
+                kinds.append(self._suffixes.index(suffix))
+        self._images = Strings.of(images)
+        self._kinds = np.array(kinds, dtype=np.uint8)
 
-    def _pairs(self, parent: str, names: list[str]) -> list[tuple[str, bool]]:
-        """(image, whether its caption is JSON) of one folder; the rest is counted."""
-        images: list[tuple[str, str]] = []
+    def _pairs(self, parent: str, names: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield (image, suffix of its caption file) of one folder; the rest is counted."""
+        images: dict[str, list[str]] = {}
         texts: dict[str, str] = {}
-        for name in sorted(names):
+        for name in names:
             stem, suffix = os.path.splitext(name)
-            if stem.startswith("."):
-                continue
-            if suffix.lower() in IMAGE_SUFFIXES:
-                images.append((stem, name))
-            elif suffix in CAPTION_SUFFIXES and not stem.endswith(_STATISTICS):
-                texts[stem] = min(texts.get(stem, suffix), suffix, key=CAPTION_SUFFIXES.index)
-        found: list[tuple[str, bool]] = []
-        for stem, name in images:
-            if stem in texts:
-                found.append((name, texts[stem] == ".json"))
+            kind = suffix.lower()
+            if kind in IMAGE_SUFFIXES:
+                images.setdefault(stem, []).append(name)
+            elif kind in CAPTION_SUFFIXES and not stem.endswith(_STATISTICS):
+                order = CAPTION_SUFFIXES.index
+                texts[stem] = min(texts.get(stem, suffix), suffix, key=lambda s: order(s.lower()))
+        place = self.folder / parent
+        for stem, found in images.items():
+            if stem not in texts:
+                for name in found:
+                    self.skipped.add("no caption file", str(place / name))
+            elif len(found) > 1:
+                where = f"{place / found[0]} and {found[1]}"
+                self.skipped.add("two images of one caption file", where, len(found))
             else:
-                self.skipped.add("no caption file", os.path.join(parent, name))
-        for stem in sorted(texts.keys() - {stem for stem, _ in images}):
-            self.skipped.add("no image file", os.path.join(parent, stem + texts[stem]))
-        return found
+                yield found[0], texts[stem]
+        for stem in sorted(texts.keys() - images):
+            self.skipped.add("no image file", str(place / (stem + texts[stem])))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -67,21 +119,173 @@ class FolderDataset(FileDataset):
     def encoded(self, index: int) -> Encoded:
         """See FileDataset.encoded."""
         path = self.folder / self._images[index]
-        is_json = bool(self._json[index])
-        text = read_bytes(path.with_suffix(CAPTION_SUFFIXES[is_json]), str(path))
-        return Encoded(
-            read_bytes(path, str(path)), str(path), decode_captions(text, is_json, str(path))
-        )
+        suffix = self._suffixes[self._kinds[index]]
+        text = read_bytes(path.with_name(path.stem + suffix), str(path))
+        captions = decode_captions(text, suffix.lower() == ".json", str(path))
+        return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint."""
-        return digest(self._images.ends, self._images.data, self._json)
+        return digest(self._images.digest(), repr(self._suffixes), self._kinds)
 
 
-def has_images(folder: Path) -> bool:
-    """Whether there is any image file below a folder."""
+class ClassFolderDataset(FileDataset):
+    """Images anywhere below the subfolder of their class; other and hidden files do not count.
+
+    The classes are the subfolders in the order of their names, and if all of these are numbers, in
+    the order of the numbers. A class has the name of its folder, with spaces for underscores, or of
+    its WordNet id if all folders are called by one, or what `classnames.txt` in `folder` gives it,
+    in one of two forms:
+        folder<TAB>name   a line for each class; may name classes that have no folder
+        name              line k for subfolder k; if the folders are numbers, line k for folder k
+                          (the first line is that of 0)
+    A class without images stays: it is one more to choose among.
+
+    class_ids: the folder of each class. skipped: images beside the class folders, and folders that
+    cannot be read.
+
+    Raises ValueError, naming the folder or line, if there is no subfolder, no image, only one
+    class, two subfolders of one name, if the subfolders are splits of a dataset, and if
+    classnames.txt and subfolders do not fit together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.resolve().name
+        self.folder = folder
+        self.skipped = SkipReport()
+        folders = _subfolders(folder)
+        _refuse_splits(folder, folders)
+        if all(name.isdecimal() for name in folders):
+            folders.sort(key=int)
+        label_of, self.class_names = _classes(folder, folders)
+        ids = dict(zip(label_of.values(), label_of, strict=True))
+        self.class_ids = tuple(ids.get(label, "") for label in range(len(self.class_names)))
+        images: list[str] = []
+        labels: list[int] = []
+        for name in folders:
+            for parent, names in walk(folder / name, self.skipped):
+                found = [
+                    os.path.normpath(os.path.join(name, parent, n)) for n in names if is_image(n)
+                ]
+                images += found
+                labels += [label_of[name]] * len(found)
+        self._images = Strings.of(images)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        if not images:
+            raise ValueError(
+                f"{folder} has {len(folders)} subfolders ({', '.join(folders[:5])}), but no image "
+                f"in them; images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        if len(self.class_names) < 2:
+            raise ValueError(
+                f"{folder} has a single subfolder, {folders[0]}: with one class every answer is "
+                f"right. Name a folder with a subfolder for each class, or write "
+                f"{CLASS_NAMES_FILE} with all classes"
+            )
+        for entry in sorted(os.listdir(folder)):
+            if is_image(entry) and not entry.startswith("."):
+                self.skipped.add("image in no class folder", str(folder / entry))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
+        path = self.folder / self._images[index]
+        return Encoded(read_bytes(path, str(path)), str(path))
+
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        assert self.labels is not None
+        return digest(self._images.digest(), self.labels.numpy(), repr(self.class_names))
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Return whether there is a subfolder with an image somewhere in it."""
     return any(
-        os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        for _, _, names in os.walk(folder)
-        for name in names
+        entry.is_dir() and not entry.name.startswith(".") and has_images(Path(entry.path))
+        for entry in os.scandir(folder)
     )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    folders = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not folders:
+        raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
+    return folders
+
+
+def _refuse_splits(folder: Path, folders: Sequence[str]) -> None:
+    if all(_SPLIT.fullmatch(name) for name in folders):
+        raise ValueError(
+            f"the subfolders of {folder} are splits of a dataset ({', '.join(folders)}), not "
+            f"classes: name the split to evaluate, {folder / folders[-1]}"
+        )
+
+
+def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the label of each subfolder, and the name of each label."""
+    file = folder / CLASS_NAMES_FILE
+    if not file.is_file():
+        label_of = {name: label for label, name in enumerate(folders)}
+        if are_wordnet_ids(folders):
+            names = wordnet_names(folders)
+            if names is not None:
+                return label_of, names
+            warnings.warn(
+                f"{folder}: the classes are called by WordNet ids ({folders[0]}), and no installed "
+                "package names them, so prompts have the ids. Install open_clip_torch, pass "
+                f"--class-names, or write {CLASS_NAMES_FILE} with lines of folder<TAB>name",
+                stacklevel=3,
+            )
+        folder_of: dict[str, str] = {}
+        for entry in folders:
+            other = folder_of.setdefault(readable(entry), entry)
+            if other != entry:
+                raise ValueError(
+                    f"{folder}: the folders {other!r} and {entry!r} are both called "
+                    f"{readable(entry)!r}, and classes of one name cannot be told apart: rename "
+                    f"one, or write {CLASS_NAMES_FILE}"
+                )
+        return label_of, tuple(folder_of)
+    lines = read_lines(file)
+    if any("\t" in line for line in lines):
+        return _named_folders(file, lines, folders)
+    names = read_names(file)
+    if all(name.isdecimal() for name in folders):
+        label_of = {name: int(name) for name in folders}
+        if max(label_of.values()) >= len(names):
+            raise ValueError(
+                f"{file} has {len(names)} lines, so names folders 0 .. {len(names) - 1}, but there "
+                f"is a folder {folders[-1]}"
+            )
+        if len(set(label_of.values())) < len(label_of):
+            raise ValueError(f"{folder} has several folders of one number: {', '.join(folders)}")
+        return label_of, names
+    if len(names) != len(folders):
+        raise ValueError(
+            f"{file} has {len(names)} lines for {len(folders)} subfolders; write lines of "
+            "folder<TAB>name to assign them"
+        )
+    return {name: label for label, name in enumerate(folders)}, names
+
+
+def _named_folders(
+    file: Path, lines: list[str], folders: list[str]
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    name_of: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        key, _, name = (part.strip() for part in line.partition("\t"))
+        if not key or not name:
+            raise ValueError(f"{file}:{number}: must be folder<TAB>name, got {line!r}")
+        if key in name_of:
+            raise ValueError(f"{file}:{number}: folder {key!r} already has a name")
+        name_of[key] = name
+    unnamed = [name for name in folders if name not in name_of]
+    if unnamed:
+        raise ValueError(f"{file} has no line for the folder(s) {', '.join(unnamed[:5])}")
+    return {key: label for label, key in enumerate(name_of)}, tuple(name_of.values())

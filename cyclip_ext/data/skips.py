@@ -14,7 +14,8 @@ EXAMPLES_PER_REASON = 3  # enough to find the cause, few enough to print
 # a manifest were judged when it was written. They are counted, but stop no run.
 NOT_DOWNLOADED = "not downloaded"
 IN_MANIFEST = "listed in the manifest"
-ACCEPTED_REASONS = frozenset({NOT_DOWNLOADED, IN_MANIFEST})
+NO_ROW = "image of no row"
+ACCEPTED_REASONS = frozenset({NOT_DOWNLOADED, NO_ROW, IN_MANIFEST})
 
 
 class MissingData(RuntimeError):

@@ -1,279 +1,424 @@
-"""Tables of images and captions: CSV or TSV with a header, Google's CC3M TSV with a folder."""
+"""Tables of images with captions or labels: CSV and TSV with a header, Flickr's token file."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+import re
+import warnings
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from .captions import clean_caption, is_text
+from .columns import Columns, Strings, StringWriter, cached, file_state
 from .dataset import Encoded, FileDataset, digest
-from .files import Strings
-from .images import IMAGE_SUFFIXES, read_bytes
-from .skips import NOT_DOWNLOADED, SkipReport
+from .delimited import SEPARATORS, DelimitedRows, Row, TextFile, split_header
+from .images import read_bytes
+from .skips import SkipReport
 
-IMAGE_KEYS = ("image", "filepath", "path", "file", "image_path", "filename")
-CAPTION_KEYS = ("caption", "title", "text")
-
-# How downloaders name the file of a row: (what it is called here, row number and url -> stem).
-# Row numbers count from 0, without leading zeros here: the folder's names are stripped of them.
-NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
-    ("row number", lambda row, url: str(row)),
-    ("row number_crc32(url)", lambda row, url: f"{row}_{zlib.crc32(url.encode())}"),
-    ("md5(url)", lambda row, url: hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()),
-    ("sha1(url)", lambda row, url: hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()),
-    ("sha256(url)", lambda row, url: hashlib.sha256(url.encode()).hexdigest()),
+IMAGE_KEYS = (
+    *("image", "filepath", "path", "file", "image_path", "filename"),
+    *("image_name", "file_name", "img"),
 )
+CAPTION_KEYS = ("caption", "title", "text", "comment")
+LABEL_KEYS = ("label", "class", "class_name", "target")
+
+_VERSION = 1  # of what the columns of a table mean
+_TOKEN = re.compile(r"[^\t]*\.\w+#\d+\t")
+LOOKED_AT = 16  # names of images that are looked for in a folder
 
 
 def typed_separator(typed: str | None) -> str | None:
-    """A tab, where a shell has passed on backslash and t; else what was typed."""
+    """Return a tab for backslash and t, which some shells pass on; otherwise what was typed."""
     return "\t" if typed == r"\t" else typed
 
 
 class TableDataset(FileDataset):
-    """Image files of a table, each with the captions of all rows that name it."""
+    """Image files by name, each with the captions of all rows that name it, and its label.
 
-    def __init__(
-        self,
-        name: str,
-        table: Path,
-        folder: Path,
-        rows: Iterable[tuple[str, str]],  # (path relative to folder, or absolute; caption)
-        skipped: SkipReport,
-    ) -> None:
+    columns: as PairWriter makes them. folder: of names that are relative.
+    """
+
+    def __init__(self, name: str, columns: Columns, folder: Path) -> None:
         self.name = name
-        self.table = table
         self.folder = folder
-        self.skipped = skipped
-        # One record per image: rows of their own would put one image into training and validation.
-        captions_of: dict[str, list[str]] = {}
-        for path, caption in rows:
-            captions_of.setdefault(path, []).append(caption)
-        self._paths = Strings(captions_of)
-        self._captions = Strings(chain.from_iterable(captions_of.values()))
-        self._starts = np.cumsum([0, *map(len, captions_of.values())], dtype=np.int64)
+        self.skipped = SkipReport.from_dict(columns.meta["skipped"])
+        self._columns = columns
+        if "labels" in columns.arrays:
+            self.labels = torch.from_numpy(columns.arrays["labels"].astype(np.int64))
+            self.class_names = tuple(columns.meta["class_names"])
 
     def __len__(self) -> int:
-        return len(self._paths)
+        if "starts" in self._columns.arrays:
+            return len(self._columns.arrays["starts"]) - 1
+        return len(self._columns.strings("images"))
+
+    def rows(self, index: int) -> list[int]:
+        """Return the rows of record `index`, counted without those that were skipped."""
+        arrays = self._columns.arrays
+        if "starts" not in arrays:
+            return [index]
+        start, end = arrays["starts"][index : index + 2].tolist()
+        found: list[int] = arrays["rows"][start:end].tolist()
+        return found
+
+    def image_name(self, index: int) -> str:
+        """Return the name of the image as the table has it, normalized."""
+        return self._columns.strings("images")[self.rows(index)[0]]
+
+    def line(self, index: int) -> int:
+        """Return the line of the first row of a record. Only tables with labels have lines."""
+        return int(self._columns.arrays["lines"][self.rows(index)[0]])
 
     def encoded(self, index: int) -> Encoded:
         """Read the file of image `index`, in order of first mention."""
-        path = self.folder / self._paths[index]
-        captions = tuple(
-            self._captions[i] for i in range(self._starts[index], self._starts[index + 1])
-        )
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
+        rows = self.rows(index)
+        path = self.folder / self._columns.strings("images")[rows[0]]
+        captions: tuple[str, ...] = ()
+        if self._columns.meta["captioned"]:
+            strings = self._columns.strings("captions")
+            captions = tuple(strings[row] for row in rows)
         return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint."""
-        paths, captions = self._paths, self._captions
-        return digest(paths.ends, paths.data, captions.ends, captions.data, self._starts)
+        return str(self._columns.meta["fingerprint"])
+
+
+class PairWriter:
+    """Gathers (image, captions, label) row by row and groups them by image.
+
+    One record per image: rows of their own would put one image into training and validation.
+    """
+
+    def __init__(self, folder: Path | None, *, captioned: bool = True) -> None:
+        self.skipped = SkipReport()
+        self._captioned = captioned
+        self._images = StringWriter(folder)
+        self._captions = StringWriter(folder)
+        self._hashes = array("q")
+        self._labels = array("q")
+        self._lines = array("q")
+        self._class_names: dict[str, int] = {}
+
+    def add(
+        self, image: str, captions: Sequence[str], label: str | None = None, line: int = 0
+    ) -> None:
+        """Add a row. Without captions there must be a label."""
+        name = os.path.normpath(image).encode("utf-8", "surrogateescape")
+        for caption in captions if self._captioned else ("",):
+            self._images.append(name)
+            self._hashes.append(hash(name))
+            if self._captioned:
+                self._captions.append(caption.encode())
+            if label is not None:
+                self._labels.append(self._class_names.setdefault(label, len(self._class_names)))
+                self._lines.append(line)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def columns(self, warning: str = "") -> Columns:
+        """Return the columns of all rows, with the labels of records, int32, in `labels`.
+
+        Raises ValueError if an image has two labels.
+        """
+        images = Strings(*self._images.arrays())
+        arrays: dict[str, Any] = {"images.data": images.data, "images.ends": images.ends}
+        parts = [images.digest()]
+        if self._captioned:
+            captions = Strings(*self._captions.arrays())
+            arrays |= {"captions.data": captions.data, "captions.ends": captions.ends}
+            parts.append(captions.digest())
+        grouped = _grouped(images, np.array(self._hashes, dtype=np.int64))
+        if grouped is not None:
+            arrays["starts"], arrays["rows"] = grouped
+        names = list(self._class_names)
+        if names:
+            labels = np.array(self._labels, dtype=np.int32)
+            arrays["lines"] = np.array(self._lines, dtype=np.int64)
+            arrays["labels"] = _label_of_records(images, labels, arrays["lines"], grouped, names)
+            parts += [digest(arrays["labels"]), repr(names)]
+        meta = {
+            "skipped": self.skipped.to_dict(),
+            "captioned": self._captioned,
+            "class_names": names,
+            "fingerprint": digest(*parts),
+            "warning": warning,
+        }
+        return Columns(arrays, meta)
 
 
 def read_table(
     path: Path,
     *,
+    images: Path | None = None,
     separator: str | None = None,
     image_key: str | None = None,
     caption_key: str | None = None,
+    label_key: str | None = None,
+    quoting: str = "auto",
+    labels: bool = False,
 ) -> TableDataset:
-    """A CSV or TSV with a header: CyCLIP's `image,caption`, open_clip's `filepath,title`, others.
+    """Open a CSV or TSV with a header, or Flickr's token file.
 
-    separator: of the columns; default: a tab if the header has one, otherwise a comma.
-    image_key, caption_key: names of the columns; default: the first of IMAGE_KEYS and CAPTION_KEYS
-    that the header has. Relative image paths are relative to the file's folder. Rows that name the
-    same image become one record with several captions. That an image exists is found out on
-    reading it.
+    images: the folder of relative names; default: that of the table, or if none of the first images
+    is there, the one folder near it that has them. separator: default: the first of tab, comma,
+    semicolon and vertical bar for which the header has the columns. image_key, caption_key: names
+    of columns; default: the first of IMAGE_KEYS and CAPTION_KEYS that the header has. Columns
+    called caption_0, caption_1 are captions as well. label_key: the column of the class; default:
+    none. quoting: see DelimitedRows. labels: for evaluation, the table has captions or labels
+    (LABEL_KEYS).
 
-    Raises ValueError where a column is not in the header (names the header), and with the line
-    where a quote is never closed or the separator is not one character.
+    Rows that name the same image become one record with several captions. Whether an image exists
+    is found out on reading it. The columns are stored beside the table, see `cached`.
+
+    Raises ValueError if a column is not in the header (names the header), if the separator is not
+    one character, and if an image has two labels.
     """
     if separator is not None and len(separator) != 1:
         raise ValueError(f"separator (--csv-separator) must be one character, got {separator!r}")
-    skipped = SkipReport()
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        # The blank line at the end is a row of its own, unless a quote is still open there.
-        # A NUL, which csv refuses before Python 3.11, becomes another byte that is no UTF-8.
-        lines = chain((line.replace("\0", "\udcff") for line in file), ["\n"])
-        first = next(lines, "")
-        if separator is None:
-            separator = "\t" if "\t" in first else ","
-        header = next(_csv_rows(path, [first], separator, 1), (1, []))[1]
-        image_column = _column(path, header, "image_key (--csv-img-key)", image_key, IMAGE_KEYS)
-        caption_column = _column(
-            path, header, "caption_key (--csv-caption-key)", caption_key, CAPTION_KEYS
-        )
-        rows: list[tuple[str, str]] = []
-        line, fields = 2, list[str]()
-        for line, fields in _csv_rows(path, lines, separator, 2):
-            where = f"{path}:{line}"
-            if not fields:
-                continue
-            if len(fields) <= max(image_column, caption_column):
-                skipped.add("too few columns", where)
-                continue
-            caption = _usable_caption(fields[caption_column], where, skipped)
-            if caption is None:
-                continue
-            if not fields[image_column].strip():
-                skipped.add("no image named", where)
-                continue
-            rows.append((os.path.normpath(fields[image_column]), caption))
-        if fields:
-            raise ValueError(f"{path}:{line}: a quote is opened in this row and never closed")
-    return TableDataset(f"table {path}", path, path.parent, rows, skipped)
+    file = TextFile(path)
+    keys = (image_key, caption_key, label_key)
+    state = [_VERSION, file_state(path), separator, keys, quoting, labels]
+
+    def build(folder: Path | None) -> Columns:
+        if is_token_file(path):
+            return _token_columns(file, folder)
+        layout = _layout(file, separator, keys, labels)
+        return _columns(file, layout, quoting, folder)
+
+    name = repr([path.name, separator, keys, quoting, labels])
+    columns = cached(path.parent, name, state, build)
+    if columns.meta["warning"]:
+        warnings.warn(columns.meta["warning"], stacklevel=2)
+    dataset = TableDataset(f"table {path}", columns, path.parent)
+    first = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
+    dataset.folder = images or find_image_folder(path, first)[0] or path.parent
+    return dataset
 
 
-def read_google_tsv(
-    path: Path,
-    images: Path,
-    *,
-    first_row: int = 0,
-) -> TableDataset:
-    """CC3M as Google publishes it, caption<TAB>url without a header, with a folder of downloads.
+def is_token_file(path: Path) -> bool:
+    """Return whether the lines are Flickr's: name#number<TAB>caption, without a header."""
+    return _TOKEN.match(TextFile(path).first_line()) is not None
 
-    The file of a row is looked for anywhere below `images`, with any image suffix or none, under
-    the namings of NAMINGS; the one that fits most rows is taken for all and stands in `source`.
-    first_row: the number of the first row in the file names, 0 or 1.
 
-    Raises ValueError where no naming fits a single row, and where captions would go to other rows'
-    pictures: the numbers seem to start at 1 while first_row is 0, or there are numbers above that
-    of the last row. img2dataset numbers within shards: its names are row numbers only where the
-    samples per shard are a power of ten.
+def find_image_folder(table: Path, names: Sequence[str]) -> tuple[Path | None, list[Path]]:
+    """Return the folder near a table that has one of the images it names, and all folders tried.
+
+    It is that of the table if one of them is there. Otherwise it is the one among these: its
+    subfolders, the folder above it and `images` there, and beside the table's folder the one that
+    the end of the table's name names (captions_val2017.json: val2017). None if none has an image.
+
+    Raises ValueError if several folders have images of these names.
     """
-    skipped = SkipReport()
-    rows, last = _google_rows(path, first_row, skipped)
-    files = _files_by_stem(images)
-    matches = {
-        name: sum(naming(number, url) in files for number, _, url in rows)
-        for name, naming in NAMINGS
-    }
-    best = max(matches, key=lambda name: matches[name])
-    if not matches[best]:
-        names = ", ".join(name for name, _ in NAMINGS)
+    parent = table.parent
+    if any(map(os.path.isabs, names)) or _has_any(parent, names):
+        return parent, [parent]
+    above = parent.resolve().parent
+    inside = sorted(
+        Path(entry.path)
+        for entry in os.scandir(parent)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+    near = [*inside, above, above / "images", above / table.stem.rpartition("_")[2]]
+    found = {folder.resolve(): folder for folder in near if _has_any(folder, names)}
+    if len(found) > 1:
+        several = " and ".join(str(folder) for folder in list(found.values())[:2])
         raise ValueError(
-            f"none of the {len(files):,} image files in {images} is named after a row of {path}; "
-            f"known namings: {names}"
+            f"{table}: {several} both have images of these names: name one with images (--images)"
         )
-    if best == "row number" and first_row == 0 and "0" not in files and str(last + 1) in files:
-        raise ValueError(
-            f"the file names in {images} seem to count from 1 (no 0, but {last + 1}): "
-            "pass --first-row 1 (first_row=1)"
-        )
-    if best == "row number":
-        beyond = [
-            stem for stem in files if stem.isdecimal() and len(stem) < 32 and int(stem) > last
-        ]
-        if beyond:
-            raise ValueError(
-                f"{len(beyond):,} file(s) in {images} have numbers above {last:,}, the last row of "
-                f"{path} (e.g. {files[beyond[0]]}): where they are not row numbers, captions would "
-                "go to other rows' pictures. img2dataset's are only if number_sample_per_shard is "
-                "a power of ten; otherwise let it write the captions too and open its output "
-                "without the table. Remove files that do not belong to the table"
-            )
-    naming = dict(NAMINGS)[best]
-    found: list[tuple[str, str]] = []
-    for number, caption, url in rows:
-        file = files.get(naming(number, url))
-        if file is None:
-            skipped.add(NOT_DOWNLOADED, f"{path}: row {number} ({url})")
-        else:
-            found.append((file, caption))
-    source = f"{path} with images by {best} in {images}"
-    return TableDataset(source, path, images, found, skipped)
+    return next(iter(found.values()), None), [parent, *near]
 
 
-def _csv_rows(
-    path: Path, lines: Iterable[str], separator: str, start: int
-) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, fields) of each row; csv's errors as ValueError with the line."""
-    reader = csv.reader(lines, delimiter=separator)
-    while True:
-        line = start + reader.line_num
+def _has_any(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    separator: str
+    columns: int
+    image: int
+    captions: tuple[int, ...]
+    label: int | None
+
+
+def _layout(
+    file: TextFile,
+    separator: str | None,
+    keys: tuple[str | None, str | None, str | None],
+    labels: bool,
+) -> _Layout:
+    """Find the columns in the header."""
+    line = file.first_line()
+    headers = {s: split_header(line, s) for s in ([separator] if separator else SEPARATORS)}
+    errors: dict[str, ValueError] = {}
+    for each, header in headers.items():
         try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # mostly an open quote: a field of 128 KiB
-            raise ValueError(f"{path}:{line}: {error}; is a quote never closed?") from None
-        yield line, fields
+            image = _column(file.path, header, "image_key (--csv-img-key)", keys[0], IMAGE_KEYS)
+            captions, label = _texts(file.path, header, keys[1], keys[2], labels)
+            return _Layout(each, len(header), image, captions, label)
+        except ValueError as error:
+            errors[each] = error
+    likely = max(headers, key=lambda s: len(headers[s]))
+    what = "" if separator else f" (--csv-separator; taken for {SEPARATORS[likely]})"
+    raise ValueError(f"{errors[likely]}; columns are separated by {likely!r}{what}")
 
 
-def is_google_tsv(path: Path) -> bool:
-    """Whether the second column of the first line is a web address: then there is no header."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        fields = file.readline().rstrip("\r\n").split("\t")
-    return len(fields) == 2 and fields[1].startswith(("http://", "https://"))
+def _texts(
+    path: Path, header: list[str], caption_key: str | None, label_key: str | None, labels: bool
+) -> tuple[tuple[int, ...], int | None]:
+    caption_name, label_name = "caption_key (--csv-caption-key)", "label_key (--csv-label-key)"
+    label: int | None = None
+    if label_key is not None or (labels and caption_key is None and _known(header, LABEL_KEYS)):
+        label = _column(path, header, label_name, label_key, LABEL_KEYS)
+    wanted = caption_key is not None or not labels
+    captions: list[int] = []
+    if wanted or (label_key is None and _known(header, CAPTION_KEYS)):
+        captions.append(_column(path, header, caption_name, caption_key, CAPTION_KEYS))
+    if caption_key is None and (wanted or label_key is None):
+        captions += [i for i, name in enumerate(header) if _NUMBERED.fullmatch(name.casefold())]
+    if labels and captions and label is not None and None in (caption_key, label_key):
+        raise ValueError(
+            f"{path} has labels and captions (columns {header}): name the column to evaluate with "
+            "--csv-label-key or --csv-caption-key"
+        )
+    if not captions and label is None:
+        raise ValueError(
+            f"{path} has the columns {header}; it needs one of {', '.join(LABEL_KEYS)} or of "
+            f"{', '.join(CAPTION_KEYS)}, or {label_name} or {caption_name}"
+        )
+    return tuple(captions), label
 
 
-def _google_rows(
-    path: Path, first_row: int, skipped: SkipReport
-) -> tuple[list[tuple[int, str, str]], int]:
-    """(number, caption, url) per usable line, and the number of the last line, usable or not.
-
-    Quotes in captions mean nothing special here.
-    """
-    rows: list[tuple[int, str, str]] = []
-    number = first_row
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, start=first_row):
-            where = f"{path}: row {number}"
-            fields = line.rstrip("\r\n").split("\t")
-            if len(fields) != 2:
-                skipped.add("not two columns", where)
-                continue
-            caption = _usable_caption(fields[0], where, skipped)
-            if caption is None:
-                continue
-            if not is_text(fields[1]):
-                skipped.add("bad encoding", where)
-                continue
-            rows.append((number, caption, fields[1].strip()))
-    return rows, number
+_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})[ _-]?\d+")
 
 
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Image files below a folder, relative to it, by name without suffix and leading zeros.
-
-    A file without suffix counts too: some downloaders write none.
-    """
-    files: dict[str, str] = {}
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES or not suffix:
-                # Hexadecimal digests keep their zeros: only a decimal number is padded.
-                number, bar, rest = stem.partition("_")
-                if number.isdecimal() and len(stem) < 32:
-                    stem = str(int(number)) + bar + rest
-                files[stem] = os.path.relpath(os.path.join(parent, name), folder)
-    return files
-
-
-def _usable_caption(text: str, where: str, skipped: SkipReport) -> str | None:
-    if not is_text(text):
-        skipped.add("bad encoding", where)
-        return None
-    caption = clean_caption(text)
-    if not caption:
-        skipped.add("empty caption", where)
-        return None
-    return caption
+def _known(header: list[str], defaults: Sequence[str]) -> bool:
+    return any(name.casefold() in defaults for name in header)
 
 
 def _column(
-    path: Path, header: list[str], argument: str, key: str | None, defaults: tuple[str, ...]
+    path: Path, header: list[str], argument: str, key: str | None, defaults: Sequence[str]
 ) -> int:
     for candidate in (key,) if key is not None else defaults:
-        if candidate in header:
-            return header.index(candidate)
+        for names in (header, [name.casefold() for name in header]):
+            if names.count(candidate.strip()) > 1:
+                raise ValueError(f"{path} has several columns called {candidate!r}: {header}")
+            if candidate.strip() in names:
+                return names.index(candidate.strip())
     wanted = repr(key) if key is not None else "one of " + ", ".join(defaults)
     raise ValueError(f"{path} has the columns {header}, but {argument} is {wanted}")
+
+
+def _columns(file: TextFile, layout: _Layout, quoting: str, folder: Path | None) -> Columns:
+    rows = DelimitedRows(file, layout.separator, layout.columns, layout.image, quoting=quoting)
+    pairs = PairWriter(folder, captioned=bool(layout.captions))
+    for row in rows:
+        _add(pairs, file.path, layout, row)
+    return pairs.columns(rows.quoting.warning(file.path))
+
+
+def _add(pairs: PairWriter, path: Path, layout: _Layout, row: Row) -> None:
+    def skip(reason: str) -> None:
+        pairs.skipped.add(reason, f"{path}:{row.line}")
+
+    if row.reason:
+        return skip(row.reason)
+    fields = row.fields
+    image = fields[layout.image].strip()
+    texts = [clean_caption(fields[i]) for i in layout.captions]
+    label = None if layout.label is None else clean_caption(fields[layout.label])
+    if not image:
+        skip("no image named")
+    elif "\0" in image or not all(map(is_text, texts)) or not (label is None or is_text(label)):
+        skip("bad encoding")
+    elif label == "":
+        skip("empty label")
+    elif layout.captions and not any(texts):
+        skip("empty caption")
+    else:
+        pairs.add(image, [text for text in texts if text], label, row.line)
+    return None
+
+
+def _token_columns(file: TextFile, folder: Path | None) -> Columns:
+    """Read lines of name#number<TAB>caption. Quotes mean nothing in them."""
+    pairs = PairWriter(folder)
+    for row in DelimitedRows(file, "\t", 2, 0, header=False, quoting="none"):
+        where = f"{file.path}:{row.line}"
+        if row.reason:
+            pairs.skipped.add(row.reason, where)
+            continue
+        name, mark, number = row.fields[0].rpartition("#")
+        caption = clean_caption(row.fields[1])
+        if not mark or not number.strip().isdecimal() or not name.strip():
+            pairs.skipped.add("no image named", where)
+        elif "\0" in name or not is_text(caption):
+            pairs.skipped.add("bad encoding", where)
+        elif not caption:
+            pairs.skipped.add("empty caption", where)
+        else:
+            pairs.add(name.strip(), [caption])
+    return pairs.columns()
+
+
+def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
+    """Return where the rows of each image start in the second array, in order of first mention.
+
+    None if no image occurs twice. Rows are compared by hash, then by name.
+    """
+    while True:
+        ordered = np.sort(hashes)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return None
+        _, first, group, counts = np.unique(
+            hashes, return_index=True, return_inverse=True, return_counts=True
+        )
+        repeated = np.flatnonzero(counts[group] > 1)
+        different = [
+            row
+            for row, other in zip(repeated.tolist(), first[group[repeated]].tolist(), strict=True)
+            if row != other and images.bytes(row) != images.bytes(other)
+        ]
+        if not different:
+            break
+        for row in different:  # a collision of hashes
+            hashes[row] = hash((int(hashes[row]), images.bytes(row)))
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(len(first))
+    group = number[group]
+    rows = np.argsort(group, kind="stable")
+    starts = np.zeros(len(first) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(group), out=starts[1:])
+    return starts, rows
+
+
+def _label_of_records(
+    images: Strings,
+    labels: Any,
+    lines: Any,
+    grouped: tuple[Any, Any] | None,
+    names: list[str],
+) -> Any:
+    if grouped is None:
+        return labels
+    starts, rows = grouped
+    found = labels[rows[starts[:-1]]]
+    owner = np.repeat(np.arange(len(found)), np.diff(starts))
+    wrong = np.flatnonzero(labels[rows] != found[owner])
+    if len(wrong):
+        row, first = int(rows[wrong[0]]), int(rows[starts[owner[wrong[0]]]])
+        raise ValueError(
+            f"{images[row]} has several labels: {names[labels[first]]!r} in line {lines[first]}, "
+            f"{names[labels[row]]!r} in line {lines[row]}; an image has one class here"
+        )
+    return found

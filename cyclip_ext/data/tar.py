@@ -5,18 +5,19 @@ One pass over the headers finds every sample; after that any order of access cos
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from .captions import clean_caption, is_text
+from .caption_files import decode_captions
 from .dataset import Encoded, FileDataset, digest
-from .skips import BadRecord
-from .tar_index import tar_index
+from .skips import BadRecord, SkipReport
+from .tar_index import BROKEN_LABEL, LABEL_SUFFIX, NO_LABEL, tar_index
 
 # Members this close are fetched by one read: from a disk, reads cost more than bytes.
 _NEAR = 2**13
@@ -36,48 +37,89 @@ class _OpenFile:
 
 
 class TarDataset(FileDataset):
-    """Samples of tar shards: members of one name up to the first dot, image beside .txt or .json.
+    """Samples of tar shards: members of one key, an image beside a .txt, .json or .cls.
 
     The caption is the whole .txt, or else "caption" of the .json (a string or a list of strings).
-    Samples without image or caption, and what follows a break in an archive, are counted in
-    `skipped`. Reading is by position, so threads and forked workers can share one object; the 64
-    shards used last stay open. Raises ValueError for no shards and for compressed ones.
+    labelled: samples need a label, the number in their .cls, instead of a caption; the caller sets
+    class_names. one_per_line: a .txt has a caption on each line.
+
+    Samples without image or caption, ambiguous ones, and what follows a break in an archive, are
+    counted in `skipped`. Reading is by position, so threads and forked workers can share one
+    object; the 64 shards used last stay open. Raises ValueError for no shards and for compressed
+    ones.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(
+        self, shards: Sequence[Path], *, labelled: bool = False, one_per_line: bool = False
+    ) -> None:
         if not shards:
             raise ValueError("shards must name at least one .tar file, got none")
         self.name = f"{len(shards)} tar shard(s) in {shards[0].parent}"
         self.shards = tuple(shards)
-        index = tar_index(self.shards)
-        self.skipped = index.skipped
-        self._rows = index.rows
-        self._starts = index.starts
+        self._one_per_line = one_per_line
+        self._index = tar_index(self.shards)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()  # by shard, used last at the end
+        self._chosen: npt.NDArray[np.int64] | None = None  # rows of the index, if not all
+        self.skipped = SkipReport.from_dict(self._index.meta["skipped"])
+        rows = self._index.arrays["rows"]
+        labels = self._index.arrays.get("labels")
+        if labelled:
+            if labels is None:
+                labels = np.full(len(rows), NO_LABEL)
+            self._choose(f"no {LABEL_SUFFIX} file", labels != NO_LABEL)
+            self._choose("broken label", labels != BROKEN_LABEL)
+            chosen = labels if self._chosen is None else labels[self._chosen]
+            self.labels = torch.from_numpy(chosen.astype(np.int64))
+        elif labels is not None:  # otherwise every sample has a text
+            self._choose("no caption file", rows["text"] >= 0)
+
+    def _choose(self, reason: str, good: npt.NDArray[np.bool_]) -> None:
+        chosen = np.arange(len(good)) if self._chosen is None else self._chosen
+        bad = chosen[~good[chosen]]
+        if len(bad):
+            self.skipped.add(reason, self._where(int(bad[0])), len(bad))
+            self._chosen = chosen[good[chosen]]
+
+    def _shard(self, row: int) -> int:
+        return int(np.searchsorted(self._index.arrays["starts"], row, side="right")) - 1
+
+    def _where(self, row: int) -> str:
+        image = int(self._index.arrays["rows"][row]["image"])
+        return f"{self.shards[self._shard(row)]} at byte {image}"
+
+    def where(self, index: int) -> str:
+        """Return the place of a sample, its key."""
+        return self._where(index if self._chosen is None else int(self._chosen[index]))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index.arrays["rows"] if self._chosen is None else self._chosen)
 
     def encoded(self, index: int) -> Encoded:
         """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
-        image_at, image_size, text_at, text_size, is_json = self._rows[index].tolist()
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        key = f"{self.shards[shard]} at byte {image_at}"
+        row = index if self._chosen is None else int(self._chosen[index])
+        image_at, image_size, text_at, text_size, is_json = self._index.arrays["rows"][row].tolist()
+        if self.labels is not None:
+            text_at, text_size = image_at, 0  # the text is not read
+        shard, key = self._shard(row), self._where(row)
         try:
             data, text = self._read_both(shard, image_at, image_size, text_at, text_size)
         except OSError as error:
             raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
         if len(text) < text_size or len(data) < image_size:
             raise BadRecord("unreadable (shard cut off since it was opened)", key)
-        return Encoded(data, key, decode_captions(text, is_json, key))
+        if self.labels is not None:
+            return Encoded(data, key)
+        captions = decode_captions(text, is_json, key, one_per_line=self._one_per_line)
+        return Encoded(data, key, captions)
 
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint: shards by name and size, and the samples' places."""
         folder = self.shards[0].parent
         names = [(os.path.relpath(shard, folder), _size(shard)) for shard in self.shards]
-        return digest(repr(names), self._starts, self._rows)
+        rows = self._index.arrays["rows"]
+        return digest(repr(names), rows if self._chosen is None else rows[self._chosen])
 
     def _read_both(
         self, shard: int, image_at: int, image_size: int, text_at: int, text_size: int
@@ -101,27 +143,6 @@ class TarDataset(FileDataset):
     def __getstate__(self) -> dict[str, object]:
         # Descriptors mean nothing in another process.
         return self.__dict__ | {"_files": OrderedDict[int, _OpenFile]()}
-
-
-def decode_captions(data: bytes, is_json: bool, where: str) -> tuple[str, ...]:
-    """The captions in a .txt (the whole of it) or .json ("caption": a string or several).
-
-    Raises BadRecord with reason bad encoding, broken metadata or empty caption.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-        found = json.loads(text).get("caption") if is_json else text
-    except UnicodeDecodeError:
-        raise BadRecord("bad encoding", where) from None
-    except (ValueError, AttributeError, RecursionError):  # no JSON, or not an object
-        raise BadRecord("broken metadata", where) from None
-    several = found if isinstance(found, list) else [found]
-    captions = tuple(filter(None, (clean_caption(c) for c in several if isinstance(c, str))))
-    if not captions:
-        raise BadRecord("empty caption", where)
-    if not all(map(is_text, captions)):  # JSON may spell half of a surrogate pair, or a NUL
-        raise BadRecord("bad encoding", where)
-    return captions
 
 
 def _size(path: Path) -> int:

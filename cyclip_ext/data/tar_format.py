@@ -10,36 +10,56 @@ from io import BufferedReader
 
 _BLOCK = 512
 _MOST_PADDING = 2**20  # zeros after the end: tar pads to 10 KiB, some tools to more
+_MOST_METADATA = 2**20  # of a long name or a pax header
+_MOST_DIGITS = 20
+
+_REGULAR = b"0\0" + b"7"  # 7: contiguous, stored like any other
+DIRECTORY = "directory"
+_DIRECTORIES = b"5D"
+_NO_FILE = {
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "device",
+    b"4": "device",
+    b"6": "FIFO",
+    b"S": "sparse file",
+    b"M": "part of a file in another archive",
+}
 
 
 class BrokenTar(Exception):
-    """The archive ends or goes astray; members before this point are good."""
+    """The archive is cut off or damaged; members before this point are good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file inside an archive: where its bytes are."""
+    """A member of an archive: where its bytes are.
+
+    odd: why the bytes are not the content of a regular file, DIRECTORY for those.
+    """
 
     name: str
     offset: int
     size: int
+    odd: str = ""
 
     @property
     def end(self) -> int:
-        """Where the next header is."""
+        """Position of the next header."""
         return self.offset + -(-self.size // _BLOCK) * _BLOCK
 
 
 def read_members(file: BufferedReader) -> Iterator[Member]:
-    """The regular files of an uncompressed tar archive, in order.
+    """Yield the members of an uncompressed tar archive, in order.
 
     Several times as fast as tarfile, which builds an object of 20 fields per member: CC3M has 9
-    million. Knows POSIX ustar, GNU long names and sizes, and pax paths and sizes.
+    million. Reads POSIX ustar, GNU long names and sizes, and pax paths and sizes.
 
     An archive may end without the zero block that marks the end: some writers leave it off.
 
-    Raises BrokenTar where a header or the data of a member is cut off or damaged, and where zeros
-    are no end, because data follows them or because they are more than 1 MiB.
+    Raises BrokenTar if a header or the data of a member is cut off or damaged, if the archive ends
+    inside a block, and if zeros are not the end, because data follows them or because they are more
+    than 1 MiB.
     """
     end = os.fstat(file.fileno()).st_size
     position = 0
@@ -62,26 +82,60 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
         data = position + _BLOCK
         size = _number(header[124:136], position)
         if "size" in override:
-            if not override["size"].isdecimal():
-                raise BrokenTar("damaged pax header")
-            size = int(override["size"])
+            digits = override["size"]
+            if not digits.isdecimal() or len(digits) > _MOST_DIGITS:
+                raise BrokenTar(f"damaged pax header before byte {position}")
+            size = int(digits)
+        if kind in b"123456":
+            size = 0  # they have no data; some writers give links the size of their target
+        elif kind == b"S":
+            data += _sparse_map(file, header, end)
         position = data + -(-size // _BLOCK) * _BLOCK
         if data + size > end:
             raise BrokenTar(f"cut off inside the member at byte {data}")
-        if kind == b"x":
-            override |= _pax(file.read(size))
+        if kind in b"xX":
+            override |= _pax(_metadata(file, size, data))
         elif kind == b"L":
-            override["path"] = file.read(size).rstrip(b"\0").decode("utf-8", "replace")
-        elif kind == b"g":  # global settings: none of them moves a member
-            continue
-        else:
-            if kind in b"0\0":
-                yield Member(override.get("path") or _name(header), data, size)
+            long_name = _metadata(file, size, data).rstrip(b"\0")
+            override["path"] = long_name.decode("utf-8", "surrogateescape")
+        elif kind not in b"gK":  # global settings and names of links move no member
+            name = override.get("GNU.sparse.name") or override.get("path") or _name(header)
+            yield Member(name, data, size, _odd(kind, name, override))
             override = {}
+    if position > end:
+        raise BrokenTar(f"ends inside a block at byte {end}: cut off after its last member's data")
+
+
+def _odd(kind: bytes, name: str, override: dict[str, str]) -> str:
+    if kind in _REGULAR and not override:
+        return DIRECTORY if name.endswith("/") else ""
+    if kind in _REGULAR:
+        sparse = any(key.startswith("GNU.sparse.") for key in override)
+        return "sparse file" if sparse else ""
+    if kind in _DIRECTORIES:
+        return DIRECTORY
+    return _NO_FILE.get(kind, f"member of type {kind.decode('latin-1')!r}")
+
+
+def _sparse_map(file: BufferedReader, header: bytes, end: int) -> int:
+    """Return the size of the blocks that continue the map of a sparse file in GNU's old format."""
+    size, more = 0, header[482]
+    while more:
+        block = file.read(_BLOCK)
+        if len(block) < _BLOCK:
+            raise BrokenTar(f"cut off at byte {end}")
+        size, more = size + _BLOCK, block[504]
+    return size
+
+
+def _metadata(file: BufferedReader, size: int, data: int) -> bytes:
+    if size > _MOST_METADATA:
+        raise BrokenTar(f"damaged header before byte {data}: {size:,} bytes of metadata")
+    return file.read(size)
 
 
 def _require_end(file: BufferedReader, position: int, end: int) -> None:
-    """Of an archive whose zeros start at position; file stands after the first block of them.
+    """Check an archive whose zeros start at position; file is after the first block of them.
 
     A hole, of a download that was interrupted or a disk that was full, looks like an end.
     """
@@ -97,11 +151,11 @@ def _name(header: bytes) -> str:
         prefix = header[345:500].split(b"\0", 1)[0]
         if prefix:
             name = prefix + b"/" + name
-    return name.decode("utf-8", "replace")
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _number(field: bytes, position: int) -> int:
-    """Octal text, or big-endian binary marked by the top bit (GNU, from 8 GiB on)."""
+    """Read octal text, or big-endian binary marked by the top bit (GNU, from 8 GiB on)."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
@@ -115,13 +169,16 @@ def _number(field: bytes, position: int) -> int:
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    """The records of a pax header: "<length> <key>=<value>", each ended by a newline."""
+    """Read the records of a pax header: "<length> <key>=<value>", each ended by a newline."""
     records: dict[str, str] = {}
     while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or int(length) == 0:
+        digits, _, _ = data.partition(b" ")
+        if not digits.isdigit() or len(digits) > _MOST_DIGITS:
             raise BrokenTar("damaged pax header")
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-        data = data[int(length) :]
+        length = int(digits)
+        if length <= len(digits) or data[length - 1 : length] != b"\n":
+            raise BrokenTar("damaged pax header")
+        key, _, value = data[len(digits) + 1 : length - 1].partition(b"=")
+        records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        data = data[length:]
     return records

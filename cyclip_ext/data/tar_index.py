@@ -1,39 +1,39 @@
-"""Where each sample of a set of shards lies: found in one pass, kept on disk for the next run."""
+"""Where each sample of a set of shards is: found in one pass, stored for the next run."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import os
-import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .caption_files import CAPTION_SUFFIXES
+from .columns import Columns, cached, file_state
 from .images import IMAGE_SUFFIXES
-from .workers import cores, ordered_map
 from .skips import SkipReport
-from .tar_format import BrokenTar, Member, read_members
+from .tar_format import DIRECTORY, BrokenTar, Member, read_members
+from .workers import cores, ordered_map
 
-CAPTION_SUFFIXES = (".txt", ".json")  # in order of preference
-
-# One row per sample, 33 bytes: offsets and sizes inside its shard, and whether the text is JSON.
+# One row per sample, 33 bytes: offsets and sizes inside its shard, and whether the text is JSON. A
+# sample that has a label but no text has -1 for its offset.
 SAMPLE = np.dtype(
     [("image", "<i8"), ("image_size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
 )
+LABEL_SUFFIX = ".cls"
+NO_LABEL, BROKEN_LABEL = -1, -2
 
-_FORMAT = "cyclip_ext tar index 2"
-_CHECKSUM_BYTES = 4
+_VERSION = 3  # of what the rows mean
 _BROKEN = "broken tar"
+_EMPTY = "empty shard"
 _UNREADABLE = "unreadable tar"
+_TWO_IMAGES, _TWO_TEXTS = "two images of one key", "two captions of one key"
 _SERIAL_BYTES = 2**26  # below this starting processes costs more than it saves
+_LONGEST_LABEL = 32
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -42,71 +42,64 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 
+_IMAGE = "image"
+_KINDS = dict.fromkeys(IMAGE_SUFFIXES, _IMAGE) | {s: s for s in (*CAPTION_SUFFIXES, LABEL_SUFFIX)}
+
 Rows = npt.NDArray[Any]
+_Found = dict[str, list[Member]]  # by kind: _IMAGE, or the suffix of a text
 
 
-@dataclass(frozen=True)
-class TarIndex:
-    """rows: SAMPLE [n], shard by shard. starts: int64 [shards + 1], first row of each shard.
+def tar_index(shards: Sequence[Path]) -> Columns:
+    """Return the index of a set of shards: from disk if it was built before, see `cached`.
 
-    skipped: samples without image or caption, and an estimate of those after a break in an archive.
-    """
+    arrays: "rows", SAMPLE [n], shard by shard; "starts", int64 [shards + 1], the first row of each
+    shard; "labels", int64 [n], if any sample has a .cls: its number, NO_LABEL or BROKEN_LABEL.
+    meta["skipped"]: samples without an image or without text and label, ambiguous ones, and an
+    estimate of those after a break in an archive.
 
-    rows: Rows
-    starts: npt.NDArray[np.int64]
-    skipped: SkipReport
-
-
-def tar_index(shards: Sequence[Path]) -> TarIndex:
-    """The index of a set of shards: from disk where it was built before, else built and stored.
-
-    It is stored beside the first shard, or where that folder cannot be written, in the user's
-    cache ($XDG_CACHE_HOME, ~/.cache); where neither can, it is built each time. A stored index
-    counts only while names, sizes and modification times of all shards are those it was built
-    from, and its checksum is right. Of many ranks that start together, one builds and the others
-    wait.
-
-    Raises ValueError where a shard is compressed.
+    Raises ValueError if a shard is compressed.
     """
     for shard in shards:
         _refuse_compressed(shard)
-    state = _state(shards)
-    places = _places(shards)
-    for place in places:
-        index = _load(place, state)
-        if index is not None:
-            return index
-    for place in filter(_writable, places):
-        with _locked(place.parent):
-            index = _load(place, state)  # another rank may have been faster
-            if index is None:
-                index = _build(shards)
-                # What cannot be read now may be readable next time, without a new time of change.
-                if _UNREADABLE not in index.skipped.counts:
-                    _store(place, state, index)
-            return index
-    return _build(shards)
+    folder = shards[0].parent
+    names = [os.path.relpath(shard, folder) for shard in shards]
+    state = [_VERSION, [[name, file_state(s)] for name, s in zip(names, shards, strict=True)]]
+    return cached(
+        folder,
+        "\n".join(names),
+        state,
+        lambda _: _build(shards),
+        # What cannot be read now may be readable next time, without a new time of change.
+        store=lambda columns: _UNREADABLE not in columns.meta["skipped"],
+    )
 
 
-def _build(shards: Sequence[Path]) -> TarIndex:
+def _build(shards: Sequence[Path]) -> Columns:
     size = sum(shard.stat().st_size for shard in shards if shard.exists())
     workers = min(cores(), len(shards)) if size > _SERIAL_BYTES else 0
     parts = list(ordered_map(_index_shard, shards, 0 if workers == 1 else workers))
-    starts = np.cumsum([0, *(len(part.rows) for part in parts)], dtype=np.int64)
-    return TarIndex(np.concatenate([part.rows for part in parts]), starts, _skipped(parts))
+    arrays = {
+        "rows": np.concatenate([part.rows for part in parts]),
+        "starts": np.cumsum([0, *(len(part.rows) for part in parts)], dtype=np.int64),
+    }
+    labels = np.concatenate([part.labels for part in parts])
+    if (labels != NO_LABEL).any():
+        arrays["labels"] = labels
+    return Columns(arrays, {"skipped": _skipped(parts).to_dict()})
 
 
 @dataclass
 class _Part:
     """What one pass over a shard found, and how far it came.
 
-    bytes: of the shard, None where it is not there. read: bytes up to the end of the last member
-    found. samples: good and bad ones up to there. reason: why it came no further; empty where it
-    came to the end.
+    bytes: of the shard, None if it is not there. read: bytes up to the end of the last member
+    found. samples: good and bad ones up to there. reason: why it came no further; empty if it
+    came to the end. marked: whether there is a zero block at the end.
     """
 
     shard: Path
     rows: Rows = field(default_factory=lambda: np.empty(0, dtype=SAMPLE))
+    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     skipped: SkipReport = field(default_factory=SkipReport)
     bytes: int | None = None
     read: int = 0
@@ -117,21 +110,30 @@ class _Part:
     def samples(self) -> int:
         return len(self.rows) + self.skipped.total
 
+    @property
+    def marked(self) -> bool:
+        return self.bytes is None or self.read < self.bytes
+
 
 def _skipped(parts: Sequence[_Part]) -> SkipReport:
-    """What all shards skipped; the samples after a break are estimated from the bytes there.
+    """Return what all shards skipped; the samples after a break are estimated from the bytes there.
 
     One record for a shard of ten thousand would pass under every threshold.
     """
     skipped = SkipReport()
     for part in parts:
         skipped.merge(part.skipped)
-    known = [part.bytes for part in parts if part.bytes is not None]
-    usual = sum(known) / max(len(known), 1)  # bytes of a shard that is not there
+    known = [part.bytes for part in parts if part.bytes]
+    usual = sum(known) / max(len(known), 1)  # bytes of a shard that is empty or not there
     mean = sum(part.read for part in parts) / max(sum(part.samples for part in parts), 1)
+    # A writer that never marks the end is one thing, a shard that lacks the mark another.
+    unmarked = len(parts) > 1 and not any(part.marked for part in parts if not part.reason)
     for part in parts:
+        if not part.reason and not part.marked and not unmarked:
+            part.reason = _BROKEN
+            part.detail = "no mark of the end after the last member, so it may be cut off there"
         if part.reason:
-            unread = (usual if part.bytes is None else part.bytes) - part.read
+            unread = (part.bytes or usual) - part.read
             size = part.read / part.samples if part.samples else mean
             lost = max(1, round(unread / size)) if size else 1
             detail = f"{part.shard}: {part.detail}; about {lost:,} sample(s) lost (estimated)"
@@ -141,55 +143,155 @@ def _skipped(parts: Sequence[_Part]) -> SkipReport:
 
 def _index_shard(shard: Path) -> _Part:
     part = _Part(shard)
-    part.rows = np.array(list(_samples(part)), dtype=SAMPLE)
+    try:
+        part.bytes = shard.stat().st_size
+        if not part.bytes:
+            part.reason, part.detail = _EMPTY, "0 bytes"
+            return part
+        with shard.open("rb") as file:
+            _index(part, file)
+    except OSError as error:
+        part.reason, part.detail = _UNREADABLE, str(error)
     return part
 
 
-def _members(part: _Part) -> Iterator[Member]:
-    """The members of a shard up to a break, which is noted in part."""
+def _index(part: _Part, file: BufferedReader) -> None:
+    samples = _Samples(part, file.fileno())
     try:
-        part.bytes = part.shard.stat().st_size
-        with part.shard.open("rb") as file:
-            for member in read_members(file):
-                part.read = member.end
-                yield member
+        for member in read_members(file):
+            part.read = member.end
+            samples.add(member)
     except BrokenTar as broken:
         part.reason, part.detail = _BROKEN, str(broken)
     except OSError as error:
         part.reason, part.detail = _UNREADABLE, str(error)
+    samples.finish()
+    part.rows = np.array(samples.rows, dtype=SAMPLE)
+    part.labels = np.array(samples.labels, dtype=np.int64)
 
 
-def _samples(part: _Part) -> Iterator[tuple[int, int, int, int, bool]]:
-    """A row of SAMPLE for each complete sample of a shard."""
-    key: str | None = None
-    image: Member | None = None
-    texts: dict[str, Member] = {}
+class _Samples:
+    """Groups the members of a shard into samples.
 
-    def finish() -> Iterator[tuple[int, int, int, int, bool]]:
-        suffix = next((s for s in CAPTION_SUFFIXES if s in texts), None)
-        if image is not None and suffix is not None:
-            text = texts[suffix]
-            yield image.offset, image.size, text.offset, text.size, suffix == ".json"
-        elif image is not None or texts:
-            reason = "no caption file" if image else "no image file"
-            part.skipped.add(reason, f"{part.shard}:{key}")
+    webdataset's rule: the key ends at the first dot of the last path component, and the members of
+    a sample follow each other. In addition:
+    - A name with more dots belongs to the sample of its key, and is not its image or caption. But
+      if an image and a caption agree in all but the last suffix, they are a sample of their own:
+      there are full stops in its key.
+    - A key that occurs again after its sample is complete begins another sample.
+    - An image and a caption of one key that do not follow each other are a sample, too.
+    """
 
-    for member in _members(part):
-        # webdataset's rule: the key ends at the first dot of the last path component
+    def __init__(self, part: _Part, descriptor: int) -> None:
+        self.rows: list[tuple[int, int, int, int, bool]] = []
+        self.labels: list[int] = []
+        self._part = part
+        self._descriptor = descriptor
+        self._key = ""
+        self._again = False  # the key occurred before, with a complete sample
+        self._members: _Found = {}
+        self._dotted: dict[str, _Found] = {}  # by what is between the dots
+        self._suffixes: list[str] = []
+        # Parts of samples whose others may follow later, by key; with their names for messages.
+        self._lone: dict[str, tuple[str, _Found]] = {}
+
+    def add(self, member: Member) -> None:
+        """Take the next member of the archive."""
         folder, slash, name = member.name.rpartition("/")
         stem, dot, suffix = name.partition(".")
         # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
-        if not stem or not suffix:
-            continue
-        if folder + slash + stem != key:
-            yield from finish()
-            key, image, texts = folder + slash + stem, None, {}
-        suffix = (dot + suffix).lower()
-        if suffix in IMAGE_SUFFIXES:
-            image = member
-        elif suffix in CAPTION_SUFFIXES:
-            texts[suffix] = member
-    yield from finish()
+        if not stem or not suffix or member.odd == DIRECTORY:
+            return
+        key = folder + slash + stem
+        if key != self._key:
+            self._end_sample()
+            self._key, self._again = key, False
+        suffix = dot + suffix.lower()
+        kind = _KINDS.get(suffix)
+        if kind is not None:
+            if kind in self._members and _is_complete(self._members):
+                self._end_sample()
+                self._again = True
+            self._members.setdefault(kind, []).append(member)
+        else:
+            inner, _, last = suffix.rpartition(".")
+            kind = _KINDS.get("." + last) if inner else None
+            if kind is not None:
+                self._dotted.setdefault(inner, {}).setdefault(kind, []).append(member)
+        self._suffixes.append(suffix)
+
+    def finish(self) -> None:
+        """End the last sample, and join the parts that do not follow each other."""
+        self._end_sample()
+        for where, members in self._lone.values():
+            if _is_complete(members):
+                self._complete(where, members)
+            else:
+                self._skip(*_missing(members), where)
+
+    def _end_sample(self) -> None:
+        if not self._suffixes:
+            return
+        members, dotted = self._members, self._dotted
+        where = f"{self._part.shard}:{self._key} (has {', '.join(dict.fromkeys(self._suffixes))})"
+        if _is_complete(members):
+            self._complete(where, members)
+        elif members and self._again:
+            self._skip(_TWO_IMAGES if _IMAGE in members else _TWO_TEXTS, 1, where)
+        elif members:
+            _, lone = self._lone.setdefault(self._key, (where, {}))
+            for kind, found in members.items():
+                lone.setdefault(kind, []).extend(found)
+        loose: _Found = {}
+        for parts in dotted.values():
+            if _is_complete(parts):
+                self._complete(where, parts)
+            elif not members:
+                for kind, found in parts.items():
+                    loose.setdefault(kind, []).extend(found)
+        if loose:
+            self._skip(*_missing(loose), where)
+        elif not members and not dotted:
+            self._skip("no image file", 1, where)
+        self._members, self._dotted, self._suffixes = {}, {}, []
+
+    def _complete(self, where: str, members: _Found) -> None:
+        """Add a sample that has an image and a text or label, if it is unambiguous."""
+        images = len(members[_IMAGE])
+        texts = max(len(found) for kind, found in members.items() if kind != _IMAGE)
+        if images > 1 or texts > 1:
+            reason = _TWO_IMAGES if images > 1 else _TWO_TEXTS
+            self._skip(reason, min(images, texts), where)
+            return
+        odd = next((found[0].odd for found in members.values() if found[0].odd), "")
+        if odd:
+            self._skip(f"{odd} in a tar", 1, where)
+            return
+        image = members[_IMAGE][0]
+        kind = next((kind for kind in CAPTION_SUFFIXES if kind in members), "")
+        at, size = (members[kind][0].offset, members[kind][0].size) if kind else (-1, 0)
+        self.rows.append((image.offset, image.size, at, size, kind == ".json"))
+        label = members.get(LABEL_SUFFIX)
+        self.labels.append(self._label(label[0]) if label else NO_LABEL)
+
+    def _label(self, member: Member) -> int:
+        text = os.pread(self._descriptor, min(member.size, _LONGEST_LABEL), member.offset).strip()
+        known = text.isdigit() and len(text) < _LONGEST_LABEL // 2
+        return int(text) if known else BROKEN_LABEL
+
+    def _skip(self, reason: str, count: int, where: str) -> None:
+        self._part.skipped.add(reason, where, count)
+
+
+def _is_complete(members: _Found) -> bool:
+    return _IMAGE in members and len(members) > 1
+
+
+def _missing(members: _Found) -> tuple[str, int]:
+    """Return what is missing in how many samples."""
+    images = len(members.get(_IMAGE, []))
+    texts = max((len(found) for kind, found in members.items() if kind != _IMAGE), default=0)
+    return ("no image file", texts) if texts >= images else ("no caption file", images)
 
 
 def _refuse_compressed(shard: Path) -> None:
@@ -204,100 +306,3 @@ def _refuse_compressed(shard: Path) -> None:
                 f"{shard} is compressed with {name}: samples cannot be reached at random in it. "
                 "Unpack it to a plain .tar (images are compressed already, it hardly grows)"
             )
-
-
-def _state(shards: Sequence[Path]) -> list[list[Any]]:
-    """[name, size, time of change] of each shard: what a stored index must have been built from."""
-    state: list[list[Any]] = []
-    for shard in shards:
-        name = os.path.relpath(shard, shards[0].parent)
-        try:
-            status = shard.stat()
-            state.append([name, status.st_size, status.st_mtime_ns])
-        except OSError:
-            state.append([name, None, None])
-    return state
-
-
-def _places(shards: Sequence[Path]) -> list[Path]:
-    """Where the index may be stored, best first; the name is that of this set of shards."""
-    folder = shards[0].parent
-    names = "\n".join(os.path.relpath(shard, folder) for shard in shards)
-    places: list[Path] = []
-    if folder.is_dir():  # it is not for us to create
-        places.append(folder / f".cyclip_ext-{_digest(names)}.index")
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cyclip_ext"
-        places.append(cache / f"{_digest(f'{folder.resolve()}{names}')}.index")
-    return places
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-
-
-def _writable(place: Path) -> bool:
-    """Found out by trying: permissions do not tell on network file systems, nor to root."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place.parent):
-            return True
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; ends with the process, leaves no file behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # A file system without locks costs only work done twice: files appear whole or not at all.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _store(place: Path, state: list[list[Any]], index: TarIndex) -> None:
-    """Write a checksum, a line of JSON and the rows; where that fails (a full disk), nothing."""
-    header = {
-        "format": _FORMAT,
-        "shards": state,
-        "starts": index.starts.tolist(),
-        "skipped": index.skipped.to_dict(),
-    }
-    content = json.dumps(header).encode() + b"\n" + index.rows.tobytes()
-    temporary = place.with_name(f"{place.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_checksum(content) + content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _load(place: Path, state: list[list[Any]]) -> TarIndex | None:
-    """The stored index, None where there is none, or not of these shards, or a damaged one."""
-    try:
-        # Not mapped: where another machine replaces the file, reading a mapping may be fatal.
-        stored = memoryview(place.read_bytes())
-    except OSError:
-        return None
-    checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
-    if not content or checksum != _checksum(content):  # the checksum of nothing is zero
-        return None
-    line, _, _ = bytes(content).partition(b"\n")
-    header = json.loads(line)
-    if header["format"] != _FORMAT or header["shards"] != state:
-        return None
-    rows: Rows = np.frombuffer(content[len(line) + 1 :], dtype=SAMPLE)
-    starts = np.array(header["starts"], dtype=np.int64)
-    return TarIndex(rows, starts, SkipReport.from_dict(header["skipped"]))
-
-
-def _checksum(content: bytes | memoryview) -> bytes:
-    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")

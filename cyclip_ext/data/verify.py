@@ -15,8 +15,8 @@ from .dataset import FileDataset
 from .duplicates import Groups, difference_hash, expected_pairs, group, mixed
 from .images import open_image
 from .manifest import BadEntry, Manifest
-from .workers import ordered_map
 from .skips import BadRecord, SkipReport
+from .workers import ordered_map
 
 _CHUNK = 64  # records per answer of a worker
 _SHOWN_GROUPS = 3

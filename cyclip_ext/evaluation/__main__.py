@@ -1,153 +1,206 @@
-"""`python -m cyclip_ext.evaluation`: everything about a trained model, as JSON, Markdown and HTML.
+"""Evaluate a trained model and write the results as JSON, Markdown and HTML.
 
-python -m cyclip_ext.evaluation logs/RUN                          a run of this package
-python -m cyclip_ext.evaluation --model ViT-B-32 --pretrained FILE --data folder:PATH
-python -m cyclip_ext.evaluation --embeddings FILE.npz             any other model
+    cyclip-eval run logs/NAME                                     a run of this package
+    cyclip-eval open-clip ViT-B-32 --pretrained FILE --data PATH  a model of open_clip
+    cyclip-eval embeddings FILE.npz                               embeddings of any model
+    cyclip-eval completeness INSTANCES.json CAPTIONS.json         captions alone, without a model
+
+The options of each command: `cyclip-eval run --help`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..data import MissingData
-from ..needs import MissingDependency
-from .encoder import BATCH
-from .job import Job, run_job
-from .report import require_writable, write_report
-from .suite import TASKS
+from jsonargparse import ArgumentParser, Namespace
 
+from ..data import NAMED, DatasetSplits, ImageDataset, MissingData, resolved
+from ..models.trained import TrainedModel, load_pretrained, load_trained
+from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
+from .datasets import AnyDataset, kind_of, open_evaluation_dataset
+from .datasets.opening import SPLIT_KINDS
+from .embeddings import Embeddings, load_embeddings
+from .encode import BATCH, Encoder, choose_device, encode
+from .prompts import Prompts
+from .report import About, check_names, require_writable, write_report
+from .tasks import TASKS, TaskResult, completeness, in_order, run_tasks, shift
+from .tasks.hierarchy import read_superclasses, superclasses_of
+from .tasks.margins import compare_models
+from .tasks.shift import read_baselines
+
+_EXIT_STATUS = (
+    "Exit status: 0 if the report is written; 2 if model, data or options cannot be used, or the "
+    "report cannot be written; 130 after Ctrl-C."
+)
 _UNUSABLE = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options; their defaults are Job's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cyclip_ext.evaluation",
-        description=__doc__,
-        epilog="Exit status: 0 the report is written; 2 model, data or options cannot be used, or "
-        "the report cannot be written; 130 after Ctrl-C.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def build_parser() -> ArgumentParser:
+    """Build the parser of the four commands."""
+    parser = ArgumentParser(
+        prog="cyclip-eval",
+        description="Evaluate a trained model and write the results as JSON, Markdown and HTML. "
+        + _EXIT_STATUS,
     )
-    model = parser.add_argument_group("model, one of")
-    model.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file of this package",
-    )
-    model.add_argument("--model", help="name of open_clip, with --pretrained")
-    model.add_argument("--pretrained", help="its weights: a file, or a tag open_clip downloads")
-    model.add_argument(
-        "--embeddings",
-        type=Path,
-        metavar="FILE.npz",
-        help="computed elsewhere (docs/evaluation.md)",
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="SPEC",
-        help="emoji, shapes, debian, torchvision:NAME, or a path (folder of classes, CSV, "
-        "webdataset, COCO captions, quadruples); may be repeated: of several sets with classes the "
-        "first is the base of the shift; default: what the run was trained on",
-    )
-    data.add_argument(
-        "--train-data",
-        metavar="SPEC",
-        help="labelled pictures (with --embeddings: a .npz) that neighbours and probes learn from",
-    )
-    data.add_argument(
-        "--split",
-        help="of torchvision's sets and webdatasets (default: test; of --train-data always train)",
-    )
-    data.add_argument(
-        "--root",
-        type=Path,
-        default=Path("data"),
-        help="folder of torchvision's files (default: data)",
-    )
-    data.add_argument("--templates", help="openai, simple, or a file: prompts for class names")
-    data.add_argument("--class-names", help="imagenet, or a file: in place of the set's own")
-    data.add_argument(
-        "--hierarchy",
-        metavar="FILE",
-        help="superclass of each class: cifar100, a .json or .csv, or, with --depth, WordNet-style "
-        'lines "parent child"',
-    )
-    data.add_argument(
-        "--depth", type=int, help="superclasses are the ancestors so many steps below the root"
-    )
-    data.add_argument(
-        "--words", type=Path, metavar="FILE", help='"id<tab>name, synonym" lines, where it has ids'
-    )
-    data.add_argument(
-        "--beside",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="CHECKPOINT",
-        help="other runs or checkpoints, whose margins on the first set are drawn beside",
-    )
-    data.add_argument(
-        "--completeness",
-        nargs=2,
-        type=Path,
-        metavar=("INSTANCES", "CAPTIONS"),
-        help="COCO's instances_*.json and captions_*.json: what do captions leave out?",
-    )
-    data.add_argument(
-        "--baselines",
-        type=Path,
-        metavar="CSV",
-        help="accuracies of other models, for effective robustness: columns model, base, and one "
-        "for each shifted set",
-    )
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--tasks",
-        nargs="+",
-        choices=TASKS,
-        metavar="TASK",
-        help=f"default: all; {', '.join(TASKS)}",
-    )
-    run.add_argument(
-        "--output",
-        type=Path,
-        help="folder of the report (default: evaluation, in the run folder where there is one)",
-    )
-    run.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
-    run.add_argument("--batch-size", type=int, default=BATCH, help=f"pictures (default: {BATCH})")
-    run.add_argument(
-        "--seed", type=int, default=0, help="of random batches and samples (default: 0)"
-    )
+    commands = parser.add_subcommands()
+    for name, add, description in (
+        ("run", _add_run, "Evaluate a run or a checkpoint of this package."),
+        ("open-clip", _add_open_clip, "Evaluate a model of open_clip."),
+        ("embeddings", _add_embeddings, "Evaluate embeddings from a .npz file."),
+        ("completeness", _add_completeness, "Find annotated objects that captions do not name."),
+    ):
+        command = ArgumentParser(description=f"{description} {_EXIT_STATUS}")
+        add(command)
+        command.add_argument(
+            "--output",
+            type=Path | None,
+            help="folder of the report; default: evaluation, inside the run folder if there is one",
+        )
+        commands.add_subcommand(name, command, help=description)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def _add_run(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        type=Path,
+        help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file",
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="other runs or checkpoints, to compare margins on the first dataset",
+    )
+    _add_data(parser, "default: the data of the run, if it is built in")
+    _add_measuring(parser)
+
+
+def _add_open_clip(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        help="a name of open_clip, local-dir:FOLDER, hf-hub:NAME, or a configuration in JSON",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=str | None,
+        help="weights: a file, or a tag that open_clip downloads; none with local-dir and hf-hub",
+    )
+    _add_data(parser, "required")
+    _add_measuring(parser)
+
+
+def _add_data(parser: ArgumentParser, default: str) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        action="append",
+        metavar="SPEC",
+        help=f"{', '.join(NAMED)}, torchvision:NAME, or a path (folder of classes, CSV, "
+        "webdataset, COCO captions, quadruples); may be repeated, and then the first dataset with "
+        f"classes is the base of the distribution shift; {default}",
+    )
+    group.add_argument(
+        "--train-data",
+        type=str | None,
+        metavar="SPEC",
+        help="labelled images of the same classes, from which neighbours and probes learn",
+    )
+    group.add_argument(
+        "--split",
+        type=str | None,
+        help="of torchvision's datasets and webdatasets; default: test, of --train-data train",
+    )
+    group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
+    group.add_argument("--images", type=str | None, help="folder of the images of COCO's captions")
+    group.add_argument(
+        "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
+    )
+    group.add_argument(
+        "--class-names", type=str | None, help="imagenet, or a file, instead of the dataset's own"
+    )
+    group.add_argument(
+        "--prompts-key",
+        type=str | None,
+        help="which list of a JSON file of --templates or --class-names",
+    )
+    group.add_argument(
+        "--baselines",
+        type=Path | None,
+        metavar="CSV",
+        help="accuracies of other models, for effective robustness: the columns model, base, and "
+        "one for each shifted dataset",
+    )
+    _add_hierarchy(group)
+
+
+def _add_hierarchy(group: Any) -> None:
+    group.add_argument(
+        "--hierarchy",
+        type=str | None,
+        metavar="FILE",
+        help="superclass of each class: cifar100, a .json or a .csv",
+    )
+
+
+def _add_measuring(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="images in a batch")
+    _add_tasks(parser)
+
+
+def _add_tasks(parser: ArgumentParser) -> None:
+    known = [task for task in TASKS if task != completeness.TASK]
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=known,
+        metavar="TASK",
+        help=f"default: all; {', '.join(known)}",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random batches and samples")
+
+
+def _add_embeddings(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="see docs/evaluation.md for its arrays")
+    parser.add_argument(
+        "--train-data",
+        type=Path | None,
+        metavar="FILE.npz",
+        help="labelled images of the same classes, from which neighbours and probes learn",
+    )
+    _add_hierarchy(parser)
+    _add_tasks(parser)
+
+
+def _add_completeness(parser: ArgumentParser) -> None:
+    parser.add_argument("instances", type=Path, help="COCO's instances_*.json")
+    parser.add_argument("captions", type=Path, help="COCO's captions_*.json of the same images")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
-    values = vars(options)
-    output: Path | None = values.pop("output")
-    for name in ("data", "tasks", "beside", "completeness"):
-        values[name] = None if values[name] is None else tuple(values[name])
+    options = parser.parse_args(argv)
+    chosen = options[options.subcommand]
+    evaluate: Callable[[Namespace], tuple[About, list[TaskResult]]] = {
+        "run": _evaluate_run,
+        "open-clip": _evaluate_open_clip,
+        "embeddings": _evaluate_embeddings,
+        "completeness": _evaluate_completeness,
+    }[options.subcommand]
     try:
-        job = Job(**values)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        folder = output or _default_folder(job)
+        folder = chosen.output or _default_folder(chosen)
         require_writable(folder)
-        about, outcomes = run_job(job, _show)
-        write_report(folder, about, outcomes)
-    except (MissingData, MissingDependency, ValueError, OSError) as error:
+        about, results = evaluate(chosen)
+        write_report(folder, about, in_order(results))
+    except (MissingData, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _UNUSABLE
     except KeyboardInterrupt:
@@ -157,17 +210,260 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show(line: str) -> None:
+def _default_folder(options: Namespace) -> Path:
+    path: Path | None = options.get("path")
+    if path is None:
+        return Path("evaluation")
+    if path.is_dir():
+        return path / "evaluation"
+    folder = path.resolve().parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+
+
+def _notify(line: str) -> None:
     print(line, flush=True)
 
 
-def _default_folder(job: Job) -> Path:
-    if job.checkpoint is None:
-        return Path("evaluation")
-    if job.checkpoint.is_dir():
-        return job.checkpoint / "evaluation"
-    folder = job.checkpoint.resolve().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+def _evaluate_run(options: Namespace) -> tuple[About, list[TaskResult]]:
+    trained = load_trained(options.path)
+    specs = options.data or [_own_data(trained)]
+    return _evaluate_model(options, trained, specs, _run_title(trained))
+
+
+def _evaluate_open_clip(options: Namespace) -> tuple[About, list[TaskResult]]:
+    if not options.data:
+        raise ValueError("--data must name the datasets to evaluate the model on")
+    trained = load_pretrained(options.model, options.pretrained)
+    return _evaluate_model(options, trained, options.data, trained.created.name)
+
+
+def _evaluate_embeddings(options: Namespace) -> tuple[About, list[TaskResult]]:
+    embeddings = _with_superclasses(options, load_embeddings(options.file))
+    train = None if options.train_data is None else load_embeddings(options.train_data)
+    results = run_tasks(embeddings, train=train, tasks=options.tasks, seed=options.seed)
+    _require_results(results, options)
+    title = f"Evaluation of {options.file.stem}"
+    about = About("embeddings", str(options.file), title, {"embeddings": str(options.file)})
+    return about, results
+
+
+def _evaluate_completeness(options: Namespace) -> tuple[About, list[TaskResult]]:
+    result = completeness.run(options.instances, options.captions)
+    return About("none", "none", "Completeness of captions"), [result]
+
+
+def _evaluate_model(
+    options: Namespace, trained: TrainedModel, specs: list[str], title: str
+) -> tuple[About, list[TaskResult]]:
+    """Open all datasets and models, which finds most errors, then encode and measure."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, got {options.batch_size}")
+    _require_fit(options, specs)
+    device = choose_device(options.device)
+    encoder = Encoder.of(
+        trained, device, batch_size=options.batch_size, progress=True, notify=_notify
+    )
+    prompts = Prompts.read(options.class_names, options.templates, options.prompts_key)
+    baselines = None if options.baselines is None else read_baselines(options.baselines)
+    others = _models_beside(options, title)
+    datasets = [_open(options, spec, options.split) for spec in specs]
+    train_data = None if options.train_data is None else _open_train(options)
+    check_names(
+        name
+        for dataset in datasets
+        for name in (
+            [f"{dataset.name}/{name}" for name in dataset.evaluation]
+            if isinstance(dataset, DatasetSplits)
+            else [dataset.name]
+        )
+    )
+    facts = _facts(trained)
+    results: list[TaskResult] = []
+    first: Embeddings | None = None
+    opened: list[Embeddings] = []
+    main = ""
+    for dataset in datasets:
+        if isinstance(dataset, DatasetSplits):
+            train, sets = encode_splits(dataset, encoder, prompts.templates)
+            results += evaluate_splits(
+                train, sets, tasks=options.tasks, baselines=baselines, seed=options.seed
+            )
+            facts |= {f"{dataset.name}/{name}": MEANING[name] for name in sets}
+            main = main or f"{dataset.name}/{MAIN}"
+            first = first or sets[MAIN]
+        else:
+            opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
+            first = first or opened[-1]
+    train = None if train_data is None else encode(train_data, encoder, captions=False)
+    results += _run_on_opened(options, opened, train, baselines)
+    if others:
+        assert first is not None
+        results.append(_compare(options, datasets[0], {title: first}, others, prompts))
+    _require_results(results, options)
+    about = About(trained.created.name, trained.weights, f"Evaluation of {title}", facts, main)
+    return about, results
+
+
+def _run_on_opened(
+    options: Namespace, opened: list[Embeddings], train: Embeddings | None, baselines: Any
+) -> list[TaskResult]:
+    """Run the tasks on datasets from files; several with classes are compared with the first."""
+    chosen = set(options.tasks or TASKS)
+    results: list[TaskResult] = []
+    for embeddings in opened:
+        results += run_tasks(
+            embeddings,
+            train=None if embeddings.labels is None else train,
+            tasks=chosen - {shift.TASK},
+            seed=options.seed,
+        )
+    classified = [embeddings for embeddings in opened if embeddings.labels is not None]
+    if shift.TASK in chosen and len(classified) > 1:
+        base, *shifted = classified
+        results += run_tasks(base, shifted=shifted, baselines=baselines, tasks=(shift.TASK,))
+    return results
+
+
+def _open(options: Namespace, spec: str, split: str | None) -> AnyDataset:
+    _notify(f"opening {spec}")
+    has_splits = spec not in NAMED and kind_of(spec, split)[0] in SPLIT_KINDS
+    has_images = spec not in NAMED and kind_of(spec, split)[0] == "coco"
+    return open_evaluation_dataset(
+        spec,
+        split=split if has_splits else None,
+        root=options.root,
+        images=options.images if has_images else None,
+    )
+
+
+def _open_train(options: Namespace) -> ImageDataset:
+    found = _open(options, options.train_data, "train")
+    if not isinstance(found, ImageDataset) or not found.class_names:
+        raise ValueError(f"--train-data {options.train_data} has no classes to learn")
+    return found
+
+
+def _require_fit(options: Namespace, specs: list[str]) -> None:
+    """Raise ValueError for an option that none of the datasets can use."""
+    opened = [spec for spec in specs if spec not in NAMED]
+    for flag in ("train_data", "class_names", "hierarchy", "split", "images"):
+        if options[flag] is not None and not opened:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} only applies to datasets from files; "
+                f"{', '.join(specs)} is built in (got {options[flag]!r})"
+            )
+    if options.prompts_key and not (options.class_names or options.templates):
+        raise ValueError(
+            f"--prompts-key only applies to --templates and --class-names, got "
+            f"{options.prompts_key!r}"
+        )
+    kinds = [kind_of(spec, options.split)[0] for spec in opened]
+    if options.split is not None and not set(kinds) & set(SPLIT_KINDS):
+        raise ValueError(
+            f"--split {options.split}: none of {', '.join(opened)} has splits; give the path of "
+            "the part instead"
+        )
+    if options.images is not None and "coco" not in kinds:
+        raise ValueError(f"--images only applies to COCO's captions, got {options.images!r}")
+    if options.baselines is not None and len(specs) == len(opened) == 1:
+        raise ValueError("--baselines needs a second --data: the first is the base of the shift")
+
+
+def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings:
+    if options.hierarchy is None or not embeddings.classes:
+        return embeddings
+    table = read_superclasses(options.hierarchy)
+    return replace(embeddings, levels={"superclass": superclasses_of(table, embeddings.classes)})
+
+
+def _require_results(results: list[TaskResult], options: Namespace) -> None:
+    if not results:
+        raise ValueError(
+            f"none of {', '.join(options.tasks or TASKS)} can be measured on this data"
+        )
+
+
+def _models_beside(options: Namespace, title: str) -> dict[str, Encoder]:
+    """Load the models of --beside by title, before anything is measured."""
+    encoders: dict[str, Encoder] = {}
+    for path in options.get("beside") or ():
+        trained = load_trained(path)
+        own = _run_title(trained)
+        if own == title or own in encoders:
+            raise ValueError(f"--beside {path}: there are two models called {own}")
+        encoders[own] = Encoder.of(
+            trained,
+            choose_device(options.device),
+            batch_size=options.batch_size,
+            progress=True,
+            notify=_notify,
+        )
+    return encoders
+
+
+def _compare(
+    options: Namespace,
+    dataset: AnyDataset,
+    models: dict[str, Embeddings],
+    others: dict[str, Encoder],
+    prompts: Prompts,
+) -> TaskResult:
+    """Compare the margins of all models on the first dataset."""
+    (own,) = models.values()
+    chosen = dataset.evaluation[MAIN] if isinstance(dataset, DatasetSplits) else dataset
+    if not isinstance(chosen, ImageDataset) or not chosen.class_names:
+        raise ValueError(f"--beside needs a dataset with classes first, got {own.name}")
+    if isinstance(dataset, DatasetSplits):
+        prompts = Prompts(templates=prompts.templates)
+    for title, encoder in others.items():
+        _notify(f"encoding {own.name} with {title}")
+        found = encode(chosen, encoder, prompts=prompts, captions=False)
+        models[title] = replace(found, name=own.name)
+    return compare_models(models, seed=options.seed)
+
+
+def _own_data(trained: TrainedModel) -> str:
+    """Return the built-in dataset that a run was trained on.
+
+    Raises ValueError if it was trained on files.
+    """
+    name = resolved(str(trained.settings.get("data", {}).get("train_data")))
+    if name not in NAMED:
+        raise ValueError(
+            f"the run was trained on files ({name}), which are not an evaluation dataset; choose "
+            "one with --data"
+        )
+    return name
+
+
+def _run_title(trained: TrainedModel) -> str:
+    file = Path(trained.weights).resolve()
+    run = file.parent.parent if file.parent.name == "checkpoints" else file
+    return f"{run.name} ({trained.created.name})"
+
+
+def _facts(trained: TrainedModel) -> dict[str, str]:
+    created = trained.created
+    facts = {
+        "model": f"{created.name}, {created.parameters:,} parameters, images of "
+        f"{created.image_size} pixels",
+        "weights": trained.weights,
+    }
+    scale: Any = getattr(created.model, "logit_scale", None)
+    if scale is not None:
+        facts["logit scale"] = f"{float(scale.detach().exp()):.1f} (1 / temperature)"
+    if trained.settings:
+        loss, run = trained.settings["loss"], trained.settings["run"]
+        weights = [
+            f"{name} {value:g}"
+            for name, value in loss.items()
+            if isinstance(value, float) and value and loss["loss"] == "cyclip"
+        ]
+        facts["loss"] = ", ".join([loss["loss"], *weights])
+        data = trained.settings["data"]["train_data"]
+        data = "the default data" if data == "auto" else data
+        facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
+    return facts
 
 
 if __name__ == "__main__":

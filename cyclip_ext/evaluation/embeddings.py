@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data import SkipReport
+from .._files import NotRegularFileError, regular_size
+from ..data import SkipReport, Superclasses
 from ..data.captions import printable
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
@@ -51,20 +52,6 @@ _EXPECTED = (
     "expected is a .npz file with named arrays, as "
     "numpy.savez(path, image_features=..., labels=..., class_features=...) writes it"
 )
-
-
-@dataclass(frozen=True)
-class Superclasses:
-    """A coarser partition of the classes: names [S], and the index of each class's, int64 [C]."""
-
-    names: tuple[str, ...]
-    of_class: Tensor
-
-    @classmethod
-    def build(cls, of_class: tuple[str, ...] | list[str]) -> Superclasses:
-        """Build from the superclass of each class, numbered in order of appearance."""
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(of_class))}
-        return cls(tuple(numbers), torch.tensor([numbers[name] for name in of_class]))
 
 
 class NotFiniteError(ValueError):
@@ -202,18 +189,6 @@ class Embeddings:
             return None
         return pairs if len(pairs[2].unique()) > 1 else None
 
-    def subset(self, rows: Tensor, name: str) -> Embeddings:  # bool [N], or int64 indices
-        """Return the images of some rows with their labels and all classes, without captions."""
-        return Embeddings(
-            self.image_features[rows],
-            name=name,
-            labels=None if self.labels is None else self.labels[rows],
-            class_features=self.class_features,
-            class_names=self.class_names,
-            levels=self.levels,
-            logit_scale=self.logit_scale,
-        )
-
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -228,11 +203,11 @@ class Embeddings:
         if features.shape[1] != width:
             raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
         features = features.detach().cpu()
-        (rows,) = unit_rows(**{name: features})
-        if features.dtype == torch.float32 and (features.norm(dim=1) - 1).abs().max() < 1e-5:
-            self._set(name, features)
-        else:
-            self._set(name, rows.float())
+        # NaN fails the comparison and is reported by unit_rows.
+        if features.dtype != torch.float32 or not (features.norm(dim=1) - 1).abs().max() < 1e-5:
+            (rows,) = unit_rows(**{name: features})
+            features = rows.float()
+        self._set(name, features)
 
     def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
         """Check and convert an optional index array."""
@@ -391,10 +366,12 @@ def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return all arrays of a .npz file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; {_EXPECTED}")
+    try:
+        regular_size(path)  # reading a FIFO may never end
+    except NotRegularFileError as error:
+        raise ValueError(f"{error}; {_EXPECTED}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
     with path.open("rb") as file:
         start = file.read(8)
     if not start.startswith(b"PK"):

@@ -1,68 +1,194 @@
 """Prompt templates and class names: open_clip's by name, or from files.
 
-open_clip's list for ImageNet names two pairs of classes alike ("missile", "sunglasses"). Classes
-of one name tie, and here a tie counts against the model: their pictures are never top-1 hits, where
-other programs let the first of the two win. It costs up to 0.2 points of accuracy on ImageNet.
+open_clip's list for ImageNet gives two pairs of classes one name ("missile", "sunglasses"). Classes
+with the same name tie, and a tie counts against the model, so their images are never top-1 hits.
+Other programs count the first class of the two. The difference is at most 0.2 points of accuracy
+on ImageNet.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from .. import needs
+from ..data import ImageDataset
+from ..models.tokenizers import import_open_clip
 from .text_files import read_text
 
+IMAGENET = "imagenet"
 
-def read_templates(source: str | Path, dataset: str | None = None) -> tuple[str, ...]:
-    """Prompt templates with one "{}" each, for `class_embeddings`.
+ClassNames = tuple[tuple[str, ...], ...]  # one or several names of each class
 
-    source: "openai" (80 templates) or "simple" (7), open_clip's for ImageNet, or a file:
-        .json  a list of templates, or CLIP_benchmark's object of lists by data set
-        other  a template per line; blank lines are skipped
-    A template has "{}", or CLIP_benchmark's "{c}", where the name goes. dataset: which list of an
-    object; "vtab/pets" finds "pets", too.
+_WORDNET_ID = re.compile(r"n\d{8}")
 
-    Raises: ValueError, naming the file and the line or entry, for a template without exactly one
-    placeholder, a file without templates and a data set that is not in it; FileNotFoundError;
-    MissingDependency for open_clip's names without open_clip.
+
+@dataclass(frozen=True)
+class Prompts:
+    """Class names and templates that replace those of a dataset; None keeps the dataset's own.
+
+    names: one or several names per class, the first of which is shown. ids: the WordNet id of each
+    entry of names, with which a dataset of some of the classes finds its own. templates: prompts
+    with one "{}" for the name.
+    """
+
+    names: ClassNames | None = None
+    ids: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+
+    @classmethod
+    def read(
+        cls, class_names: str | None, templates: str | None, key: str | None = None
+    ) -> Prompts:
+        """Read both from what a user writes; see read_class_names and read_templates."""
+        return cls(
+            None if class_names is None else read_class_names(class_names, key),
+            wordnet_ids() if class_names == IMAGENET else None,
+            None if templates is None else read_templates(templates, key),
+        )
+
+    def names_for(
+        self, dataset: ImageDataset, notify: Callable[[str], None] = warnings.warn
+    ) -> ClassNames:
+        """Return the names of each class of a dataset.
+
+        WordNet ids (n02084071) are replaced by their names; if no installed package has a table of
+        these, a line to notify says so.
+
+        Raises ValueError if there are names for another number of classes.
+        """
+        own = dataset.class_names
+        if not are_wordnet_ids(own):
+            if self.names is None:
+                return tuple((name,) for name in own)
+        elif self.names is None:
+            return _wordnet_names(dataset, notify)
+        elif self.ids is not None:
+            by_id = dict(zip(self.ids, self.names, strict=True))
+            unknown = [name for name in own if name not in by_id]
+            if unknown:
+                raise ValueError(
+                    f"--class-names has no name for {len(unknown)} of the {len(own)} classes of "
+                    f"{dataset.name}: {', '.join(unknown[:10])} are not ids of ImageNet's 1,000 "
+                    "classes; give a file with a class name per line"
+                )
+            return tuple(by_id[name] for name in own)
+        if len(self.names) != len(own):
+            hint = ""
+            if self.ids is not None:
+                hint = (
+                    "; the names of some of ImageNet's classes are found if the classes are called "
+                    f"by their WordNet ids (n02084071), but here they are {', '.join(own[:3])}, ..."
+                )
+            raise ValueError(
+                f"there are {len(self.names)} class names for the {len(own)} classes of "
+                f"{dataset.name}{hint}"
+            )
+        return self.names
+
+
+def are_wordnet_ids(names: Sequence[str]) -> bool:
+    """Return whether all names are WordNet ids such as n02084071."""
+    return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)
+
+
+@cache
+def wordnet_ids() -> tuple[str, ...]:
+    """Return the WordNet ids of ImageNet's 1,000 classes, in the order of the labels.
+
+    Raises ImportError if timm, which comes with open_clip, cannot be imported.
+    """
+    return tuple(_imagenet_info().label_names())
+
+
+def _imagenet_info() -> Any:
+    import_open_clip()  # its error names the extra
+    return import_module("timm.data").ImageNetInfo()
+
+
+def _wordnet_names(dataset: ImageDataset, notify: Callable[[str], None]) -> ClassNames:
+    """Return open_clip's names of ImageNet's classes, and WordNet's first lemma for others."""
+    own = dataset.class_names
+    try:
+        info = _imagenet_info()
+        known = dict(zip(wordnet_ids(), import_open_clip().IMAGENET_CLASSNAMES, strict=True))
+        names = [known.get(i) or info.label_name_to_description(i).partition(",")[0] for i in own]
+    except (ImportError, KeyError) as error:
+        notify(
+            f"{dataset.name}: the classes are called by WordNet ids ({own[0]}, ...), which make "
+            f"poor prompts, and their names were not found ({error}); give --class-names"
+        )
+        return tuple((name,) for name in own)
+    return tuple((name,) for name in names)
+
+
+def read_templates(source: str | Path, key: str | None = None) -> tuple[str, ...]:
+    """Read prompt templates with one "{}" each, for `class_embeddings`.
+
+    Args:
+        source: "openai" (80 templates) or "simple" (7), open_clip's for ImageNet, or a file. A
+            .json file is a list of templates, or CLIP_benchmark's object of lists by dataset. Any
+            other file has a template per line; blank lines are skipped. A line may be written as in
+            Python source: lambda c: f"a photo of a {c}.", or "a photo of a {}.",
+        key: Which list of an object; "vtab/pets" also finds "pets".
+
+    "{}", or CLIP_benchmark's "{c}", marks the place of the name.
+
+    Raises:
+        ValueError: For a template without exactly one placeholder, a file without templates and a
+            dataset that is not in it. The message names the file and the line or entry.
+        FileNotFoundError: If there is no such file.
+        ImportError: For open_clip's lists if open_clip cannot be imported.
     """
     if source in ("openai", "simple"):
         lists = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-        return tuple(template("{}") for template in getattr(needs.open_clip(), lists[str(source)]))
+        chosen = getattr(import_open_clip(), lists[str(source)])
+        return tuple(template("{}") for template in chosen)
     path = _file(source, '"openai" or "simple"')
-    entries = _read_list(path, dataset) if path.suffix == ".json" else _read_lines(path)
+    is_json = path.suffix == ".json"
+    entries = _read_list(path, key) if is_json else _read_lines(path)
     templates = []
     for where, template in entries:
         if not isinstance(template, str):
             raise ValueError(f"{where}: a template must be a text, got {template!r}")
-        templates.append(_normal_template(template, where))
+        templates.append(_normal_template(template if is_json else _unquoted(template), where))
     if not templates:
         raise ValueError(f"{path} has no templates")
     return tuple(templates)
 
 
-def read_class_names(source: str | Path, dataset: str | None = None) -> tuple[tuple[str, ...], ...]:
-    """One or several names of each class, in the order of the labels, for `class_embeddings`.
+def read_class_names(source: str | Path, key: str | None = None) -> ClassNames:
+    """Read one or several names of each class, in the order of the labels.
 
-    source: "imagenet", open_clip's names of the 1000 classes, or a file:
-        .json  a list, or CLIP_benchmark's object of lists by data set; an entry is a name or a
-               list of synonyms
-        other  a class per line, synonyms separated by "|"; blank lines are skipped
-    The first name of a class is the one to show. dataset: see `read_templates`.
+    Args:
+        source: "imagenet" for open_clip's names of the 1,000 classes, or a file. A .json file is a
+            list, or CLIP_benchmark's object of lists by dataset; an entry is a name or a list of
+            synonyms. Any other file has a class per line, synonyms separated by "|"; blank lines
+            are skipped.
+        key: See `read_templates`.
 
-    Raises: ValueError, naming the file and the line or entry, for an empty name, for a file without
-    names, for a data set that is not in it, and for a name that two classes of a text file share.
-    In JSON files that is a warning, for CLIP_benchmark's own lists have such classes.
+    The first name of a class is shown in reports.
+
+    Raises:
+        ValueError: For an empty name, a file without names, a dataset that is not in it, and a name
+            that two classes of a text file share. The message names the file and the line or entry.
+            In JSON files shared names are a warning, because CLIP_benchmark's own lists have them.
+        FileNotFoundError: If there is no such file.
+        ImportError: For "imagenet" if open_clip cannot be imported.
     """
-    if source == "imagenet":
-        return tuple((name,) for name in needs.open_clip().IMAGENET_CLASSNAMES)
+    if source == IMAGENET:
+        return tuple((name,) for name in import_open_clip().IMAGENET_CLASSNAMES)
     path = _file(source, '"imagenet"')
     is_json = path.suffix == ".json"
-    entries = _read_list(path, dataset) if is_json else _read_lines(path)
+    entries = _read_list(path, key) if is_json else _read_lines(path)
     classes: list[tuple[str, ...]] = []
     first: dict[str, str] = {}
     for where, entry in entries:
@@ -70,8 +196,8 @@ def read_class_names(source: str | Path, dataset: str | None = None) -> tuple[tu
         for name in dict.fromkeys(names):
             if name in first:
                 message = (
-                    f"{where}: class name {name!r} already stands in {first[name]}; classes of one "
-                    "name cannot be told apart, and ties count against the model: rename one"
+                    f"{where}: class name {name!r} is already in {first[name]}; classes with the "
+                    "same name tie, and ties count against the model: rename one"
                 )
                 if not is_json:
                     raise ValueError(message)
@@ -90,16 +216,40 @@ def _file(source: str | Path, names: str) -> Path:
     return path
 
 
+def _unquoted(line: str) -> str:
+    """Return the template of a line of Python source: a lambda over an f-string, or a string.
+
+    Other lines are returned as they are.
+    """
+    try:
+        node: ast.AST = ast.parse(line.strip().rstrip(","), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        return line
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if not isinstance(node, ast.Lambda) or not isinstance(node.body, ast.JoinedStr):
+        return line
+    parts = []
+    for part in node.body.values:
+        if isinstance(part, ast.Constant):
+            parts.append(str(part.value).replace("{", "{{").replace("}", "}}"))
+        elif isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+            parts.append("{}")
+        else:
+            return line
+    return "".join(parts)
+
+
 def _normal_template(template: str, where: str) -> str:
     normal = template.replace("{c}", "{}")
     try:
         fields = [name for _, name, _, _ in Formatter().parse(normal) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{where}: {template!r} is no template: {error}") from error
-    if fields != [""]:
+        raise ValueError(f"{where}: {template!r} is not a template: {error}") from error
+    if fields != [""] or normal.lstrip().startswith("lambda"):
         raise ValueError(
-            f'{where}: a template needs exactly one "{{}}" or "{{c}}" for the class name, got '
-            f"{template!r}"
+            f'{where}: a template needs exactly one "{{}}" or "{{c}}" for the class name, as in '
+            f'"a photo of a {{}}.", got {template!r}'
         )
     return normal
 
@@ -115,8 +265,8 @@ def _names_of(entry: Any, where: str, separator: str | None) -> tuple[str, ...]:
 
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:
-    """(file and line for messages, text) of the lines that are not blank."""
-    # Not splitlines: it cuts at rare characters, too, and shifts all labels that follow.
+    """Return (file and line for messages, text) of the lines that are not blank."""
+    # Not splitlines, which also splits at rare characters and would shift all labels after one.
     lines = read_text(path).split("\n")
     return [
         (f"{path}, line {number}", line.strip())
@@ -125,22 +275,22 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _read_list(path: Path, dataset: str | None) -> list[tuple[str, Any]]:
-    """(file and entry for messages, entry) of a list, or of a data set's list in an object."""
+def _read_list(path: Path, key: str | None) -> list[tuple[str, Any]]:
+    """Return (file and entry for messages, entry) of a list, or of one list in an object."""
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     where = str(path)
     if isinstance(content, dict):
-        keys = [] if dataset is None else [dataset, dataset.rpartition("/")[2]]
-        key = next((key for key in keys if key in content), None)
-        if key is None:
+        keys = [] if key is None else [key, key.rpartition("/")[2]]
+        found = next((key for key in keys if key in content), None)
+        if found is None:
             raise ValueError(
-                f"{path} has lists for {', '.join(sorted(content)[:20])}; dataset must name one of "
-                f"them, got {dataset!r}"
+                f"{path} has lists for {', '.join(sorted(content)[:20])}; choose one of them with "
+                f"--prompts-key, got {key!r}"
             )
-        where, content = f"{path}, {key!r}", content[key]
+        where, content = f"{path}, {found!r}", content[found]
     if not isinstance(content, list):
         raise ValueError(f"{where} must be a list of texts, got {type(content).__name__}")
     return [(f"{where}, entry {number}", entry) for number, entry in enumerate(content, 1)]

@@ -9,12 +9,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ..analysis import mean_interval
 from ..data import MissingData, resolved
 from ..needs import MissingDependency
 from ..training.config import SetupError, TrainConfig, add_arguments
 from ..training.main import INTERRUPTED, UNUSABLE
 from .grids import batch_and_temperature, data_size
+from .intervals import mean_interval
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
 from .runs import RunFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..evaluation.outcome import Table
+from ..evaluation.tasks import Table
 from .runs import Result
 from .values import Value, difference_cells, verdict
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..analysis import paired_difference
 from ..drawing import BLUE, VERMILION, line_style, plain
 from ..training.report import mean_and_deviation
+from .intervals import paired_difference
 from .runs import Result
 from .values import Value
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..evaluation.outcome import Plot, Table
+from ..evaluation.tasks import Plot, Table
 from ..training.compare import MARGIN
 from ..training.config import TrainConfig
 from . import claims as c

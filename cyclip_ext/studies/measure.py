@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..analysis import (
+from ..evaluation import (
+    Embeddings,
+    Encoder,
     batch_margins,
+    consistency_metrics,
     effective_rank,
+    encode_splits,
+    fine_and_coarse,
     margin_metrics,
     prompt_geometry,
     singular_values,
 )
-from ..data import InMemoryDataset
-from ..evaluation import Hierarchy, consistency_metrics, fine_and_coarse
-from ..evaluation.encoder import Encoder
-from ..evaluation.pictures import EmbeddedData, EmbeddedSet, embed_data
 from ..models.trained import load_trained
 from ..training.precision import autocast_for, choose_device, choose_precision
 from ..training.sources import RunData
@@ -41,29 +42,23 @@ def measure(folder: Path, data: RunData) -> Measures:
     trained = load_trained(folder / "checkpoints" / "last.pt")
     run = trained.settings["run"]
     device = choose_device(run["device"])
-    created: Any = trained.created
-    encoder = Encoder(
-        created.model.to(device),
-        created.tokenizer,
-        created.image_size,
-        device,
-        autocast_for(choose_precision(run["precision"], device), device),
-    )
-    embedded = embed_data(encoder, data.pictures)
-    return {name: _of_set(embedded, name) for name in SETS if name in embedded.evaluation}
+    autocast = autocast_for(choose_precision(run["precision"], device), device)
+    encoder = Encoder.of(trained, device, autocast=autocast)
+    train, evaluation = encode_splits(data.pictures, encoder)
+    return {name: _of_set(evaluation[name], train) for name in SETS if name in evaluation}
 
 
-def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
-    subset = embedded.evaluation[name]
-    features, classes, labels = subset.features, subset.class_features, subset.labels
-    measures = prompt_geometry(features, classes, labels)
-    if embedded.train is not None and name in embedded.known:
-        train = embedded.train
-        measures |= consistency_metrics(features, classes, train.features, train.labels)
-    ranked = fine_and_coarse(features, classes, labels, _subgroups(subset.pictures))
-    measures |= ranked.metrics((1,))
+def _of_set(embedded: Embeddings, train: Embeddings | None) -> dict[str, float]:
+    found = embedded.classification()
+    assert found is not None
+    features, classes, labels = found
+    measures = prompt_geometry(*found)
+    if train is not None and embedded.class_names == train.class_names:
+        assert train.labels is not None
+        measures |= consistency_metrics(features, classes, train.image_features, train.labels)
+    measures |= fine_and_coarse(*found, embedded.levels["subgroup"]).metrics((1,))
     measures |= {
-        "negative_cosine": _negative_cosine(subset),
+        "negative_cosine": _negative_cosine(features.double(), classes.double(), labels),
         "effective_rank_image": effective_rank(singular_values(features)),
         "effective_rank_text": effective_rank(singular_values(classes)),
     }
@@ -74,14 +69,8 @@ def _of_set(embedded: EmbeddedData, name: str) -> dict[str, float]:
     return measures | {f"margin_quantile/{i:03}": value for i, value in enumerate(drawn.tolist())}
 
 
-def _subgroups(pictures: InMemoryDataset) -> Hierarchy:
-    level = pictures.levels["subgroup"]
-    return Hierarchy(level.names, level.of_class)
-
-
-def _negative_cosine(subset: EmbeddedSet) -> float:
-    """Mean cosine of a picture and the prompt of another class."""
-    features, classes = subset.features.double(), subset.class_features.double()
-    own = (features * classes[subset.labels]).sum(1)
+def _negative_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> float:
+    """Average the cosine of an image and the prompt of another class."""
+    own = (features * classes[labels]).sum(1)
     others = features @ classes.sum(0) - own
     return (others / max(len(classes) - 1, 1)).mean().item()

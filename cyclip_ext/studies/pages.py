@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from ..evaluation.outcome import Plot, Table
-from ..evaluation.report.drawing import can_draw, draw
-from ..evaluation.report.markdown import table_lines
+from ..evaluation.report import draw, markdown_table, show
+from ..evaluation.tasks import Plot, Table
 
 Part = str | Table | Plot
 
@@ -20,7 +19,6 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
     pictures are left out.
     """
     images = path.parent / "images" / path.stem
-    drawing = can_draw()
     lines = [f"# {title}", ""]
     for heading, parts in sections.items():
         if heading:
@@ -30,8 +28,8 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
                 lines += [part, ""]
             elif isinstance(part, Table):
                 lines += [f"**{part.title}**", ""] if part.title else []
-                lines += table_lines(part, "")
-            elif drawing:
+                lines += markdown_table(show(part))
+            else:
                 images.mkdir(parents=True, exist_ok=True)
                 (images / f"{part.name}.png").write_bytes(draw(part))
                 lines += [f"![{part.caption}](images/{quote(path.stem)}/{part.name}.png)", ""]

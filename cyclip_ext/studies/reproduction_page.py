@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..evaluation.outcome import Plot, Table
+from ..evaluation.tasks import Plot, Table
 from . import claims as c
 from .drawing import plot_differences, plot_lines, plot_margin_shares
 from .pages import kept_section, write_page

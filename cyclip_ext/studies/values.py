@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..analysis import mean_interval, paired_difference
 from ..training.report import mean_and_deviation
+from .intervals import mean_interval, paired_difference
 from .runs import Result
 
 

@@ -1,24 +1,32 @@
-"""evaluation/ applied to a run: which metric on which of its sets."""
+"""Evaluation of a model in training: the tasks of `cyclip_ext.evaluation`, fewer of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..data import BadRecord, ImageDataset, SkipReport
-from ..data.transforms import file_transform
-from ..evaluation import embed_images, retrieval_metrics
-from ..evaluation.encoder import BATCH, Encoder
-from ..evaluation.pictures import Metrics, evaluate_pictures, validate_pictures
+from ..data import ImageDataset
+from ..evaluation import (
+    SHORT,
+    Encoder,
+    TaskResult,
+    encode,
+    encode_splits,
+    evaluate_splits,
+    run_tasks,
+    training_metrics,
+)
+from ..evaluation.report import describe_data
 from ..models import CreatedModel
 from .sources import RunData
 
-# What "best" means: validation data only, never the test sets.
+Metrics = dict[str, float]
+
+# The best checkpoint is chosen on validation data only, never on the test sets.
 SELECTION_METRIC = {True: "acc1", False: "text_retrieval_recall@1"}
 
 
@@ -39,55 +47,66 @@ class Assessor:
         """The model as evaluation takes it."""
         created = self.created
         towers: Any = created.model
-        return Encoder(towers, created.tokenizer, created.image_size, self.device, self.autocast)
+        return Encoder(
+            towers,
+            created.tokenizer,
+            created.image_size,
+            self.device,
+            self.autocast,
+            notify=self.notify,
+        )
 
     def validate(self, data: RunData) -> Metrics:
-        """The quick measurement between epochs, on the validation set alone."""
-        if data.pictures is not None:
-            return validate_pictures(self.encoder, data.pictures)
-        assert data.validation is not None
-        return self.retrieve_pairs(data.validation)
+        """Measure the validation set alone, quickly: between epochs."""
+        if data.pictures is None:
+            assert data.validation is not None
+            return self.retrieve(data.validation)
+        dataset = data.pictures.evaluation["validation"]
+        embeddings = encode(dataset, self.encoder, captions=False)
+        return training_metrics(run_tasks(embeddings, tasks=SHORT[:1], details=False))
 
     def evaluate(self, data: RunData) -> dict[str, Metrics]:
-        """Everything, set by set."""
-        if data.pictures is not None:
-            return evaluate_pictures(self.encoder, data.pictures)
-        assert data.validation is not None
-        return {"validation": self.retrieve_pairs(data.validation)}
+        """Measure every evaluation set.
 
-    def retrieve_pairs(self, pairs: ImageDataset) -> Metrics:
-        """Retrieval among pairs from files; unreadable ones are left out, counted and shown.
-
-        Raises ValueError where none can be read.
+        "all_shifted" joins validation and shifted: every drawing style that was not trained on.
         """
-        transform = file_transform(self.created.image_size)
-        captions: list[tuple[str, ...]] = []
-        skipped = SkipReport()
+        if data.pictures is None:
+            assert data.validation is not None
+            return {"validation": self.retrieve(data.validation)}
+        train, sets = encode_splits(data.pictures, self.encoder)
+        found = evaluate_splits(train, sets, tasks=SHORT, details=False)
+        by_dataset: dict[str, list[TaskResult]] = {}
+        for result in found:
+            by_dataset.setdefault(result.dataset, []).append(result)
+        results = {name: training_metrics(by_dataset[each.name]) for name, each in sets.items()}
+        joined = [name for name in ("validation", "shifted") if name in results]
+        if joined:
+            results["all_shifted"] = _weighted_mean(
+                [results[name] for name in joined], [sets[name].used for name in joined]
+            )
+        return results
 
-        def batches() -> Iterator[Tensor]:
-            pending = []
-            for index in range(len(pairs)):
-                try:
-                    record = pairs[index]
-                except BadRecord as bad:
-                    skipped.add(bad.reason, bad.where)
-                    continue
-                captions.append(record.captions)
-                pending.append(transform(record.image))
-                if len(pending) == BATCH:
-                    yield torch.stack(pending).to(self.device)
-                    pending = []
-            if not captions:
-                raise ValueError(f"no record of {pairs.name} can be read: {skipped}")
-            if pending:
-                yield torch.stack(pending).to(self.device)
+    def retrieve(self, dataset: ImageDataset) -> Metrics:
+        """Measure retrieval among pairs from files; unreadable ones are skipped, counted and shown.
 
-        encoder = self.encoder
-        images = embed_images(encoder.model, batches(), autocast=self.autocast)
-        if skipped.total:
-            self.notify(f"  validation data: {skipped}")
-        texts = [text for entry in captions for text in entry]
-        owners = [i for i, entry in enumerate(captions) for _ in entry]
-        return retrieval_metrics(
-            images, encoder.texts(texts), torch.arange(len(images)), torch.tensor(owners)
-        )
+        Raises ValueError if none can be read.
+        """
+        embeddings = encode(dataset, self.encoder)
+        if embeddings.skipped.total:
+            self.notify(f"  validation data: {describe_data(embeddings)}")
+        return training_metrics(run_tasks(embeddings, tasks=SHORT, details=False))
+
+
+def _weighted_mean(parts: list[Metrics], weights: list[int]) -> Metrics:
+    """Average the metrics that are means over images, and that all parts have, over the images."""
+    total = sum(weights)
+    shared = [
+        name
+        for name in parts[0]
+        if all(name in part for part in parts)
+        and (name.startswith(("acc", "consistency")) or name.endswith("_acc1"))
+    ]
+    return {
+        name: sum(p[name] * w for p, w in zip(parts, weights, strict=True)) / total
+        for name in shared
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclip_ext.data import BadRecord, open_pairs
+from cyclip_ext.data import BadRecord, ReadOptions, open_dataset
 from cyclip_ext.data.captions import choose_caption, other_caption
 
 from .files import encode, halves, write_tar
@@ -76,7 +76,9 @@ def test_nul_is_a_bad_encoding_and_a_byte_order_mark_is_nothing_in_every_format(
     (tmp_path / "a.tsv").write_bytes(b"x\thttp://host/0\n" + b"".join(lines))
     for name, images in (("files", None), ("a.tar", None), ("a.csv", None), ("a.tsv", "files")):
         folder = None if images is None else str(tmp_path / images)
-        pairs = open_pairs(str(tmp_path / name), images=folder)
+        pairs = open_dataset(
+            str(tmp_path / name), ReadOptions(images=folder, first_row=folder and 0)
+        )
         counts, captions = Counter(pairs.skipped.counts), []
         for index in range(len(pairs)):
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cyclip_ext.data import BadRecord, Loader, SkipReport, open_pairs, require_usable
+from cyclip_ext.data import BadRecord, Loader, ReadOptions, SkipReport, open_dataset, require_usable
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.seeding import uniforms
 from cyclip_ext.data.skips import TooManyBadRecords
@@ -30,7 +30,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 def test_every_record_is_right_or_counted(source: Source) -> None:
     """A picture changed, swapped with its neighbour's or lost, or a reason miscounted, shows."""
-    pairs = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    pairs = open_dataset(source.path, ReadOptions(**source.arguments))
     counts = Counter(pairs.skipped.counts)
     seen = set()
     for index in range(len(pairs)):
@@ -54,7 +54,7 @@ def test_every_record_is_right_or_counted(source: Source) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_delivers_the_good_and_counts_the_bad(source: Source, workers: int) -> None:
-    pairs = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    pairs = open_dataset(source.path, ReadOptions(**source.arguments))
     loader = Loader(pairs, len(pairs), 16, seed=5, workers=workers)
     (batch,) = loader.epoch(2)
     total = SkipReport()
@@ -83,8 +83,8 @@ def test_verify_counts_the_same_and_its_manifest_leaves_them_out(
     assert {k: v["count"] for k, v in summary["skipped"].items()} == source.counts
     assert main(command) == 1  # 5% allowed
     assert "more than the 5.0% allowed" in capsys.readouterr().err
-    pairs = open_pairs(source.path, **source.arguments, manifest=manifest)  # type: ignore[arg-type]
-    before = open_pairs(source.path, **source.arguments)  # type: ignore[arg-type]
+    pairs = open_dataset(source.path, ReadOptions(**source.arguments, manifest=manifest))
+    before = open_dataset(source.path, ReadOptions(**source.arguments))
     found = {pairs[index].captions[0] for index in range(len(pairs))}  # none raises
     assert {*GOOD} <= found
     left_out = len(before) - len(pairs)
@@ -125,14 +125,14 @@ def test_a_folder_without_captions_is_refused_with_a_remedy(tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(encode(halves(), "JPEG"))
     with pytest.raises(ValueError, match=r"no image in .* has a caption.*CSV with the columns"):
-        open_pairs(str(tmp_path))
+        open_dataset(str(tmp_path))
     (tmp_path / "dog" / "1.json").write_text('{"caption": ["a dog", "an animal"]}')
     (tmp_path / "dog" / "._1.jpg").write_bytes(b"left by macOS")
-    pairs = open_pairs(str(tmp_path))
+    pairs = open_dataset(str(tmp_path))
     assert [pairs[i].captions for i in range(len(pairs))] == [("a dog", "an animal")]
     assert pairs.skipped.counts == {"no caption file": 1}
     with pytest.raises(ValueError, match=r"--images. does not apply"):
-        open_pairs(str(tmp_path), images="x")
+        open_dataset(str(tmp_path), ReadOptions(images="x"))
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
@@ -140,4 +140,4 @@ def test_compressed_shards_are_refused_with_a_remedy(tmp_path: Path, name: str) 
     (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00" + b"x" * 2000)
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(ValueError, match=r"compressed.*[Uu]npack it to a plain \.tar"):
-            open_pairs(str(path))
+            open_dataset(str(path))

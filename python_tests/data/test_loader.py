@@ -23,7 +23,7 @@ from cyclip_ext.data import (
     SkipReport,
     as_input,
     load_shapes,
-    open_pairs,
+    open_dataset,
 )
 from cyclip_ext.data.captions import MAX_WORD
 from cyclip_ext.data.seeding import epoch_order, uniforms
@@ -71,7 +71,7 @@ def table(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["files", "memory"])
 def source(request: pytest.FixtureRequest, table: str) -> tuple[ImageDataset, Augment | None]:
-    return (open_pairs(table), None) if request.param == "files" else (SHAPES.train, Augment())
+    return (open_dataset(table), None) if request.param == "files" else (SHAPES.train, Augment())
 
 
 def test_in_memory_batches_repeat_and_resume() -> None:
@@ -109,7 +109,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_batches_repeat_with_any_number_of_workers(table: str, workers: int) -> None:
-    dataset = open_pairs(table)
+    dataset = open_dataset(table)
     reference = list(Loader(dataset, 5, 16, seed=1, views=2, tokenize=tokenize).epoch(4))
     before = torch.random.get_rng_state()
     loader = Loader(dataset, 5, 16, seed=1, views=2, tokenize=tokenize, workers=workers)
@@ -124,7 +124,7 @@ def test_file_batches_repeat_with_any_number_of_workers(table: str, workers: int
 
 
 def test_results_of_an_earlier_epoch_end_when_another_begins(table: str) -> None:
-    loader = Loader(open_pairs(table), 5, 16, workers=1)
+    loader = Loader(open_dataset(table), 5, 16, workers=1)
     earlier = loader.epoch(0)
     next(earlier)
     next(loader.epoch(1))
@@ -136,7 +136,7 @@ def test_results_of_an_earlier_epoch_end_when_another_begins(table: str) -> None
 def test_workers_start_by_any_method(
     table: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = open_pairs(table)
+    dataset = open_dataset(table)
     reference = list(Loader(dataset, 5, 16).epoch(0))
     previous = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)
@@ -149,7 +149,7 @@ def test_workers_start_by_any_method(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_not_overwritten_by_later_ones(table: str, workers: int) -> None:
     images, copies = [], []
-    for batch in Loader(open_pairs(table), 2, 16, seed=1, workers=workers).epoch(0):
+    for batch in Loader(open_dataset(table), 2, 16, seed=1, workers=workers).epoch(0):
         if batch is not None:
             images.append(batch.images)
             copies.append(batch.images.clone())
@@ -182,7 +182,7 @@ def joined(parts: Iterable[Batch | None]) -> Batch:
 
 
 def test_a_resumed_epoch_continues_on_each_rank(table: str) -> None:
-    loader = Loader(open_pairs(table), 2, 16, rank=1, world_size=2)
+    loader = Loader(open_dataset(table), 2, 16, rank=1, world_size=2)
     whole = list(loader.epoch(0))
     assert all_same(loader.epoch(0, start=3), whole[3:])
 
@@ -212,14 +212,14 @@ def test_a_second_view_does_not_change_the_first(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_files_are_skipped_and_counted(table: str, workers: int) -> None:
-    loader = Loader(open_pairs(table), 23, 16, tokenize=tokenize, workers=workers)
+    loader = Loader(open_dataset(table), 23, 16, tokenize=tokenize, workers=workers)
     (batch,) = loader.epoch(0)
     assert batch is not None
     assert sorted(batch.indices.tolist()) == [i for i in range(23) if i % 7]
     assert len(batch.texts) == len(batch.images) == len(batch.tokens) == 19  # type: ignore[arg-type]
     assert loader.skipped.counts == {"truncated": 4}
     assert "4 truncated (e.g. " in str(loader.skipped)
-    single = Loader(open_pairs(table), 1, 16, tokenize=tokenize, workers=workers)
+    single = Loader(open_dataset(table), 1, 16, tokenize=tokenize, workers=workers)
     batches = list(single.epoch(0))
     assert [batch is None for batch in batches].count(True) == 4  # steps without a record
     tail = list(single.epoch(0, start=11))
@@ -227,7 +227,7 @@ def test_bad_files_are_skipped_and_counted(table: str, workers: int) -> None:
 
 
 def test_skipped_is_of_the_current_epoch(table: str) -> None:
-    loader = Loader(open_pairs(table), 23, 16)
+    loader = Loader(open_dataset(table), 23, 16)
     list(loader.epoch(0))
     first = loader.skipped
     epoch = loader.epoch(1)
@@ -323,6 +323,6 @@ def test_order_is_a_fixed_permutation() -> None:
     ],
 )
 def test_wrong_arguments_are_named(table: str, options: dict[str, object], message: str) -> None:
-    arguments = {"dataset": open_pairs(table), "batch_size": 4, "image_size": 16, **options}
+    arguments = {"dataset": open_dataset(table), "batch_size": 4, "image_size": 16, **options}
     with pytest.raises(ValueError, match=message):
         Loader(**arguments)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ PNG = encode(halves())
 
 
 def members(count: int, start: int = 0) -> list[tuple[str, bytes]]:
-    """What img2dataset writes."""
+    """Return the members of samples as img2dataset writes them."""
     return [
         item
         for i in range(start, start + count)
@@ -245,10 +245,21 @@ def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> Non
 def test_any_usual_end_is_an_end(tmp_path: Path, padding: int) -> None:
     """None at all, one block, two, tar's blocking factor, other tools' larger ones."""
     whole = write_tar(tmp_path / "a.tar", members(2)).read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: 2 * 3072] + bytes(padding))
-    pairs = TarDataset([tmp_path / "a.tar"])
-    assert len(pairs) == 2
-    assert pairs.skipped.total == 0
+    for name in ("a.tar", "b.tar"):  # a writer that leaves the mark off does so in all shards
+        (tmp_path / name).write_bytes(whole[: 2 * 3072] + bytes(padding))
+    dataset = TarDataset([tmp_path / "a.tar", tmp_path / "b.tar"])
+    assert len(dataset) == 4
+    assert dataset.skipped.total == 0
+
+
+def test_a_shard_without_the_mark_of_the_end_is_counted(tmp_path: Path) -> None:
+    """A download that stops after a member looks complete."""
+    shards = [write_tar(tmp_path / f"{i}.tar", members(2, 2 * i)) for i in range(3)]
+    shards[1].write_bytes(shards[1].read_bytes()[: 2 * 3072])
+    for chosen in (shards, shards[1:2]):
+        skipped = TarDataset(chosen).skipped
+        assert skipped.counts == {"broken tar": 1}
+        assert "no mark of the end" in skipped.examples["broken tar"][0]
 
 
 def test_the_loss_in_a_shard_without_any_sample_is_estimated_from_the_others(

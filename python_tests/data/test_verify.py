@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclip_ext.data import FileDataset, Loader, open_pairs
+from cyclip_ext.data import FileDataset, Loader, ReadOptions, open_dataset
 from cyclip_ext.data import __main__ as command
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.captions import normalized_caption
@@ -59,7 +59,7 @@ def pairs(tmp_path: Path) -> FileDataset:
         members.append((f"{i:03}.png", image))
         members.append((f"{i:03}.json", json.dumps({"caption": captions(i)}).encode()))
     write_tar(tmp_path / "a.tar", members)
-    opened = open_pairs(str(tmp_path))
+    opened = open_dataset(str(tmp_path))
     assert isinstance(opened, FileDataset)
     return opened
 
@@ -138,12 +138,12 @@ def table(tmp_path: Path) -> Path:
 def test_a_manifest_of_other_data_is_refused(table: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.json"
     assert main(["verify", str(table), "--manifest", str(manifest), "--max-skipped", "0.1"]) == 0
-    assert len(open_pairs(str(table), manifest=manifest)) == 9
+    assert len(open_dataset(str(table), ReadOptions(manifest=manifest))) == 9
     text = table.read_text()
 
     def refusal() -> str:
         with pytest.raises(ValueError, match="made for other data") as caught:
-            open_pairs(str(table), manifest=manifest)
+            open_dataset(str(table), ReadOptions(manifest=manifest))
         return str(caught.value)
 
     table.write_text(text + "\n10.png,one more")
@@ -154,19 +154,19 @@ def test_a_manifest_of_other_data_is_refused(table: Path, tmp_path: Path) -> Non
     assert "the records differ, or are in another order" in refusal()
     table.write_text(text)
     table.rename(tmp_path / "renamed.csv")
-    assert len(open_pairs(str(tmp_path / "renamed.csv"), manifest=manifest)) == 9
+    assert len(open_dataset(str(tmp_path / "renamed.csv"), ReadOptions(manifest=manifest))) == 9
 
 
 def test_what_is_no_manifest_is_named(table: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"m\.json does not exist; write it with"):
-        open_pairs(str(table), manifest=tmp_path / "m.json")
+        open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
     for content in (b"", b"[]", b'{"format": "other"}', b"\xff"):
         (tmp_path / "m.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"m\.json is no manifest"):
-            open_pairs(str(table), manifest=tmp_path / "m.json")
+            open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
     (tmp_path / "m.json").write_text('{"format": "cyclip_ext manifest", "version": 9}')
     with pytest.raises(ValueError, match="of version 9, this package reads version 2"):
-        open_pairs(str(table), manifest=tmp_path / "m.json")
+        open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
 
 
 def test_exit_status(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +217,7 @@ def test_what_cannot_end_well_has_status_2(
         return capsys.readouterr().err
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "open_pairs", lambda *a, **k: pytest.fail("read before the check"))
+        patch.setattr(command, "open_dataset", lambda *a, **k: pytest.fail("read before the check"))
         for place in (tmp_path / "none" / "m.json", tmp_path):
             assert main(["verify", str(table), "--manifest", str(place)]) == 2
             assert f"(--manifest) cannot be written to {place}: " in message()

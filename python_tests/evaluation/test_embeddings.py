@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from cyclip_ext.data import SkipReport
+from cyclip_ext.data import SkipReport, Superclasses
 from cyclip_ext.evaluation.embeddings import (
     Embeddings,
     NotFiniteError,
-    Superclasses,
     load_embeddings,
     require_finite,
     save_embeddings,
@@ -199,7 +198,7 @@ def test_other_formats_are_named(tmp_path: Path, content: bytes, found: str) -> 
     with pytest.raises(ValueError, match=found) as error:
         load_embeddings(path)
     assert "numpy.savez(path, image_features=" in str(error.value)
-    with pytest.raises(ValueError, match="is not a file; expected"):
+    with pytest.raises(ValueError, match="is not a regular file but a folder; expected"):
         load_embeddings(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Templates and class names from open_clip and from files, and what is refused in them."""
+"""Templates and class names from open_clip and from files, and errors in them."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from cyclip_ext.evaluation import class_embeddings, read_class_names, read_templates
+from cyclip_ext.evaluation import Prompts, class_embeddings, read_class_names, read_templates
+from cyclip_ext.evaluation.prompts import wordnet_ids
+
+from .test_encode import Greys
 
 
 def text(folder: Path, content: str) -> Path:
@@ -23,7 +26,6 @@ def saved(folder: Path, content: Any) -> Path:
 
 
 def test_open_clips_own_by_name() -> None:
-    """Wrong: a template loses its words when it is turned from a function into a text."""
     open_clip = pytest.importorskip("open_clip")
     for name, functions in (
         ("openai", open_clip.OPENAI_IMAGENET_TEMPLATES),
@@ -36,7 +38,6 @@ def test_open_clips_own_by_name() -> None:
 
 
 def test_text_files(tmp_path: Path) -> None:
-    """Wrong: blank lines become classes, or the placeholder of CLIP_benchmark breaks format()."""
     templates = read_templates(text(tmp_path, "a {c}.\n\n  the {} \n"))
     assert templates == ("a {}.", "the {}")
     names = read_class_names(text(tmp_path, "\ufeffdog | hound\n\nMöwe\ncat\n"))
@@ -67,13 +68,13 @@ def test_json_files(tmp_path: Path) -> None:
         ("a {}\na cat\n", r'list.txt, line 2: a template needs exactly one "{}"'),
         ("\n{} and {}\n", "line 2: a template needs exactly one"),
         ("a {name}\n", "line 1: a template needs exactly one"),
-        ("a {\n", "line 1: 'a {' is no template"),
+        ("a {\n", "line 1: 'a {' is not a template"),
         ("a {c!r}\n", "line 1: a template needs exactly one"),  # format() would miss c
         ("\n \n", "list.txt has no templates"),
     ],
 )
 def test_templates_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
-    """Wrong: every class gets the same prompt, and every picture the same class."""
+    """A template without a placeholder would give every class the same prompt."""
     with pytest.raises(ValueError, match=message):
         read_templates(text(tmp_path, content))
 
@@ -81,8 +82,8 @@ def test_templates_that_are_refused(tmp_path: Path, content: str, message: str) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("cat\n\ndog\ncat\n", "line 4: class name 'cat' already stands in .*list.txt, line 1"),
-        ("cat|pet\ndog|pet\n", "line 2: class name 'pet' already stands"),
+        ("cat\n\ndog\ncat\n", "line 4: class name 'cat' is already in .*list.txt, line 1"),
+        ("cat|pet\ndog|pet\n", "line 2: class name 'pet' is already in"),
         ("cat|\n", "line 1: a class needs a name"),
         ("", "list.txt has no class names"),
     ],
@@ -93,9 +94,9 @@ def test_class_names_that_are_refused(tmp_path: Path, content: str, message: str
 
 
 def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
-    """CLIP_benchmark's own list for ImageNet has two such pairs: an error would refuse it."""
+    """CLIP_benchmark's own list for ImageNet has two such pairs, so it must be accepted."""
     path = saved(tmp_path, {"imagenet1k": ["missile", "cat", "missile"]})
-    with pytest.warns(UserWarning, match=r"entry 3: class name 'missile' already .* entry 1"):
+    with pytest.warns(UserWarning, match=r"entry 3: class name 'missile' is already in .* entry 1"):
         names = read_class_names(path, "imagenet1k")
     assert len(names) == 3
 
@@ -103,7 +104,7 @@ def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "dataset", "message"),
     [
-        ({"pets": []}, None, "lists for pets; dataset must name one of them, got None"),
+        ({"pets": []}, None, "lists for pets; choose one of them with --prompts-key, got None"),
         ({"pets": []}, "cars", "got 'cars'"),
         ({"pets": []}, "pets", "list.json has no"),
         ({"pets": {"cat": ["a cat"]}}, "pets", "'pets' must be a list of texts, got dict"),
@@ -111,7 +112,7 @@ def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
         ("cat", None, "must be a list of texts, got str"),
     ],
 )
-def test_json_that_is_refused(
+def test_unusable_json_is_refused(
     tmp_path: Path, content: Any, dataset: str | None, message: str
 ) -> None:
     path = saved(tmp_path, content)
@@ -120,8 +121,7 @@ def test_json_that_is_refused(
             read(path, dataset)
 
 
-def test_odd_files(tmp_path: Path) -> None:
-    """Wrong: a rare character parts one class into two, or an error does not say what to do."""
+def test_rare_characters_and_other_encodings(tmp_path: Path) -> None:
     assert read_class_names(text(tmp_path, "a\u2028b\nc\x0cd\n")) == (("a\u2028b",), ("c\x0cd",))
     (tmp_path / "list.txt").write_bytes("café".encode("latin-1"))
     for read in (read_templates, read_class_names):
@@ -136,5 +136,52 @@ def test_odd_files(tmp_path: Path) -> None:
 def test_broken_json_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text("[")
-    with pytest.raises(ValueError, match=r"list.json is no JSON file"):
+    with pytest.raises(ValueError, match=r"list.json is not a JSON file"):
         read_templates(path)
+
+
+def test_lines_of_python_source_are_converted(tmp_path: Path) -> None:
+    """Templates are often copied from CLIP's notebooks, as lambdas or quoted strings."""
+    lines = [
+        "lambda c: f'a bad photo of a {c}.',",
+        'lambda c: f"a {{framed}} {c}",',
+        "'itap of a {}.',",
+        '"the {c}"',
+        "a {c}'s photo",
+    ]
+    templates = read_templates(text(tmp_path, "\n".join(lines)))
+    assert templates == (
+        "a bad photo of a {}.",
+        "a {{framed}} {}",
+        "itap of a {}.",
+        "the {}",
+        "a {}'s photo",
+    )
+    assert templates[1].format("cat") == "a {framed} cat"
+    for line in ("lambda c: 'a {}'.format(c)", "lambda c: f'{c.lower()}'", "templates = ["):
+        with pytest.raises(ValueError, match="line 1: a template needs exactly one"):
+            read_templates(text(tmp_path, line))
+
+
+def test_wordnet_ids_are_replaced_by_names(tmp_path: Path) -> None:
+    """Ids make meaningless prompts; timm, which open_clip installs, has a table of their names."""
+    open_clip = pytest.importorskip("open_clip")
+    ids = wordnet_ids()
+    rows = (207, 0, 999)  # of ImageNet's 1,000 classes, in any order
+    data = Greys([1], labels=[0], class_names=tuple(ids[row] for row in rows))
+    names = [open_clip.IMAGENET_CLASSNAMES[row] for row in rows]
+    assert [name for (name,) in Prompts().names_for(data)] == names
+    imagenet = Prompts.read("imagenet", None)
+    assert [name for (name,) in imagenet.names_for(data)] == names
+    data.class_names = ("n02084071",)  # "dog", which is not one of the 1,000
+    assert Prompts().names_for(data) == (("dog",),)
+    with pytest.raises(ValueError, match=r"no name for 1 of the 1 classes .*n02084071"):
+        imagenet.names_for(data)
+    shown: list[str] = []
+    data.class_names = ("n99999999",)
+    assert Prompts().names_for(data, shown.append) == (("n99999999",),)
+    assert "WordNet ids" in shown[0]
+    assert "--class-names" in shown[0]
+    data.class_names = ("cat", "dog")
+    with pytest.raises(ValueError, match=r"1000 class names for the 2 classes .*WordNet ids"):
+        imagenet.names_for(data)

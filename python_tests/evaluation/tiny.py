@@ -1,4 +1,4 @@
-"""A tiny model, a tiny named data set, and checkpoints as a run leaves them."""
+"""A tiny encoder and a tiny built-in dataset."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from models.tiny import create_tiny, write_checkpoint
 
 from cyclip_ext.data import DatasetSplits, load_shapes
-from cyclip_ext.evaluation.encoder import Encoder
+from cyclip_ext.evaluation import Encoder
+from cyclip_ext.models.trained import TrainedModel
 
 __all__ = ["shapes", "tiny_encoder", "write_checkpoint"]
 
 
 @lru_cache
 def shapes() -> DatasetSplits:
-    """The procedural set, made once."""
+    """Return the procedural dataset, made once."""
     return load_shapes(size=16)
 
 
 def tiny_encoder(seed: int = 0) -> Encoder:
-    """A model that has learned nothing."""
+    """Return a model that has not been trained."""
     torch.manual_seed(seed)
-    created = create_tiny()
-    return Encoder(created.model, created.tokenizer, 16, torch.device("cpu"))  # type: ignore[arg-type]
+    return Encoder.of(TrainedModel(create_tiny(), ""), torch.device("cpu"))

@@ -5,6 +5,7 @@ A device is called `device(operator, *arguments)` and returns the operator's out
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,10 @@ Device = Callable[..., tuple[Tensor, ...]]
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
 
 
+# Forces 128 x 128 tiles onto the small problems of these tests, unless a test chooses by itself.
+LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" else None
+
+
 class Emulated:
     """The operators by csrc/emulation; `order` is that of the threads."""
 
@@ -31,12 +36,13 @@ class Emulated:
         *arguments: Any,
         allow_tf32: bool = False,
         panel_bytes: int | None = None,
-        large_tiles: int | None = None,
+        large_tiles: int | None = LARGE_TILES,
+        needs_hardest: bool = True,
         order: tuple[str, int] = ("ASCENDING", 0),
     ) -> tuple[Tensor, ...]:
         dtype = arguments[0].dtype
         options = self.module.Options(
-            str(dtype).removeprefix("torch."), allow_tf32, panel_bytes, large_tiles
+            str(dtype).removeprefix("torch."), allow_tf32, panel_bytes, large_tiles, needs_hardest
         )
         name, seed = order
         self.module.set_order(self.module.Order[name], seed)
@@ -49,14 +55,19 @@ class Cuda:
     """torch.ops.cyclip_ext on the GPU, which has one order and chooses panels and tiles itself."""
 
     def __call__(
-        self, operator: str, *arguments: Any, allow_tf32: bool = False, **_: Any
+        self,
+        operator: str,
+        *arguments: Any,
+        allow_tf32: bool = False,
+        needs_hardest: bool = True,
+        **_: Any,
     ) -> tuple[Tensor, ...]:
         call = getattr(torch.ops.cyclip_ext, operator).default
         takes = [argument.name for argument in call._schema.arguments]
         if "dots" in takes:  # a GPU keeps none
             place = takes.index("dots")
             arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
-        precision = {"allow_tf32": allow_tf32, "allow_bf16": False}
+        precision = {"allow_tf32": allow_tf32, "allow_bf16": False, "needs_hardest": needs_hardest}
         options = {name: value for name, value in precision.items() if name in takes}
         results = call(*map(_to_cuda, arguments), **options)
         results = results if isinstance(results, (tuple, list)) else (results,)

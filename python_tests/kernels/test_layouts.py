@@ -65,9 +65,28 @@ def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
     check(emulated, image, text, 14.3, 3, precision, panel_bytes=panel_bytes)
 
 
+@pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520)])
+def test_batch_that_takes_large_tiles(device: Device, n: int, d: int, precision: Precision) -> None:
+    """From N = 1,409 on, a device chooses 128 x 128 tiles by itself."""
+    emulated = isinstance(device, Emulated)
+    if emulated and (precision.dtype == torch.float64 or (d > 72 and str(precision) != "bfloat16")):
+        pytest.skip("takes a minute under emulation; float64 has no large tiles")
+    image, text = rectangle("random", n, n, d, precision.dtype)
+    check(device, image, text, 14.3, 3, precision)
+    if not emulated or d == 72:
+        check_sigmoid(device, image, text, 14.3, -5.0, 3, precision)
+    if not emulated:
+        check_grams(device, image, text, precision)
+        check_direct(device, image, text, precision)
+        image, text = integer_features(n, n, d, precision.dtype)
+        labels = torch.arange(n) // 2, torch.arange(n) // 3
+        check_ranks(device, image, text, labels, precision)
+        check_top_k(device, image, text, 33, precision)
+
+
 @pytest.mark.parametrize(("n", "m", "d"), [(5, 3, 7), (77, 130, 72), (129, 257, 40)])
 def test_large_tiles(emulated: Emulated, n: int, m: int, d: int, precision: Precision) -> None:
-    """Wrong: the 128 x 128 tile, which small problems do not get by themselves."""
+    """Small problems do not get the 128 x 128 tile by themselves."""
     image, text = rectangle("random", n, m, d, precision.dtype)
     check(emulated, image, text, 14.3, 3, precision, large_tiles=1)
     check_sigmoid(emulated, image, text, 14.3, -5.0, 3, precision, large_tiles=1)

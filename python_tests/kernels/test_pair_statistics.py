@@ -156,6 +156,32 @@ def test_long(device: Device, n: int, m: int, precision: Precision) -> None:
     check(device, image, text, 14.3, 1 - n // 2, precision, panel_bytes=0)
 
 
+@pytest.mark.parametrize("scale", [20.0, 40.0, 100.0, 3000.0])
+def test_spread_within_a_tile(device: Device, scale: float, precision: Precision) -> None:
+    """One shift for all lines of a tile would underflow for half of the rows."""
+    image, text = rectangle("narrow_cone", 140, 70, 24, precision.dtype)
+    image[::2] *= -1
+    check(device, image, text, scale, 3, precision)
+
+
+def test_without_hardest(device: Device, precision: Precision) -> None:
+    """The hardest negatives are optional, and nothing else depends on them."""
+    image, text = rectangle("random", 140, 70, 24, precision.dtype)
+    for scale in 14.3, -14.3:
+        arguments = image, text, as_double(scale), -30
+        options = {"allow_tf32": precision.allow_tf32}
+        full = truth.PairStatistics(*device("pair_statistics", *arguments, **options))
+        slim = truth.PairStatistics(
+            *device("pair_statistics", *arguments, needs_hardest=False, **options)
+        )
+        for name in "row_lse", "col_lse", "positive":
+            assert torch.equal(getattr(slim, name), getattr(full, name)), name
+        for hardest in slim.row_hardest, slim.col_hardest:
+            assert (hardest == -torch.inf).all()
+        for index in slim.row_hardest_index, slim.col_hardest_index:
+            assert (index == -1).all()
+
+
 @pytest.mark.parametrize(
     ("n", "m", "offset"),
     [(5, 9, 4), (5, 9, 6), (9, 5, -3), (70, 66, -64), (66, 70, 65), (4, 4, 7), (4, 4, -4)],

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from cyclip_ext.evaluation.outcome import Plot
+from cyclip_ext.evaluation.tasks import Plot
 from cyclip_ext.studies import runs
 from cyclip_ext.studies.__main__ import main
 from cyclip_ext.studies.grids import batch_and_temperature, data_size

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
-from cyclip_ext.evaluation.pictures import unambiguous_captions
+from cyclip_ext.evaluation.encode import unambiguous_captions
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
@@ -46,21 +46,20 @@ class Broken(ImageDataset):
     def __getitem__(self, index: int) -> Sample:
         if index < self.good:
             raise BadRecord("truncated", f"{index}.jpg")
-        return Sample(
-            Image.new("RGB", (16, 16), (60 * index, 9, 9)), (f"picture {index}",), str(index)
-        )
+        image = Image.new("RGB", (16, 16), (60 * index, 9, 9))
+        return Sample(image, str(index), (f"image {index}",))
 
 
 def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
     lines: list[str] = []
     assessor = Assessor(create_tiny(), torch.device("cpu"), nullcontext, lines.append)
     require_readable(Broken(2))
-    assessor.retrieve_pairs(Broken(2))
-    assert lines == ["  validation data: 2 skipped: 2 truncated (e.g. 0.jpg)"]
+    assessor.retrieve(Broken(2))
+    assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
     with pytest.raises(ValueError, match=r"no validation record of broken.csv .*4 truncated"):
         require_readable(Broken(4))
-    with pytest.raises(ValueError, match=r"no record of broken.csv can be read: 4 skipped"):
-        assessor.retrieve_pairs(Broken(4))
+    with pytest.raises(ValueError, match=r"no image of broken.csv can be read: 4 skipped"):
+        assessor.retrieve(Broken(4))
 
 
 def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:

@@ -39,13 +39,6 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-template <typename T, typename Gradient>
-__device__ void normalize_backward(const T* x, double norm, int64_t d, int lane, const Gradient& gradient,
-                                   T* out) {
-  const double along = projection(x, norm, d, lane, gradient), inv_norm = 1 / norm;
-  for (int64_t k = lane; k < d; k += kWarpSize) out[k] = narrow<T>((gradient(k) - along * widen(x[k])) * inv_norm);
-}
-
 // A warp per row.
 template <typename T, typename Work>
 __global__ void __launch_bounds__(kThreadsPerBlock)
@@ -61,8 +54,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const Work* minus = gradients.minus + local_row * gradients.pitch;
   const auto sum = [&](int64_t k) { return static_cast<double>(plus[k]) + static_cast<double>(minus[k]); };
   const auto difference = [&](int64_t k) { return static_cast<double>(plus[k]) - static_cast<double>(minus[k]); };
-  normalize_backward(x, features.image_norms[row], d, lane, sum, image_grad + row * d);
-  normalize_backward(y, features.text_norms[row], d, lane, difference, text_grad + row * d);
+  const double x_norm = features.image_norms[row], y_norm = features.text_norms[row];
+  store_projected(x, x_norm, d, lane, 1 / x_norm, sum, image_grad + row * d);
+  store_projected(y, y_norm, d, lane, 1 / y_norm, difference, text_grad + row * d);
 }
 
 // Calls f with a value of the features' type.

@@ -105,22 +105,29 @@ __device__ inline void multiply_stage(F64, typename Tile::Fragment& sums, const 
 
 // ---------------------------------------------------------------- float32 multiply-adds
 
-template <int kLinesOfThread, typename Tile, Layout kLayout, int kLines, typename LineOf>
+// Loads the entries of F32::kDepth steps in depth, from a multiple of that, for the lines first + step_to(i).
+template <int kLinesOfThread, typename Tile, Layout kLayout, int kLines, typename StepTo>
 __device__ inline void load_lines(float (&out)[kLinesOfThread][F32::kDepth],
-                                  const OperandTile<Tile, kLayout, kLines>& tile, int depth,
-                                  const LineOf& line_of) {
+                                  const OperandTile<Tile, kLayout, kLines>& tile, int first, int depth,
+                                  const StepTo& step_to) {
   struct alignas(16) Pack {
     float items[F32::kDepth];
   };
   CYCLIP_UNROLL
   for (int i = 0; i < kLinesOfThread; ++i) {
     if constexpr (kLayout == Layout::kAlongDepth) {
-      const auto pack = *reinterpret_cast<const Pack*>(&tile.at(line_of(i), depth));
+      const auto pack = *reinterpret_cast<const Pack*>(&tile.at(first + step_to(i), depth));
       CYCLIP_UNROLL
       for (int k = 0; k < F32::kDepth; ++k) out[i][k] = pack.items[k];
     } else {
       CYCLIP_UNROLL
-      for (int k = 0; k < F32::kDepth; ++k) out[i][k] = tile.at(line_of(i), depth + k);
+      for (int k = 0; k < F32::kDepth; ++k) {
+        // The swizzle of row depth + k exchanges groups of 8 lines, whose numbers are constants here. So all
+        // entries lie at constant distances from one address.
+        static_assert(Tile::kWarpRows % 32 == 0 && Tile::kWarpCols % 32 == 0);
+        const int swizzled = 8 * (step_to(i) / 8 ^ k) + step_to(i) % 8;
+        out[i][k] = tile.data[depth * kLines + first + k * kLines + swizzled];
+      }
     }
   }
 }
@@ -130,8 +137,8 @@ __device__ inline void multiply_stage(F32, typename Tile::Fragment& sums, const 
                                       const Left& left, const Right& right) {
   for (int depth = 0; depth < Tile::kStep; depth += F32::kDepth) {
     float a[Tile::kThreadRows][F32::kDepth], b[Tile::kThreadCols][F32::kDepth];
-    load_lines(a, left, depth, [&](int i) { return place.row(i); });
-    load_lines(b, right, depth, [&](int j) { return place.col(j); });
+    load_lines(a, left, place.row(0), depth, &Place<Tile>::row_step);
+    load_lines(b, right, place.col(0), depth, &Place<Tile>::col_step);
     CYCLIP_UNROLL
     for (int k = 0; k < F32::kDepth; ++k) {
       CYCLIP_UNROLL

@@ -33,9 +33,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     }
     return sum;
   };
-  const double along = projection(x, args.norms[row], d, lane, gradient);
-  T* out = static_cast<T*>(args.gradient) + row * d;
-  for (int64_t k = lane; k < d; k += kWarpSize) out[k] = narrow<T>(gradient(k) - along * widen(x[k]));
+  store_projected(x, args.norms[row], d, lane, 1, gradient, static_cast<T*>(args.gradient) + row * d);
 }
 
 template <typename T, typename Accumulator>

@@ -1,5 +1,5 @@
-// From the entries of a tile to its lines: rows and columns. Each thread holds some entries of many lines;
-// reductions go over the lanes that share a line, then over the warps that do, through shared memory. The
+// From the entries of a tile to its lines, which are rows and columns. Each thread holds some entries of many
+// lines. Reductions go over the lanes that share a line, then over the warps that do, through shared memory. The
 // order is fixed by the tile's shape.
 //
 // Afterwards every thread owns one line of the tile, the first kRows threads a row each, the others a
@@ -11,25 +11,45 @@
 
 namespace cyclip::cuda {
 
+// Reduces the values of the lanes whose numbers differ in the bits from kMask down to kLastMask. With each bit a
+// lane hands half of its lines to the other one, so that it is left with the first kCount / (number of lanes)
+// values, of its own lines. combine(x, y) must be commutative.
+template <int kMask, int kLastMask, int kCount, int kSize, typename T, typename Combine>
+__device__ inline void reduce_by_halving(T (&values)[kSize], const Combine& combine) {
+  constexpr int kHalf = kCount / 2;
+  static_assert(kCount % 2 == 0);
+  const bool is_upper = (threadIdx.x & kMask) != 0;
+  CYCLIP_UNROLL
+  for (int i = 0; i < kHalf; ++i) {
+    const T sent = is_upper ? values[i] : values[i + kHalf];
+    const T own = is_upper ? values[i + kHalf] : values[i];
+    values[i] = combine(own, shuffle_xor(sent, kMask));
+  }
+  if constexpr (kMask > kLastMask) reduce_by_halving<kMask / 2, kLastMask, kHalf>(values, combine);
+}
+
 // One value per line and per warp that has a part of it.
 template <typename Tile, typename T>
 struct LineScratch {
   T rows[Tile::kWarpsAcross][Tile::kRows];
   T cols[Tile::kWarpsDown][Tile::kCols];
 
-  // This thread's part of row(a). The lanes 4g + t of equal g share rows, those of equal t share columns.
-  // combine(x, y) must not care which is which.
+  // This thread's parts of row(a). The lanes 4g + t of equal g share rows, those of equal t share columns.
   template <typename Combine>
-  __device__ void put_row(const Place<Tile>& place, int a, T value, const Combine& combine) {
-    for (int mask = 1; mask < 4; mask *= 2) value = combine(value, shuffle_xor(value, mask));
-    if (place.t == 0) rows[place.warp_col][place.row(a)] = value;
+  __device__ void put_rows(const Place<Tile>& place, T (&values)[Tile::kThreadRows], const Combine& combine) {
+    reduce_by_halving<2, 1, Tile::kThreadRows>(values, combine);
+    constexpr int kOwn = Tile::kThreadRows / 4;
+    CYCLIP_UNROLL
+    for (int i = 0; i < kOwn; ++i) rows[place.warp_col][place.row(place.t * kOwn + i)] = values[i];
   }
 
-  // This thread's part of col(b).
+  // This thread's parts of col(b).
   template <typename Combine>
-  __device__ void put_col(const Place<Tile>& place, int b, T value, const Combine& combine) {
-    for (int mask = 4; mask < kWarpSize; mask *= 2) value = combine(value, shuffle_xor(value, mask));
-    if (place.g == 0) cols[place.warp_row][place.col(b)] = value;
+  __device__ void put_cols(const Place<Tile>& place, T (&values)[Tile::kThreadCols], const Combine& combine) {
+    reduce_by_halving<16, 4, Tile::kThreadCols>(values, combine);
+    constexpr int kOwn = Tile::kThreadCols / 8;
+    CYCLIP_UNROLL
+    for (int i = 0; i < kOwn; ++i) cols[place.warp_row][place.col(place.g * kOwn + i)] = values[i];
   }
 
   // The line of this thread, over all warps, in order. After a barrier.
@@ -52,6 +72,12 @@ struct Sum {
   template <typename T>
   __device__ T operator()(T a, T b) const {
     return a + b;
+  }
+};
+struct Largest {  // ignores NaN
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return fmax(a, b);
   }
 };
 

@@ -70,6 +70,8 @@ struct PairStatisticsForward {
   double* col_hardest;         // [m]
   int64_t* row_hardest_index;  // [n], -1 without negatives
   int64_t* col_hardest_index;  // [m]
+  // If false, the hardest negatives are not computed: -inf and -1, as without negatives.
+  bool needs_hardest = true;
 };
 Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Context& context);
 

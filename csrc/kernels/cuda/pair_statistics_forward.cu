@@ -7,8 +7,8 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Of some negatives of one line: sum 2^(z') = sum 2^shift, and the largest cosine with its index, the first
-// of equal ones.
+// Statistics of some negatives of one line: sum 2^(z') = sum 2^shift, and the largest cosine with its index, the
+// first of equal ones.
 template <typename T>
 struct Statistics {
   int shift = kNoShift;
@@ -19,7 +19,7 @@ struct Statistics {
   // Adds negatives that come after these in the line.
   __device__ void append(const Statistics& other) {
     const int common = shift > other.shift ? shift : other.shift;
-    sum = ldexp(sum, shift - common) + ldexp(other.sum, other.shift - common);
+    sum = sum * power_of_two(shift - common) + other.sum * power_of_two(other.shift - common);
     shift = common;
     if (other.hardest > hardest) {
       hardest = other.hardest;
@@ -28,8 +28,8 @@ struct Statistics {
   }
 };
 
-// Partial statistics of one side of the matrix, [parts][size].
-template <typename T>
+// Partial statistics of one side of the matrix, [parts][size]. Without `hardest` there is no memory for it.
+template <typename T, bool kHardest>
 struct Partials {
   int* shift;
   double* sum;
@@ -38,24 +38,24 @@ struct Partials {
   int64_t size;
 
   static Partials allocate(int64_t parts, int64_t size, Workspace& workspace) {
+    const int64_t hardest_count = kHardest ? parts * size : 0;
     return {workspace.take<int>(parts * size), workspace.take<double>(parts * size),
-            workspace.take<T>(parts * size), workspace.take<int>(parts * size), size};
+            workspace.take<T>(hardest_count), workspace.take<int>(hardest_count), size};
   }
 
   __device__ Statistics<T> load(int64_t part, int64_t line) const {
     const int64_t i = part * size + line;
-    return {shift[i], sum[i], hardest[i], index[i]};
+    if constexpr (kHardest) return {shift[i], sum[i], hardest[i], index[i]};
+    return {shift[i], sum[i]};
   }
-  // Adds what comes later in the line, or starts with it.
-  __device__ void append(int64_t part, int64_t line, const Statistics<T>& later, bool is_first) const {
-    Statistics<T> statistics;
-    if (!is_first) statistics = load(part, line);
-    statistics.append(later);
+  __device__ void store(int64_t part, int64_t line, const Statistics<T>& statistics) const {
     const int64_t i = part * size + line;
     shift[i] = statistics.shift;
     sum[i] = statistics.sum;
-    hardest[i] = statistics.hardest;
-    index[i] = statistics.index;
+    if constexpr (kHardest) {
+      hardest[i] = statistics.hardest;
+      index[i] = statistics.index;
+    }
   }
 };
 
@@ -81,50 +81,163 @@ __device__ inline Candidate<T> shuffle_xor(const Candidate<T>& candidate, int ma
 template <typename Tile>
 struct EpilogueStorage {
   using T = typename Tile::Accumulator;
-  LineScratch<Tile, Candidate<T>> candidates;
-  LineScratch<Tile, T> sums;
-  T shifts[Tile::kRows + Tile::kCols];
+  union {
+    LineScratch<Tile, Candidate<T>> candidates;
+    LineScratch<Tile, T> lines;
+  };
+  T of_line[Tile::kRows + Tile::kCols];
+  T of_warp[Tile::kThreads / kWarpSize];
 };
 
 // The largest entry of the line of this thread, with its index in the matrix, -1 if all are masked.
 template <typename Tile>
-__device__ Candidate<typename Tile::Accumulator> largest_of_line(EpilogueStorage<Tile>& shared,
+__device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage<Tile>& shared,
                                                                  const Place<Tile>& place, const Window& window,
-                                                                 const typename Tile::Fragment& values) {
+                                                                 const typename Tile::Fragment& cosines) {
   using T = typename Tile::Accumulator;
   const auto consider = [](Candidate<T>& best, T value, int index) {
     if (value > best.value) best = {value, index};  // indices rise
   };
+  Candidate<T> rows[Tile::kThreadRows], cols[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    Candidate<T> best = {kMasked<T>, -1};
+    rows[a] = {kMasked<T>, -1};
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) consider(best, values[a][b], place.col(b));
-    shared.candidates.put_row(place, a, best, Harder{});
+    for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], cosines[a][b], place.col(b));
   }
+  shared.candidates.put_rows(place, rows, Harder{});
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
-    Candidate<T> best = {kMasked<T>, -1};
+    cols[b] = {kMasked<T>, -1};
     CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) consider(best, values[a][b], place.row(a));
-    shared.candidates.put_col(place, b, best, Harder{});
+    for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[b], cosines[a][b], place.row(a));
   }
+  shared.candidates.put_cols(place, cols, Harder{});
   block_barrier();
   Candidate<T> best = shared.candidates.get(Harder{});
   if (best.index >= 0)
     best.index += static_cast<int>(Window::owns_row<Tile>() ? window.col_begin : window.row_begin);
+  block_barrier();  // the scratch has been read
   return best;
 }
 
-// The statistics that this tile contributes to the line of this thread.
+// The largest entry of the tile, on all threads. Contains a barrier.
 template <typename Tile>
+__device__ typename Tile::Accumulator largest_of_tile(EpilogueStorage<Tile>& shared,
+                                                      const typename Tile::Fragment& cosines) {
+  auto largest = kMasked<typename Tile::Accumulator>;
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) largest = Largest{}(largest, cosines[a][b]);
+  }
+  for (int mask = 1; mask < kWarpSize; mask *= 2) largest = Largest{}(largest, cuda::shuffle_xor(largest, mask));
+  if (threadIdx.x % kWarpSize == 0) shared.of_warp[threadIdx.x / kWarpSize] = largest;
+  block_barrier();
+  CYCLIP_UNROLL
+  for (int warp = 0; warp < Tile::kThreads / kWarpSize; ++warp) largest = Largest{}(largest, shared.of_warp[warp]);
+  return largest;
+}
+
+// Adds f(a, b, exponential of the row, of the column) up for the line of this thread. Contains a barrier.
+template <typename Tile, typename Exponentials>
+__device__ typename Tile::Accumulator sum_of_line(EpilogueStorage<Tile>& shared, const Place<Tile>& place,
+                                                  const Exponentials& exponentials) {
+  using T = typename Tile::Accumulator;
+  T row_sums[Tile::kThreadRows], col_sums[Tile::kThreadCols];
+  CYCLIP_UNROLL
+  for (int b = 0; b < Tile::kThreadCols; ++b) col_sums[b] = 0;
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    row_sums[a] = 0;
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const auto [of_row, of_col] = exponentials(a, b);
+      row_sums[a] += of_row;
+      col_sums[b] += of_col;
+    }
+  }
+  shared.lines.put_rows(place, row_sums, Sum{});
+  shared.lines.put_cols(place, col_sums, Sum{});
+  block_barrier();
+  return shared.lines.get(Sum{});
+}
+
+template <typename T>
+struct Exponentials {
+  T of_row, of_col;
+};
+
+template <typename T>
+struct ShiftedSum {
+  int shift;
+  T sum;
+};
+
+// sum 2^(z' - shift) of the line of this thread with a shift of its own: two exponentials per entry.
+template <typename Tile>
+__device__ ShiftedSum<typename Tile::Accumulator> sum_by_line(EpilogueStorage<Tile>& shared,
+                                                              const Place<Tile>& place,
+                                                              const typename Tile::Fragment& cosines,
+                                                              Base2Scale<typename Tile::Accumulator> scale) {
+  using T = typename Tile::Accumulator;
+  T rows[Tile::kThreadRows], cols[Tile::kThreadCols];
+  CYCLIP_UNROLL
+  for (int b = 0; b < Tile::kThreadCols; ++b) cols[b] = kMasked<T>;
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    rows[a] = kMasked<T>;
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      rows[a] = Largest{}(rows[a], cosines[a][b]);
+      cols[b] = Largest{}(cols[b], cosines[a][b]);
+    }
+  }
+  shared.lines.put_rows(place, rows, Largest{});
+  shared.lines.put_cols(place, cols, Largest{});
+  block_barrier();
+  const int shift = shift_of(shared.lines.get(Largest{}) * scale.hi);  // kNoShift of a masked line
+  shared.of_line[threadIdx.x] = static_cast<T>(shift);
+  block_barrier();
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) rows[a] = shared.of_line[place.row(a)];
+  CYCLIP_UNROLL
+  for (int b = 0; b < Tile::kThreadCols; ++b) cols[b] = shared.of_line[Tile::kRows + place.col(b)];
+  return {shift, sum_of_line(shared, place, [&](int a, int b) -> Exponentials<T> {
+            return {exp2_scaled(cosines[a][b], scale, rows[a]), exp2_scaled(cosines[a][b], scale, cols[b])};
+          })};
+}
+
+// The same with one shift for the whole tile, so that one exponential serves both sides. A line whose entries are
+// all far smaller than the tile's largest would lose digits; then each line gets its own shift. In float alone:
+// both ways together need more registers for doubles than there are.
+template <typename Tile>
+__device__ ShiftedSum<typename Tile::Accumulator> sum_of_tile(EpilogueStorage<Tile>& shared,
+                                                              const Place<Tile>& place, const Window& window,
+                                                              const typename Tile::Fragment& cosines,
+                                                              Base2Scale<typename Tile::Accumulator> scale) {
+  using T = typename Tile::Accumulator;
+  constexpr T kLeast = static_cast<T>(0x1p-90);  // times 2^-36 it is still a normal number
+  const int shift = shift_of(largest_of_tile(shared, cosines) * scale.hi);
+  const T of_tile = static_cast<T>(shift);
+  const T sum = sum_of_line(shared, place, [&](int a, int b) -> Exponentials<T> {
+    const T exponential = exp2_scaled(cosines[a][b], scale, of_tile);
+    return {exponential, exponential};
+  });
+  const bool is_too_small = window.has_line<Tile>() && sum < kLeast;
+  if (block_any(is_too_small)) return sum_by_line(shared, place, cosines, scale);
+  return {shift, sum};
+}
+
+// The statistics that this tile contributes to the line of this thread.
+template <bool kHardest, typename Tile>
 __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorage<Tile>& shared,
                                                                   const Place<Tile>& place, const Window& window,
                                                                   typename Tile::Fragment& cosines,
                                                                   Base2Scale<typename Tile::Accumulator> scale) {
   using T = typename Tile::Accumulator;
-  const Candidate<T> hardest = largest_of_line(shared, place, window, cosines);
-  T largest = hardest.value;
+  Candidate<T> hardest = {kMasked<T>, -1};
+  if constexpr (kHardest) hardest = hardest_of_line(shared, place, window, cosines);
   if (scale.hi < 0) {  // then the easiest negative has the largest logit
     scale = {-scale.hi, -scale.lo};
     CYCLIP_UNROLL
@@ -134,90 +247,95 @@ __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorag
         if (cosines[a][b] != kMasked<T>) cosines[a][b] = -cosines[a][b];
       }
     }
-    block_barrier();  // the scratch has been read
-    largest = largest_of_line(shared, place, window, cosines).value;
   }
   scale = masking_scale(scale);
-  const int shift = shift_of(largest * scale.hi);  // of a masked line kNoShift
-  shared.shifts[threadIdx.x] = static_cast<T>(shift);
-  block_barrier();
-
-  T col_sums[Tile::kThreadCols], col_shifts[Tile::kThreadCols];
-  CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) {
-    col_sums[b] = 0;
-    col_shifts[b] = shared.shifts[Tile::kRows + place.col(b)];
+  ShiftedSum<T> sum;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    sum = sum_of_tile(shared, place, window, cosines, scale);
+  } else {
+    sum = sum_by_line(shared, place, cosines, scale);
   }
-  CYCLIP_UNROLL
-  for (int a = 0; a < Tile::kThreadRows; ++a) {
-    T row_sum = 0;
-    const T row_shift = shared.shifts[place.row(a)];
-    CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      row_sum += exp2_scaled(cosines[a][b], scale, row_shift);
-      col_sums[b] += exp2_scaled(cosines[a][b], scale, col_shifts[b]);
-    }
-    shared.sums.put_row(place, a, row_sum, Sum{});
-  }
-  CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) shared.sums.put_col(place, b, col_sums[b], Sum{});
-  block_barrier();
-  return {shift, static_cast<double>(shared.sums.get(Sum{})), hardest.value, hardest.index};
+  return {sum.shift, static_cast<double>(sum.sum), hardest.value, hardest.index};
 }
 
-template <typename Tile>
+template <typename Tile, bool kHardest>
 struct ForwardArguments {
   using T = typename Tile::Accumulator;
   RegionTiles<Tile> tiles;
   const double* logit_scale;
-  Partials<T> row_parts;  // [across][n]
-  Partials<T> col_parts;  // [down][m]
+  Partials<T, kHardest> row_parts;  // [across][n]
+  Partials<T, kHardest> col_parts;  // [down][m]
   double* positive;
 };
 
-template <typename Tile>
+template <typename Tile, bool kHardest>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
-    pair_statistics_forward_kernel(ForwardArguments<Tile> args) {
+    pair_statistics_forward_kernel(ForwardArguments<Tile, kHardest> args) {
   using T = typename Tile::Accumulator;
   auto& shared = dynamic_shared<RegionStorage<Tile, EpilogueStorage<Tile>>>();
   const Place<Tile> place;
   const Base2Scale<T> scale = base2_scale<T>(*args.logit_scale);
+  Statistics<T> of_row;  // of the row that this thread owns, if it owns one
   args.tiles.for_each(
       shared, place, [&](int64_t row, T cosine) { args.positive[row] = static_cast<double>(cosine); },
       [&](const Window& window, typename Tile::Fragment& cosines) {
-        const auto of_tile = line_statistics(shared.epilogue, place, window, cosines, scale);
-        if (!window.has_line<Tile>()) return;
-        const Regions& regions = args.tiles.regions;
+        const auto of_tile = line_statistics<kHardest>(shared.epilogue, place, window, cosines, scale);
         if (Window::owns_row<Tile>()) {
-          args.row_parts.append(blockIdx.x, window.line<Tile>(), of_tile, window.col_begin == regions.col_begin());
-        } else {
-          args.col_parts.append(blockIdx.y, window.line<Tile>(), of_tile, window.row_begin == regions.row_begin());
+          of_row.append(of_tile);
+        } else if (window.has_line<Tile>()) {
+          const int64_t col = window.line<Tile>();
+          Statistics<T> of_col;
+          if (window.row_begin > args.tiles.regions.row_begin()) of_col = args.col_parts.load(blockIdx.y, col);
+          of_col.append(of_tile);
+          args.col_parts.store(blockIdx.y, col, of_col);
         }
       },
-      [](const Window&) {});
+      [&](const Window& strip) {
+        if (Window::owns_row<Tile>() && strip.has_line<Tile>()) {
+          args.row_parts.store(blockIdx.x, strip.line<Tile>(), of_row);
+        }
+        of_row = {};
+      });
 }
 
-template <typename T>
-struct MergeArguments {
-  Partials<T> partials;
+// Few threads to a block, so that a matrix of some thousand lines occupies all multiprocessors.
+inline constexpr int kMergeThreads = 64;
+
+template <typename T, bool kHardest>
+struct MergeSide {
+  Partials<T, kHardest> partials;
   int64_t parts;
   double* lse;
   double* hardest;
   int64_t* hardest_index;
+
+  __host__ __device__ int64_t blocks() const { return ceil_div(partials.size, kMergeThreads); }
 };
 
 // Merges the parts of each line, in order. Parts come in order of index, so of equal hardest negatives the
 // first wins.
-template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock) merge_statistics_forward_kernel(MergeArguments<T> args) {
-  const int64_t line = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (line >= args.partials.size) return;
+template <typename T, bool kHardest>
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_statistics_forward_kernel(MergeSide<T, kHardest> rows, MergeSide<T, kHardest> cols) {
+  const bool is_row = blockIdx.x < rows.blocks();
+  const MergeSide<T, kHardest> side = is_row ? rows : cols;
+  const int64_t line = (blockIdx.x - (is_row ? 0 : rows.blocks())) * kMergeThreads + threadIdx.x;
+  if (line >= side.partials.size) return;
+  constexpr int kAtOnce = 4;  // loads that do not wait for one another
   Statistics<T> total;
-  for (int64_t part = 0; part < args.parts; ++part) total.append(args.partials.load(part, line));
-  args.lse[line] = total.sum == 0 ? -INFINITY : kLn2 * (total.shift + log2(total.sum));
+  for (int64_t first = 0; first < side.parts; first += kAtOnce) {
+    Statistics<T> parts[kAtOnce];
+    CYCLIP_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < side.parts) parts[i] = side.partials.load(first + i, line);
+    }
+    CYCLIP_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) total.append(parts[i]);
+  }
+  side.lse[line] = total.sum == 0 ? -INFINITY : kLn2 * (total.shift + log2(total.sum));
   const double hardest = total.index < 0 ? -INFINITY : static_cast<double>(total.hardest);
-  args.hardest[line] = isnan(total.sum) ? total.sum : hardest;  // comparisons pass over NaN, the sum does not
-  args.hardest_index[line] = total.index;
+  side.hardest[line] = isnan(total.sum) ? total.sum : hardest;  // comparisons pass over NaN, the sum does not
+  side.hardest_index[line] = total.index;
 }
 
 // For rows whose positive lies outside the matrix; the tiles write those that lie in it.
@@ -226,25 +344,27 @@ __global__ void __launch_bounds__(kThreadsPerBlock) clear_positives_forward_kern
   if (row < n) positive[row] = 0;
 }
 
-template <typename Tile>
+template <bool kHardest, typename Tile>
 Error launch_tiles(const PairStatisticsForward& args, const Tower<typename Tile::Math>& image,
                    const Tower<typename Tile::Math>& text, const Context& context) {
   using T = typename Tile::Accumulator;
   const int64_t n = image.rows, m = text.rows;
   const Regions regions = Regions::of<Tile>(n, m);
-  const auto row_parts = Partials<T>::allocate(regions.across, n, context.workspace);
-  const auto col_parts = Partials<T>::allocate(regions.down, m, context.workspace);
+  const auto row_parts = Partials<T, kHardest>::allocate(regions.across, n, context.workspace);
+  const auto col_parts = Partials<T, kHardest>::allocate(regions.down, m, context.workspace);
   const RegionTiles<Tile> tiles = {
       image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
-  CYCLIP_TRY(launch(pair_statistics_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
-                    sizeof(RegionStorage<Tile, EpilogueStorage<Tile>>), context.stream,
-                    ForwardArguments<Tile>{tiles, args.logit_scale, row_parts, col_parts, args.positive}));
-  CYCLIP_TRY(launch(
-      merge_statistics_forward_kernel<T>, blocks_for(n), dim3(kThreadsPerBlock), 0, context.stream,
-      MergeArguments<T>{row_parts, regions.across, args.row_lse, args.row_hardest, args.row_hardest_index}));
-  return launch(
-      merge_statistics_forward_kernel<T>, blocks_for(m), dim3(kThreadsPerBlock), 0, context.stream,
-      MergeArguments<T>{col_parts, regions.down, args.col_lse, args.col_hardest, args.col_hardest_index});
+  CYCLIP_TRY(
+      launch(pair_statistics_forward_kernel<Tile, kHardest>, regions.blocks(), dim3(Tile::kThreads),
+             sizeof(RegionStorage<Tile, EpilogueStorage<Tile>>), context.stream,
+             ForwardArguments<Tile, kHardest>{tiles, args.logit_scale, row_parts, col_parts, args.positive}));
+  const MergeSide<T, kHardest> rows = {row_parts, regions.across, args.row_lse, args.row_hardest,
+                                       args.row_hardest_index};
+  const MergeSide<T, kHardest> cols = {col_parts, regions.down, args.col_lse, args.col_hardest,
+                                       args.col_hardest_index};
+  return launch(merge_statistics_forward_kernel<T, kHardest>,
+                dim3(static_cast<unsigned>(rows.blocks() + cols.blocks())), dim3(kMergeThreads), 0, context.stream,
+                rows, cols);
 }
 
 }  // namespace
@@ -257,8 +377,11 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     CYCLIP_TRY(prepare_tower(args.text, context, &text));
     CYCLIP_TRY(launch(clear_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
                       context.stream, args.positive, image.rows));
-    return with_tile<Math>(image.rows, text.rows, context,
-                           [&](auto tile) { return launch_tiles<decltype(tile)>(args, image, text, context); });
+    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
+      using Tile = decltype(shape);
+      return args.needs_hardest ? launch_tiles<true, Tile>(args, image, text, context)
+                                : launch_tiles<false, Tile>(args, image, text, context);
+    });
   });
 }
 

@@ -26,11 +26,6 @@ struct PanelArguments {
   Panel<PanelMath<typename Tile::Math>> panel;
 };
 
-template <typename Element>
-struct alignas(2 * sizeof(Element)) Pair {
-  Element first, second;
-};
-
 template <typename Tile, typename Loss>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     fill_panel_backward_kernel(PanelArguments<Tile, Loss> args) {
@@ -83,8 +78,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; b += 2) {  // the panel's memory holds whole tiles
-      *reinterpret_cast<Pair<Element>*>(h + place.row(a) * panel.pitch + place.col(b)) = {
-          panel_entry<PanelM>(values[a][b]), panel_entry<PanelM>(values[a][b + 1])};
+      store_pair(h + place.row(a) * panel.pitch + place.col(b), panel_entry<PanelM>(values[a][b]),
+                 panel_entry<PanelM>(values[a][b + 1]));
     }
   }
 

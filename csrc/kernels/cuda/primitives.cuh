@@ -30,6 +30,9 @@ inline constexpr int kWarpSize = 32;
 
 __device__ inline void block_barrier() { __syncthreads(); }
 
+// A barrier that returns whether `value` was true for any thread of the block.
+__device__ inline bool block_any(bool value) { return __syncthreads_or(value); }
+
 // The value of the lane whose index differs in the bits of `mask`; 4 or 8 bytes.
 template <typename T>
 __device__ inline T shuffle_xor(T value, int mask) {

@@ -18,16 +18,29 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   ThisEngine::multiply(sums, shared, place, args.left, row_begin, args.right, col_begin, depth_begin, depth_end);
 
   auto* out = args.out + blockIdx.z * args.part_size;
+  const bool stores_pairs =
+      sizeof(*out) < 8 && args.pitch % 2 == 0 && reinterpret_cast<uintptr_t>(out) % (2 * sizeof(*out)) == 0;
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     const int64_t row = row_begin + place.row(a);
     if (row >= args.left.lines) continue;
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
+    for (int b = 0; b < Tile::kThreadCols; b += 2) {
       const int64_t col = col_begin + place.col(b);
       if (col >= args.right.lines) continue;
-      auto& entry = out[row * args.pitch + col];
-      entry = args.accumulate ? entry + sums[a][b] : sums[a][b];
+      auto* entry = out + row * args.pitch + col;
+      const bool has_second = col + 1 < args.right.lines;
+      auto first = sums[a][b], second = sums[a][b + 1];
+      if (args.accumulate) {
+        first += entry[0];
+        if (has_second) second += entry[1];
+      }
+      if (stores_pairs && has_second) {
+        store_pair(entry, first, second);
+      } else {
+        entry[0] = first;
+        if (has_second) entry[1] = second;
+      }
     }
   }
 }

@@ -82,22 +82,24 @@ __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Re
     return counts ? pass.value(cosine, line) : Pass::kNothing;
   };
   // Rows first, then columns: together they would need more registers than there are.
+  typename Pass::Result rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    auto of_row = Pass::kNothing;
+    rows[a] = Pass::kNothing;
     const auto row = pass.row(window.inner_row(place.row(a)));
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) of_row = pass(of_row, value(a, b, row));
-    scratch.put_row(place, a, of_row, pass);
+    for (int b = 0; b < Tile::kThreadCols; ++b) rows[a] = pass(rows[a], value(a, b, row));
   }
+  scratch.put_rows(place, rows, pass);
+  typename Pass::Result cols[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
-    auto of_col = Pass::kNothing;
+    cols[b] = Pass::kNothing;
     const auto col = pass.col(window.inner_col(place.col(b)));
     CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) of_col = pass(of_col, value(a, b, col));
-    scratch.put_col(place, b, of_col, pass);
+    for (int a = 0; a < Tile::kThreadRows; ++a) cols[b] = pass(cols[b], value(a, b, col));
   }
+  scratch.put_cols(place, cols, pass);
   block_barrier();
   return scratch.get(pass);
 }

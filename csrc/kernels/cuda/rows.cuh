@@ -43,14 +43,33 @@ __device__ inline double row_norm(const T* x, int64_t d, int lane) {
   return norm < kEps ? kEps : norm;
 }
 
-// c with c x = <g, x^> x^, the part of a gradient along x: the loss does not change along x. A norm clamped to
-// eps is a constant: no such part. `gradient(k)` is entry k of g.
+// out = factor (g - <g, x^> x^), the gradient without its part along x, along which the loss is constant. A norm
+// that was clamped to eps is a constant, and nothing is subtracted. `gradient(k)` is entry k of g. It is called
+// once for each of the first entries, which stay in registers, and twice for entries beyond.
 template <typename T, typename Gradient>
-__device__ inline double projection(const T* x, double norm, int64_t d, int lane, const Gradient& gradient) {
-  double dot = 0;
-  for (int64_t k = lane; k < d; k += kWarpSize) dot += static_cast<double>(widen(x[k])) * gradient(k);
+__device__ inline void store_projected(const T* x, double norm, int64_t d, int lane, double factor,
+                                       const Gradient& gradient, T* out) {
+  constexpr int kHeld = 24;  // 768 entries of a row
+  double held[kHeld], dot = 0;
+  CYCLIP_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    const int64_t k = lane + i * kWarpSize;
+    held[i] = k < d ? gradient(k) : 0;
+    if (k < d) dot += static_cast<double>(widen(x[k])) * held[i];
+  }
+  for (int64_t k = lane + kHeld * kWarpSize; k < d; k += kWarpSize) {
+    dot += static_cast<double>(widen(x[k])) * gradient(k);
+  }
   dot = warp_sum(dot);
-  return norm <= kEps ? 0 : dot / (norm * norm);
+  const double along = norm <= kEps ? 0 : dot / (norm * norm);
+  CYCLIP_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    const int64_t k = lane + i * kWarpSize;
+    if (k < d) out[k] = narrow<T>((held[i] - along * widen(x[k])) * factor);
+  }
+  for (int64_t k = lane + kHeld * kWarpSize; k < d; k += kWarpSize) {
+    out[k] = narrow<T>((gradient(k) - along * widen(x[k])) * factor);
+  }
 }
 
 }  // namespace cyclip::cuda

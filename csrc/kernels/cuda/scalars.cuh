@@ -45,7 +45,27 @@ __device__ inline To narrow(double x) {
   }
 }
 
+// Stores two neighbouring elements as one word. A struct of two elements is not enough: nvcc copies its
+// members one by one.
+template <typename T>
+__device__ inline void store_pair(T* to, T first, T second) {
+  using Half = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+  if constexpr (sizeof(T) == 8) {
+    to[0] = first;
+    to[1] = second;
+  } else {
+    using Word = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+    *reinterpret_cast<Word*>(to) = bit_cast<Half>(first) | static_cast<Word>(bit_cast<Half>(second))
+                                                               << (8 * sizeof(T));
+  }
+}
+
 // ---------------------------------------------------------------- exponentials in base 2
+
+// 2^exponent for exponents from -2^29 to 0; zero below the normal numbers.
+__device__ inline double power_of_two(int exponent) {
+  return exponent < -1022 ? 0 : bit_cast<double>(int64_t{exponent + 1023} << 52);
+}
 
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }

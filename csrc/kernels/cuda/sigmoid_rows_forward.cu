@@ -24,6 +24,7 @@ __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::
                                                const Place<Tile>& place, const typename Tile::Fragment& cosines,
                                                const Logits<typename Tile::Accumulator>& logit) {
   using T = typename Tile::Accumulator;
+  T rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     T linear = 0, product = 0;
@@ -35,8 +36,9 @@ __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::
       linear += counts && z > 0 ? z : T{0};
       product = multiply_add(product, u, product + u);
     }
-    scratch.put_row(place, a, linear + log1p(product), Sum{});
+    rows[a] = linear + log1p(product);
   }
+  scratch.put_rows(place, rows, Sum{});
   block_barrier();
   return Window::owns_row<Tile>() ? scratch.get(Sum{}) : T{0};
 }

@@ -10,10 +10,11 @@ namespace {
 // Few, so that they can be merged in registers.
 inline constexpr int kMostLists = 8;
 
-// Each row's most similar candidates of one region, sorted; of equal ones the first comes first.
+// Each row's most similar candidates of one region, sorted; of equal ones the first comes first. Equal places of
+// neighbouring rows lie next to each other, because neighbouring threads work on them.
 template <typename T>
 struct Lists {
-  T* values;  // [regions][rows][capacity]
+  T* values;  // [regions][capacity][rows]
   int* indices;
   int64_t rows, capacity;
   int64_t region_cols, cols;  // of a region, of the matrix
@@ -25,7 +26,9 @@ struct Lists {
     return {workspace.take<T>(places), workspace.take<int>(places), rows, capacity, regions.cols, cols};
   }
 
-  __device__ int64_t at(int64_t region, int64_t row) const { return (region * rows + row) * capacity; }
+  __device__ int64_t at(int64_t region, int64_t row, int64_t place = 0) const {
+    return (region * capacity + place) * rows + row;
+  }
 
   // Of a list that has seen its whole region; not above 0 where there is no such region.
   __device__ int64_t length(int64_t region) const {
@@ -34,36 +37,49 @@ struct Lists {
   }
 };
 
-// Puts a candidate that comes after all others into the sorted entries before `place`, those behind it move up.
+// Inserts a candidate that comes after all others into the sorted entries before `place`, and moves those behind
+// it up. Entries are `pitch` apart.
 template <typename T>
-__device__ void insert(T value, int index, int64_t place, T* values, int* indices) {
-  for (; place > 0 && value > values[place - 1]; --place) {
-    values[place] = values[place - 1];
-    indices[place] = indices[place - 1];
+__device__ void insert(T value, int index, int64_t place, int64_t pitch, T* values, int* indices) {
+  int64_t to = place * pitch;
+  for (; to > 0 && value > values[to - pitch]; to -= pitch) {
+    values[to] = values[to - pitch];
+    indices[to] = indices[to - pitch];
   }
-  values[place] = value;
-  indices[place] = index;
+  values[to] = value;
+  indices[to] = index;
 }
 
-// One row of a tile by one thread, in order. `seen`: how many candidates of the region came before.
-template <typename T>
-__device__ void scan_row(const T* cosines, int64_t count, int64_t col_begin, int64_t seen, int64_t capacity,
-                         T* values, int* indices) {
-  T least = seen >= capacity ? values[capacity - 1] : T{0};
-  for (int64_t col = 0; col < count; ++col) {
-    const int64_t listed = seen + col;
-    const T value = cosines[col];
-    if (listed >= capacity && value <= least) continue;  // as most are
-    insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, values, indices);
-    if (listed + 1 >= capacity) least = values[capacity - 1];
-  }
-}
-
-// A tile by rows. A column more, so that threads that each read a row meet in no bank.
+// A tile by rows. Columns are swizzled so that neither the stores of a warp's fragments (8 rows, every second of 8
+// columns) nor threads that each read a row meet in a bank.
 template <typename Tile>
 struct TileRows {
-  typename Tile::Accumulator cosines[Tile::kRows][Tile::kCols + 1];
+  using T = typename Tile::Accumulator;
+
+  T cosines[Tile::kRows][Tile::kCols];
+
+  __device__ T& at(int row, int col) { return cosines[row][col ^ swizzle(row)]; }
+  // The bits of row % 32 in another order: those of a fragment's row, 0 to 7, avoid the bits 1 and 2.
+  __device__ static int swizzle(int row) { return (row & 1) | (row & 6) << 2 | (row & 24) >> 2; }
 };
+
+// One row of a tile by one thread, in order. `seen`: how many candidates of the region came before.
+template <typename Tile, typename T>
+__device__ void scan_row(TileRows<Tile>& tile, int row, int64_t count, int64_t col_begin, int64_t seen,
+                         const Lists<T>& lists, int64_t list) {
+  T* values = lists.values + list;
+  int* indices = lists.indices + list;
+  const int64_t capacity = lists.capacity, last = (capacity - 1) * lists.rows;
+  T least = seen >= capacity ? values[last] : T{0};
+  for (int col = 0; col < count; ++col) {
+    const int64_t listed = seen + col;
+    const T value = tile.at(row, col);
+    if (listed >= capacity && value <= least) continue;  // as most are
+    insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, lists.rows, values,
+           indices);
+    if (listed + 1 >= capacity) least = values[last];
+  }
+}
 
 template <typename Tile>
 struct TopKArguments {
@@ -84,16 +100,15 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
         for (int a = 0; a < Tile::kThreadRows; ++a) {
           CYCLIP_UNROLL
           for (int b = 0; b < Tile::kThreadCols; ++b) {
-            shared.epilogue.cosines[place.row(a)][place.col(b)] = comparable(cosines[a][b]);
+            shared.epilogue.at(place.row(a), place.col(b)) = comparable(cosines[a][b]);
           }
         }
         block_barrier();
         if (!Window::owns_row<Tile>() || !window.has_line<Tile>()) return;
         const int64_t left = window.cols - window.col_begin,
                       seen = window.col_begin - args.tiles.regions.col_begin();
-        const int64_t list = lists.at(blockIdx.x, window.line<Tile>());
-        scan_row(shared.epilogue.cosines[threadIdx.x], left < Tile::kCols ? left : int64_t{Tile::kCols},
-                 window.col_begin, seen, lists.capacity, lists.values + list, lists.indices + list);
+        scan_row(shared.epilogue, threadIdx.x, left < Tile::kCols ? left : int64_t{Tile::kCols}, window.col_begin,
+                 seen, lists, lists.at(blockIdx.x, window.line<Tile>()));
       },
       [](const Window&) {});
 }
@@ -125,9 +140,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     CYCLIP_UNROLL
     for (int list = 0; list < kMostLists; ++list) {  // by constants: registers have no index
       if (list != best) continue;
-      const int64_t head = lists.at(list, row) + taken[list]++;
-      indices[row * k + place] = lists.indices[head];
-      if (taken[list] < lists.length(list)) heads[list] = lists.values[head + 1];
+      indices[row * k + place] = lists.indices[lists.at(list, row, taken[list]++)];
+      if (taken[list] < lists.length(list)) heads[list] = lists.values[lists.at(list, row, taken[list])];
     }
   }
 }

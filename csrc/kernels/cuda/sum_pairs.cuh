@@ -1,4 +1,4 @@
-// Two sums over a matrix, such as dL/ds and dL/db: each block writes its part, one more block adds the parts
+// Two sums over a matrix, such as dL/ds and dL/db: each block writes its part, and further blocks add the parts
 // up. The order is fixed by the shape.
 
 #pragma once

@@ -58,8 +58,8 @@ struct TileShape {
 
   // The entries of the tile that a thread holds, at rows Place::row(a) and columns Place::col(b).
   using Fragment = Accumulator[kThreadRows][kThreadCols];
-  static_assert(kThreadRows % 2 == 0 && kThreadCols % 4 == 0);
-  static_assert(kThreadRows * kThreadCols <= 64);  // entries are also bits of a mask
+  static_assert(kThreadRows % 4 == 0 && kThreadCols % 8 == 0);  // the lanes that share a row and a column
+  static_assert(kThreadRows * kThreadCols <= 64);               // entries are also bits of a mask
   // One thread each for the lines of both sides, in epilogues that reduce over lines.
   static_assert(kRows + kCols == kThreads);
 };
@@ -84,8 +84,12 @@ struct Place {
     t = lane % 4;
   }
 
-  __device__ int row(int a) const { return warp_row * Tile::kWarpRows + 8 * a + g; }
-  __device__ int col(int b) const { return warp_col * Tile::kWarpCols + 8 * (b / 2) + 2 * t + b % 2; }
+  __device__ int row(int a) const { return warp_row * Tile::kWarpRows + g + row_step(a); }
+  __device__ int col(int b) const { return warp_col * Tile::kWarpCols + 2 * t + col_step(b); }
+
+  // The distances from row(0) and col(0), which are the same for all threads.
+  __device__ static constexpr int row_step(int a) { return 8 * a; }
+  __device__ static constexpr int col_step(int b) { return 8 * (b / 2) + b % 2; }
 };
 
 }  // namespace cyclip::cuda

@@ -1,18 +1,19 @@
-"""Evaluation sets from disk: what a user names becomes one of the classes of sets.py.
+"""Evaluation datasets from disk: a user's specification becomes an ImageDataset.
 
-    open_set           the entry: "torchvision:cifar10", "folder:PATH", a path, ...
-    torchvision_sets   torchvision's sets by name
+    opening            the entry: "emoji", "torchvision:cifar10", "folder:PATH", a path, ...
+    torchvision_sets   torchvision's datasets by name
     folder             a subfolder for each class
     table              CSV and TSV, with labels or captions
     shards             webdataset in CLIP_benchmark's layout
     coco               captions in COCO's JSON
-    winoground         quadruples of pictures and captions
-    files              pictures that are files of their own
-    names              class names in text files beside the pictures
+    winoground         quadruples of images and captions
+    files              images that are files of their own
+    names              class names in text files beside the images
 
-Nothing here downloads, and pictures are opened when they are asked for.
+Nothing here downloads, and images are opened when they are accessed.
 """
 
-from .open_set import KINDS, open_set
+from .opening import KINDS, AnyDataset, kind_of, open_evaluation_dataset
+from .winoground import Quadruples
 
-__all__ = ["KINDS", "open_set"]
+__all__ = ["KINDS", "AnyDataset", "Quadruples", "kind_of", "open_evaluation_dataset"]

@@ -9,11 +9,10 @@ from typing import Any
 
 from ...data import MissingData, SkipReport
 from ...data.captions import clean_caption, is_text
-from ..sets import CaptionedImages
-from .files import FileImages
+from .files import ImageFiles
 
 
-def open_coco(annotations: Path, images: Path | None = None) -> CaptionedImages:
+def open_coco(annotations: Path, images: Path | None = None) -> ImageFiles:
     """The pictures of a captions file, each with all captions that name its id.
 
     annotations: {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"},
@@ -55,11 +54,11 @@ def open_coco(annotations: Path, images: Path | None = None) -> CaptionedImages:
     kept = [key for key in names if key in captions]
     files = [names[key] for key in kept]
     folder = images if images is not None else _folder(annotations, files)
-    return CaptionedImages(
+    return ImageFiles(
         annotations.stem,
-        FileImages([folder / file for file in files]),
-        tuple(tuple(captions[key]) for key in kept),
-        skipped,
+        [folder / file for file in files],
+        captions=[tuple(captions[key]) for key in kept],
+        skipped=skipped,
     )
 
 

@@ -1,44 +1,53 @@
-"""Pictures that are files of their own."""
+"""Evaluation datasets whose images are files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import torch
+from torch import Tensor
 
-from ...data.images import open_image
+from ...data import FileDataset, SkipReport
+from ...data.dataset import Encoded, digest
+from ...data.images import read_bytes
 
 
-class FileImages:
-    """Pictures by path, opened when asked for, by the one policy that training has, too.
+class ImageFiles(FileDataset):
+    """Images by path, with a label or captions each.
 
-    Raises BadRecord on access where a file is missing or damaged; see cyclip_ext.data.images.
+    Accessing a file that is missing or damaged raises BadRecord; see cyclip_ext.data.images.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        *,
+        captions: Sequence[tuple[str, ...]] | None = None,  # [N]
+        labels: Sequence[int] | Tensor | None = None,  # [N], index into class_names
+        class_names: tuple[str, ...] = (),
+        skipped: SkipReport | None = None,
+    ) -> None:
+        self.name = name
         self.paths = tuple(paths)
+        self.captions = captions
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.class_names = class_names
+        self.skipped = skipped or SkipReport()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int, /) -> Image.Image:
-        return open_image(self.paths[index], str(self.paths[index]))
+    def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
+        path = self.paths[index]
+        captions = () if self.captions is None else self.captions[index]
+        return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
-        """Of names, sizes and times of change: see feature_cache."""
-        return state_of_files(self.paths)
-
-
-def state_of_files(paths: Iterable[Path]) -> str:
-    """A digest of the names, sizes and times of change of files, in their order."""
-    hashed = blake2b(digest_size=16)
-    for path in paths:
-        try:
-            status = path.stat()
-            state = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0"
-        except OSError:
-            state = f"{path}\0missing\0"
-        hashed.update(state.encode("utf-8", "surrogateescape"))
-    return hashed.hexdigest()
+        """See ImageDataset.fingerprint."""
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in self.paths]
+        names = [path.name for path in self.paths]
+        labels = () if self.labels is None else self.labels.tolist()
+        return digest(repr((names, sizes, self.captions, labels, self.class_names)))

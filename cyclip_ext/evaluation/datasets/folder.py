@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from ...data.images import IMAGE_SUFFIXES
-from ..sets import ClassifiedImages
-from .files import FileImages
+from .files import ImageFiles
 from .names import CLASS_NAMES_FILE, read_lines, read_names, readable
 
 
-def open_folder(folder: Path) -> ClassifiedImages:
+def open_folder(folder: Path) -> ImageFiles:
     """Pictures anywhere below the subfolder of their class; other and hidden files do not count.
 
     Links to folders are followed, once within a class.
@@ -50,7 +47,7 @@ def open_folder(folder: Path) -> ClassifiedImages:
             f"{folder} has {len(folders)} subfolders ({', '.join(folders[:5])}), but no picture in "
             f"them; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return ClassifiedImages(folder.resolve().name, FileImages(paths), torch.tensor(labels), names)
+    return ImageFiles(folder.resolve().name, paths, labels=labels, class_names=names)
 
 
 def has_class_folders(folder: Path) -> bool:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from ...data import BadRecord, MissingData, SkipReport
+from ...data import BadRecord, FileDataset, MissingData, SkipReport
 from ...data.captions import clean_caption
-from ...data.images import IMAGE_SUFFIXES, open_image
+from ...data.dataset import Encoded, digest
+from ...data.images import IMAGE_SUFFIXES
 from ...data.tar_format import BrokenTar, Member, read_members
 from ..prompts import read_templates
-from ..sets import CaptionedImages, ClassifiedImages
-from .files import state_of_files
 from .names import CLASS_NAMES_FILE, read_lines, read_names
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -25,7 +23,7 @@ LABEL_SUFFIX, CAPTION_SUFFIX = ".cls", ".txt"
 CLASSIFICATION, RETRIEVAL = "classification", "retrieval"
 
 
-def open_shards(folder: Path, split: str = "test") -> ClassifiedImages | CaptionedImages:
+def open_shards(folder: Path, split: str = "test") -> ShardImages:
     """A webdataset as CLIP_benchmark writes it.
 
         classnames.txt                             line k is the class of label k
@@ -71,7 +69,7 @@ def _kind_of(samples: list[_Sample]) -> str:
     return CLASSIFICATION if labelled else RETRIEVAL
 
 
-def _captioned(folder: Path, samples: list[_Sample], skipped: SkipReport) -> CaptionedImages:
+def _captioned(folder: Path, samples: list[_Sample], skipped: SkipReport) -> ShardImages:
     captioned: list[_Sample] = []
     captions: list[tuple[str, ...]] = []
     for sample in _whole(samples, CAPTION_SUFFIX, skipped):
@@ -81,7 +79,7 @@ def _captioned(folder: Path, samples: list[_Sample], skipped: SkipReport) -> Cap
         except BadRecord as bad:
             skipped.add(bad.reason, bad.where)
     name = folder.resolve().name
-    return CaptionedImages(name, ShardImages(captioned), tuple(captions), skipped)
+    return ShardImages(name, captioned, skipped, captions=captions)
 
 
 @dataclass
@@ -99,10 +97,26 @@ class _Sample:
         return f"{self.shard}:{self.key}"
 
 
-class ShardImages:
-    """Pictures inside tar shards, read when asked for."""
+class ShardImages(FileDataset):
+    """Images inside tar shards, read when they are accessed."""
 
-    def __init__(self, samples: list[_Sample]) -> None:
+    def __init__(
+        self,
+        name: str,
+        samples: list[_Sample],
+        skipped: SkipReport,
+        *,
+        captions: list[tuple[str, ...]] | None = None,
+        labels: list[int] | None = None,
+        class_names: tuple[str, ...] = (),
+        templates: tuple[str, ...] = ("{}",),
+    ) -> None:
+        self.name = name
+        self.skipped = skipped
+        self.captions = captions
+        self.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self.class_names = class_names
+        self.templates = templates
         self._places = [
             (sample.shard, sample.where, sample.image)
             for sample in samples
@@ -112,7 +126,8 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int, /) -> Image.Image:
+    def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
         shard, where, member = self._places[index]
         try:
             with shard.open("rb") as file:
@@ -120,11 +135,14 @@ class ShardImages:
                 data = file.read(member.size)
         except OSError as error:
             raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
-        return open_image(data, where)
+        return Encoded(data, where, () if self.captions is None else self.captions[index])
 
     def fingerprint(self) -> str:
-        """Of names, sizes and times of change of the shards: see feature_cache."""
-        return state_of_files(dict.fromkeys(shard for shard, _, _ in self._places))
+        """See ImageDataset.fingerprint."""
+        shards = dict.fromkeys(shard for shard, _, _ in self._places)
+        sizes = [(shard.name, shard.stat().st_size) for shard in shards]
+        labels = () if self.labels is None else self.labels.tolist()
+        return digest(repr((sizes, self.captions, labels, self.class_names)))
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
@@ -196,7 +214,7 @@ def _whole(samples: list[_Sample], suffix: str, skipped: SkipReport) -> Iterator
             yield sample
 
 
-def _classified(folder: Path, samples: list[_Sample], skipped: SkipReport) -> ClassifiedImages:
+def _classified(folder: Path, samples: list[_Sample], skipped: SkipReport) -> ShardImages:
     file = folder / CLASS_NAMES_FILE
     if not file.is_file():
         raise MissingData(f"{file} is not there; its line k must name the class of label k")
@@ -217,13 +235,13 @@ def _classified(folder: Path, samples: list[_Sample], skipped: SkipReport) -> Cl
         kept.append(sample)
         labels.append(label)
     templates = folder / TEMPLATES_FILE
-    return ClassifiedImages(
+    return ShardImages(
         folder.resolve().name,
-        ShardImages(kept),
-        torch.tensor(labels, dtype=torch.int64),
-        names,
-        read_templates(templates) if templates.is_file() else ("{}",),
+        kept,
         skipped,
+        labels=labels,
+        class_names=names,
+        templates=read_templates(templates) if templates.is_file() else ("{}",),
     )
 
 

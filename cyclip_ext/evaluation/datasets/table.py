@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ...data import SkipReport
 from ...data.captions import clean_caption, is_text
 from ...data.tables import CAPTION_KEYS, IMAGE_KEYS
-from ..sets import CaptionedImages, ClassifiedImages
-from .files import FileImages
+from .files import ImageFiles
 from .names import CLASS_NAMES_FILE, read_names
 
 LABEL_KEYS = ("label", "class", "class_name", "target")
 
 
-def open_table(path: Path) -> ClassifiedImages | CaptionedImages:
+def open_table(path: Path) -> ImageFiles:
     """A table with an image column (IMAGE_KEYS) and a label column or caption columns.
 
     label (LABEL_KEYS): the name of the class. Where `classnames.txt` lies beside the table, its
@@ -58,7 +55,8 @@ def open_table(path: Path) -> ClassifiedImages | CaptionedImages:
         raise ValueError(f"{path} has no row that can be used: {read.skipped}")
     if label_column is None:
         captions = tuple(tuple(texts) for texts in read.texts.values())
-        return CaptionedImages(path.stem, read.images(path.parent), captions, read.skipped)
+        paths = read.paths(path.parent)
+        return ImageFiles(path.stem, paths, captions=captions, skipped=read.skipped)
     return _classified(path, read)
 
 
@@ -70,8 +68,8 @@ class _Read:
     lines: dict[str, int]
     skipped: SkipReport
 
-    def images(self, folder: Path) -> FileImages:
-        return FileImages([folder / name for name in self.texts])
+    def paths(self, folder: Path) -> list[Path]:
+        return [folder / name for name in self.texts]
 
 
 def _images_with_texts(
@@ -99,7 +97,7 @@ def _images_with_texts(
     return read
 
 
-def _classified(path: Path, read: _Read) -> ClassifiedImages:
+def _classified(path: Path, read: _Read) -> ImageFiles:
     for image, texts in read.texts.items():
         if len(set(texts)) > 1:
             raise ValueError(
@@ -126,9 +124,12 @@ def _classified(path: Path, read: _Read) -> ClassifiedImages:
     else:
         names = tuple(sorted(found, key=int) if numbers else sorted(found))
         index = {name: number for number, name in enumerate(names)}
-    labels = torch.tensor([index[label] for label in label_of_image])
-    return ClassifiedImages(
-        path.stem, read.images(path.parent), labels, names, skipped=read.skipped
+    return ImageFiles(
+        path.stem,
+        read.paths(path.parent),
+        labels=[index[label] for label in label_of_image],
+        class_names=names,
+        skipped=read.skipped,
     )
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ... import needs
-from ...data import BadRecord, MissingData
-from ..sets import ClassifiedImages
+from ...data import BadRecord, ImageDataset, MissingData, Sample, SkipReport
+from ...data.dataset import digest
+from ...models.tokenizers import import_open_clip
 from .names import read_names, readable
 
 _EUROSAT = {
@@ -129,7 +129,7 @@ _SETS: dict[str, _Entry] = {
 NAMES = tuple(_SETS)
 
 
-def open_torchvision(name: str, root: Path, split: str | None = None) -> ClassifiedImages:
+def open_torchvision(name: str, root: Path, split: str | None = None) -> ImageDataset:
     """The set `name`, one of NAMES, from the files torchvision expects below `root`.
 
     split: "train", "val" or "test" where the set has it, "all" where torchvision does not split it;
@@ -151,29 +151,38 @@ def open_torchvision(name: str, root: Path, split: str | None = None) -> Classif
         raise ValueError(f"split of {name} must be one of {', '.join(entry.splits)}, got {split!r}")
     dataset = _dataset(name, entry, root, split)
     names = entry.names() if entry.names else tuple(map(entry.rename, _class_names(dataset)))
-    return ClassifiedImages(name, _Opened(name, dataset), _labels(dataset), names)
+    return _Opened(f"torchvision:{name}[{split}]", name, dataset, names)
 
 
-class _Opened:
-    """A data set of (picture, label) as pictures alone."""
+class _Opened(ImageDataset):
+    """A torchvision dataset of (image, label)."""
 
-    def __init__(self, name: str, dataset: Any) -> None:
+    def __init__(self, where: str, name: str, dataset: Any, class_names: tuple[str, ...]) -> None:
+        self.where = where
         self.name = name
         self.dataset = dataset
+        self.class_names = class_names
+        self.labels = _labels(dataset)
+        self.skipped = SkipReport()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int, /) -> Image.Image:
-        where = f"torchvision:{self.name}[{index}]"
+    def __getitem__(self, index: int) -> Sample:
+        where = f"{self.where}[{index}]"
         try:
-            picture: Image.Image = self.dataset[index][0]
-            return picture.convert("RGB")
+            image: Image.Image = self.dataset[index][0]
+            return Sample(image.convert("RGB"), where)
         except FileNotFoundError:
             raise BadRecord("missing", where) from None
-        # What Pillow raises on damaged data; SyntaxError comes from its PNG reader.
+        # Pillow raises these for damaged data; SyntaxError comes from its PNG reader.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadRecord(f"unreadable ({type(error).__name__})", where) from None
+
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        assert self.labels is not None
+        return digest(self.where, self.labels.numpy())
 
 
 def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
@@ -181,12 +190,12 @@ def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
     try:
         return kind(str(root), **entry.splits[split])
     except ModuleNotFoundError as error:
-        raise needs.MissingDependency(
+        raise ImportError(
             f"torchvision:{name} needs the package {error.name}: pip install {error.name}"
         ) from error
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         if isinstance(error.__cause__ or error.__context__, ModuleNotFoundError):
-            raise needs.MissingDependency(f"torchvision:{name}: {error}") from error
+            raise ImportError(f"torchvision:{name}: {error}") from error
         raise MissingData(
             f"torchvision:{name} is not there: in {root} torchvision expects {entry.files}, and "
             f"says: {error}. Nothing is downloaded here: put the files there, or let "
@@ -198,7 +207,7 @@ def _torchvision_datasets() -> Any:
     try:
         from torchvision import datasets
     except Exception as error:  # one built for another torch fails with RuntimeError
-        raise needs.MissingDependency(
+        raise ImportError(
             f"torchvision's data sets need a torchvision that matches torch {torch.__version__} "
             f'(pip install "cyclip_ext[eval]"); importing it failed with: {error}'
         ) from error
@@ -220,6 +229,6 @@ def _labels(dataset: Any) -> Tensor:
 
 def _class_names(dataset: Any) -> list[str]:
     if len(getattr(dataset, "wnids", ())) == 1000:  # ImageNet: names chosen for prompts
-        return list(needs.open_clip().IMAGENET_CLASSNAMES)
+        return list(import_open_clip().IMAGENET_CLASSNAMES)
     names = dataset.classes if hasattr(dataset, "classes") else dataset.categories
     return [name if isinstance(name, str) else name[0] for name in names]  # else: synonyms

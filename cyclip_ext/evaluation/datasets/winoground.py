@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data import SkipReport
+from ...data import ImageDataset, SkipReport
 from ...data.captions import clean_caption, is_text
 from ...data.images import IMAGE_SUFFIXES
-from ..sets import Quadruples
-from .files import FileImages
+from .files import ImageFiles
 
 EXAMPLES_FILE = "examples.jsonl"
 _CAPTIONS, _IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
+
+
+@dataclass(frozen=True)
+class Quadruples:
+    """Two images and two captions each; the first caption is that of the first image.
+
+    images: 2 N images, those of quadruple i at 2 i and 2 i + 1; its `skipped` counts lines of the
+    file. captions: [N] pairs. tags: [N], the kind of each quadruple, "" for none.
+
+    Raises ValueError for lengths that differ.
+    """
+
+    images: ImageDataset
+    captions: tuple[tuple[str, str], ...]
+    tags: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = {"images": len(self.images), "captions": len(self.captions), "tags": len(self)}
+        if not counts["images"] == 2 * counts["captions"] == 2 * counts["tags"]:
+            raise ValueError(f"{self.name}: a quadruple has 2 images and 2 captions, got {counts}")
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    def __len__(self) -> int:
+        return len(self.tags)
 
 
 def open_winoground(folder: Path) -> Quadruples:
@@ -34,7 +61,7 @@ def open_winoground(folder: Path) -> Quadruples:
     }
     skipped = SkipReport()
     captions: list[tuple[str, str]] = []
-    images: list[tuple[Path, Path]] = []
+    images: list[Path] = []
     tags: list[str] = []
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -48,26 +75,15 @@ def open_winoground(folder: Path) -> Quadruples:
         if not first or not second:
             skipped.add("empty caption", where)
             continue
-        left, right = (entry[key] for key in _IMAGES)
         captions.append((first, second))
-        images.append(
-            (
-                folder / "images" / suffixed.get(left, left),
-                folder / "images" / suffixed.get(right, right),
-            )
-        )
+        names = [entry[key] for key in _IMAGES]
+        images += [folder / "images" / suffixed.get(name, name) for name in names]
         tag = entry.get("tag")
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
         raise ValueError(f"{file} has no line that can be used: {skipped}")
-    return Quadruples(
-        folder.resolve().name,
-        FileImages([first for first, _ in images]),
-        FileImages([second for _, second in images]),
-        tuple(captions),
-        tuple(tags),
-        skipped,
-    )
+    dataset = ImageFiles(folder.resolve().name, images, skipped=skipped)
+    return Quadruples(dataset, tuple(captions), tuple(tags))
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

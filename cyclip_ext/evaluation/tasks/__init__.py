@@ -17,6 +17,18 @@ from dataclasses import replace
 
 from ...needs import MissingDependency
 from ..embeddings import Embeddings
+from . import (
+    composition,
+    consistency,
+    corners,
+    geometry,
+    hierarchy,
+    margins,
+    probes,
+    retrieval,
+    shift,
+    zero_shot,
+)
 from .base import (
     Baselines,
     Cell,
@@ -29,15 +41,22 @@ from .base import (
     Unit,
 )
 
-TASKS: dict[str, Run] = {}  # by name, in the order of the report
+TASKS: dict[str, Run] = {  # by name, in the order of the report
+    zero_shot.TASK: zero_shot.run,
+    shift.TASK: shift.run,
+    hierarchy.TASK: hierarchy.run,
+    consistency.TASK: consistency.run,
+    retrieval.TASK: retrieval.run,
+    probes.LINEAR: probes.run_linear,
+    probes.KNN: probes.run_knn,
+    composition.TASK: composition.run,
+    geometry.TASK: geometry.run,
+    corners.TASK: corners.run,
+    margins.TASK: margins.run,
+}
 
-# The tasks that a training run logs, and that every dataset of a named collection goes through.
-SHORT = (
-    "zeroshot_classification",
-    "fine_coarse_classification",
-    "consistency",
-    "zeroshot_retrieval",
-)
+# The tasks of in-training evaluation.
+SHORT = (zero_shot.TASK, hierarchy.TASK, consistency.TASK, retrieval.TASK)
 
 
 def run_tasks(
@@ -62,6 +81,8 @@ def run_tasks(
         raise ValueError(f"unknown tasks {', '.join(unknown)}; known are {', '.join(TASKS)}")
     if train is not None:
         require_same_classes(train, embeddings)
+        if not train.name.endswith("train"):  # a split of one name may be tested as well
+            train = replace(train, name=f"{train.name} (train)")
     options = TaskOptions(train, tuple(shifted), baselines, seed, details)
     results = []
     for name, run in TASKS.items():
@@ -73,8 +94,7 @@ def run_tasks(
             title = name.replace("_", " ").capitalize()
             result = TaskResult(embeddings.name, name, {}, (), title, f"Not measured: {error}")
         if result is not None:
-            used = [embeddings, *result.data]
-            results.append(replace(result, data=tuple(used)))
+            results.append(replace(result, data=(embeddings, *result.data)))
     return results
 
 

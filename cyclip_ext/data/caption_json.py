@@ -1,0 +1,161 @@
+"""Captions in JSON: COCO's annotations, and Karpathy's splits of COCO and Flickr."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .._files import read_text
+from .captions import clean_caption, is_text
+from .skips import MissingData
+from .tables import LOOKED_AT, PairWriter, TableDataset, find_image_folder
+
+
+def read_caption_json(path: Path, images: Path | None, split: str | None) -> TableDataset:
+    """Open the images of a captions file, each with all captions that name it.
+
+    path: COCO's {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"},
+    ...]}, or Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}.
+    images: the folder of the files; default: the folder near the JSON that has them, see
+    find_image_folder. split: of Karpathy's, such as "test" or "train+restval"; COCO's have none.
+
+    Images without captions, captions without an image, empty ones and broken entries are counted in
+    `skipped`; whether a file exists is found out on reading it.
+
+    Raises ValueError if the file is not such JSON, if two images have one id, if there is no such
+    split and if nothing is left; MissingData, naming the folders tried, if none of them has an
+    image.
+    """
+    content = _content(path)
+    pairs = PairWriter(None)
+    if "annotations" in content:
+        name = str(path)
+        _add_coco(path, content, pairs)
+    else:
+        if split is None:
+            raise ValueError(f"{path} has splits: name one of {_counted(content)} (split)")
+        found = _add_karpathy(path, content, pairs, split)
+        name = f"{path} ({split}, {found:,} of {len(content['images']):,} images)"
+    if not len(pairs):
+        raise ValueError(f"{path} has no image with a caption: {pairs.skipped}")
+    dataset = TableDataset(name, pairs.columns(), path.parent)
+    if images is None:
+        names = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
+        images, tried = find_image_folder(path, names)
+        if images is None:
+            raise MissingData(
+                f"no image that {path} names (the first is {names[0]}) is in any of "
+                f"{', '.join(map(str, tried))}: name their folder with images (--images)"
+            )
+    dataset.folder = images
+    return dataset
+
+
+def has_splits(path: Path) -> bool:
+    """Return whether a captions file is Karpathy's."""
+    return "annotations" not in _content(path)
+
+
+def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
+    skipped = pairs.skipped
+    names: dict[Any, str] = {}
+    for where, entry in _entries(path, content, "images"):
+        key, name = entry.get("id"), entry.get("file_name")
+        if not isinstance(key, int | str) or not isinstance(name, str) or not _is_name(name):
+            skipped.add("broken image entry", where)
+        elif key in names:
+            raise ValueError(f"{where}: id {key!r} already belongs to {names[key]!r}")
+        else:
+            names[key] = name
+    captions: dict[Any, list[str]] = {}
+    for where, entry in _entries(path, content, "annotations"):
+        key, text = entry.get("image_id"), entry.get("caption")
+        caption = clean_caption(text) if isinstance(text, str) and is_text(text) else ""
+        if not caption:
+            skipped.add("empty caption", where)
+        elif not isinstance(key, int | str) or key not in names:
+            skipped.add("caption of no image", where)
+        else:
+            captions.setdefault(key, []).append(caption)
+    for key, name in names.items():
+        if key in captions:
+            pairs.add(name, captions[key])
+        else:
+            skipped.add("no caption", f"{path}: {name}")
+
+
+def _add_karpathy(path: Path, content: dict[str, Any], pairs: PairWriter, split: str) -> int:
+    """Add the images of a split; return how many there are, good and bad."""
+    wanted = split.split("+")
+    unknown = set(wanted) - set(_splits(content))
+    if unknown:
+        raise ValueError(
+            f"{path} has no split {', '.join(sorted(unknown))}; it has {_counted(content)}"
+        )
+    count = 0
+    for where, entry in _entries(path, content, "images"):
+        if entry.get("split") not in wanted:
+            continue
+        count += 1
+        name, sentences = entry.get("filename"), entry.get("sentences")
+        if not isinstance(name, str) or not _is_name(name) or not isinstance(sentences, list):
+            pairs.skipped.add("broken image entry", where)
+            continue
+        folder = entry.get("filepath")  # of COCO: train2014 or val2014
+        texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences]
+        captions = [clean_caption(t) if isinstance(t, str) and is_text(t) else "" for t in texts]
+        captions = [caption for caption in captions if caption]
+        if captions:
+            pairs.add(os.path.join(folder, name) if isinstance(folder, str) else name, captions)
+        else:
+            pairs.skipped.add("no caption", where)
+        if len(captions) < len(texts) and captions:
+            pairs.skipped.add("empty caption", where, len(texts) - len(captions))
+    return count
+
+
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and is_text(name)
+
+
+def _splits(content: dict[str, Any]) -> Counter[str]:
+    entries = (entry for entry in content["images"] if isinstance(entry, dict))
+    return Counter(str(entry.get("split")) for entry in entries)
+
+
+def _counted(content: dict[str, Any]) -> str:
+    return ", ".join(f"{name} ({count:,} images)" for name, count in _splits(content).items())
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # ValueError: UnicodeDecodeError as well
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    kind = type(content).__name__
+    if not isinstance(content, dict):
+        content = {}
+    karpathy = any(
+        isinstance(entry, dict) and "sentences" in entry for entry in _first(content.get("images"))
+    )
+    if not karpathy and not {"images", "annotations"} <= content.keys():
+        raise ValueError(
+            f'{path} must be an object with "images" and "annotations" (COCO), or with "images" '
+            f"that have sentences (Karpathy), got {sorted(content)[:10] or kind}"
+        )
+    return content
+
+
+def _first(entries: object) -> list[Any]:
+    return entries[:1] if isinstance(entries, list) else []
+
+
+def _entries(path: Path, content: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(content[key], list):
+        raise ValueError(f'{path}: "{key}" must be a list, got {type(content[key]).__name__}')
+    for number, entry in enumerate(content[key]):
+        yield f"{path}: {key}[{number}]", entry if isinstance(entry, dict) else {}

@@ -1,0 +1,103 @@
+"""Names of classes: from `classnames.txt` beside the images, from folders, from WordNet ids."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from .._files import read_text
+
+CLASS_NAMES_FILE = "classnames.txt"
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, trimmed, without the blank ones at its end.
+
+    Raises ValueError if it is not UTF-8.
+    """
+    text = read_text(path)
+    # Not splitlines: it also splits at rare characters, and shifts all labels that follow.
+    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Return one name a line, line k that of label k.
+
+    Raises ValueError for a line, or a file, without a name.
+    """
+    names = read_lines(path)
+    if not names:
+        raise ValueError(f"{path} must have a class name a line, but is empty")
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise ValueError(
+                f"{path}:{number}: a class needs a name, and line k is that of label k"
+            )
+    return tuple(names)
+
+
+def readable(name: str) -> str:
+    """Return the name of a folder as a prompt has it: "golden_retriever" is "golden retriever"."""
+    return " ".join(name.replace("_", " ").split()) or name
+
+
+def are_wordnet_ids(names: Sequence[str]) -> bool:
+    """Return whether all names are ids of WordNet's nouns, as ImageNet calls its folders."""
+    return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)
+
+
+def wordnet_names(ids: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of WordNet ids from tables of installed packages; None if one is unknown.
+
+    ImageNet's 1,000 classes are named as open_clip names them, others by the first lemma of
+    WordNet. The tables of ids are timm's, which open_clip needs.
+    """
+    names = _imagenet_names()
+    found = [names.get(each) for each in ids]
+    if None in found:
+        lemmas = _lemmas()
+        found = [name or lemmas.get(each) for each, name in zip(ids, found, strict=True)]
+    known = tuple(name for name in found if name)
+    if len(known) < len(ids):
+        return None
+    return known if len(set(known)) == len(known) else _told_apart(ids, known)
+
+
+def _told_apart(ids: Sequence[str], names: Sequence[str]) -> tuple[str, ...] | None:
+    """Use all lemmas for classes of one name: "crane" the bird and the machine."""
+    full = _lemmas(all_of_them=True)
+    found = tuple(
+        full.get(each, name) if names.count(name) > 1 else name
+        for each, name in zip(ids, names, strict=True)
+    )
+    return found if len(set(found)) == len(found) else None
+
+
+@cache
+def _imagenet_names() -> dict[str, str]:
+    ids = _timm_file("imagenet_synsets.txt")
+    if ids is None or importlib.util.find_spec("open_clip") is None:
+        return {}
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return dict(zip(read_lines(ids), IMAGENET_CLASSNAMES, strict=True))
+
+
+@cache
+def _lemmas(all_of_them: bool = False) -> dict[str, str]:
+    file = _timm_file("imagenet_synset_to_lemma.txt")
+    lines = [] if file is None else read_lines(file)
+    pairs = (line.partition("\t")[::2] for line in lines)
+    return {each: text if all_of_them else text.partition(",")[0] for each, text in pairs}
+
+
+def _timm_file(name: str) -> Path | None:
+    spec = importlib.util.find_spec("timm")
+    places = spec.submodule_search_locations if spec is not None else None
+    files = [Path(place) / "data" / "_info" / name for place in places or ()]
+    return next((file for file in files if file.is_file()), None)

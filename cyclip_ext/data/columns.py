@@ -1,0 +1,328 @@
+"""Columns of records in one file: built once, memory-mapped, shared by ranks and workers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import tempfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+_FORMAT = "cyclip_ext columns 1"
+_CHECKSUM_BYTES = 4
+_ALIGNMENT = 64
+_CHUNK = 2**22
+_FLUSH = 2**16  # strings gathered before they are written
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Arrays of one dimension by name, and what else was found, as plain JSON.
+
+    A column of strings called "x" is stored as the arrays "x.data" (uint8, all of them joined) and
+    "x.ends" (int64 [n + 1]). Arrays that were read from a file are memory-mapped; pickling such
+    columns passes on the place of the file.
+    """
+
+    arrays: Mapping[str, Array]
+    meta: dict[str, Any]
+    place: Path | None = None
+    checksum: bytes = b""
+    _strings: dict[str, Strings] = field(default_factory=dict, compare=False, repr=False)
+
+    def strings(self, name: str) -> Strings:
+        """Return a column of strings."""
+        if name not in self._strings:
+            self._strings[name] = Strings(self.arrays[f"{name}.data"], self.arrays[f"{name}.ends"])
+        return self._strings[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.place is None:
+            return Columns, (dict(self.arrays), self.meta)
+        return _reopened, (self.place, self.checksum)
+
+
+class Strings:
+    """Millions of strings as one block of bytes.
+
+    As Python objects they take several times the memory, and a forked worker copies them all merely
+    by counting references.
+    """
+
+    def __init__(self, data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
+        self.data = data
+        self.ends = ends
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Strings:
+        """Pack strings. Names of files need not be UTF-8 (surrogateescape)."""
+        writer = StringWriter()
+        for string in strings:
+            writer.append(string.encode("utf-8", "surrogateescape"))
+        return cls(*writer.arrays())
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return self.bytes(index).decode("utf-8", "surrogateescape")
+
+    def bytes(self, index: int) -> bytes:
+        """Return string `index` as it is stored."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
+        return self.data[self.ends[index] : self.ends[index + 1]].tobytes()
+
+    def digest(self) -> str:
+        """Return a hexadecimal digest of all strings in their order."""
+        hashed = blake2b(digest_size=16)
+        for values in (self.ends, self.data):
+            for start in range(0, len(values), _CHUNK):
+                hashed.update(values[start : start + _CHUNK].tobytes())
+        return hashed.hexdigest()
+
+
+class StringWriter:
+    """Gathers strings into an unnamed file of `folder`, or in memory without one."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file: FileIO | None = None
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        self._lengths = array("q")
+        self._pending: list[bytes] = []
+        self._blocks: list[bytes] = []
+
+    def append(self, string: bytes) -> None:
+        """Add a string."""
+        self._lengths.append(len(string))
+        self._pending.append(string)
+        if len(self._pending) >= _FLUSH:
+            self._flush()
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _flush(self) -> None:
+        block = b"".join(self._pending)
+        self._pending.clear()
+        if self._file is None:
+            self._blocks.append(block)
+            return
+        good = self._file.tell()
+        try:
+            rest = memoryview(block)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:  # the disk is full: continue in memory
+            written = mmap.mmap(self._file.fileno(), good, access=mmap.ACCESS_READ) if good else b""
+            self._blocks = [bytes(written), block]
+            self._close()
+
+    def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return data and ends. Nothing may be added afterwards."""
+        self._flush()
+        lengths = np.frombuffer(self._lengths, dtype=np.int64)
+        ends = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        if self._file is not None and ends[-1]:
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._close()
+            return np.frombuffer(mapped, dtype=np.uint8), ends
+        return np.frombuffer(b"".join(self._blocks), dtype=np.uint8), ends
+
+
+def cached(
+    folder: Path,
+    name: str,
+    state: Any,
+    build: Callable[[Path | None], Columns],
+    *,
+    current: Callable[[Columns], bool] = lambda columns: True,
+    store: Callable[[Columns], bool] = lambda columns: True,
+) -> Columns:
+    """Return columns from disk if they were built before, otherwise build and store them.
+
+    They are stored in `folder`, or if it cannot be written in the user's cache ($XDG_CACHE_HOME,
+    ~/.cache), as `.cyclip_ext-<digest of name>.index`. state: plain JSON that they depend on, such
+    as the size and time of change of the source; a stored file of another state, or a damaged one,
+    is built again. Of many ranks that start together, one builds and the others wait. build: takes
+    a folder for temporary files, None if no folder can be written. current: whether what was stored
+    still holds; store: whether a result may be stored.
+    """
+    places = _places(folder, name)
+    state = json.loads(json.dumps(state))
+    for place in places:
+        found = _load(place, state)
+        if found is not None and current(found):
+            return found
+    for place in filter(_writable, places):
+        with _locked(place.parent):
+            found = _load(place, state)  # another rank may have been faster
+            if found is None or not current(found):
+                found = build(place.parent)
+                if store(found):
+                    found = _store(place, state, found)
+            return found
+    return build(None)
+
+
+def file_state(path: Path) -> list[int] | None:
+    """Return [size, time of change in ns] of a file, None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    places: list[Path] = []
+    if folder.is_dir():  # it is not created here
+        places.append(folder / f".cyclip_ext-{_digest(name)}.index")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cyclip_ext"
+        places.append(cache / f"{_digest(f'{folder.resolve()}{name}')}.index")
+    return places
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _writable(place: Path) -> bool:
+    """Try it: permissions are not conclusive on network file systems, nor for root."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; it ends with the process and leaves no file behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # A file system without locks costs only work done twice: files are replaced atomically.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _store(place: Path, state: Any, columns: Columns) -> Columns:
+    """Write columns and return them mapped; if that fails (a full disk), return them unchanged."""
+    layout: dict[str, tuple[Any, int, int]] = {}
+    offset = 0
+    for name, values in columns.arrays.items():
+        layout[name] = (_description(values.dtype), len(values), offset)
+        offset += -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
+    header = {"format": _FORMAT, "state": state, "meta": columns.meta, "arrays": layout}
+    line = json.dumps(header).encode()
+    line += b" " * (-(_CHECKSUM_BYTES + len(line) + 1) % _ALIGNMENT) + b"\n"
+    temporary = place.with_name(f"{place.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(bytes(_CHECKSUM_BYTES) + line)
+            checksum = zlib.crc32(line)
+            for values in columns.arrays.values():
+                flat = values.view(np.uint8)
+                for start in range(0, len(flat), _CHUNK):
+                    block = flat[start : start + _CHUNK].tobytes()
+                    checksum = zlib.crc32(block, checksum)
+                    file.write(block)
+                padding = bytes(-values.nbytes % _ALIGNMENT)
+                checksum = zlib.crc32(padding, checksum)
+                file.write(padding)
+            file.seek(0)
+            file.write(_checksum_bytes(checksum))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return columns
+    return _load(place, state) or columns
+
+
+def _description(dtype: np.dtype[Any]) -> Any:
+    return dtype.descr if dtype.names else dtype.str
+
+
+def _load(place: Path, state: Any) -> Columns | None:
+    """Return the stored columns; None if there are none, of this state, or they are damaged."""
+    try:
+        with place.open("rb") as file:
+            stored = file.read(_CHECKSUM_BYTES)
+            checksum = 0
+            # Read, not mapped: what is mapped counts as this process's memory.
+            while block := file.read(_CHUNK):
+                checksum = zlib.crc32(block, checksum)
+            if not checksum or stored != _checksum_bytes(checksum):  # that of nothing is zero
+                return None
+            return _mapped(file, place, stored, state)
+    except OSError:
+        return None
+
+
+def _mapped(file: BinaryIO, place: Path, checksum: bytes, state: Any) -> Columns | None:
+    """Map a file whose checksum is right. state: None for whatever it is."""
+    file.seek(_CHECKSUM_BYTES)
+    line = file.readline()
+    header = json.loads(line)
+    if header["format"] != _FORMAT or (state is not None and header["state"] != state):
+        return None
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = _CHECKSUM_BYTES + len(line)
+    arrays: dict[str, Array] = {}
+    for name, (description, length, offset) in header["arrays"].items():
+        dtype = _dtype(description)
+        arrays[name] = np.frombuffer(content, dtype, length, start + offset if length else 0)
+    return Columns(arrays, header["meta"], place, checksum)
+
+
+def _dtype(description: Any) -> np.dtype[Any]:
+    if isinstance(description, str):
+        return np.dtype(description)
+    return np.dtype([(name, kind) for name, kind in description])
+
+
+def _reopened(place: Path, checksum: bytes) -> Columns:
+    """Open the columns of another process, which has verified them."""
+    with place.open("rb") as file:
+        if file.read(_CHECKSUM_BYTES) == checksum:
+            found = _mapped(file, place, checksum, None)
+            if found is not None:
+                return found
+    raise RuntimeError(f"{place} was replaced while it was in use: start again")
+
+
+def _checksum_bytes(checksum: int) -> bytes:
+    return checksum.to_bytes(_CHECKSUM_BYTES, "little")

@@ -1,0 +1,327 @@
+"""Rows of delimited text (CSV, TSV): line ends, separator, and whether fields are quoted.
+
+The csv module is not used: it cannot return to the line in which a quote was opened, so one stray
+quote costs it all rows up to the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from .._files import regular_size
+from .images import IMAGE_SUFFIXES
+
+SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "vertical bar"}
+QUOTING = ("auto", "quoted", "none")
+
+MISPLACED_QUOTE = "misplaced quote"
+TOO_FEW, TOO_MANY = "too few columns", "too many columns"
+
+_MOST_FIRST_LINE = 2**20
+_MOST_LINES = 100  # of one quoted field
+_CHUNK = 2**20
+_EXAMPLES = 5
+
+_WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+class Row(NamedTuple):
+    """line: number of its first line. reason: what is wrong with it, if anything."""
+
+    line: int
+    fields: Sequence[str]
+    reason: str = ""
+
+
+class TextFile:
+    """Lines of a UTF-8 file that end in LF, CR LF, or CR if there is no LF in it.
+
+    Bytes that are not UTF-8 become surrogates, which `is_text` finds. Raises
+    NotRegularFileError for a FIFO or a device, and ValueError if the file is not text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        regular_size(path)
+        with path.open("rb") as file:
+            start = file.read(_MOST_FIRST_LINE)
+        for mark, encoding in _WIDE.items():
+            if start.startswith(mark):
+                raise ValueError(f"{path} is {encoding}: save it as UTF-8")
+        self._mac = b"\r" in start and not self._contains_lf()
+        first = re.split(rb"[\r\n]", start, maxsplit=1)[0]
+        if len(first) == _MOST_FIRST_LINE:
+            raise ValueError(f"{path} is not a table: its first line is longer than 1 MiB")
+        if b"\0" in first:
+            raise ValueError(f"{path} is not a UTF-8 text: there are NUL bytes in its first line")
+
+    def _contains_lf(self) -> bool:
+        with self.path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                if b"\n" in block:
+                    return True
+        return False
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines without their ends."""
+        first = True
+        for line in self._raw():
+            if first:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                first = False
+            yield line.decode("utf-8", "surrogateescape")
+
+    def _raw(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            if not self._mac:
+                for line in file:
+                    yield line.removesuffix(b"\n").removesuffix(b"\r")
+                return
+            rest = b""
+            while block := file.read(_CHUNK):
+                *lines, rest = (rest + block).split(b"\r")
+                yield from lines
+            if rest:
+                yield rest
+
+    def first_line(self) -> str:
+        """Return the first line, "" if there is none."""
+        return next(iter(self), "")
+
+
+@dataclass
+class Quoting:
+    """How the quotes of a table are read, and the lines in which they do not fit that reading.
+
+    quoted: fields may be enclosed in quotes. lines: the first lines of rows whose quotes enclose no
+    field, a few of them; count: how many there are.
+    """
+
+    quoted: bool
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+
+    def warning(self, path: Path) -> str:
+        """Return what a user should know; empty if there is no doubt."""
+        if not self.count:
+            return ""
+        where = ", ".join(map(str, self.lines)) + (", ..." if self.count > len(self.lines) else "")
+        if self.quoted:
+            return (
+                f"{path}: in {self.count:,} row(s) quotes do not enclose a field (lines {where}); "
+                "these rows are skipped. If quotes mean nothing in this table, pass "
+                "--csv-quoting none (csv_quoting)"
+            )
+        return (
+            f"{path}: in {self.count:,} row(s) quotes do not enclose a field (lines {where}), so "
+            "the table is read without quoting: every line is a row, quotes are part of the text. "
+            "If it is quoted, pass --csv-quoting quoted (csv_quoting); these rows are then skipped"
+        )
+
+
+def split_header(line: str, separator: str) -> list[str]:
+    """Return the names of the columns, stripped, without quotes around them."""
+    fields = _split(line, separator)
+    if not isinstance(fields, list):
+        fields = line.split(separator)
+    return [name.strip().removeprefix("\ufeff").strip() for name in fields]
+
+
+class DelimitedRows:
+    """The rows of a delimited file, each of them exactly once.
+
+    columns: how many there should be; image_column: where the name of the image is, by which a row
+    is recognized inside a quoted field. header: whether to pass over the first line. quoting: one
+    of QUOTING. "auto" reads the file once to see which of the two readings loses fewer rows, and
+    prefers quoting if they lose as many.
+    """
+
+    def __init__(
+        self,
+        file: TextFile,
+        separator: str,
+        columns: int,
+        image_column: int,
+        *,
+        header: bool = True,
+        quoting: str = "auto",
+    ) -> None:
+        self._file = file
+        self._separator = separator
+        self._columns = columns
+        self._image = image_column
+        self._header = header
+        self.quoting = self._decide(quoting)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield all rows that are not blank."""
+        return self._quoted() if self.quoting.quoted else self._unquoted()
+
+    def _decide(self, quoting: str) -> Quoting:
+        if quoting not in QUOTING:
+            raise ValueError(
+                f"csv_quoting (--csv-quoting) must be one of {', '.join(QUOTING)}, got {quoting!r}"
+            )
+        if quoting == "none":
+            return Quoting(False)
+        doubt = Quoting(True)
+        if quoting == "quoted":
+            for row in self._quoted():
+                _note(doubt, row)
+            return doubt
+        bad_quoted = bad_unquoted = 0
+        for row, lines in self._with_lines():
+            if all('"' not in line for line in lines):
+                continue
+            _note(doubt, row)
+            bad_quoted += bool(row.reason)
+            bad_unquoted += sum(map(self._needs_quoting, lines))
+        doubt.quoted = bad_quoted <= bad_unquoted
+        return doubt
+
+    def _needs_quoting(self, line: str) -> bool:
+        """Whether a line makes no sense unless quotes enclose fields."""
+        fields = line.split(self._separator)
+        if not line.strip():
+            return False
+        if _reason(fields, self._columns):
+            return True
+        image = fields[self._image].strip()
+        return (len(image) > 1 and image[0] == image[-1] == '"') or any(
+            len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
+            for cell in map(str.strip, fields)
+        )
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        lines = enumerate(self._file, 1)
+        if self._header:
+            next(lines, None)
+        return lines
+
+    def _unquoted(self) -> Iterator[Row]:
+        for number, line in self._lines():
+            fields = line.split(self._separator)
+            if len(fields) == self._columns:
+                if line.strip():
+                    yield Row(number, fields)
+            elif any(map(str.strip, fields)):
+                yield Row(number, fields, _reason(fields, self._columns))
+
+    def _quoted(self) -> Iterator[Row]:
+        return (row for row, _ in self._with_lines())
+
+    def _with_lines(self) -> Iterator[tuple[Row, list[str]]]:
+        """Yield each row and the lines it consists of.
+
+        If the quotes of a row are wrong, its first line is a bad row, and reading continues with
+        the second line.
+        """
+        source = self._lines()
+        again: deque[tuple[int, str]] = deque()
+        while True:
+            following = again.popleft() if again else next(source, None)
+            if following is None:
+                return
+            number, line = following
+            if '"' not in line:
+                fields: list[str] | bool | None = line.split(self._separator)
+                lines = [line]
+            else:
+                fields = _split(line, self._separator)
+                lines = [line]
+                while fields is OPEN:
+                    following = again.popleft() if again else next(source, None)
+                    if following is not None:
+                        lines.append(following[1])
+                    if following is None or self._ends_field(lines):
+                        again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
+                        fields, lines = None, lines[:1]
+                    elif '"' in lines[-1]:
+                        fields = _split("\n".join(lines), self._separator)
+            if not isinstance(fields, list):
+                yield Row(number, lines, MISPLACED_QUOTE), lines
+            elif any(map(str.strip, fields)):
+                yield Row(number, fields, _reason(fields, self._columns)), lines
+
+    def _ends_field(self, lines: list[str]) -> bool:
+        """Whether the last line cannot be inside the quoted field that was opened in the first."""
+        if len(lines) > _MOST_LINES:
+            return True
+        own, other = (line.split(self._separator) for line in (lines[0], lines[-1]))
+        if len(other) < 2:
+            return False
+        for index in {self._image, self._image - self._columns}:
+            if -len(other) <= index < len(other):
+                cell = other[index].strip()
+                if os.path.splitext(cell)[1].lower() in IMAGE_SUFFIXES:
+                    return True
+                known = own[index].strip() if -len(own) <= index < len(own) else ""
+                if cell and '"' not in cell and _shape(cell) == _shape(known):
+                    return True
+        return False
+
+
+OPEN = True  # a quoted field is not closed in this line
+
+
+def _split(line: str, separator: str) -> list[str] | bool | None:
+    """Return the fields of a row; OPEN if a quote is not closed, None if one encloses no field.
+
+    Only a quote at the beginning of a field, or after blanks there, opens one.
+    """
+    closed, opened = _patterns(separator)
+    fields: list[str] = []
+    position = 0
+    while True:
+        match = closed.match(line, position)
+        if match:
+            fields.append(match[1].replace('""', '"'))
+            end = match.end()
+        elif opened.match(line, position):
+            return OPEN if _unclosed(line, position) else None
+        else:
+            end = line.find(separator, position)
+            end = len(line) if end < 0 else end
+            fields.append(line[position:end])
+        if end >= len(line):
+            return fields
+        position = end + 1
+
+
+@lru_cache
+def _patterns(separator: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    blank = " *" if separator == "\t" else "[ \t]*"
+    closed = re.compile(rf'{blank}"([^"]*(?:""[^"]*)*)"{blank}(?={re.escape(separator)}|\Z)')
+    return closed, re.compile(f'{blank}"')
+
+
+def _unclosed(line: str, position: int) -> bool:
+    """Whether all quotes after the first one are doubled."""
+    start = line.index('"', position) + 1
+    return '"' not in line[start:].replace('""', "")
+
+
+def _reason(fields: Sequence[str], columns: int) -> str:
+    if len(fields) < columns:
+        return TOO_FEW
+    # Spreadsheets write empty columns at the end.
+    return TOO_MANY if any(map(str.strip, fields[columns:])) else ""
+
+
+def _shape(cell: str) -> str:
+    """Return what names of one making have in common: "images/0012.x" is "a/0.a"."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell))
+
+
+def _note(doubt: Quoting, row: Row) -> None:
+    if row.reason == MISPLACED_QUOTE:
+        doubt.count += 1
+        if len(doubt.lines) < _EXAMPLES:
+            doubt.lines.append(row.line)

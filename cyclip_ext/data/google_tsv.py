@@ -1,0 +1,254 @@
+"""CC3M and CC12M as Google publishes them: captions and addresses, with a folder of downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from .captions import clean_caption, is_text
+from .columns import Columns, cached, file_state
+from .delimited import DelimitedRows, TextFile
+from .folders import walk
+from .images import IMAGE_SUFFIXES
+from .skips import NO_ROW, NOT_DOWNLOADED, SkipReport
+from .tables import PairWriter, TableDataset
+
+_VERSION = 1
+
+# How downloaders name the file of a row: (its description, row number and url -> stem). Row numbers
+# count from 0, without leading zeros: they are removed from the names in the folder.
+NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
+    ("row number", lambda row, url: str(row)),
+    ("row number_crc32(url)", lambda row, url: f"{row}_{zlib.crc32(url.encode())}"),
+    ("md5(url)", lambda row, url: hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()),
+    ("sha1(url)", lambda row, url: hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()),
+    ("sha256(url)", lambda row, url: hashlib.sha256(url.encode()).hexdigest()),
+)
+_NUMBER, _NUMBER_AND_CRC = (name for name, _ in NAMINGS[:2])
+_CLOCK_NS = 2 * 10**9  # file systems round times of change
+
+
+def is_google_tsv(path: Path) -> bool:
+    """Return whether one of two columns of the first line is a web address: there is no header."""
+    return _address_column(TextFile(path).first_line()) is not None
+
+
+def _address_column(line: str) -> int | None:
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) != 2:
+        return None
+    found = [i for i, field in enumerate(fields) if field.startswith(("http://", "https://"))]
+    return found[-1] if found else None
+
+
+def read_google_tsv(path: Path, images: Path, *, first_row: int | None = None) -> TableDataset:
+    """Open a TSV of caption and address (CC3M) or address and caption (CC12M), without a header.
+
+    The file of a row is looked for anywhere below `images`, with any image suffix or none, under
+    the namings of NAMINGS; the one that fits most rows is used for all, and is part of the name.
+    first_row: the number of the first row in the file names, 0 or 1. Blank lines are not rows.
+
+    The result is stored beside the table; it holds until the table or a folder below `images`
+    changes.
+
+    Raises ValueError if no naming fits a single row, and if captions might go to the images of
+    other rows: two files have the name of one row; numbers contradict first_row or do not decide it
+    while it is None; there are numbers above that of the last row. The numbers of img2dataset are
+    those of rows only if its number of samples per shard is a power of ten.
+    """
+    if first_row not in (None, 0, 1):
+        raise ValueError(f"first_row (--first-row) must be 0 or 1, got {first_row}")
+    file = TextFile(path)
+    if not images.is_dir():
+        raise FileNotFoundError(f"images (--images) must name a folder, but {images} is not one")
+    columns = cached(
+        path.parent,
+        repr([path.name, str(images.resolve()), first_row]),
+        [_VERSION, file_state(path), first_row],
+        lambda folder: _Matching(file, images, first_row).columns(folder),
+        current=lambda columns: columns.meta["folders"] == _times(images, columns.meta["folders"]),
+    )
+    name = f"{path} with images by {columns.meta['naming']} in {images}"
+    return TableDataset(name, columns, images)
+
+
+def _times(images: Path, folders: Iterable[str]) -> dict[str, int]:
+    """Return the times of change of folders below `images`, which new files and folders set."""
+    times = {}
+    for name in folders:
+        with contextlib.suppress(OSError):
+            times[name] = (images / name).stat().st_mtime_ns
+    return times
+
+
+class _Matching:
+    """Finds the file of each row."""
+
+    def __init__(self, file: TextFile, images: Path, first_row: int | None) -> None:
+        self.file = file
+        self.images = images
+        self.first_row = first_row
+        address = _address_column(file.first_line())
+        assert address is not None
+        self.address = address
+        self.count = 0
+
+    def columns(self, folder: Path | None) -> Columns:
+        pairs = PairWriter(folder)
+        start = time.time_ns()
+        files, folders = _files_by_stem(self.images, pairs.skipped)
+        # A folder that may have changed since it was listed is never current.
+        times = {
+            name: change if change < start - _CLOCK_NS else -1
+            for name, change in _times(self.images, folders).items()
+        }
+        naming, first = self._naming(files)
+        stem_of = dict(NAMINGS)[naming]
+        used: set[str] = set()
+        for number, caption, url in self._rows(pairs.skipped):
+            stem = stem_of(number + first, url)
+            found = files.get(stem, [])
+            used.add(stem)
+            if not caption:
+                continue
+            if len(found) > 1:
+                raise ValueError(
+                    f"{self.images}: {found[0]} and {found[1]} are both named after row "
+                    f"{number + first} of {self.file.path}: only one of them can be its "
+                    "image. Name a folder with images (--images) that holds one download only"
+                )
+            if found:
+                pairs.add(found[0], [caption])
+            else:
+                where = f"{self.file.path}: row {number + first} ({url})"
+                pairs.skipped.add(NOT_DOWNLOADED, where)
+        for stem, names in files.items():
+            if stem not in used:
+                pairs.skipped.add(NO_ROW, str(self.images / names[0]), len(names))
+        columns = pairs.columns()
+        columns.meta.update(naming=naming, folders=times)
+        return columns
+
+    def _rows(self, skipped: SkipReport) -> Iterator[tuple[int, str, str]]:
+        """Yield (number from 0, caption, url) of all rows, and count them.
+
+        The caption is empty if the row cannot be used. Quotes have no special meaning here.
+        """
+        number = -1
+        rows = DelimitedRows(self.file, "\t", 2, 1, header=False, quoting="none")
+        for number, row in enumerate(rows):
+            where = f"{self.file.path}:{row.line}"
+            if row.reason:
+                skipped.add("not two columns", where)
+                yield number, "", ""
+                continue
+            url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
+            caption = clean_caption(text)
+            if not is_text(url) or not is_text(text):
+                skipped.add("bad encoding", where)
+                caption = ""
+            elif not caption:
+                skipped.add("empty caption", where)
+            yield number, caption, url if is_text(url) else ""
+        self.count = number + 1
+
+    def _naming(self, files: dict[str, list[str]]) -> tuple[str, int]:
+        """Return the naming that fits most rows, and the number of the first row."""
+        tried = [
+            (name, naming, first)
+            for name, naming in NAMINGS
+            for first in ((0, 1) if name in (_NUMBER, _NUMBER_AND_CRC) else (0,))
+        ]
+        matches = dict.fromkeys(((name, first) for name, _, first in tried), 0)
+        for number, _, url in self._rows(SkipReport()):
+            for name, naming, first in tried:
+                matches[name, first] += naming(number + first, url) in files
+        best, first = max(matches, key=lambda key: matches[key])
+        path, images = self.file.path, self.images
+        if not matches[best, first]:
+            names = ", ".join(name for name, _ in NAMINGS)
+            raise ValueError(
+                f"none of the {len(files):,} image files in {images} is named after a row of "
+                f"{path}; known namings: {names}"
+            )
+        if best == _NUMBER:
+            return best, self._first_from_numbers(files)
+        if best == _NUMBER_AND_CRC:
+            if self.first_row not in (None, first):
+                raise ValueError(
+                    f"the checksums in the file names in {images} show that the first row has the "
+                    f"number {first}, but first_row (--first-row) is {self.first_row}"
+                )
+        elif self.first_row is not None:
+            raise ValueError(
+                f"the files in {images} are named by {best}, not by row number: first_row "
+                "(--first-row) does not apply"
+            )
+        return best, first
+
+    def _first_from_numbers(self, files: dict[str, list[str]]) -> int:
+        """Return the number of the first row.
+
+        Raises ValueError if the numbers contradict first_row or each other, or do not decide it.
+        """
+        images, count, given = self.images, self.count, self.first_row
+        zero, next_one = files.get("0"), files.get(str(count))
+        if zero and given == 1:
+            raise ValueError(
+                f"first_row (--first-row) is 1, but there is {images / zero[0]}: the first row of "
+                f"{self.file.path} has the number 0"
+            )
+        last = count - 1 if zero or given == 0 else count
+        beyond = [stem for stem in files if _is_number(stem) and int(stem) > last]
+        if not zero and given != 1 and next_one and len(beyond) <= (given == 0):
+            raise ValueError(
+                f"the file names in {images} seem to count from 1 (no 0, but {next_one[0]} for "
+                f"{count:,} rows): pass --first-row 1 (first_row=1)"
+            )
+        if beyond:
+            raise ValueError(
+                f"{len(beyond):,} file(s) in {images} have numbers above {last:,}, the last row of "
+                f"{self.file.path} (e.g. {files[beyond[0]][0]}), so the numbers are not those of "
+                "its rows, and captions would go to other images. img2dataset numbers rows only if "
+                "number_sample_per_shard is a power of ten; otherwise let it write the captions "
+                "too and open its output without the table. Name a folder with images (--images) "
+                "that holds the files of this table only"
+            )
+        if given is None and not zero:
+            raise ValueError(
+                f"the file names in {images} do not decide whether the first row is 0 or 1: there "
+                f"is neither a file 0 nor a file {count} for the {count:,} rows of "
+                f"{self.file.path}, and the wrong choice gives every image the caption of its "
+                "neighbour. Compare one image with its caption and pass --first-row 0 or 1 "
+                "(first_row)"
+            )
+        return 0 if zero else given or 0
+
+
+def _is_number(stem: str) -> bool:
+    return stem.isdecimal() and len(stem) < 32
+
+
+def _files_by_stem(folder: Path, skipped: SkipReport) -> tuple[dict[str, list[str]], list[str]]:
+    """Return image files below a folder by stem without leading zeros, and the folders they are in.
+
+    Files without a suffix are included: some downloaders write none.
+    """
+    files: dict[str, list[str]] = {}
+    folders: list[str] = []
+    for parent, names in walk(folder, skipped):
+        folders.append(parent)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES or not suffix:
+                # Hexadecimal digests keep their zeros: only decimal numbers are padded.
+                number, bar, rest = stem.partition("_")
+                if _is_number(number) and len(stem) < 32:
+                    stem = str(int(number)) + bar + rest
+                files.setdefault(stem, []).append(os.path.normpath(os.path.join(parent, name)))
+    return files, folders

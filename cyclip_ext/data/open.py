@@ -1,0 +1,245 @@
+"""Open a dataset by what its path is: `open_dataset`, and the built-in datasets by name."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .caption_json import read_caption_json
+from .dataset import DatasetSplits, FileDataset, ImageDataset
+from .debian import load_debian
+from .emoji import emoji_available, load_emoji
+from .folders import FolderDataset, has_images
+from .google_tsv import is_google_tsv, read_google_tsv
+from .manifest import apply_manifest
+from .parquet import read_parquet
+from .shapes import load_shapes
+from .tables import TableDataset, is_token_file, read_table, typed_separator
+from .tar import TarDataset
+
+# Datasets that bring their own evaluation.
+BUILTIN: dict[str, Callable[[int], DatasetSplits]] = {
+    "emoji": load_emoji,
+    "shapes": load_shapes,
+    "debian": load_debian,
+}
+
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TEXT_TABLES = {".csv", ".tsv", ".txt", ".token"}
+
+_ACCEPTED = f"""accepted are
+  {", ".join(BUILTIN)}: datasets that bring their own evaluation
+  00000.tar, a folder of .tar files, 'cc3m/{{00000..00331}}.tar' or 'cc3m/*.tar': img2dataset shards
+  a folder of image files, each with its caption beside it in a .txt or .json of the same name
+  a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>
+  a .csv or .tsv with a header that has an image and a caption column; Flickr's .token
+  a .json of captions: COCO's or Karpathy's
+  a .parquet, or a folder of them: img2dataset's output"""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a dataset; each option belongs to some formats, None is the default of each.
+
+    Attributes:
+        images: Folder of the images of a table or caption file.
+        first_row: Number of the first row of Google's TSV in the names of its images, 0 or 1.
+        csv_separator: Character between columns.
+        csv_img_key: Name of the column of images.
+        csv_caption_key: Name of the column of captions.
+        csv_label_key: Name of the column of classes.
+        csv_quoting: Whether quotes enclose fields: "auto", "quoted" or "none".
+        split: Split of Karpathy's JSON.
+        manifest: File written by `cyclip-data verify` for this data; the records it lists as bad
+            are skipped.
+    """
+
+    images: str | Path | None = None
+    first_row: int | None = None
+    csv_separator: str | None = None
+    csv_img_key: str | None = None
+    csv_caption_key: str | None = None
+    csv_label_key: str | None = None
+    csv_quoting: str | None = None
+    split: str | None = None
+    manifest: str | Path | None = None
+
+    def refuse_except(self, spec: str, kind: str, *accepted: str) -> None:
+        """Raise ValueError if an option is given that does not apply to this kind of dataset."""
+        given = [
+            option.name
+            for option in fields(self)
+            if getattr(self, option.name) is not None and option.name not in {*accepted, "manifest"}
+        ]
+        if given:
+            flags = ", ".join(f"{name} (--{name.replace('_', '-')})" for name in given)
+            does = "does" if len(given) == 1 else "do"
+            raise ValueError(f"{spec} is {kind}: {flags} {does} not apply")
+
+
+def resolved(name: str) -> str:
+    """Return the name or path, with "auto" replaced by the dataset it stands for here."""
+    if name != "auto":
+        return name
+    return "emoji" if emoji_available() else "shapes"
+
+
+def load_builtin(name: str, size: int = 64) -> DatasetSplits:
+    """Load the in-memory dataset "emoji", "shapes" or "debian", images `size` pixels square.
+
+    Raises ValueError for another name, MissingData if its packages are not installed.
+    """
+    if name not in BUILTIN:
+        raise ValueError(f"no dataset is called {name!r}; known: {', '.join(BUILTIN)}")
+    return BUILTIN[name](size)
+
+
+def open_dataset(spec: str, options: ReadOptions | None = None) -> ImageDataset:
+    """Open images with captions on disk by what `spec` is; `.name` says what it was taken for.
+
+    spec: a path or pattern, see the error message above.
+
+    Raises FileNotFoundError if nothing is there, ValueError if it is not of an accepted format
+    (both name the path and the accepted formats), if an option does not apply to the format, and if
+    the manifest is of other data.
+    """
+    options = options or ReadOptions()
+    dataset = _open(spec, options)
+    return dataset if options.manifest is None else apply_manifest(dataset, Path(options.manifest))
+
+
+def _open(spec: str, options: ReadOptions) -> FileDataset:
+    path = Path(spec)
+    images = None if options.images is None else Path(options.images)
+    shards = _files(spec, ".tar")
+    if shards:
+        options.refuse_except(spec, "tar shards")
+        return TarDataset(shards)
+    tables = _files(spec, ".parquet")
+    if tables:
+        options.refuse_except(spec, "parquet", "images", "csv_img_key", "csv_caption_key")
+        return read_parquet(
+            tables,
+            images=images,
+            image_key=options.csv_img_key,
+            caption_key=options.csv_caption_key,
+        )
+    if path.is_dir():
+        options.refuse_except(spec, "a folder")
+        return _open_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{spec} does not exist; {_ACCEPTED}")
+    if path.suffix.lower() == ".json":
+        options.refuse_except(spec, "a caption file", "images", "split")
+        return read_caption_json(path, images, options.split or "train")
+    if path.suffix.lower() not in _TEXT_TABLES:
+        raise ValueError(f"{spec} is not of a known format; {_ACCEPTED}")
+    if is_google_tsv(path):
+        options.refuse_except(spec, "a TSV of captions and addresses", "images", "first_row")
+        if images is None:
+            raise ValueError(
+                f"{spec} lists web addresses: images (--images) must name the folder the files "
+                "were downloaded to, got None"
+            )
+        return read_google_tsv(path, images, first_row=options.first_row)
+    if is_token_file(path):
+        options.refuse_except(spec, "a file of captions without a header", "images")
+    keys = tuple(
+        f"csv_{name}" for name in ("separator", "img_key", "caption_key", "label_key", "quoting")
+    )
+    options.refuse_except(spec, "a table with a header", "images", *keys)
+    return open_table(path, options)
+
+
+def open_table(path: Path, options: ReadOptions, *, labels: bool = False) -> TableDataset:
+    """Open a table with a header, or Flickr's token file, with the options that apply to it."""
+    return read_table(
+        path,
+        images=None if options.images is None else Path(options.images),
+        separator=typed_separator(options.csv_separator),
+        image_key=options.csv_img_key,
+        caption_key=options.csv_caption_key,
+        label_key=options.csv_label_key,
+        quoting=options.csv_quoting or "auto",
+        labels=labels,
+    )
+
+
+def _open_folder(folder: Path) -> FolderDataset:
+    packed = next((name for s in _PACKED for name in sorted(folder.glob(f"*{s}"))), None)
+    if packed is not None:
+        raise _compressed(packed)
+    pairs = FolderDataset(folder)
+    if len(pairs):
+        return pairs
+    if not has_images(folder):
+        raise ValueError(f"{folder} is a folder without .tar files and without images; {_ACCEPTED}")
+    raise ValueError(
+        f"no image in {folder} has a caption, a .txt or .json of the same name beside it. If its "
+        "subfolders are named after classes: a class name is no caption; write a CSV with the "
+        f"columns image,caption instead. {_ACCEPTED}"
+    )
+
+
+def _compressed(path: str | Path) -> ValueError:
+    return ValueError(
+        f"{path} is a compressed archive: samples cannot be reached at random in it. Unpack it to "
+        "a plain .tar (images are compressed already, it hardly grows)"
+    )
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand "a{00..02}.tar" to a00.tar, a01.tar, a02.tar, and "{x,y}", as webdataset does."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    if words is not None:
+        parts = words.split(",")
+    else:
+        width = len(first) if first.startswith("0") else 0
+        parts = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [expanded for part in parts for expanded in expand_braces(head + part + tail)]
+
+
+def _files(spec: str, suffix: str) -> list[Path]:
+    """Return the files with a suffix that a path stands for, sorted within each pattern.
+
+    None if it is no such path.
+    """
+    if spec.endswith(_PACKED):
+        raise _compressed(spec)
+    found: list[Path] = []
+    # An existing path is taken by its name, even if it has braces or brackets.
+    for name in [spec] if Path(spec).exists() else expand_braces(spec):
+        if Path(name).is_dir():
+            found.extend(p for p in sorted(Path(name).glob(f"*{suffix}")) if p.name[0] != ".")
+        elif name.endswith(suffix) and Path(name).exists():
+            found.append(Path(name))
+        elif name.endswith(suffix):
+            matches = sorted(map(Path, glob.glob(name)))
+            if not matches:
+                raise FileNotFoundError(f"{name} (from {spec}) does not exist; {_ACCEPTED}")
+            found.extend(matches)
+    return found
+
+
+# Former names, until their callers have moved.
+NAMED, load_named = BUILTIN, load_builtin
+
+
+def open_pairs(path: str, **options: Any) -> ImageDataset:
+    """Call open_dataset with the options under their former names."""
+    names = {
+        "separator": "csv_separator",
+        "image_key": "csv_img_key",
+        "caption_key": "csv_caption_key",
+    }
+    if not options.get("first_row"):
+        options.pop("first_row", None)
+    return open_dataset(path, ReadOptions(**{names.get(k, k): v for k, v in options.items()}))

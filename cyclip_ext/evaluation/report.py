@@ -1,0 +1,457 @@
+"""The folder that an evaluation writes: results.json, report.md, report.html, plots and tables.
+
+Nothing is measured here. How a number is shown follows from the Unit of its Metric.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .embeddings import Embeddings
+from .tasks import Cell, Metric, Plot, Table, TaskResult, Unit
+
+PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
+RESULTS = "results.json"
+
+DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
+DASH = "-"
+LONGEST = 30  # rows shown of a table, half of them from its end
+OPEN_ROWS = 12  # a table of more rows is folded
+SHORT = 16  # characters of a text that is kept on one line
+FEW_METRICS = 8  # more, of a single dataset, are folded if tables below break them down
+LONGEST_STEM = 100  # bytes of a dataset's name in names of files
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would compute
+
+
+@dataclass(frozen=True)
+class About:
+    """What was evaluated.
+
+    model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: name and value
+    of everything else that a reader must know. main: the dataset whose numbers are at the top, if a
+    task has it; else each task's first.
+    """
+
+    model: str
+    pretrained: str
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    main: str = ""
+
+
+def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> None:
+    """Write results.json, records/, tables/, plots/, report.md and report.html into `folder`.
+
+    results.json is the list of all records, records/ has each by itself as `clip_benchmark build`
+    reads them. tables/ has every table with all rows, as CSV. A former report is replaced; other
+    files stay.
+
+    Everything is written beside the target first and then moved, so that an error on the way leaves
+    the former report unchanged.
+
+    Raises ValueError without results, or for two of one dataset and task; OSError if the folder
+    cannot be written, and as require_writable.
+    """
+    require_writable(folder)
+    if not results:
+        raise ValueError("results is empty: there is nothing to report")
+    plots = {_stem(r, plot.name): draw(plot) for r in results for plot in r.plots}
+    records: dict[str, dict[str, Any]] = {}
+    for result in results:
+        stem = _stem(result)
+        if stem in records:
+            raise ValueError(f"two results are of task {result.task!r} on {result.dataset!r}")
+        records[stem] = record(about, result)
+    texts = {
+        **{
+            f"tables/{_stem(result, str(number))}.csv": _csv(table)
+            for result in results
+            for number, table in enumerate(result.tables, 1)
+        },
+        **{f"records/{stem}.json": _json(content) for stem, content in records.items()},
+        "report.md": _markdown(about, results),
+        "report.html": _page(about, results, plots),
+        RESULTS: _json(list(records.values())),
+    }
+    files = {f"plots/{stem}.png": content for stem, content in plots.items()}
+    _replace(folder, files | {name: text.encode() for name, text in texts.items()})
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OSError, before anything is measured, if `folder` cannot take a report.
+
+    That is a file or not writable, or has folders of the report's names without its results.json:
+    a report would replace them, and they do not belong to one.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(f"no report can be written into {folder}: {place} is not a writable folder")
+    own = [part for part in PARTS if (folder / part).exists()]
+    if own and not (folder / RESULTS).exists():
+        raise FileExistsError(
+            f"{folder} has {', '.join(own)} but no {RESULTS}, so they are not part of a report, "
+            "which would replace them; choose another folder"
+        )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError, before anything is measured, for datasets whose files would have one name.
+
+    Only letters, digits, points, hyphens and underscores of a name are used, and some file systems
+    do not distinguish upper and lower case.
+    """
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = _file_name(name).casefold()
+        if stem in stems:
+            raise ValueError(
+                f"the datasets {stems[stem]!r} and {name!r} would have the same file names "
+                f"({stem}) in the report; rename one of them, for example by a link to its folder"
+            )
+        stems[stem] = name
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".report.{os.getpid()}.tmp"
+    try:
+        for name, content in files.items():
+            path = made / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        for name in files:
+            if "/" not in name:
+                (made / name).replace(folder / name)
+        for part in PARTS:
+            if (folder / part).exists():
+                (folder / part).rename(made / f"former-{part}")
+            if (made / part).exists():
+                (made / part).rename(folder / part)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _stem(result: TaskResult, name: str = "") -> str:
+    """Return the stem of a file of a result: the record, or the plot or table `name`."""
+    return "-".join(filter(None, (_file_name(result.dataset), result.task, _file_name(name))))
+
+
+def _file_name(name: str) -> str:
+    """Return a name with letters, digits, points and hyphens only; long ones end in a digest."""
+    text = re.sub(r"[^\w.]+", "-", name).strip("-.")
+    if len(text.encode()) <= LONGEST_STEM:
+        return text
+    cut = text.encode()[:LONGEST_STEM].decode(errors="ignore")
+    return f"{cut}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def draw(plot: Plot) -> bytes:
+    """Draw a plot as a PNG file, on white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=plot.size, dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    plot.draw(figure)
+    file = io.BytesIO()
+    # No date and no version inside: equal results are equal files.
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+# -------------------------------------------------------------------- numbers for programs
+
+
+def record(about: About, result: TaskResult) -> dict[str, Any]:
+    """Return one result in CLIP_benchmark's form, and the counts of its datasets in `data`.
+
+    A number that is not finite is null: JSON has no NaN, and readers of the file would fail.
+    """
+    return {
+        "dataset": result.dataset,
+        "model": about.model,
+        "pretrained": about.pretrained,
+        "task": result.task,
+        "metrics": {
+            key: value if math.isfinite(value) else None for key, value in result.values.items()
+        },
+        "language": "en",
+        "data": {
+            data.name: {
+                "used": data.used,
+                "total": data.total,
+                "skipped": data.skipped.to_dict(),
+            }
+            for data in result.data
+        },
+    }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _csv(table: Table) -> str:
+    """Return comma-separated rows, header first, with all digits; missing numbers are empty.
+
+    A text that a spreadsheet would take for a formula is preceded by an apostrophe.
+    """
+
+    def cell(value: Cell) -> Cell:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in (table.header, *table.rows):
+        writer.writerow(map(cell, row))
+    return file.getvalue()
+
+
+# -------------------------------------------------------------------- numbers for readers
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table as text.
+
+    numeric: of each column. rows: None stands for omitted rows. notes: lines under the table.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...] | None, ...]
+    notes: tuple[str, ...]
+    count: int
+
+    @property
+    def folded(self) -> bool:
+        """Whether the page opens it on demand only."""
+        return self.count > OPEN_ROWS
+
+    @property
+    def kinds(self) -> list[str]:
+        """CSS class of each column: n for numbers, s for short texts, which are not wrapped."""
+        return ["n" if numeric else self._text_kind(i) for i, numeric in enumerate(self.numeric)]
+
+    def _text_kind(self, column: int) -> str:
+        return (
+            "s" if max((len(row[column]) for row in self.rows if row), default=0) <= SHORT else ""
+        )
+
+
+@dataclass(frozen=True)
+class Section:
+    """All results of one title; datasets are in the order they were measured in."""
+
+    title: str
+    anchor: str
+    results: tuple[TaskResult, ...]
+
+    @property
+    def explanations(self) -> tuple[str, ...]:
+        """How to read the numbers, each sentence once."""
+        return tuple(dict.fromkeys(result.explanation for result in self.results))
+
+    def numbers(self) -> ShownTable | None:
+        """Tabulate the values of all datasets."""
+        measured = [result for result in self.results if result.values]
+        return show(_metric_table(f"{self.title}: all numbers", measured)) if measured else None
+
+    @property
+    def fold_numbers(self) -> bool:
+        """Whether the table of values is long and broken down by tables below it."""
+        (first, *others) = self.results
+        return not others and len(first.values) > FEW_METRICS and bool(first.tables)
+
+
+def _sections(results: Sequence[TaskResult]) -> list[Section]:
+    groups: dict[str, list[TaskResult]] = {}
+    for result in results:
+        groups.setdefault(result.title, []).append(result)
+    return [
+        Section(title, f"section-{number}", tuple(own))
+        for number, (title, own) in enumerate(groups.items(), 1)
+    ]
+
+
+def _datasets(results: Sequence[TaskResult]) -> dict[str, Embeddings]:
+    """Return every dataset that numbers were computed from, by name."""
+    return {data.name: data for result in results for data in result.data}
+
+
+def describe_data(data: Embeddings) -> str:
+    """Return the counts of a dataset: "12 of 20 images used, 8 skipped: 8 truncated (e.g. x)"."""
+    what = "images" if data.quadruple_tags is None else "quadruples"
+    text = f"{data.used:,} {what}"
+    if data.skipped.total:
+        text = f"{data.used:,} of {data.total:,} {what} used, {data.skipped}"
+    elif data.classes:
+        text += f", {len(data.classes):,} classes"
+    return text
+
+
+def show_value(metric: Metric, value: float) -> str:
+    """Return a number with its unit."""
+    if not math.isfinite(value):
+        return DASH
+    if metric.unit is Unit.SHARE:
+        return f"{100 * value:.1f}%"
+    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 10):
+        return f"{value:,.1f}".removesuffix(".0")
+    return f"{value:.4g}"
+
+
+def show(table: Table, file: str = "") -> ShownTable:
+    """Convert a table to text; file: where all rows are, if some are omitted."""
+    columns = [_column([row[i] for row in table.rows]) for i in range(len(table.header))]
+    count = len(table.rows)
+    rows: list[tuple[str, ...] | None] = list(zip(*(cells for _, cells in columns), strict=True))
+    notes = [table.note] if table.note else []
+    if count > LONGEST:
+        rows[LONGEST // 2 : -(LONGEST // 2)] = [None]
+        notes.append(f"{count - LONGEST:,} rows in the middle are omitted; all are in {file}.")
+    numeric = tuple(kind for kind, _ in columns)
+    return ShownTable(table.title, table.header, numeric, tuple(rows), tuple(notes), count)
+
+
+def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
+    """Tabulate datasets against metrics; of a single dataset, metrics against values."""
+    if len(results) == 1:
+        (own,) = results
+        pairs = tuple((m.label, show_value(m, own.values[m.key])) for m in own.metrics)
+        return Table(title, ("measure", "value"), pairs)
+    metrics = {metric.key: metric for result in results for metric in result.metrics}
+    percent = all(metric.unit is Unit.SHARE for metric in metrics.values())
+    header = ["dataset"]
+    rows: list[list[Cell]] = [[result.dataset] for result in results]
+    for key, metric in metrics.items():
+        share = metric.unit is Unit.SHARE
+        header.append(f"{metric.label} (%)" if share and not percent else metric.label)
+        for row, result in zip(rows, results, strict=True):
+            row.append((100.0 if share else 1.0) * result.values.get(key, math.nan))
+    return Table(title, tuple(header), tuple(map(tuple, rows)), "In percent." if percent else "")
+
+
+def _column(cells: Sequence[Cell]) -> tuple[bool, list[str]]:
+    """Return whether a column holds numbers, and its cells as text with one number of digits."""
+    floats = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
+    largest = max(floats, default=0.0)
+    # Decimals that leave the largest number three figures, and none more than four.
+    digits = min(4, max(1, 2 - math.floor(math.log10(largest)))) if largest else 1
+    numeric = not any(isinstance(cell, str) for cell in cells)
+    return numeric, [_cell(cell, digits) for cell in cells]
+
+
+def _cell(cell: Cell, digits: int) -> str:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return DASH
+    if isinstance(cell, float):
+        text = f"{cell:,.{digits}f}"
+        return text.removeprefix("-") if float(cell) < 0 and not text.strip("-0.,") else text
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+# -------------------------------------------------------------------------------- report.md
+
+
+def _markdown(about: About, results: Sequence[TaskResult]) -> str:
+    lines = [f"# {_escape(about.title)}", ""]
+    facts = [*about.facts.items()]
+    facts += [(name, describe_data(data)) for name, data in _datasets(results).items()]
+    lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in facts]
+    lines.append("")
+    for section in _sections(results):
+        lines += [f"## {_escape(section.title)}", "", *map(_escape, section.explanations), ""]
+        numbers = section.numbers()
+        if numbers is not None:
+            lines += markdown_table(numbers)
+        for result in section.results:
+            for plot in result.plots:
+                caption = _escape(plot.caption)
+                lines += [f"![{caption}](plots/{_stem(result, plot.name)}.png)", "", caption, ""]
+            for number, table in enumerate(result.tables, 1):
+                lines += [f"### {_escape(result.dataset)}: {_escape(table.title)}", ""]
+                lines += markdown_table(show(table, f"tables/{_stem(result, str(number))}.csv"))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_table(table: ShownTable) -> list[str]:
+    """Return the lines of a table, without its title."""
+    lines = [
+        "| " + " | ".join(map(_escape, table.header)) + " |",
+        "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |",
+    ]
+    for row in table.rows:
+        cells = ["…"] * len(table.header) if row is None else row
+        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+    lines.append("")
+    for note in table.notes:
+        lines += [_escape(note), ""]
+    return lines
+
+
+def _escape(text: str) -> str:
+    """Escape the characters that Markdown interprets."""
+    for character in "\\`*_[]<>|#&~$":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------ report.html
+
+
+def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes]) -> str:
+    """Return one file that needs neither network nor scripts, for a phone as for a desk."""
+    sections = _sections(results)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return environment.get_template("report.html.j2").render(
+        about=about,
+        data={name: describe_data(data) for name, data in _datasets(results).items()},
+        sections=sections,
+        headlines=[tile for section in sections for tile in _headlines(about, section)],
+        plots=plots,
+        show=show,
+        stem=_stem,
+    )
+
+
+def _headlines(about: About, section: Section) -> list[tuple[str, str, str]]:
+    """Return value, label and origin of a section's metrics that are at the top of the page."""
+    own = [result for result in section.results if result.dataset == about.main]
+    (result, *_) = own or section.results
+    return [
+        (
+            show_value(metric, result.values[metric.key]),
+            metric.label,
+            f"{section.title}, {result.dataset}",
+        )
+        for metric in result.metrics
+        if metric.headline
+    ]

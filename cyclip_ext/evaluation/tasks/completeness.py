@@ -1,0 +1,317 @@
+"""Completeness of captions: the annotated objects of an image that its captions do not name.
+
+Source: Chen et al. 2024 (arXiv 2310.00927), figures 4 and 5. Annotations and captions are COCO's.
+A caption names a category if the category's name or one of its words from a table, singular or
+plural, occurs as whole words, in any case. Of overlapping phrases the longest counts: a hot dog is
+not a dog. The meaning is ignored: "an orange shirt" names the category orange.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...drawing import BLUE, GREEN, plain
+from .base import Metric, Plot, Table, TaskResult, Unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TASK = "caption_completeness"
+
+EXAMPLES = 10
+
+METRICS = (
+    Metric("objects_per_image", "objects per image"),
+    Metric("missing_per_caption", "missing per caption"),
+    Metric("missing_per_image", "missing per image"),
+    Metric("complete_captions", "captions that name all", Unit.SHARE),
+    Metric("complete_images", "images whose captions name all", Unit.SHARE),
+)
+
+# Category -> words that name it besides its own name, for COCO's 80; plurals are added in code.
+COCO_WORDS = Path(__file__).with_name("words.json")
+
+Phrase = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CaptionObjects:
+    """The annotated categories of an image, and those that one caption, or all, do not name."""
+
+    image_id: int
+    captions: tuple[str, ...]
+    annotated: tuple[str, ...]  # categories, each once, in the order of the file's categories
+    missing: tuple[str, ...]  # those of them that are not named
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """The comparison of all captions, and of all images with their captions joined.
+
+    Captioned images without annotated objects, and annotated images without captions, are not
+    compared but counted.
+    """
+
+    captions: tuple[CaptionObjects, ...]
+    images: tuple[CaptionObjects, ...]
+    without_objects: int  # images
+    without_captions: int  # images
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """How many categories are annotated, and how many are missing, per caption and image.
+
+        objects_per_image: mean number of annotated categories. missing_per_caption,
+        missing_per_image: mean number not named. complete_captions, complete_images: share that
+        names all.
+        """
+        return {
+            "objects_per_image": _mean(len(entry.annotated) for entry in self.images),
+            "missing_per_caption": _mean(len(entry.missing) for entry in self.captions),
+            "missing_per_image": _mean(len(entry.missing) for entry in self.images),
+            "complete_captions": _mean(not entry.missing for entry in self.captions),
+            "complete_images": _mean(not entry.missing for entry in self.images),
+        }
+
+    def least_complete(self, count: int) -> tuple[CaptionObjects, ...]:
+        """Return the captions with the most missing categories, equal ones in file order."""
+        ordered = sorted(self.captions, key=lambda entry: -len(entry.missing))  # stable
+        return tuple(ordered[:count])
+
+
+def caption_completeness(
+    instances: str | Path,
+    captions: str | Path,
+    synonyms: str | Path | Mapping[str, Sequence[str]] | None = None,
+) -> Completeness:
+    """Compare COCO's instances_*.json with its captions_*.json.
+
+    synonyms: category to further words that name it, as a mapping or a JSON file of one object;
+    instead of the table for COCO's 80 categories. A category that it does not list has its name
+    alone.
+
+    Raises ValueError, naming file and key, for a file that is not JSON or lacks something, and if
+    no image has both objects and captions; OSError for a file that cannot be read.
+    """
+    names, objects = _read_instances(Path(instances))
+    texts = _read_captions(Path(captions))
+    table = COCO_WORDS if synonyms is None else synonyms
+    words = _read_words(Path(table)) if isinstance(table, str | Path) else table
+    phrases = _phrases(names, words)
+    single, joined = [], []
+    for image_id, own in texts.items():
+        annotated = [name for name in names if name in objects.get(image_id, ())]
+        if not annotated:
+            continue
+        found = [_named(text, phrases) for text in own]
+        for text, named in zip(own, found, strict=True):
+            single.append(_compare(image_id, (text,), annotated, named))
+        joined.append(_compare(image_id, tuple(own), annotated, set().union(*found)))
+    if not joined:
+        raise ValueError(f"no image has both objects in {instances} and captions in {captions}")
+    return Completeness(
+        captions=tuple(single),
+        images=tuple(joined),
+        without_objects=len(texts) - len(joined),
+        without_captions=sum(image_id not in texts for image_id in objects),
+    )
+
+
+def plot_completeness(figure: Figure, completeness: Completeness) -> None:
+    """Plot how many categories captions, and all captions of an image together, do not name."""
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    groups = (
+        ("one caption", completeness.captions, BLUE, -0.2),
+        ("all captions of the image", completeness.images, GREEN, 0.2),
+    )
+    for name, entries, color, offset in groups:
+        counts = Counter(len(entry.missing) for entry in entries)
+        most = max(counts)
+        axes.bar(
+            [k + offset for k in range(most + 1)],
+            [100 * counts[k] / len(entries) for k in range(most + 1)],
+            width=0.38,
+            color=color,
+            label=f"{name} (mean {_mean(len(entry.missing) for entry in entries):.2f})",
+        )
+    axes.set(xlabel="annotated categories that are not named", ylabel="share (%)")
+    axes.locator_params(axis="x", integer=True, nbins=12)
+    axes.legend(frameon=False, fontsize=9)
+    plain(axes)
+
+
+def _compare(
+    image_id: int, captions: tuple[str, ...], annotated: list[str], named: set[str]
+) -> CaptionObjects:
+    missing = tuple(name for name in annotated if name not in named)
+    return CaptionObjects(image_id, captions, tuple(annotated), missing)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+# ------------------------------------------------------------------------------------ words
+
+
+def _split(text: str) -> Phrase:
+    """Split into words of letters and digits; hyphens and apostrophes separate them."""
+    return tuple(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _phrases(
+    names: Iterable[str], words: Mapping[str, Sequence[str]]
+) -> dict[Phrase, frozenset[str]]:
+    """Map every phrase, with its plural, to the categories that it names."""
+    owners: defaultdict[Phrase, set[str]] = defaultdict(set)
+    for name in names:
+        for text in (name, *words.get(name, ())):
+            phrase = _split(text)
+            if phrase:
+                plural = (*phrase[:-1], _plural(phrase[-1]))
+                owners[phrase].add(name)
+                owners[plural].add(name)
+    return {phrase: frozenset(own) for phrase, own in owners.items()}
+
+
+def _plural(word: str) -> str:
+    """Return the regular plural; the table lists the others (men, knives)."""
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return word + "es"
+    if word.endswith("y") and word[-2:-1] not in set("aeiou"):
+        return word[:-1] + "ies"
+    return word + "s"
+
+
+def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
+    """Find the categories named in a text; each word counts in one phrase, the longest."""
+    words = _split(text)
+    longest = max(map(len, phrases), default=1)
+    named: set[str] = set()
+    start = 0
+    while start < len(words):
+        for length in range(min(longest, len(words) - start), 0, -1):
+            own = phrases.get(words[start : start + length])
+            if own is not None:
+                named |= own
+                break
+        start += length  # 1 if nothing matched
+    return named
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def _read_instances(path: Path) -> tuple[list[str], dict[int, set[str]]]:
+    """Return the names of the categories, and those annotated in each image that has any."""
+    content = _read_object(path)
+    names: dict[Any, str] = {}
+    for where, entry in _entries(path, content, "categories"):
+        names[_get(path, where, entry, "id", int)] = _get(path, where, entry, "name", str)
+    objects: defaultdict[int, set[str]] = defaultdict(set)
+    for where, entry in _entries(path, content, "annotations"):
+        category = _get(path, where, entry, "category_id", int)
+        if category not in names:
+            raise ValueError(f"{path}: {where}: category_id {category} is not in categories")
+        image_id = _get(path, where, entry, "image_id", int)
+        objects[image_id].add(names[category])
+    return list(names.values()), objects
+
+
+def _read_captions(path: Path) -> dict[int, list[str]]:
+    captions: defaultdict[int, list[str]] = defaultdict(list)
+    for where, entry in _entries(path, _read_object(path), "annotations"):
+        image_id = _get(path, where, entry, "image_id", int)
+        captions[image_id].append(_get(path, where, entry, "caption", str))
+    return captions
+
+
+def _read_words(path: Path) -> dict[str, list[str]]:
+    words: dict[str, list[str]] = _read_object(path)
+    for name, own in words.items():
+        if not (isinstance(own, list) and all(isinstance(word, str) for word in own)):
+            raise ValueError(f"{path}: {name!r} must be a list of words, got {own!r}")
+    return words
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # of JSON and of its encoding
+        raise ValueError(f"{path} is not a JSON file, damaged or cut off: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object, got {type(content).__name__}")
+    return content
+
+
+def _entries(path: Path, content: dict[str, Any], key: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a list in a file, each with its place for error messages."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{path}: {key!r} must be a list, got "
+            f"{type(entries).__name__ if key in content else 'no such key'}"
+        )
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {key}[{index}] must be an object, got {entry!r}")
+        yield f"{key}[{index}]", entry
+
+
+def _get(path: Path, where: str, entry: dict[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(entry.get(key), kind):
+        found = repr(entry[key]) if key in entry else "no such key"
+        raise ValueError(f"{path}: {where}: {key!r} must be {kind.__name__}, got {found}")
+    return entry[key]
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+def run(instances: Path, captions: Path) -> TaskResult:
+    """Compare COCO's instances_*.json with its captions_*.json; see caption_completeness.
+
+    It takes no embeddings and so is not in TASKS.
+    """
+    found = caption_completeness(instances, captions)
+    examples = tuple(
+        (" / ".join(entry.captions), ", ".join(entry.missing), len(entry.annotated))
+        for entry in found.least_complete(EXAMPLES)
+    )
+    used, total = len(found.images), len(found.images) + found.without_objects
+    note = (
+        f"{used:,} of {total:,} captioned images are compared; {found.without_objects:,} have no "
+        f"annotated object. {found.without_captions:,} annotated images have no caption."
+    )
+    return TaskResult(
+        captions.stem,
+        TASK,
+        found.metrics,
+        METRICS,
+        "Completeness of captions",
+        "How many of the kinds of objects annotated in an image its caption does not name. The "
+        "measure is one of the captions, not of the model: training treats as absent whatever a "
+        "caption omits (arXiv 2310.00927, figures 4 and 5).",
+        (
+            Table(
+                "The least complete captions", ("caption", "not named", "annotated"), examples, note
+            ),
+        ),
+        (
+            Plot(
+                "completeness",
+                "How many annotated kinds of objects a caption does not name, and all captions of "
+                "an image together.",
+                partial(plot_completeness, completeness=found),
+            ),
+        ),
+    )

@@ -1,1 +1,0 @@
-"""Analyses against double loops, hand-computed values, scipy and numpy. No model is needed here."""

@@ -1,0 +1,94 @@
+"""What a path is taken for, and what is said where it is nothing known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cyclip_ext.data import ReadOptions, load_builtin, open_dataset
+from cyclip_ext.data.open import expand_braces
+from cyclip_ext.data.tables import TableDataset
+from cyclip_ext.data.tar import TarDataset
+
+from .files import encode, halves, write_tar
+
+PNG = encode(halves())
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for i in range(3):
+        write_tar(tmp_path / f"{i:05d}.tar", [(f"{i}.jpg", PNG), (f"{i}.txt", str(i).encode())])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "captions"),
+    [
+        ("", ["0", "1", "2"]),
+        ("/*.tar", ["0", "1", "2"]),
+        ("/{00000..00001}.tar", ["0", "1"]),
+        ("/{00002,00000}.tar", ["2", "0"]),
+        ("/0000?.tar", ["0", "1", "2"]),
+        ("/00001.tar", ["1"]),
+    ],
+)
+def test_shard_patterns(shards: Path, pattern: str, captions: list[str]) -> None:
+    pairs = open_dataset(f"{shards}{pattern}")
+    assert isinstance(pairs, TarDataset)
+    assert [pairs[i].captions[0] for i in range(len(pairs))] == captions
+
+
+def test_a_missing_shard_of_a_range_is_an_error(shards: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"00003\.tar"):
+        open_dataset(f"{shards}/{{00002..00003}}.tar")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "{a,b}"])
+def test_what_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    shard = write_tar(tmp_path / name / f"{name}.tar", [("0.jpg", PNG), ("0.txt", b"hello")])
+    for path in (shard, shard.parent):
+        assert open_dataset(str(path))[0].captions == ("hello",)
+
+
+def test_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "t.csv").write_text("image,caption\na.png,hello\n")
+    assert isinstance(open_dataset(str(tmp_path / "t.csv")), TableDataset)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(PNG)
+    (tmp_path / "g.tsv").write_text("hello\thttps://host/a.png\n")
+    pairs = open_dataset(str(tmp_path / "g.tsv"), ReadOptions(images=str(tmp_path / "images")))
+    assert pairs[0].captions == ("hello",)
+    assert "row number" in pairs.name
+    with pytest.raises(ValueError, match=r"--images. must name the folder"):
+        open_dataset(str(tmp_path / "g.tsv"))
+    with pytest.raises(ValueError, match=r"--first-row. does not apply"):
+        open_dataset(str(tmp_path / "t.csv"), ReadOptions(first_row=1))
+    with pytest.raises(
+        ValueError,
+        match=r"csv_img_key .--csv-img-key., csv_caption_key .--csv-caption-key. do not apply",
+    ):
+        open_dataset(str(tmp_path / "g.tsv"), ReadOptions(csv_img_key="a", csv_caption_key="b"))
+
+
+def test_unknown_things_name_the_path_and_the_formats(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; accepted are[^$]*\.tar"):
+        open_dataset("nowhere")
+    with pytest.raises(
+        ValueError, match=r"folder without \.tar files and without images; accepted are"
+    ):
+        open_dataset(str(tmp_path))
+    (tmp_path / "a.xlsx").write_bytes(b"")
+    with pytest.raises(ValueError, match="not of a known format"):
+        open_dataset(str(tmp_path / "a.xlsx"))
+    with pytest.raises(ValueError, match="known: emoji, shapes, debian"):
+        load_builtin("imagenet")
+
+
+def test_braces() -> None:
+    assert expand_braces("a{08..11}b") == ["a08b", "a09b", "a10b", "a11b"]
+    assert expand_braces("{1..2}/{a,b}") == ["1/a", "1/b", "2/a", "2/b"]
+    assert expand_braces("plain") == ["plain"]

@@ -1,0 +1,152 @@
+"""Retrieval with several captions per image, several images per caption, and ties."""
+
+import statistics
+import sys
+
+import pytest
+import torch
+from losses.backends import needs_native
+from losses.programs import run_program
+from torch.nn.functional import normalize
+
+from cyclip_ext.evaluation import Retrieved, retrieval_metrics, retrieve
+
+
+def brute_force_ranks(
+    queries: torch.Tensor, candidates: torch.Tensor, ql: list[int], cl: list[int]
+) -> list[int]:
+    """Position of the first own candidate, from 0, of the queries that have one."""
+    ranks = []
+    for query, label in zip(queries, ql, strict=True):
+        order = (candidates @ query).argsort(descending=True).tolist()
+        if label in cl:
+            ranks.append([cl[j] == label for j in order].index(True))
+    return ranks
+
+
+def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        normalize(torch.randn(30, 6, generator=generator), dim=-1),
+        normalize(torch.randn(71, 6, generator=generator), dim=-1),
+        torch.randint(20, (30,), generator=generator),  # several images per label
+        torch.randint(22, (71,), generator=generator),  # and captions without a image
+    )
+
+
+def test_recalls_and_median_ranks_equal_brute_force() -> None:
+    images, texts, image_labels, text_labels = random_case()
+    retrieved = retrieve(images, texts, image_labels, text_labels)
+    metrics = retrieval_metrics(images, texts, image_labels, text_labels)
+    assert metrics == retrieved.recalls()
+    medians = retrieved.median_ranks()
+    il, tl = image_labels.tolist(), text_labels.tolist()
+    for name, ranks in (
+        ("image_retrieval", brute_force_ranks(texts, images, tl, il)),
+        ("text_retrieval", brute_force_ranks(images, texts, il, tl)),
+    ):
+        for k in (1, 5, 10):
+            expected = sum(rank < k for rank in ranks) / len(ranks)
+            assert metrics[f"{name}_recall@{k}"] == pytest.approx(expected)
+        assert medians[f"{name}_median_rank"] == 1 + statistics.median(ranks)
+
+
+def test_recalls_equal_torchmetrics() -> None:
+    retrieval = pytest.importorskip("torchmetrics.retrieval")
+    images, texts, image_labels, text_labels = random_case()
+    metrics = retrieval_metrics(images, texts, image_labels, text_labels)
+    similarity = images @ texts.T
+    own = image_labels[:, None] == text_labels
+    for name, scores, relevant in (
+        ("image_retrieval", similarity.T, own.T),
+        ("text_retrieval", similarity, own),
+    ):
+        queries = torch.arange(len(scores))[:, None].expand_as(scores)
+        for k in (1, 5, 10):
+            outside = retrieval.RetrievalHitRate(top_k=k, empty_target_action="skip")
+            outside.update(scores.flatten(), relevant.flatten(), queries.flatten())
+            assert metrics[f"{name}_recall@{k}"] == pytest.approx(outside.compute().item())
+
+
+def test_every_caption_is_scored() -> None:
+    # Two captions per image, the second ones all wrong: scoring only the first would give 1.
+    images = torch.eye(2)
+    texts = torch.eye(2)[[0, 1, 1, 0]]
+    metrics = retrieval_metrics(images, texts, torch.arange(2), torch.tensor([0, 0, 1, 1]), (1,))
+    assert metrics["image_retrieval_recall@1"] == 0.5
+
+
+def test_ties_count_against_the_model() -> None:
+    same = torch.ones(5, 1)
+    retrieved = retrieve(same, same, torch.arange(5), torch.arange(5))
+    recalls = retrieved.recalls((1, 4, 5))
+    assert recalls["image_retrieval_recall@4"] == 0
+    assert recalls["image_retrieval_recall@5"] == 1
+    assert set(retrieved.median_ranks().values()) == {5}
+
+
+def test_median_rank_counts_from_one() -> None:
+    retrieved = Retrieved(torch.tensor([0, 0, 9]), torch.tensor([7, 0, 3, 0]))
+    assert retrieved.median_ranks() == {
+        "image_retrieval_median_rank": 1,
+        "text_retrieval_median_rank": 2.5,
+    }
+
+
+def test_one_pair_is_retrieved() -> None:
+    one, label = torch.ones(1, 3), torch.tensor([4])
+    assert set(retrieval_metrics(one, one, label, label).values()) == {1}
+
+
+def test_texts_of_other_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to retrieve"):
+        retrieval_metrics(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
+
+
+def test_wrong_arguments_are_named() -> None:
+    good, broken, labels = torch.ones(2, 1), torch.full((2, 1), torch.nan), torch.arange(2)
+    with pytest.raises(ValueError, match="text_features must be finite"):
+        retrieval_metrics(good, broken, labels, labels)
+    with pytest.raises(ValueError, match="ks must be 1 or more, got 0"):
+        retrieval_metrics(good, good, labels, labels, (0,))
+
+
+HUNDRED_THOUSAND = """
+import resource
+import torch
+from cyclip_ext.evaluation import retrieve
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+
+# Pairs of points on a circle, each a quarter of the distance to the next image from its own:
+# every rank is known. Half of the captions are turned to the next but one instead.
+n, d = 100_000, 16
+angles = torch.arange(n, dtype=torch.float64) * (2 * torch.pi / n)
+def at(turned):
+    rows = torch.zeros(n, d, dtype=torch.float64)
+    rows[:, 0], rows[:, 1] = turned.cos(), turned.sin()
+    return rows
+images = at(angles)
+steps = 0.25 + 2.0 * (torch.arange(n) % 2)
+texts = at(angles + steps * (2 * torch.pi / n))
+labels = torch.arange(n)
+small = slice(0, 100)
+retrieve(images[small], texts[small], labels[small], labels[small])  # loads what there is to load
+before = peak()
+retrieved = retrieve(images, texts, labels, labels)
+grown = (peak() - before) / 2**20  # GiB
+recalls = retrieved.recalls((1, 4, 5))
+print(grown, *(recalls[f"image_retrieval_recall@{k}"] for k in (1, 4, 5)))
+"""
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.slow
+def test_memory_of_a_hundred_thousand_pairs_is_linear() -> None:
+    """In float64: neighbours differ by 1e-9 in cosine."""
+    grown, *recalls = map(float, run_program(HUNDRED_THOUSAND).split())
+    assert grown < 0.5
+    # Captions at a distance of 2.25 images have those at 0, 1, 2, 3 and 4 nearer: -0.25 .. 1.75.
+    assert recalls == [0.5, 0.5, 1.0]
