@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 
-from .._torch_compat import constant_when_compiled, process_group_named
+from .._torch_compat import constant_when_compiled, disable_compile, process_group_named
 from .batch import check_group
 
 if TYPE_CHECKING:
@@ -46,9 +46,15 @@ def resolve(group: Group | SavedGroup | None) -> ProcessGroup | None:
     if group is None:
         _warn_if_there_are_other_ranks()
         return None
+    if not isinstance(group, str):
+        return _look_up(group)
     check(group)
-    if isinstance(group, str):
-        return dist.group.WORLD if group == "world" and _is_initialized() else None
+    return dist.group.WORLD if group == "world" and _is_initialized() else None
+
+
+@disable_compile
+def _look_up(group: ProcessGroup | DeviceMesh | SavedGroup) -> ProcessGroup:
+    check(group)
     return group.find() if isinstance(group, SavedGroup) else _process_group(group)
 
 
