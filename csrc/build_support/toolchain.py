@@ -128,8 +128,6 @@ def architectures_for(toolkit: CudaToolkit) -> str:
     if stated:
         return stated
     known = [
-        arch
-        for arch in DEFAULT_ARCHITECTURES
-        if arch.removesuffix("+PTX") in toolkit.architectures
+        arch for arch in DEFAULT_ARCHITECTURES if arch.removesuffix("+PTX") in toolkit.architectures
     ]
     return ";".join(known).removesuffix("+PTX") + "+PTX"

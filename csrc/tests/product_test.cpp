@@ -7,17 +7,25 @@
 #include <string>
 #include <vector>
 
+#include "amx_twin.h"
 #include "check.h"
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/product.h"
 
+namespace cyclip::cpu {
 #if defined(__x86_64__)
-namespace cyclip::cpu::avx2 {
+namespace avx2 {
 extern const ProductKernel<float> float_product;
 extern const ProductKernel<double> double_product;
-}  // namespace cyclip::cpu::avx2
+}  // namespace avx2
 #endif
+#if defined(CYCLIP_HAS_AMX)
+namespace amx {
+extern const Bf16Kernels kernels;
+}
+#endif
+}  // namespace cyclip::cpu
 
 namespace cyclip::test {
 
@@ -30,8 +38,8 @@ struct Shape {
 };
 
 // Ragged blocks of rows; depths of one block, and of several.
-constexpr Shape kShapes[] = {{1, 1, 1},    {5, 3, 2},    {6, 16, 1},   {7, 33, 2},
-                             {13, 600, 1}, {131, 20, 1}, {130, 530, 1}};
+constexpr Shape kShapes[] = {{1, 1, 1},    {5, 3, 2},    {6, 16, 1},    {7, 33, 2},
+                             {13, 600, 1}, {131, 20, 1}, {130, 530, 1}, {50, 41, 2}};
 
 // What a word is worth: its numbers, one or two.
 template <typename T>
@@ -115,28 +123,53 @@ void test_all(const ProductKernel<Word>* kernel, const std::string& name) {
   }
 }
 
-// Rounded to nearest, ties to even, in both orders of pairing; odd rows and columns are filled up with zeros.
+// Makes the words of each row contiguous, in plain loops.
+LeftOperand<Bf16Pair> gather_by_row(const LeftOperand<Bf16Pair>& left, int64_t rows, int64_t depth,
+                                    Bf16Pair* workspace) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t k = 0; k < depth; ++k) {
+      workspace[row * depth + k] = left.data[row * left.row_stride + k * left.depth_stride];
+    }
+  }
+  return {workspace, depth, 1};
+}
+
+// The tile products on a model of the registers, with the operands prepared as for the real ones.
+void test_tile_products() {
+  ProductKernel<Bf16Pair> kernel = {kTilePanelCols, tile_product_block<AmxTwin>, gather_by_row};
+  test_all(&kernel, "bfloat16 tiles");
+#if defined(CYCLIP_HAS_AMX)
+  if (chosen_isa().isa >= Isa::kAvx512) {
+    kernel.gather = amx::kernels.product.gather;
+    test_all(&kernel, "bfloat16 tiles, transposed by AVX-512");
+  }
+#endif
+}
+
+// In both orders of pairing; odd rows and columns are filled up with zeros, and so is the last panel.
 void test_pairs(int64_t rows, int64_t cols) {
   const std::string name = "pairs [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
-  std::mt19937 random(static_cast<unsigned>(rows));
-  std::vector<float> exact(rows * cols);
-  for (float& x : exact) x = static_cast<float>(static_cast<int>(random() % 511) - 255) / 16;
+  std::vector<Bf16> numbers(rows * cols);
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<Bf16>(0x3f80 + i);
 
-  const int64_t row_words = (cols + 1) / 2, pitch = cols + 5;
-  std::vector<Bf16Pair> by_row(rows * row_words), by_column((rows + 1) / 2 * pitch, 1);
-  pair_columns(exact.data(), rows, cols, by_row.data());
-  pair_rows(exact.data(), rows, cols, pitch, by_column.data());
-  const auto at = [&](int64_t row, int64_t col) { return row < rows && col < cols ? exact[row * cols + col] : 0; };
+  const int64_t row_words = (cols + 1) / 2, depth = (rows + 1) / 2, panel_cols = 32, panels = (cols + 31) / 32;
+  std::vector<Bf16Pair> by_row(rows * row_words), by_column(panels * depth * panel_cols, 1);
+  pair_columns(numbers.data(), rows, cols, by_row.data());
+  pair_rows(numbers.data(), rows, cols, panel_cols, depth * panel_cols, by_column.data());
+  const auto at = [&](int64_t row, int64_t col) {
+    return row < rows && col < cols ? low(static_cast<Bf16Pair>(numbers[row * cols + col])) : 0;
+  };
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t k = 0; k < row_words; ++k) {
       check_close(low(by_row[row * row_words + k]), at(row, 2 * k), 0, name + " low of a row");
       check_close(high(by_row[row * row_words + k]), at(row, 2 * k + 1), 0, name + " high of a row");
     }
   }
-  for (int64_t k = 0; k < (rows + 1) / 2; ++k) {
-    for (int64_t col = 0; col < pitch; ++col) {
-      check_close(low(by_column[k * pitch + col]), at(2 * k, col), 0, name + " low of a column");
-      check_close(high(by_column[k * pitch + col]), at(2 * k + 1, col), 0, name + " high of a column");
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t col = 0; col < panels * panel_cols; ++col) {
+      const Bf16Pair word = by_column[(col / panel_cols * depth + k) * panel_cols + col % panel_cols];
+      check_close(low(word), at(2 * k, col), 0, name + " low of a column");
+      check_close(high(word), at(2 * k + 1, col), 0, name + " high of a column");
     }
   }
 }
@@ -192,5 +225,6 @@ int main() {
     }
   }
   if (cpu::bf16_kernels()) test::test_all(&cpu::bf16_kernels()->product, "bfloat16");
+  test::test_tile_products();
   return test::exit_code();
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from cyclip_ext.studies.intervals import mean_interval, paired_difference
 
 from cyclip_ext.needs import MissingDependency
+from cyclip_ext.studies.intervals import mean_interval, paired_difference
 
 stats = pytest.importorskip("scipy.stats")
 

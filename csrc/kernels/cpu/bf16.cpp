@@ -7,34 +7,30 @@ namespace cyclip::cpu {
 
 namespace {
 
-uint32_t bits(float x) {
-  uint32_t word;
-  std::memcpy(&word, &x, sizeof(word));
-  return word;
-}
-
-Bf16Pair pair(float low, float high) { return bits(low) >> 16 | (bits(high) & 0xffff0000u); }
+Bf16Pair pair(Bf16 low, Bf16 high) { return static_cast<Bf16Pair>(low) | static_cast<Bf16Pair>(high) << 16; }
 
 }  // namespace
 
-void pair_columns(const float* x, int64_t rows, int64_t d, Bf16Pair* pairs) {
-  for (int64_t i = 0; i < rows; ++i) {
+void pair_columns(const Bf16* x, int64_t rows, int64_t d, Bf16Pair* pairs) {
+  for (int64_t i = 0; i < rows; ++i, x += d) {
     for (int64_t k = 0; k < d / 2; ++k) *pairs++ = pair(x[2 * k], x[2 * k + 1]);
-    if (d % 2) *pairs++ = pair(x[d - 1], 0);
-    x += d;
+    if (d % 2) *pairs++ = pair(x[d - 1], Bf16{});
   }
 }
 
-void pair_rows(const float* x, int64_t rows, int64_t d, int64_t pitch, Bf16Pair* pairs) {
-  for (int64_t i = 0; i < rows; i += 2, pairs += pitch) {
-    const float* low = x + i * d;
-    const float* high = low + d;
-    if (i + 1 < rows) {
-      for (int64_t k = 0; k < d; ++k) pairs[k] = pair(low[k], high[k]);
-    } else {
-      for (int64_t k = 0; k < d; ++k) pairs[k] = pair(low[k], 0);
+void pair_rows(const Bf16* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride, Bf16Pair* pairs) {
+  for (int64_t i = 0; i < rows; i += 2, pairs += panel_cols) {
+    Bf16Pair* panel = pairs;
+    for (int64_t begin = 0; begin < d; begin += panel_cols, panel += panel_stride) {
+      const Bf16* low = x + i * d + begin;
+      const int64_t cols = std::min(panel_cols, d - begin);
+      if (i + 1 < rows) {
+        for (int64_t k = 0; k < cols; ++k) panel[k] = pair(low[k], low[d + k]);
+      } else {
+        for (int64_t k = 0; k < cols; ++k) panel[k] = pair(low[k], Bf16{});
+      }
+      std::fill(panel + cols, panel + panel_cols, 0);
     }
-    std::fill(pairs + d, pairs + pitch, 0);
   }
 }
 

@@ -6,13 +6,14 @@
 
 namespace cyclip::cpu {
 
-// Words from features that are bfloat16 already, widened to float. What is missing in a pair is zero.
+// Words of features [rows, d]. Numbers that are missing in a pair are zero.
 
-// Neighbours along a row: [rows, ceil(d / 2)].
-void pair_columns(const float* x, int64_t rows, int64_t d, Bf16Pair* pairs);
+// Pairs neighbours along each row: [rows, ceil(d / 2)].
+void pair_columns(const Bf16* x, int64_t rows, int64_t d, Bf16Pair* pairs);
 
-// Rows 2k and 2k + 1: [ceil(rows / 2), pitch], columns beyond d zero.
-void pair_rows(const float* x, int64_t rows, int64_t d, int64_t pitch, Bf16Pair* pairs);
+// Pairs rows 2k and 2k + 1, in panels of `panel_cols` columns: column c of panel p is at
+// pairs[p * panel_stride + k * panel_cols + c]. Columns from d on are zero.
+void pair_rows(const Bf16* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride, Bf16Pair* pairs);
 
 // A tile of float, rounded to bfloat16 and paired in both ways. Whole vectors are read and written, so up to
 // 31 columns behind the last one.

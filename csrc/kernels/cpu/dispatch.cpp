@@ -39,7 +39,15 @@ CYCLIP_DECLARE_BF16(avx512bf16)
 // Without fused multiply-add, the library's product is the better one.
 #define CYCLIP_BEST_PRODUCT(table) \
   (chosen_isa().isa >= Isa::kAvx512 ? &avx512::table : chosen_isa().isa >= Isa::kAvx2 ? &avx2::table : nullptr)
+#if defined(CYCLIP_HAS_AMX)
+CYCLIP_DECLARE_BF16(amx)
+#define CYCLIP_BEST_BF16(table)                                \
+  (chosen_isa().isa >= Isa::kAmx          ? &amx::table        \
+   : chosen_isa().isa >= Isa::kAvx512Bf16 ? &avx512bf16::table \
+                                          : nullptr)
+#else
 #define CYCLIP_BEST_BF16(table) (chosen_isa().isa >= Isa::kAvx512Bf16 ? &avx512bf16::table : nullptr)
+#endif
 #else
 #define CYCLIP_BEST(table) (baseline::table)
 #define CYCLIP_BEST_BF16(table) nullptr

@@ -4,10 +4,15 @@
 
 #include <string>
 
+// Tile registers need permission from the operating system; compilers that do not know them lack the header.
+#if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#define CYCLIP_HAS_AMX
+#endif
+
 namespace cyclip::cpu {
 
 // Each instruction set includes those before it, as far as they belong to the same architecture.
-enum class Isa { kBaseline, kNeon, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kBaseline, kNeon, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 struct IsaChoice {
   Isa isa;

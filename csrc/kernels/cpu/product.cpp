@@ -5,12 +5,9 @@
 
 namespace cyclip::cpu {
 
-namespace {
-
-// Rows of a transposed matrix are far apart, one page per word: a block of them, depth by depth, into one
-// place. The pitch keeps neighbouring depths out of the same sets of the cache.
+// The pitch keeps neighbouring depths out of the same sets of the cache.
 template <typename Word>
-LeftOperand<Word> gather(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace) {
+LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace) {
   constexpr int64_t pitch = kRowBlockOfProduct + 16;
   for (int64_t k = 0; k < depth; ++k) {
     const Word* from = left.data + k * left.depth_stride;
@@ -24,8 +21,6 @@ LeftOperand<Word> gather(const LeftOperand<Word>& left, int64_t rows, int64_t de
   return {workspace, 1, pitch};
 }
 
-}  // namespace
-
 template <typename Word>
 void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& product, Word* workspace) {
   constexpr int64_t depth_block = kDepthBlock / sizeof(Word);
@@ -38,7 +33,7 @@ void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& pro
       block.rows = std::min(row_block, product.rows - row);
       block.depth = depth;
       block.left.data += row * product.left.row_stride + k * product.left.depth_stride;
-      if (gathers) block.left = gather(block.left, block.rows, depth, workspace);
+      if (gathers) block.left = kernel.gather(block.left, block.rows, depth, workspace);
       block.right.data += k * product.right.depth_stride;
       block.out += row * product.out_pitch;
       block.accumulate = product.accumulate || k > 0;
@@ -47,8 +42,11 @@ void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& pro
   }
 }
 
-template void blocked_product<float>(const ProductKernel<float>&, const Product<float>&, float*);
-template void blocked_product<double>(const ProductKernel<double>&, const Product<double>&, double*);
-template void blocked_product<Bf16Pair>(const ProductKernel<Bf16Pair>&, const Product<Bf16Pair>&, Bf16Pair*);
+#define CYCLIP_INSTANTIATE(Word)                                                                       \
+  template LeftOperand<Word> gather_by_depth<Word>(const LeftOperand<Word>&, int64_t, int64_t, Word*); \
+  template void blocked_product<Word>(const ProductKernel<Word>&, const Product<Word>&, Word*);
+CYCLIP_INSTANTIATE(float)
+CYCLIP_INSTANTIATE(double)
+CYCLIP_INSTANTIATE(Bf16Pair)
 
 }  // namespace cyclip::cpu

@@ -11,6 +11,8 @@
 
 namespace cyclip::cpu {
 
+enum class Bf16 : uint16_t {};
+
 // Two bfloat16 numbers, the lower one in the lower half; depth counts pairs.
 using Bf16Pair = uint32_t;
 
@@ -53,6 +55,8 @@ template <typename Word>
 struct ProductKernel {
   int64_t panel_cols;
   void (*block)(const Product<Word>&);
+  // Copies a left operand whose words of one row are not contiguous into `workspace`, as `block` needs it.
+  LeftOperand<Word> (*gather)(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 };
 
 // The best kernel that this processor can run; null where there is none, and for T then the library's
@@ -67,7 +71,12 @@ inline constexpr int64_t kRowBlockOfProduct = 128;
 template <typename Word>
 inline constexpr int64_t kProductWorkspace = (kDepthBlock / sizeof(Word)) * (kRowBlockOfProduct + 16);
 
-// Any size. `workspace` may be null where left.depth_stride is 1.
+// Copies a left operand depth by depth. Rows of a transposed matrix are far apart, one page per word; in the copy
+// they are contiguous.
+template <typename Word>
+LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
+
+// Computes a product of any size. `workspace` may be null where left.depth_stride is 1.
 template <typename Word>
 void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& product, Word* workspace);
 

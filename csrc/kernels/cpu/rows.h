@@ -1,21 +1,22 @@
 // Row-wise kernels of all losses: norms, and the derivative of normalization. O(N d), bound by memory, so plain
-// loops. Row-major [rows, d] matrices without padding; T is float or double.
+// loops. Row-major [rows, d] matrices without padding; features X are float, double or Bf16, gradients T float or
+// double.
 
 #pragma once
 
-#include <cstdint>
+#include "product.h"
 
 namespace cyclip::cpu {
 
 inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
 // norms[i] = max(|x_i|, eps), accumulated in double: squares of floats neither overflow nor underflow.
-template <typename T>
-void row_norms(const T* x, int64_t rows, int64_t d, double* norms);
+template <typename X>
+void row_norms(const X* x, int64_t rows, int64_t d, double* norms);
 
 // gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
 // the constant eps and the gradient stays as it is.
-template <typename T>
-void subtract_projection(const T* x, const double* norms, int64_t rows, int64_t d, T* gradient);
+template <typename X, typename T>
+void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, T* gradient);
 
 }  // namespace cyclip::cpu

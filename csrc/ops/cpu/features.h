@@ -13,19 +13,20 @@ namespace cyclip::cpu {
 
 inline constexpr int64_t kRowBlock = 256;  // rows per task of the row-wise kernels
 
-// Features in the compute type T (16-bit inputs are widened, which is exact), contiguous, with the
-// inverses of their norms. Features stay raw: normalization is folded into the tile kernels.
-template <typename T>
+// Contiguous features with the inverses of their norms. T is the compute type; X is the type in memory: T itself,
+// to which 16-bit inputs are widened (which is exact), or Bf16. Features stay raw: normalization is folded into
+// the tile kernels.
+template <typename T, typename X = T>
 struct Features {
   Tensor tensor;  // owns `data`
-  const T* data;
+  const X* data;
   int64_t rows, d;
   Buffer<double> norms;
   Buffer<T> inv_norms;  // padded for vector loads; rounded once, from the double norm
 
   explicit Features(const Tensor& features)
-      : tensor(aligned(torch::stable::contiguous(torch::stable::to(features, kDtype<T>)))),
-        data(tensor.template const_data_ptr<T>()),
+      : tensor(aligned(torch::stable::contiguous(in_memory_type(features)))),
+        data(static_cast<const X*>(tensor.const_data_ptr())),
         rows(features.size(0)),
         d(features.size(1)),
         norms(rows),
@@ -36,7 +37,15 @@ struct Features {
     });
   }
 
-  const T* row(int64_t i) const { return data + i * d; }
+  const X* row(int64_t i) const { return data + i * d; }
+
+  // Converts features unless they are Bf16, for which no conversion exists here.
+  static Tensor in_memory_type(const Tensor& features) {
+    if constexpr (std::is_same_v<X, Bf16>)
+      return features;
+    else
+      return torch::stable::to(features, kDtype<T>);
+  }
 
   // The library's matrix products add in another order where memory is aligned otherwise, so a view into
   // a larger tensor would give other last bits than its clone. Fresh memory is aligned to 64 bytes.

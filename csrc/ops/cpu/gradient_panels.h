@@ -28,7 +28,7 @@ struct WantedGradients {
 template <typename Products, typename T = NumberOf<Products>, typename Fill>
 ScalarGradients feature_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
                                   WantedGradients wanted, T* image_grad, T* text_grad, const Fill& fill) {
-  const Features<T>&image = products.image, &text = products.text;
+  const auto &image = products.image, &text = products.text;
   const int64_t n = image.rows, m = text.rows, d = image.d;
   const int64_t tile_cols = tile_cols_for(m), across = ceil_div(m, tile_cols);
   const int64_t width = across * tile_cols;
@@ -99,7 +99,9 @@ template <typename T>
 struct FeatureGradients {
   Tensor image, text;
 
-  FeatureGradients(const Features<T>& image_features, const Features<T>& text_features, WantedGradients wanted)
+  template <typename X>
+  FeatureGradients(const Features<T, X>& image_features, const Features<T, X>& text_features,
+                   WantedGradients wanted)
       : image(empty<T>({wanted.image ? image_features.rows : 0, image_features.d})),
         text(empty<T>({wanted.text ? text_features.rows : 0, text_features.d})) {}
 

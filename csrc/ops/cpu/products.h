@@ -85,36 +85,58 @@ class ExactProducts {
   std::optional<Panels<T>> panels_;  // of the transposed texts
 };
 
+// The words of features along their rows. For an even width these are the features themselves.
+class RowWords {
+ public:
+  explicit RowWords(const Features<float, Bf16>& features) : depth_(ceil_div(features.d, 2)) {
+    if (features.d % 2 == 0) {
+      data_ = reinterpret_cast<const Bf16Pair*>(features.data);
+      return;
+    }
+    padded_.emplace(features.rows * depth_);
+    for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      pair_columns(features.row(begin), end - begin, features.d, padded_->data() + begin * depth_);
+    });
+    data_ = padded_->data();
+  }
+
+  int64_t depth() const { return depth_; }
+  const Bf16Pair* row(int64_t i) const { return data_ + i * depth_; }
+
+ private:
+  int64_t depth_;
+  std::optional<Buffer<Bf16Pair>> padded_;
+  const Bf16Pair* data_;
+};
+
 class Bf16Products {
  public:
   using Number = float;
 
-  // Only where bf16_kernels() are; the features are bfloat16.
+  // Requires bf16_kernels() and bfloat16 features.
   Bf16Products(const Tensor& image_features, const Tensor& text_features, bool needs_dots)
-      : image(image_features), text(text_features), depth_(ceil_div(image.d, 2)) {
+      : image(image_features), text(text_features) {
     if (!needs_dots) return;
-    image_pairs_.emplace(image.rows * depth_);
-    for_each_block(image.rows, kRowBlock, [&](int64_t begin, int64_t end) {
-      pair_columns(image.row(begin), end - begin, image.d, image_pairs_->data() + begin * depth_);
-    });
-    const auto fill = [&](int64_t col, int64_t begin, int64_t end, Bf16Pair* to, int64_t stride) {
-      for (int64_t k = begin; k < end; ++k, to += stride) {
-        pair_columns(text.row(col) + 2 * k, 1, std::min<int64_t>(2, text.d - 2 * k), to);
-      }
-    };
-    text_panels_.emplace(kernel(), depth_, text.rows, fill);
+    image_words_.emplace(image);
+    const RowWords text_words(text);
+    text_panels_.emplace(kernel(), text_words.depth(), text.rows,
+                         [&](int64_t col, int64_t begin, int64_t end, Bf16Pair* to, int64_t stride) {
+                           const Bf16Pair* from = text_words.row(col);
+                           for (int64_t k = begin; k < end; ++k, to += stride) *to = from[k];
+                         });
   }
 
-  const Features<float> image, text;
+  const Features<float, Bf16> image, text;
 
   void dots(const TileRange& range, float* out, int64_t pitch) const {
     const int64_t rows = range.row_end - range.row_begin, cols = range.col_end - range.col_begin;
-    run_product(kernel(), {{image_pairs_->data() + range.row_begin * depth_, depth_, 1},
+    const int64_t depth = image_words_->depth();
+    run_product(kernel(), {{image_words_->row(range.row_begin), depth, 1},
                            text_panels_->from(range.col_begin),
                            out,
                            pitch,
                            rows,
-                           depth_,
+                           depth,
                            text_panels_->count(cols),
                            false});
   }
@@ -130,8 +152,8 @@ class Bf16Products {
           width_(round_up(products.image.d, kernel().panel_cols)),
           by_row_(rows * pitch / 2),
           by_column_(ceil_div(rows, 2) * pitch),
-          image_pairs_(paired(products.image)),
-          text_pairs_(paired(products.text)) {}
+          image_panels_(paired(products.image)),
+          text_panels_(paired(products.text)) {}
 
     template <typename Write>
     void write_tile(int64_t row, int64_t col, int64_t rows, int64_t cols, const Write& write) {
@@ -142,34 +164,43 @@ class Bf16Products {
     }
 
     void image_gradient(int64_t begin, int64_t end, float* out) const {
-      product({by_row_.data() + begin * pitch_ / 2, pitch_ / 2, 1}, text_pairs_.data(), end - begin,
-              ceil_div(products_.text.rows, 2), false, out);
+      const int64_t depth = ceil_div(products_.text.rows, 2);
+      product({by_row_.data() + begin * pitch_ / 2, pitch_ / 2, 1}, right(text_panels_, depth, 0), end - begin,
+              depth, false, out);
     }
 
     void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, float* out) const {
-      product({by_column_.data() + begin, 1, pitch_}, image_pairs_.data() + first / 2 * width_, end - begin,
-              ceil_div(rows, 2), first > 0, out);
+      product({by_column_.data() + begin, 1, pitch_},
+              right(image_panels_, ceil_div(products_.image.rows, 2), first / 2), end - begin, ceil_div(rows, 2),
+              first > 0, out);
     }
 
    private:
-    // [ceil(rows / 2), width] words: rows 2k and 2k + 1 in one.
-    Buffer<Bf16Pair> paired(const Features<float>& features) const {
-      Buffer<Bf16Pair> pairs(ceil_div(features.rows, 2) * width_);
+    // Panels of words, rows 2k and 2k + 1 in one.
+    static Buffer<Bf16Pair> paired(const Features<float, Bf16>& features) {
+      const int64_t depth = ceil_div(features.rows, 2), cols = kernel().panel_cols;
+      Buffer<Bf16Pair> pairs(depth * round_up(features.d, cols));
       for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {
-        pair_rows(features.row(begin), end - begin, features.d, width_, pairs.data() + begin / 2 * width_);
+        pair_rows(features.row(begin), end - begin, features.d, cols, depth * cols,
+                  pairs.data() + begin / 2 * cols);
       });
       return pairs;
     }
 
-    void product(const LeftOperand<Bf16Pair>& left, const Bf16Pair* right, int64_t rows, int64_t depth,
-                 bool accumulate, float* out) const {
-      const int64_t d = products_.image.d, panel_cols = kernel().panel_cols, panels = width_ / panel_cols;
-      const RightOperand<Bf16Pair> pairs = {right, width_, panel_cols};
+    // Panels of `depth` words per column, from word `first` on.
+    static RightOperand<Bf16Pair> right(const Buffer<Bf16Pair>& panels, int64_t depth, int64_t first) {
+      const int64_t cols = kernel().panel_cols;
+      return {panels.data() + first * cols, cols, depth * cols};
+    }
+
+    void product(const LeftOperand<Bf16Pair>& left, const RightOperand<Bf16Pair>& right, int64_t rows,
+                 int64_t depth, bool accumulate, float* out) const {
+      const int64_t d = products_.image.d, panels = width_ / kernel().panel_cols;
       if (width_ == d) {
-        return run_product(kernel(), {left, pairs, out, d, rows, depth, panels, accumulate});
+        return run_product(kernel(), {left, right, out, d, rows, depth, panels, accumulate});
       }
       Buffer<float> wide(rows * width_);  // the last panel is wider than the output
-      run_product(kernel(), {left, pairs, wide.data(), width_, rows, depth, panels, false});
+      run_product(kernel(), {left, right, wide.data(), width_, rows, depth, panels, false});
       for (int64_t row = 0; row < rows; ++row) {
         for (int64_t k = 0; k < d; ++k) {
           out[row * d + k] = wide[row * width_ + k] + (accumulate ? out[row * d + k] : 0);
@@ -179,14 +210,13 @@ class Bf16Products {
 
     const Bf16Products& products_;
     int64_t pitch_, tile_rows_, tile_cols_, width_;
-    Buffer<Bf16Pair> by_row_, by_column_, image_pairs_, text_pairs_;
+    Buffer<Bf16Pair> by_row_, by_column_, image_panels_, text_panels_;
   };
 
  private:
   static const ProductKernel<Bf16Pair>& kernel() { return bf16_kernels()->product; }
 
-  int64_t depth_;  // pairs in a row of features
-  std::optional<Buffer<Bf16Pair>> image_pairs_;
+  std::optional<RowWords> image_words_;
   std::optional<Panels<Bf16Pair>> text_panels_;
 };
 

@@ -40,6 +40,9 @@ __m512i round_both(const float* low, const float* high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low)));
 }
 
+}  // namespace
+
+void round_tile(const RoundTile& args);
 void round_tile(const RoundTile& args) {
   // Word w of the result: element w of the lower half, then element w of the upper one.
   alignas(64) uint16_t order[32];
@@ -66,10 +69,9 @@ void round_tile(const RoundTile& args) {
   }
 }
 
-}  // namespace
-
 extern const Bf16Kernels kernels;
-const Bf16Kernels kernels = {{kPanelCols<Bf16Pair>, product_block<Bf16Pair>}, round_tile};
+const Bf16Kernels kernels = {{kPanelCols<Bf16Pair>, product_block<Bf16Pair>, gather_by_depth<Bf16Pair>},
+                             round_tile};
 
 }  // namespace cyclip::cpu::avx512bf16
 

@@ -6,7 +6,7 @@ namespace cyclip::cpu::CYCLIP_ISA {
 
 extern const ProductKernel<float> float_product;
 extern const ProductKernel<double> double_product;
-const ProductKernel<float> float_product = {kPanelCols<float>, product_block<float>};
-const ProductKernel<double> double_product = {kPanelCols<double>, product_block<double>};
+const ProductKernel<float> float_product = {kPanelCols<float>, product_block<float>, gather_by_depth<float>};
+const ProductKernel<double> double_product = {kPanelCols<double>, product_block<double>, gather_by_depth<double>};
 
 }  // namespace cyclip::cpu::CYCLIP_ISA

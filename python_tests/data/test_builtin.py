@@ -1,9 +1,8 @@
-"""The sets in memory: splits that do not leak, a sound hierarchy, the same data every time."""
+"""The built-in datasets: splits that do not leak, superclasses, the same data every time."""
 
 from __future__ import annotations
 
 import gzip
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 
 from cyclip_ext.data import (
     DatasetSplits,
-    InMemoryDataset,
     MissingData,
     SkipReport,
     debian,
@@ -26,7 +24,7 @@ from cyclip_ext.data import (
 from .files import encode, halves, jpeg
 
 needs_emoji = pytest.mark.skipif(
-    not emoji_available(), reason="the extra `demo` is not installed: no emoji pictures"
+    not emoji_available(), reason="the extra `demo` is not installed: no emoji images"
 )
 SHAPES = load_shapes(16)
 EVALUATION = {
@@ -52,36 +50,36 @@ def data(request: pytest.FixtureRequest) -> DatasetSplits:
     return loaded
 
 
-def test_parts_fit_together(data: DatasetSplits) -> None:
+def test_captions_labels_and_images_belong_together(data: DatasetSplits) -> None:
     assert set(data.evaluation) == EVALUATION
-    for pictures in data.evaluation.values():
-        assert len(pictures) == len(pictures.labels) == len(pictures.domains) > 0
-        assert pictures.images.shape == (len(pictures), 4, 16, 16)
-        for i in range(0, len(pictures), max(1, len(pictures) // 50)):
-            assert pictures.captions[i][0] == pictures.class_names[pictures.labels[i]]
-        assert all(all(captions) for captions in pictures.captions)
-        assert pictures[0].image.mode == "RGB"
+    for dataset in data.evaluation.values():
+        assert len(dataset) == len(dataset.labels) == len(dataset.domains) > 0
+        assert dataset.images.shape == (len(dataset), 4, 16, 16)
+        for i in range(0, len(dataset), max(1, len(dataset) // 50)):
+            assert dataset.captions[i][0] == dataset.class_names[dataset.labels[i]]
+        assert all(all(captions) for captions in dataset.captions)
+        assert dataset[0].image.mode == "RGB"
     assert data.name in data.describe()
 
 
 def test_held_out_classes_never_train(data: DatasetSplits) -> None:
     trained = {captions[0] for captions in data.train.captions}
-    for name, pictures in data.evaluation.items():
-        seen = {captions[0] for captions in pictures.captions}
+    for name, dataset in data.evaluation.items():
+        seen = {captions[0] for captions in dataset.captions}
         if name.startswith("heldout"):
             assert not seen & trained
-            assert not set(pictures.class_names) & trained
+            assert not set(dataset.class_names) & trained
         else:
-            assert set(pictures.class_names) >= seen
+            assert set(dataset.class_names) >= seen
 
 
-def test_no_picture_is_trained_and_tested(data: DatasetSplits) -> None:
+def test_no_image_is_in_training_and_evaluation(data: DatasetSplits) -> None:
     def contents(images: torch.Tensor, captions: tuple[tuple[str, ...], ...]) -> set[object]:
         return {(i.numpy().tobytes(), c[0]) for i, c in zip(images, captions, strict=True)}
 
     trained = contents(data.train.images, data.train.captions)
-    for pictures in data.evaluation.values():
-        assert not trained & contents(pictures.images, pictures.captions)
+    for dataset in data.evaluation.values():
+        assert not trained & contents(dataset.images, dataset.captions)
 
 
 def test_domains_are_disjoint(data: DatasetSplits) -> None:
@@ -102,12 +100,7 @@ def test_every_class_has_its_superclasses(data: DatasetSplits) -> None:
         assert set(level.of_class.tolist()) == set(range(len(level.names)))
 
 
-def test_class_names_must_be_unique() -> None:
-    with pytest.raises(ValueError, match="repeated: \\['cat'\\]"):
-        InMemoryDataset("x", SHAPES.train.images[:1], (("cat",),), class_names=("cat", "cat"))
-
-
-def test_shapes_are_the_same_every_time_and_move_with_the_seed() -> None:
+def test_shapes_are_deterministic_and_depend_on_the_seed() -> None:
     one, two, other = SHAPES, load_shapes(16), load_shapes(16, seed=1)
     assert torch.equal(one.train.images, two.train.images)
     assert not torch.equal(one.train.images, other.train.images)
@@ -144,7 +137,7 @@ def test_emoji_variants_stay_on_one_side() -> None:
     assert "woman facepalming" in woman.captions
 
 
-def test_code_points_in_one_spelling() -> None:
+def test_code_points_are_normalized() -> None:
     assert emoji.normalize_code("U+0023-U+FE0F-U+20E3") == "23-20e3"
     assert emoji.normalize_code("1f468-200d-1f692") == "1f468-1f692"
     assert emoji.normalize_code("00A9-FE0F") == "a9"
@@ -157,19 +150,24 @@ def test_placeholders_and_skin_tones_are_dropped(tmp_path: Path) -> None:
         (folder / "U+1F600.png").write_bytes(b"placeholder")
         (folder / "U+1F601.png").write_bytes(b"own drawing %d" % number)
         (folder / "U+1F44B-U+1F3FD.png").write_bytes(b"hand %d" % number)
-    # Two codes of one vendor may share a drawing: that is a choice of the vendor, no placeholder.
+    # Two codes of one vendor may share a drawing by the vendor's choice; that is not a placeholder.
     (tmp_path / "FB" / "U+1F9DC.png").write_bytes(b"merperson")
     (tmp_path / "FB" / "U+1F9DC-U+200D-U+2640.png").write_bytes(b"merperson")
     skipped = SkipReport()
-    kept = emoji.usable_pictures(tmp_path, skipped)
-    assert [(vendor, code) for vendor, code, _ in kept if vendor != "FB"] == [
+    usable = emoji.usable_images(tmp_path, skipped)
+    assert [(vendor, code) for vendor, code, _ in usable if vendor != "FB"] == [
         (vendor, "1f601") for vendor in emoji.VENDORS if vendor != "FB"
     ]
-    assert {code for vendor, code, _ in kept if vendor == "FB"} == {"1f601", "1f9dc", "1f9dc-2640"}
+    facebook = {code for vendor, code, _ in usable if vendor == "FB"}
+    assert facebook == {
+        "1f601",
+        "1f9dc",
+        "1f9dc-2640",
+    }
     assert skipped.counts == {"skin-tone variant": 7, "placeholder shared by vendors": 7}
 
 
-def test_missing_packages_say_how_to_get_them(
+def test_missing_packages_are_named_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MissingData, match="apt install openclipart-png openclipart-svg tuxpaint"):
@@ -237,10 +235,10 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + grey.tobytes()))
     labels = bytes([0, 0, 8, 1]) + np.array([3], ">u4").tobytes() + bytes([9, 0, 8])
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    pictures = debian.load_fashion_mnist("test", tmp_path)
-    assert [captions[0] for captions in pictures.captions] == ["ankle boot", "t-shirt", "bag"]
-    assert torch.equal(pictures.images[:, 1], torch.from_numpy(grey))
-    assert pictures.class_names[pictures.labels[2]] == "bag"
+    dataset = debian.load_fashion_mnist("test", tmp_path)
+    assert [captions[0] for captions in dataset.captions] == ["ankle boot", "t-shirt", "bag"]
+    assert torch.equal(dataset.images[:, 1], torch.from_numpy(grey))
+    assert dataset.class_names[dataset.labels[2]] == "bag"
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
         debian.load_fashion_mnist("val", tmp_path)
 
@@ -266,16 +264,5 @@ def test_debian_joins_the_emoji(
     assert len(data.train) == len(plain.train) + 1
     assert data.train.captions[-1] == ("Two colours.",)
     assert set(data.evaluation) == EVALUATION | {"fashion_mnist"}
-    assert data.skipped.counts["copy of another picture"] == 1
+    assert data.skipped.counts["copy of another image"] == 1
     assert data.skipped.counts["truncated"] == 1
-
-
-def test_report_counts_and_gives_examples() -> None:
-    report = SkipReport()
-    assert str(report) == "none skipped"
-    for i in range(5):
-        report.add("truncated", f"{i}.jpg")
-    report.add("missing", "x.jpg")
-    assert str(report) == "6 skipped: 5 truncated (e.g. 0.jpg), 1 missing (e.g. x.jpg)"
-    assert report.total == 6
-    assert json.dumps(report.counts) == '{"truncated": 5, "missing": 1}'
