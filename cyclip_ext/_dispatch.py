@@ -120,7 +120,11 @@ def _warn_once(operator: str, device: str) -> None:
 
 
 def pair_operator(
-    name: str, options: Options, batch: Batch | None, *inputs: Tensor
+    name: str,
+    options: Options,
+    batch: Batch | None,
+    *inputs: Tensor,
+    needs_hardest: bool = True,
 ) -> ops.PairOperator:
     """Return an operator over all pairs with what it may round and keep; features come first."""
     features = inputs[0]
@@ -133,7 +137,7 @@ def pair_operator(
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
             keep_bytes = 0
-    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes)
+    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes, needs_hardest)
 
 
 def allow_tf32(features: Tensor) -> bool:

@@ -32,11 +32,18 @@ class PairStatistics(NamedTuple):
     col_hardest: Tensor  # [N]
 
 
-def pair_statistics(inputs: Inputs, options: Options) -> PairStatistics:
-    """Pass once over the similarity matrix, for every loss and statistic that looks at it."""
+def pair_statistics(
+    inputs: Inputs, options: Options, *, needs_hardest: bool = True
+) -> PairStatistics:
+    """Pass once over the similarity matrix, for every loss and statistic that looks at it.
+
+    Without `needs_hardest`, the hardest negatives may be -inf.
+    """
     tensors, batch = (inputs.image, inputs.text, inputs.scale), inputs.batch
     if use_native("pair_statistics", inputs.image, options):
-        block = pair_operator("pair_statistics", options, batch, *tensors)
+        block = pair_operator(
+            "pair_statistics", options, batch, *tensors, needs_hardest=needs_hardest
+        )
         return _merged_statistics(block, tensors, batch)
     with without_autocast(inputs.image):
         dense = DenseBlock(reference.pair_statistics, 5)

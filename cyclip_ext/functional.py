@@ -101,7 +101,7 @@ def contrastive_loss(
     inputs = prepare(
         image_features, text_features, logit_scale, options=chosen, operators=("pair_statistics",)
     )
-    statistics = _terms.pair_statistics(inputs, chosen)
+    statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
     return _terms.as_loss(_terms.contrastive(statistics, inputs), inputs)
 
 

@@ -123,7 +123,7 @@ class CLIPLoss(PairwiseLoss):
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the contrastive loss."""
-        pairs = _terms.pair_statistics(inputs, self.options)
+        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
         terms = {"contrastive_loss": _terms.contrastive(pairs, inputs)}
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
@@ -174,7 +174,8 @@ class CyCLIPLoss(PairwiseLoss):
         # First here is last in the backward pass, where the cycle terms need the least memory
         # beside the gradients that are there already.
         cycle = self._cycle_losses(inputs, apart)
-        pairs = _terms.pair_statistics(inputs, self.options)
+        needs_hardest = self.statistics or self.hinge != 0
+        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
         terms = {"contrastive_loss": _terms.contrastive(pairs, inputs), **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * _terms.margin(pairs, inputs)

@@ -74,6 +74,11 @@ class TarDataset(FileDataset):
         elif labels is not None:  # otherwise every sample has a text
             self._choose("no caption file", rows["text"] >= 0)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether any sample has a label."""
+        return "labels" in self._index.arrays
+
     def _choose(self, reason: str, good: npt.NDArray[np.bool_]) -> None:
         chosen = np.arange(len(good)) if self._chosen is None else self._chosen
         bad = chosen[~good[chosen]]

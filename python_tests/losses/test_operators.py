@@ -90,6 +90,19 @@ def test_pair_statistics(n: int, d: int, scale: float) -> None:
     assert_same_derivatives(_statistics, truth.pair_statistics, (image, text, _float64(scale)))
 
 
+def test_pair_statistics_without_hardest() -> None:
+    """The hardest negatives are optional, and nothing else depends on them."""
+    image, text = _rectangle(6, 9)
+    scale = _float64(5.0)
+    full = truth.PairStatistics(*ops.pair_statistics(image, text, scale, 2)[:7])
+    slim = truth.PairStatistics(
+        *ops.pair_statistics(image, text, scale, 2, needs_hardest=False)[:7]
+    )
+    assert all(torch.equal(a, b) for a, b in zip(slim[:3], full[:3], strict=True))
+    assert all((hardest == -torch.inf).all() for hardest in slim[3:5])
+    assert all((index == -1).all() for index in slim[5:])
+
+
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(("n", "m", "offset"), RECTANGLES)
 def test_pair_statistics_of_a_block(n: int, m: int, offset: int, keep_bytes: int) -> None:
