@@ -26,7 +26,7 @@ from ..data import (
 from ..data.captions import printable, shorten
 from ..models.trained import TrainedModel
 from .datasets.winoground import Quadruples
-from .embeddings import Embeddings
+from .embeddings import Embeddings, NotFiniteError
 from .prompts import Prompts
 from .tasks.zero_shot import class_embeddings
 
@@ -121,7 +121,7 @@ class Encoder:
         with _evaluating(self.model):
             for start in range(0, len(short), TEXT_BATCH):
                 tokens = self.tokenizer(short[start : start + TEXT_BATCH]).to(self.device)
-                rows.append(normalize(self.model.encode_text(tokens).float(), dim=-1).cpu())
+                rows.append(_unit("text", self.model.encode_text(tokens)))
         return torch.cat(rows)
 
     def images(self, batches: Iterable[Tensor]) -> Tensor:
@@ -131,7 +131,7 @@ class Encoder:
             for batch in batches:
                 with self.autocast():
                     features = self.model.encode_image(batch.to(self.device))
-                rows.append(normalize(features.float(), dim=-1).cpu())
+                rows.append(_unit("image", features))
         return torch.cat(rows)
 
 
@@ -369,6 +369,17 @@ def _encode_quadruples(dataset: Quadruples, encoder: Encoder) -> Embeddings:
         logit_scale=encoder.logit_scale,
         skipped=read.skipped,
     )
+
+
+def _unit(tower: str, features: Tensor) -> Tensor:
+    """Normalize embeddings in float32, on the CPU. Raises NotFiniteError for NaN and infinity."""
+    rows = normalize(features.float(), dim=-1).cpu()
+    if not rows.isfinite().all():
+        raise NotFiniteError(
+            f"the model's {tower} embeddings have NaN or infinity: its weights have diverged, or "
+            "reduced precision overflows; evaluate an earlier checkpoint, or in float32"
+        )
+    return rows
 
 
 @contextmanager

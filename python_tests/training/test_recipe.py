@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext.data.__main__ import main as data_main
 from cyclip_ext.models.tokenizers import import_open_clip
+from cyclip_ext.training.__main__ import build_parser, main
 from cyclip_ext.training.config import OptimConfig, TrainConfig
-from cyclip_ext.training.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples/configs/cc3m"

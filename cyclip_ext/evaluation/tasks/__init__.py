@@ -71,9 +71,9 @@ def run_tasks(
     """Run every task that the dataset has the arrays for, in the order of TASKS.
 
     tasks: names of TASKS; None: all. The other arguments are those of TaskOptions. The result of a
-    task whose package is not installed has no values; its explanation says what to install.
+    task whose package is not installed has no values; its explanation names the package.
 
-    Raises: ValueError for an unknown task, a train set of other classes, and as the tasks do.
+    Raises: ValueError for an unknown task, training images of other classes, and as the tasks do.
     """
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     if unknown := sorted(set(names) - set(TASKS)):

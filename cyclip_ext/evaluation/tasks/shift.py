@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..._files import read_text
-from ...drawing import BLUE, VERMILION, shorten
+from ..._plotting import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import Classified, classify
