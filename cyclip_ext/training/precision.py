@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._torch_compat import cpu_multiplies_bfloat16
 from ..evaluation.encode import choose_device as evaluation_device
 from .config import SetupError
 from .ranks import local_rank
@@ -34,7 +35,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu._is_avx512_bf16_supported()
+        fast = cpu_multiplies_bfloat16()
     return "amp_bf16" if fast else "fp32"
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cyclip_ext.data import Batch
-from cyclip_ext.needs import MissingDependency
 from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.assess import Assessor
@@ -257,7 +256,7 @@ def test_settings_that_the_machine_does_not_support_are_one_line(
     assert "is a file" in capsys.readouterr().err
 
     def create_model(*arguments: object, **options: object) -> None:
-        raise MissingDependency("models need open_clip")
+        raise ImportError("models need open_clip")
 
     monkeypatch.setattr(run, "create_model", create_model)
     words[-1] = str(tmp_path)

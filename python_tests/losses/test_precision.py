@@ -1,4 +1,7 @@
-"""precision="bf16" and bfloat16 features: the loss of the rounded features, with its gradient."""
+"""Precision beyond the bound: bfloat16 products of rounded features, and losses of 1e-30.
+
+Dense code computes log(e^z + tiny) - z = 0 as soon as the loss is below one ulp of the logit.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import cyclip_ext
 from cyclip_ext import functional, reference
 
 from . import truth
-from .backends import BACKENDS, needs_native
 from .inputs import make_features
 
 SHAPES = [(1, 1), (2, 3), (33, 65), (129, 512), (300, 130)]
@@ -37,12 +39,13 @@ def _run(loss, *inputs: Tensor) -> list[Tensor]:
     return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("kind", ["random", "narrow_cone", "aligned"])
 @pytest.mark.parametrize(("n", "d"), SHAPES, ids=str)
-def test_loss_of_the_rounded_features(n: int, d: int, kind: str, name: str, backend: str) -> None:
-    """Wrong: cosines rounded to bfloat16, as dense bfloat16 code has them, which s multiplies."""
+def test_bf16_loss_is_that_of_the_rounded_features(
+    n: int, d: int, kind: str, name: str, backend: str
+) -> None:
+    """Dense bfloat16 code rounds the cosines as well, and s multiplies the error."""
     features = make_features(kind, n, d, dtype=torch.float32)
     rounded = [t.bfloat16().double() for t in features]
     value, *gradients = _run(_losses(backend)[name], *features, torch.tensor(14.3))
@@ -56,20 +59,18 @@ def test_loss_of_the_rounded_features(n: int, d: int, kind: str, name: str, back
         assert (mine.double() - exact).norm() <= 2**-7 * exact.norm() + 1e-6
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_dtypes_stay_as_they_are(dtype: torch.dtype) -> None:
-    """Wrong: features that are not float32 are rounded, too."""
+def test_bf16_leaves_other_dtypes_alone(dtype: torch.dtype) -> None:
     inputs = (*make_features("random", 33, 20, dtype=dtype), torch.tensor(5.0))
     plain = _run(lambda *a: functional.contrastive_loss(*a, backend="native"), *inputs)
     for a, b in zip(_run(_losses("native")["contrastive"], *inputs), plain, strict=True):
         assert torch.equal(a, b)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("n", [5, 130])
-def test_rounded_features_give_the_same_loss(n: int) -> None:
-    """Wrong: rounding here is another one than torch's."""
+def test_bf16_rounds_as_torch_does(n: int) -> None:
     features = make_features("random", n, 64, dtype=torch.float32)
     scale = torch.tensor(14.3)
     by_argument = _losses("native")["contrastive"](*features, scale)
@@ -77,9 +78,9 @@ def test_rounded_features_give_the_same_loss(n: int) -> None:
     assert torch.equal(by_argument, by_dtype)
 
 
-@needs_native
-def test_not_finite_features() -> None:
-    """Wrong: a pair of words in which infinity meets a zero that fills it up."""
+@pytest.mark.native
+def test_bf16_infinity_makes_the_loss_nan() -> None:
+    """Two numbers share a word, and infinity may meet a padding zero."""
     image, text = make_features("random", 3, 3, dtype=torch.float32)
     image[1, 2] = torch.inf
     loss, image_grad, *_ = _run(_losses("native")["contrastive"], image, text, torch.tensor(5.0))
@@ -87,9 +88,48 @@ def test_not_finite_features() -> None:
     assert image_grad.isnan().any()
 
 
-def test_unknown_precision() -> None:
-    """Wrong: a misspelt precision computes in another one."""
+def test_unknown_precision_raises() -> None:
     with pytest.raises(ValueError, match="precision must be 'auto' or 'bf16', got 'fp8'"):
         cyclip_ext.CLIPLoss(precision="fp8")
     with pytest.raises(ValueError, match="precision must be"):
         functional.contrastive_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0, precision="fp8")
+
+
+# ------------------------------------------------- tiny losses
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(2, 64), (8, 128), (65, 256)])
+def test_tiny_loss_and_gradients_are_exact(n: int, d: int, dtype: torch.dtype) -> None:
+    image, text = make_features("aligned", n, d, dtype=dtype)
+    leaves = [t.requires_grad_() for t in (image, text, torch.tensor(100.0, dtype=dtype))]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    loss = functional.contrastive_loss(*leaves, backend="native")
+    expected = truth.contrastive_loss(*exact)
+    loss.backward()
+    expected.backward()
+    assert 0 < expected.item() < 1e-18
+    with torch.no_grad():
+        assert reference.contrastive_loss(image, text, 100.0).item() < 1e-5  # 0, or noise of s ulp
+    # A cosine rounded to float32 moves a logit by up to 100 ulp, and the loss by as much, relative.
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-11}[dtype]
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=0)
+    for leaf, true in zip(leaves, exact, strict=True):
+        error = (leaf.grad.double() - true.grad).norm() / true.grad.norm()
+        assert error <= 2 * tolerance
+
+
+@pytest.mark.native
+def test_loss_of_opposite_pairs_is_exact() -> None:
+    """The other end: a positive that loses by s everywhere."""
+    image, text = make_features("aligned", 8, 16)
+    leaves = [t.requires_grad_() for t in (image, -text, torch.tensor(1000.0).double())]
+    exact = [t.detach().clone().requires_grad_() for t in leaves]
+    loss = functional.contrastive_loss(*leaves, backend="native")
+    expected = truth.contrastive_loss(*exact)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    loss.backward()
+    expected.backward()
+    for leaf, true in zip(leaves, exact, strict=True):
+        torch.testing.assert_close(leaf.grad, true.grad, rtol=1e-9, atol=1e-11)
