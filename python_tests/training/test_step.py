@@ -366,7 +366,7 @@ def test_bad_records_are_reported_and_too_many_stop_a_run(
     shard = bytearray((folder / "00000.tar").read_bytes())
     at, spoilt = 0, 0
     while (at := shard.find(b"IDAT", at + 1)) > 0:
-        if (spoilt := spoilt + 1) % 8 == 0:  # every eighth picture
+        if (spoilt := spoilt + 1) % 8 == 1:  # every eighth image
             shard[at + 8 : at + 40] = b"x" * 32
     (folder / "00000.tar").write_bytes(shard)
     words = ["--train-data", str(folder), "--epochs", "2", "--batch-size", "64", "--warmup", "1"]
