@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of the benchmarks, which are not installed: last on the path."""
+    """Import a module of the benchmarks, which are not installed: last on the path."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
     def load(name: str) -> ModuleType:
@@ -29,7 +29,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @needs_native
 @pytest.mark.parametrize("family", ["clip", "cyclip", "cycle", "siglip", "hinge", "ranks", "top-k"])
 def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    """Wrong: a peer called with arguments that it does not take, or a page that hides a failure."""
+    """Every peer accepts its arguments, and the page shows failures."""
     loss, results, report = (benchmark(name) for name in ("loss", "results", "report"))
     measure = benchmark("measure")
     plan = dataclasses.replace(
@@ -61,7 +61,7 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
 def test_grad_cache(
     variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
 ) -> None:
-    """Wrong: the table shows another gradient than the ways it compares have."""
+    """The table shows the gradients of the ways that it compares."""
     pytest.importorskip("open_clip", exc_type=Exception)
     (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
     assert figures.error < 1e-5
@@ -71,7 +71,7 @@ def test_grad_cache(
 
 @pytest.fixture
 def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
-    """A plan for tiny batches on the CPU."""
+    """Return a plan for tiny batches on the CPU."""
     gpu = benchmark("gpu")
     options = gpu.parse(["--device", "cpu", "--sizes", "32", "--widths", "8"])
     options.peers = ["dense", "cyclip_ext", "cut-cross-entropy", "torch, linear_cross_entropy"]
