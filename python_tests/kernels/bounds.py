@@ -30,7 +30,7 @@ def norms(features: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor, precision: Precision, operands: float) -> Tensor:
-    """Bound a b' if the operands have the relative error `operands` and terms are added in order."""
+    """Bound a b' if operands have the relative error `operands` and terms are added in order."""
     a, b = a.abs(), b.abs()
     terms = a @ b.T
     spread = (a.square() @ b.square().T).sqrt()  # roundings are independent of each other
