@@ -93,8 +93,8 @@ class TextFile:
                 yield rest
 
     def first_line(self) -> str:
-        """Return the first line, "" if there is none."""
-        return next(iter(self), "")
+        """Return the first line that is not blank, "" if there is none."""
+        return next(filter(str.strip, self), "")
 
 
 @dataclass
@@ -203,7 +203,7 @@ class DelimitedRows:
     def _lines(self) -> Iterator[tuple[int, str]]:
         lines = enumerate(self._file, 1)
         if self._header:
-            next(lines, None)
+            next((line for _, line in lines if line.strip()), None)
         return lines
 
     def _unquoted(self) -> Iterator[Row]:
