@@ -177,7 +177,9 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
     _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
     held_out = np.arange(count) * (len(pairs) // count)
-    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), Subset(pairs, held_out)
+    validation = Subset(pairs, held_out)
+    validation.skipped = SkipReport()  # records without an index are counted once, with the others
+    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), validation
 
 
 def require_readable(pairs: ImageDataset) -> None:
