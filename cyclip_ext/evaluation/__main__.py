@@ -100,7 +100,7 @@ def _add_open_clip(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pretrained",
-        type=str | None,
+        type=str,
         help="weights: a file, or a tag that open_clip downloads; none with local-dir and hf-hub",
     )
     _add_data(parser, "required")
@@ -119,24 +119,24 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
     )
     group.add_argument(
         "--train-data",
-        type=str | None,
+        type=str,
         metavar="SPEC",
         help="labelled images of the same classes, from which neighbours and probes learn",
     )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
     for name, description in _READ_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
-        kind: Any = int | None if name == "first_row" else str | None
+        kind: Any = int | None if name == "first_row" else str
         group.add_argument(option, type=kind, help=description)
     group.add_argument(
-        "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
+        "--templates", type=str, help="prompts for class names: openai, simple, or a file"
     )
     group.add_argument(
-        "--class-names", type=str | None, help="imagenet, or a file, instead of the dataset's own"
+        "--class-names", type=str, help="imagenet, or a file, instead of the dataset's own"
     )
     group.add_argument(
         "--prompts-key",
-        type=str | None,
+        type=str,
         help="which list of a JSON file of --templates or --class-names",
     )
     group.add_argument(
@@ -152,7 +152,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
 def _add_hierarchy(group: Any) -> None:
     group.add_argument(
         "--hierarchy",
-        type=str | None,
+        type=str,
         metavar="FILE",
         help="superclass of each class: cifar100, a .json or a .csv",
     )
