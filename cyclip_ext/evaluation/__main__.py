@@ -282,6 +282,8 @@ def _evaluate_model(
     baselines = None if options.baselines is None else read_baselines(options.baselines)
     others = _models_beside(options, title)
     datasets = [_open(options, spec) for spec in specs]
+    if not options.data:
+        _require_own_data(trained, datasets[0])
     train_data = None if options.train_data is None else _open_train(options)
     check_names(
         name
@@ -448,6 +450,22 @@ def _own_data(trained: TrainedModel) -> str:
             "one with --data"
         )
     return name
+
+
+def _require_own_data(trained: TrainedModel, dataset: AnyDataset) -> None:
+    """Raise ValueError if the built-in dataset of the run has other images on this machine.
+
+    "auto" stands for another dataset if the packages of the default one are missing.
+    """
+    expected = trained.fingerprints.get("validation")
+    if expected is None or not isinstance(dataset, DatasetSplits):
+        return
+    if dataset.evaluation["validation"].fingerprint() != expected:
+        raise ValueError(
+            f"the run was trained and validated on other data than {dataset.name} on this machine: "
+            "another dataset, or another version of its packages; to evaluate it anyway, pass "
+            f"--data {dataset.name}"
+        )
 
 
 def _run_title(trained: TrainedModel) -> str:
