@@ -466,15 +466,16 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
     scale: Any = getattr(created.model, "logit_scale", None)
     if scale is not None:
         facts["logit scale"] = f"{float(scale.detach().exp()):.1f} (1 / temperature)"
-    if trained.settings:
-        loss, run = trained.settings["loss"], trained.settings["run"]
+    loss, run = (trained.settings.get(name, {}) for name in ("loss", "run"))
+    if loss:
         weights = [
             f"{name} {value:g}"
             for name, value in loss.items()
-            if isinstance(value, float) and value and loss["loss"] == "cyclip"
+            if isinstance(value, float) and value and loss.get("loss") == "cyclip"
         ]
-        facts["loss"] = ", ".join([loss["loss"], *weights])
-        data = trained.settings["data"]["train_data"]
+        facts["loss"] = ", ".join([str(loss.get("loss")), *weights])
+    if {"epochs", "seed"} <= run.keys():
+        data = trained.settings.get("data", {}).get("train_data", "auto")
         data = "the default data" if data == "auto" else data
         facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
     return facts

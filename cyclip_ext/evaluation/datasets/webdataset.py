@@ -35,13 +35,14 @@ def open_webdataset(folder: Path, split: str = "test") -> TarDataset:
     """
     shards = _shards(folder, split)
     kind = _kind(folder)
-    dataset = TarDataset(shards, labelled=kind != RETRIEVAL, one_per_line=True)
-    if kind is None and not len(dataset):
-        kind = RETRIEVAL
-        dataset = TarDataset(shards, one_per_line=True)
+    dataset = TarDataset(shards, labelled=kind == CLASSIFICATION, one_per_line=True)
+    if kind is None:
+        kind = CLASSIFICATION if dataset.has_labels else RETRIEVAL
+        if kind == CLASSIFICATION:
+            dataset = TarDataset(shards, labelled=True)
     if not len(dataset):
         raise ValueError(
-            f"the shards of {folder / split} have no usable sample for {kind or CLASSIFICATION}: "
+            f"the shards of {folder / split} have no usable sample for {kind}: "
             f"{dataset.skipped}"
         )
     dataset.name = folder.resolve().name
@@ -69,10 +70,10 @@ def _shards(folder: Path, split: str) -> list[Path]:
         )
     file = place / SHARDS_FILE
     if not file.is_file():
-        found = [path for path in place.glob("*.tar") if path.stem.isdecimal()]
+        found = sorted(path for path in place.glob("*.tar") if not path.name.startswith("."))
         if not found:
             raise MissingData(f"{place} has neither 0.tar, 1.tar, ... nor {SHARDS_FILE}")
-        return sorted(found, key=lambda path: int(path.stem))
+        return _without_gaps(place, found)
     lines = read_lines(file)
     if len(lines) != 1 or not lines[0].isdecimal() or int(lines[0]) < 1:
         raise ValueError(f"{file} must have the number of shards, 1 or more, got {lines[:3]}")
@@ -84,6 +85,21 @@ def _shards(folder: Path, split: str) -> list[Path]:
             f"{', '.join(missing[:5])}; without them, the results would be those of another dataset"
         )
     return shards
+
+
+def _without_gaps(place: Path, found: list[Path]) -> list[Path]:
+    """Return the shards in the order of their numbers, if all have one, else of their names."""
+    if not all(path.stem.isdecimal() for path in found):
+        return found
+    numbers = sorted(int(path.stem) for path in found)
+    missing = sorted({*range(numbers[0], numbers[-1])} - {*numbers})
+    if missing or len({*numbers}) < len(numbers):
+        problem = f"number {missing[0]} is missing" if missing else "two have the same number"
+        raise MissingData(
+            f"{place} has shards {numbers[0]} to {numbers[-1]}, but {problem}: the results would "
+            f"be those of another dataset. Add it, or write the number of shards to {SHARDS_FILE}"
+        )
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 def _name_classes(dataset: TarDataset, folder: Path) -> None:
