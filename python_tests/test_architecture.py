@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "data": set(),
     "models": set(),
     "evaluation": {"data", "models"},
-    "training": {"data", "models", "evaluation", "distributed"},
+    "training": {"data", "models", "evaluation", "distributed", "grad_cache"},
 }
 
 
