@@ -46,7 +46,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._torch_compat import has_kernel
 
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
 
 # ---------------------------------------------------------------- libraries
@@ -74,7 +74,7 @@ def has_operator(name: str, device_type: str) -> bool:
 def build_record() -> dict[str, Any]:
     """Return what setup.py recorded about the build, or nothing if there is no such record."""
     try:
-        record = json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+        record = json.loads((PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -89,7 +89,7 @@ def _build_reason(library: str) -> str:
 
 
 def _files(file_stem: str) -> list[Path]:
-    return sorted(_PACKAGE.glob(f"{file_stem}.*so")) + sorted(_PACKAGE.glob(f"{file_stem}.*pyd"))
+    return sorted(PACKAGE.glob(f"{file_stem}.*so")) + sorted(PACKAGE.glob(f"{file_stem}.*pyd"))
 
 
 def _load(library: str, file_stem: str) -> BackendStatus:
@@ -106,7 +106,8 @@ def _load(library: str, file_stem: str) -> BackendStatus:
     return BackendStatus(True, True, "")
 
 
-def _load_cuda(cpu: BackendStatus) -> BackendStatus:
+def load_cuda(cpu: BackendStatus) -> BackendStatus:
+    """Load the CUDA library if it was built and fits this torch and the CPU library."""
     built = bool(_files("_C_cuda"))
     ours, torchs = build_record().get("nvcc"), torch.version.cuda
     if not built and _build_reason("cuda"):
@@ -130,7 +131,7 @@ def _major(version: str) -> str:
 
 
 _CPU = _load("cpu", "_C")
-_STATUS = {"cpu": _CPU, "cuda": _load_cuda(_CPU)}
+_STATUS = {"cpu": _CPU, "cuda": load_cuda(_CPU)}
 _ops = torch.ops.cyclip_ext
 _OPERATORS: list[str] = []
 

@@ -18,15 +18,15 @@ from cyclip_ext.data import emoji_available
 from cyclip_ext.models import create_model
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.config import TrainConfig
-from cyclip_ext.training.loop import Trainer
+from cyclip_ext.training.data import open_data
 from cyclip_ext.training.ranks import join_ranks
-from cyclip_ext.training.sources import open_data
+from cyclip_ext.training.trainer import Trainer
 
 
 def train(
     rank: int, world: int, port: int, config: TrainConfig, folder: Path, dtype: Any, steps: int
 ) -> None:
-    """The first steps of a run, as one of its ranks; what is left is checkpoints/last.pt."""
+    """Take the first steps of a run as one of its ranks, and leave checkpoints/last.pt."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -37,14 +37,14 @@ def train(
         visual: Any = created.model.visual
         visual.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
         trainer = Trainer(config, open_data(config.data), created, folder, ranks)
-        step = trainer._train_step
+        take_step = trainer._take_step
 
-        def train_step(*arguments: Any) -> Any:
+        def stopped(*arguments: Any) -> None:
             if trainer.step == steps - 1:
                 signal.raise_signal(signal.SIGTERM)
-            return step(*arguments)
+            take_step(*arguments)
 
-        trainer._train_step = train_step  # type: ignore[method-assign]
+        trainer._take_step = stopped  # type: ignore[method-assign]
         assert not trainer.fit()
         assert trainer.step == steps
 
@@ -52,7 +52,7 @@ def train(
 def weights_after(
     steps: int, config: TrainConfig, folder: Path, world: int, dtype: Any = torch.float32
 ) -> dict[str, Tensor]:
-    """The parameters (not the running statistics) that `world` ranks leave."""
+    """Return the parameters, without running statistics, that `world` ranks leave."""
     (folder / "checkpoints").mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ PARAMETERS = frozenset(name for name, _ in create_model("mini").model.named_para
 
 @pytest.fixture
 def default_run() -> TrainConfig:
-    """The default run, in float32."""
+    """Return the settings of the default run, in float32."""
     if not emoji_available():
         pytest.skip("the default data are not installed (extra `demo`)")
     config = TrainConfig()

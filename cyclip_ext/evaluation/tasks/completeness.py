@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...drawing import BLUE, GREEN, plain
+from ..._plotting import BLUE, GREEN, plain
 from .base import Metric, Plot, Table, TaskResult, Unit
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...drawing import line_style, plain
+from ..._plotting import line_style, plain
 from ..embeddings import BLOCK, Embeddings, check_labels, unit_pairs, unit_rows
 from .base import Metric, Plot, TaskOptions, TaskResult
 

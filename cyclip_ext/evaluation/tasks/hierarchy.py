@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..._files import read_text
+from ..._plotting import BLUE, VERMILION, shorten
 from ...data import Superclasses
-from ...drawing import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import similarity_blocks
