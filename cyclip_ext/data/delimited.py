@@ -240,7 +240,7 @@ class DelimitedRows:
 
     def _row(
         self, line: str, again: deque[tuple[int, str]], source: Iterator[tuple[int, str]]
-    ) -> tuple[list[str] | None | bool, list[str]]:
+    ) -> tuple[list[str] | bool | None, list[str]]:
         """Return the fields of the row that begins in a line, and all lines read for it."""
         if '"' not in line:
             return line.split(self._separator), [line]
