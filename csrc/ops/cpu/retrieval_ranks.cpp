@@ -15,6 +15,9 @@ namespace cyclip::cpu {
 
 namespace {
 
+// The dot products are kept for the second pass if they fit into this.
+constexpr int64_t kKeptBytes = int64_t{64} << 20;
+
 // Labels as wide as T, for vector comparisons: equal where the given ones are.
 template <typename T>
 struct DenseLabels {
@@ -45,7 +48,7 @@ struct Parts {
   E* at(int64_t part, int64_t entry) { return data.data() + part * padded(size) + entry; }
 };
 
-// The largest of the parts, of which NaN ones have nothing to say, into all of them.
+// Broadcasts the maximum over all parts, ignoring NaN.
 template <typename T>
 void share_best(Parts<T>& best) {
   for (int64_t entry = 0; entry < best.size; ++entry) {
@@ -79,7 +82,7 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
   const Regions regions(n, m);
   return with_products(image_features, text_features, {}, [&](const auto& products) -> std::tuple<Tensor, Tensor> {
     using T = NumberOf<std::decay_t<decltype(products)>>;
-    const KeptDots<T> none(n, m, 0);
+    const KeptDots<T> kept(n, m, kKeptBytes);
     const DenseLabels<T> labels(image_labels_, n, text_labels_, m);
     const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
       return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
@@ -88,17 +91,21 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
 
     constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
     Parts<T> row_best(regions.across, n, kNone), col_best(regions.down, m, kNone);
-    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
+    regions.for_each_tile(products, 0, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
       kernels.own_best({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
     });
     share_best(row_best);
     share_best(col_best);
 
     Parts<LaneInt<T>> row_count(regions.across, n, 0), col_count(regions.down, m, 0);
-    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
-      kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin),
-                             row_count.at(j, tile.row_begin), col_count.at(i, tile.col_begin)});
-    });
+    regions.for_each_tile(
+        products, 0, kept,
+        [&](int64_t i, int64_t j, const Tile<T>& tile) {
+          kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin),
+                                 col_best.at(i, tile.col_begin), row_count.at(j, tile.row_begin),
+                                 col_count.at(i, tile.col_begin)});
+        },
+        /*are_computed=*/!kept.is_empty());
     return {ranks(row_best, row_count), ranks(col_best, col_count)};
   });
 }

@@ -116,9 +116,11 @@ struct Regions {
   }
 
   // Calls visit(down index, across index, tile) for each tile; tiles of one region come in order, from left to
-  // right and then down, on one thread. The dot products stay in `kept` where it is not empty.
+  // right and then down, on one thread. The dot products are stored in `kept` unless it is empty; `are_computed`
+  // means that they are stored already.
   template <typename Products, typename T = NumberOf<Products>, typename Visit>
-  void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit) const {
+  void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit,
+                     bool are_computed = false) const {
     for_each_task(down * across, [&](int64_t region) {
       const int64_t i = region / across, j = region % across;
       Buffer<T> values(kept.is_empty() ? tile_rows * tile_cols : 0);
@@ -130,7 +132,7 @@ struct Regions {
                                    std::min(col + tile_cols, last_col)};
           T* dots = kept.is_empty() ? values.data() : kept.at(range);
           const int64_t pitch = kept.is_empty() ? tile_cols : kept.pitch(range);
-          products.dots(range, dots, pitch);
+          if (!are_computed) products.dots(range, dots, pitch);
           visit(i, j, make_tile(products, range, offset, dots, pitch));
         }
       }
