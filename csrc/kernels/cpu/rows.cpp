@@ -18,7 +18,7 @@ double widened(Bf16 x) {
   return wide;
 }
 
-// Eight chains, so that the additions do not wait for one another; fixed order.
+// Sums in eight chains, so that the additions do not wait for one another, in a fixed order.
 template <typename A, typename B>
 double dot(const A* a, const B* b, int64_t d) {
   constexpr int kChains = 8;

@@ -23,8 +23,8 @@ const RowNormKernels& row_norm_kernels();
 template <typename X>
 void row_norms(const X* x, int64_t rows, int64_t d, double* norms);
 
-// gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
-// the constant eps and the gradient stays as it is.
+// gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. If |x_i| <= eps, the norm is
+// the constant eps, and the gradient does not change.
 template <typename X, typename T>
 void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, T* gradient);
 

@@ -52,7 +52,7 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
   *largest_cosine = largest_lane<T>(row_cosine);
 }
 
-// Of tied negatives the first counts; tiles arrive in column order, hence the strict comparison.
+// The first of several equal negatives counts. Tiles arrive in column order, hence the strict comparison.
 template <typename T>
 inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T candidate) {
   const Tile<T>& tile = args.tile;
@@ -67,7 +67,7 @@ inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T can
 template <typename T>
 inline LaneInt<T> raise_shift(LaneInt<T>* shift, double* sum, LaneInt<T> candidate) {
   if (candidate > *shift) {
-    // A sum over nothing stays zero, whatever the distance.
+    // An empty sum stays zero, whatever the distance.
     *sum = *sum == 0 ? 0 : __builtin_ldexp(*sum, static_cast<int>(*shift - candidate));
     *shift = candidate;
   }

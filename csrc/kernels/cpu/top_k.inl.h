@@ -2,7 +2,7 @@
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// Of equal entries the first comes first: columns arrive in order, so a new one goes behind its equals.
+// Equal entries are ordered by column: columns arrive in order, so a new entry is inserted behind its equals.
 template <typename T>
 inline void insert(T value, LaneInt<T> index, int64_t capacity, T* values, LaneInt<T>* indices) {
   int64_t place = 0, last = capacity - 1;  // the place lies in between
@@ -66,8 +66,9 @@ struct GroupMaxima {
   }
 };
 
-// Cosines and their largest first: once the lists are full, most rows of most tiles have nothing to add. Before
-// that, entries that `capacity` others of the tile exceed are skipped: an insertion costs more than a comparison.
+// Computes the cosines of a row and their maximum first: once the lists are full, most rows of most tiles add
+// nothing. Before that, entries that are smaller than `capacity` others of the tile are skipped, because an
+// insertion costs more than a comparison.
 template <typename T>
 void top_k(const TopK<T>& args) {
   const Tile<T>& tile = args.tile;

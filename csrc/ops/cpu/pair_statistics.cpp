@@ -144,13 +144,13 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);
-  const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
-  const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");
-  const Vector<int64_t> col_index_(col_hardest_index, m, "col_hardest_index");
-  const Vector<double> grad_row_(grad_row_lse, n, "grad_row_lse"), grad_col_(grad_col_lse, m, "grad_col_lse");
-  const Vector<double> grad_positive_(grad_positive, n, "grad_positive");
-  const Vector<double> grad_row_hardest_(grad_row_hardest, n, "grad_row_hardest");
-  const Vector<double> grad_col_hardest_(grad_col_hardest, m, "grad_col_hardest");
+  const Vector<double> row_lse_values(row_lse, n, "row_lse"), col_lse_values(col_lse, m, "col_lse");
+  const Vector<int64_t> row_indices(row_hardest_index, n, "row_hardest_index");
+  const Vector<int64_t> col_indices(col_hardest_index, m, "col_hardest_index");
+  const Vector<double> row_grads(grad_row_lse, n, "grad_row_lse"), col_grads(grad_col_lse, m, "grad_col_lse");
+  const Vector<double> positive_grads(grad_positive, n, "grad_positive");
+  const Vector<double> row_hardest_grads(grad_row_hardest, n, "grad_row_hardest");
+  const Vector<double> col_hardest_grads(grad_col_hardest, m, "grad_col_hardest");
   const double scale = scalar_value(logit_scale, "logit_scale");
 
   return with_products(
@@ -158,7 +158,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
       [&](const auto& products) -> std::tuple<Tensor, Tensor, Tensor> {
         using T = NumberOf<std::decay_t<decltype(products)>>;
         const KeptDots<T> kept(n, m, dots);
-        const Weights<T> rows(row_lse_.data, grad_row_.data, n), cols(col_lse_.data, grad_col_.data, m);
+        const Weights<T> rows(row_lse_values.data, row_grads.data, n),
+            cols(col_lse_values.data, col_grads.data, m);
         const WantedGradients wanted = {needs_image_grad, needs_text_grad};
         FeatureGradients<T> grads(products.image, products.text, wanted);
         const TileKernels<T>& kernels = tile_kernels<T>();
@@ -168,8 +169,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
           const int64_t r = tile.row_begin, c = tile.col_begin;
           const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
                                              cols.weight.data() + c};
-          const SparseGradients sparse = {grad_positive_.data + r, grad_row_hardest_.data + r, row_index_.data + r,
-                                          grad_col_hardest_.data + c, col_index_.data + c};
+          const SparseGradients sparse = {positive_grads.data + r, row_hardest_grads.data + r,
+                                          row_indices.data + r, col_hardest_grads.data + c, col_indices.data + c};
           kernels.softmax_backward({tile, out, base2, scale, weights, scalars});
           add_sparse_gradients(tile, out, sparse);
         };

@@ -1,5 +1,5 @@
-// Retrieval ranks in both directions: two passes over the tiles, the best own entries, then the foreign
-// ones that reach them.
+// Retrieval ranks in both directions, in two passes over the tiles: the first finds the best own entries, the
+// second counts the foreign entries that reach them.
 
 #include <torch/csrc/stable/library.h>
 
@@ -18,7 +18,7 @@ namespace {
 // The dot products are kept for the second pass if they fit into this.
 constexpr int64_t kKeptBytes = int64_t{64} << 20;
 
-// Labels as wide as T, for vector comparisons: equal where the given ones are.
+// Labels as wide as T, for vector comparisons. Two of them are equal if and only if the given ones are.
 template <typename T>
 struct DenseLabels {
   Buffer<LaneInt<T>> image, text;
@@ -77,13 +77,13 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
                                            bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   const int64_t n = image_features.size(0), m = text_features.size(0);
-  const Vector<int64_t> image_labels_(image_labels, n, "image_labels");
-  const Vector<int64_t> text_labels_(text_labels, m, "text_labels");
+  const Vector<int64_t> image_label_values(image_labels, n, "image_labels");
+  const Vector<int64_t> text_label_values(text_labels, m, "text_labels");
   const Regions regions(n, m);
   return with_products(image_features, text_features, {}, [&](const auto& products) -> std::tuple<Tensor, Tensor> {
     using T = NumberOf<std::decay_t<decltype(products)>>;
     const KeptDots<T> kept(n, m, kKeptBytes);
-    const DenseLabels<T> labels(image_labels_, n, text_labels_, m);
+    const DenseLabels<T> labels(image_label_values, n, text_label_values, m);
     const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
       return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
     };
