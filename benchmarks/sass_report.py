@@ -154,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "%(prog)s [FILE.cu ...] [--arch 80 90 100 120] [--check] [--markdown FILE] [--jobs N]"
     )
     parser.add_argument("sources", nargs="*", type=Path, metavar="FILE.cu", help="default: all")
-    parser.add_argument("--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "100", "120"])
+    parser.add_argument(
+        "--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "100", "120"]
+    )
     parser.add_argument("--check", action="store_true", help="print only what must not be")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write docs/kernels.md there")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._torch_compat import constant_when_compiled, in_forward_mode
-from .distributed import Batch, Exchange
+from ._torch_compat import constant_when_compiled, in_forward_mode, in_function_transform
+from .distributed import Batch, Exchange, groups
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from .distributed.groups import Group, SavedGroup
 
 Backend = Literal["auto", "native", "reference"]
 Reduction = Literal["batchmean", "mean"]
 Precision = Literal["auto", "bf16"]
+Directions = Literal["both", "image_to_text", "text_to_image"]
 
 DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
 
@@ -32,7 +33,7 @@ class PairOptions(TypedDict, total=False):
     backend: Backend
     precision: Precision
     memory_budget: int | None
-    group: ProcessGroup | None
+    group: Group | None
     exchange: Exchange
 
 
@@ -43,15 +44,17 @@ class Options:
     backend: Backend = "auto"
     precision: Precision = "auto"
     memory_budget: int | None = None
-    group: ProcessGroup | None = None
+    group: Group | SavedGroup | None = None
     exchange: Exchange = "gather"
     reduction: Reduction = "batchmean"
+    directions: Directions = "both"
 
     def check(self) -> None:
         """Raise ValueError or TypeError for a value that no loss accepts."""
         _check_choice("backend", self.backend, Backend)
         _check_choice("precision", self.precision, Precision)
         _check_choice("exchange", self.exchange, Exchange)
+        _check_choice("directions", self.directions, Directions)
         if self.reduction not in get_args(Reduction):
             raise ValueError(
                 f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {self.reduction!r}"
@@ -63,6 +66,12 @@ class Options:
             raise TypeError(f"memory_budget must be an int, a number of bytes, got {budget!r}")
         if budget < 0:
             raise ValueError(f"memory_budget must be a number of bytes, 0 for none, got {budget}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "group": groups.saved(self.group)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return self  # immutable, and a process group has no copy
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
@@ -83,11 +92,10 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
     if options.backend == "reference":
         return False
     device = features.device.type
-    if in_forward_mode():  # operators would drop the tangents silently
+    unsupported = _unsupported_derivatives()
+    if unsupported:
         if options.backend == "native":
-            raise RuntimeError(
-                "backend='native' has no forward-mode derivatives; use 'reference' or 'auto'"
-            )
+            raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
         return False
     if ops.has_operator(operator, device):
         return True
@@ -98,6 +106,15 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
         )
     _warn_once(operator, device)
     return False
+
+
+def _unsupported_derivatives() -> str:
+    """Return what the operators cannot do here; some of it they would leave out silently."""
+    if in_forward_mode():
+        return "has no forward-mode derivatives"
+    if in_function_transform():
+        return "cannot be transformed by torch.func; differentiate with torch.autograd.grad"
+    return ""
 
 
 def _why_missing(operator: str, device: str) -> str:
@@ -120,7 +137,11 @@ def _warn_once(operator: str, device: str) -> None:
 
 
 def pair_operator(
-    name: str, options: Options, batch: Batch | None, *inputs: Tensor
+    name: str,
+    options: Options,
+    batch: Batch | None,
+    *inputs: Tensor,
+    needs_hardest: bool = True,
 ) -> ops.PairOperator:
     """Return an operator over all pairs with what it may round and keep; features come first."""
     features = inputs[0]
@@ -133,7 +154,7 @@ def pair_operator(
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
             keep_bytes = 0
-    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes)
+    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes, needs_hardest)
 
 
 def allow_tf32(features: Tensor) -> bool:

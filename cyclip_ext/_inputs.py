@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,10 +64,11 @@ def prepare(
         return tensors
 
     batch = None
-    if options.group is None:
+    group = distributed.groups.resolve(options.group)
+    if group is None:
         tensors = check()
     else:
-        tensors, batch = distributed.agree(check, options.group, options.exchange)
+        tensors, batch = distributed.agree(check, group, options.exchange)
     image, text, scale, *bias = tensors
     if batch is not None and options.exchange == "replicate":  # from here on as one process
         wide = torch.promote_types(image.dtype, torch.float32)  # for W times a gradient
@@ -127,7 +129,7 @@ def check_labels(labels: Tensor, name: str, features: Tensor, features_name: str
 
 def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float, Real)):  # Real: numbers of numpy
             # Not torch.tensor: it copies from the host, which a CUDA graph cannot capture.
             return torch.full((), float(value), dtype=torch.float64, device=features.device)
         raise TypeError(f"{name} must be a tensor or a number, got {type(value).__name__}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import distributed, reference
-from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._dispatch import Directions, Options, pair_operator, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
@@ -32,11 +32,18 @@ class PairStatistics(NamedTuple):
     col_hardest: Tensor  # [N]
 
 
-def pair_statistics(inputs: Inputs, options: Options) -> PairStatistics:
-    """Pass once over the similarity matrix, for every loss and statistic that looks at it."""
+def pair_statistics(
+    inputs: Inputs, options: Options, *, needs_hardest: bool = True
+) -> PairStatistics:
+    """Pass once over the similarity matrix, for every loss and statistic that looks at it.
+
+    Without `needs_hardest`, the hardest negatives may be -inf.
+    """
     tensors, batch = (inputs.image, inputs.text, inputs.scale), inputs.batch
     if use_native("pair_statistics", inputs.image, options):
-        block = pair_operator("pair_statistics", options, batch, *tensors)
+        block = pair_operator(
+            "pair_statistics", options, batch, *tensors, needs_hardest=needs_hardest
+        )
         return _merged_statistics(block, tensors, batch)
     with without_autocast(inputs.image):
         dense = DenseBlock(reference.pair_statistics, 5)
@@ -106,8 +113,13 @@ class DenseBlock:
         return tuple(next(results) if n else None for n in needed)
 
 
-def contrastive(statistics: PairStatistics, inputs: Inputs) -> Tensor:
-    """-log softmax of the positive is softplus(lse - z): no cancellation, however small."""
+def contrastive(
+    statistics: PairStatistics, inputs: Inputs, directions: Directions = "both"
+) -> Tensor:
+    """Return the cross-entropy of the positives, in one direction or the mean of both.
+
+    -log softmax of the positive is softplus(lse - z): no cancellation, however small.
+    """
     batch = inputs.batch
     logit = inputs.scale * statistics.positive
     zero = 0 * logit  # keeps NaN
@@ -116,7 +128,9 @@ def contrastive(statistics: PairStatistics, inputs: Inputs) -> Tensor:
         return mean(zero, batch)
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
-    return mean(image_to_text + text_to_image, batch) / 2
+    if directions == "both":
+        return mean(image_to_text + text_to_image, batch) / 2
+    return mean(image_to_text if directions == "image_to_text" else text_to_image, batch)
 
 
 def hinge(statistics: PairStatistics, hinge_margin: float, inputs: Inputs) -> Tensor:
@@ -254,6 +268,11 @@ def _sum(values: Tensor) -> Tensor:
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
     """Sum by rows first: torch cuts one large sum into as many parts as there are threads."""
     return (a * b).sum(dim=1).sum()
+
+
+def zero_with_gradient(scalar: Tensor) -> Tensor:
+    """Return 0, with gradient 0 for the scalar, whatever its value."""
+    return scalar.masked_fill(torch.ones_like(scalar, dtype=torch.bool), 0)
 
 
 def as_loss(loss: Tensor, inputs: Inputs) -> Tensor:

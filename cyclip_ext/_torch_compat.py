@@ -11,9 +11,27 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     pass
+
+__all__ = [
+    "BatchNorm",  # the base class of all batch norms; public: none yet
+    "InstanceNorm",  # that of all instance norms
+    "constant_when_compiled",
+    "cpu_multiplies_bfloat16",
+    "disable_compile",
+    "has_kernel",
+    "holds_for_all_sizes",
+    "in_forward_mode",
+    "in_function_transform",
+    "process_group_named",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,3 +90,25 @@ def has_kernel(operator: str, device_type: str) -> bool:
     Public: none yet; torch.library can register kernels but not list them.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper())
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Return whether the CPU has AVX512-BF16 instructions.
+
+    Public: none yet.
+    """
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def process_group_named(name: str) -> ProcessGroup | None:
+    """Return this process's group with that `group_name`, or None.
+
+    Public: none yet.
+    """
+    from torch.distributed import distributed_c10d
+
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    try:
+        return cast("ProcessGroup", resolve(name))
+    except (RuntimeError, ValueError, LookupError):
+        return None

@@ -25,11 +25,15 @@ the forward to the backward pass (N M numbers of the compute dtype, M rounded up
 work. None: the environment variable CYCLIP_MEMORY_BUDGET (torch.compile reads it once), else
 256 MiB. On a GPU nothing is saved.
 
-`group` is a process group of torch.distributed, each of whose ranks calls the loss with its own
-rows, [n, d] with any n, and gets the loss of the whole batch. Gradients are such that their
-average over ranks, as DistributedDataParallel takes it, is that of the whole batch. If the
-arguments of different ranks do not fit together, or one rank refuses its own, all ranks raise.
-None: this process alone.
+`group` says which processes of torch.distributed share the batch; it is looked up at each call:
+    "world"      all of them; without init_process_group, this process alone
+    "local"      this process alone
+    a ProcessGroup or a DeviceMesh of one dimension
+    None         this process alone, with one warning if there are others
+Each rank calls the loss with its own rows, [n, d] with any n, and gets the loss of the whole batch.
+Gradients are such that their average over ranks, as DistributedDataParallel takes it, is that of
+the whole batch. If the arguments of different ranks do not fit together, or those of one rank are
+invalid, all ranks raise.
 
 `exchange` says how the other ranks' features get here:
     "gather"     all at once; memory O(N d)
@@ -53,6 +57,7 @@ from . import _terms, reference
 from ._dispatch import (
     DEFAULT_MEMORY_BUDGET,
     Backend,
+    Directions,
     Options,
     PairOptions,
     Reduction,
@@ -64,8 +69,9 @@ from ._dispatch import (
 from ._inputs import check_labels, check_towers, prepare
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
+
+    from .distributed.groups import Group
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",
@@ -84,6 +90,8 @@ def contrastive_loss(
     image_features: Tensor,  # [N, d]
     text_features: Tensor,  # [N, d]
     logit_scale: Tensor | float,
+    *,
+    directions: Directions = "both",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Return the symmetric cross-entropy over cosines times `logit_scale` (exponentiated).
@@ -92,17 +100,19 @@ def contrastive_loss(
     Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-30 is exact, not zero.
 
     Args:
+        directions: "both", or one of the two terms without its factor 1/2: "image_to_text", the
+            mean of LSE_j z_ij - z_ii, or "text_to_image".
         options: backend, precision, memory_budget, group, exchange; see the module.
 
     Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
     Source: Radford et al. 2021; Goel et al. 2022.
     """
-    chosen = Options(**options)
+    chosen = Options(directions=directions, **options)
     inputs = prepare(
         image_features, text_features, logit_scale, options=chosen, operators=("pair_statistics",)
     )
-    statistics = _terms.pair_statistics(inputs, chosen)
-    return _terms.as_loss(_terms.contrastive(statistics, inputs), inputs)
+    statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
+    return _terms.as_loss(_terms.contrastive(statistics, inputs, directions), inputs)
 
 
 def cycle_consistency(
@@ -113,7 +123,7 @@ def cycle_consistency(
     cross_modal: float = 0.25,
     reduction: Reduction = "batchmean",
     backend: Backend = "auto",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Return in_modal * L_in + cross_modal * L_cross of CyCLIP.
 
@@ -137,7 +147,7 @@ def margin_loss(
     image_features: Tensor,  # [N, d]
     text_features: Tensor,  # [N, d]
     *,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Return 1/N sum_i (1 - S_ii): positive pairs only. O(N d) in every backend.
 

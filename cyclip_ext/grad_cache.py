@@ -10,7 +10,7 @@ Source: Gao et al. 2021, arXiv 2101.06983. Measurements and pitfalls: docs/large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +26,8 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # of the towers
 def cached_backward(
     towers: nn.Module,
     loss: Callable[..., Terms],
-    images: Tensor,  # [n, ...]
-    tokens: Tensor,  # [n, ...]
+    images: Any,  # [n, ...], or dictionaries and sequences of such tensors
+    tokens: Any,  # likewise
     *,
     chunk_size: int,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -45,46 +45,47 @@ def cached_backward(
         towers: towers(images, tokens) -> image features [n, d], text features [n, d], logit scale
             (exponentiated), logit bias or None; row i must depend on row i of the inputs alone.
             Parts may be frozen. DistributedDataParallel around it synchronizes once, in the last
-            chunk. Ranks may differ in their numbers of chunks, but not in having a single one.
+            chunk. Ranks may use different numbers of chunks, but either all of them use one chunk
+            or none does.
         loss: called loss(image_features, text_features, logit_scale, logit_bias, output_dict=True)
             with all features, in float32 or wider, outside of `autocast`. Entries of its dictionary
             that end in `_loss` are summed; others are passed on.
-        images, tokens: rows of one pair each.
+        images, tokens: rows of one pair each: tensors [n, ...], or dictionaries, lists and tuples
+            of them, as tokenizers return. All are split along their first dimension; None stays.
         chunk_size: pairs encoded at a time; the last chunk may be smaller.
         autocast: makes the context that the towers run in, anew for each chunk.
         scale: what is differentiated instead of the total loss, e.g. `GradScaler.scale`, or
             `lambda total: total / accumulation_steps`.
-        check: is shown the detached terms before anything is differentiated. Where it raises (the
-            loss is not finite, say), gradients are as they were before the call.
+        check: called with the detached terms before anything is differentiated. If it raises, for
+            example because the loss is not finite, gradients are as they were before the call.
         per_chunk_statistics: accept that batch norm in training mode normalizes each chunk by
             itself: the gradient is then that of this other model. Running statistics move once per
             chunk.
 
     Returns: the loss's dictionary, detached.
 
-    Raises: ValueError where chunk_size is not positive, where images and tokens differ in number,
-        and for layers that normalize over the batch, unless per_chunk_statistics. TypeError where
-        the towers are no module: what is in them could not be seen.
+    Raises: ValueError if chunk_size is not positive, if the tensors differ in their numbers of
+        rows, and for layers that normalize over the batch, unless per_chunk_statistics. TypeError
+        for inputs that cannot be split, and if the towers are not a module: their layers could not
+        be inspected.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    if len(images) != len(tokens):
-        raise ValueError(
-            f"images and tokens must be rows of one pair each, not {len(images)} and {len(tokens)}"
-        )
+    leaves_of_inputs = dict(_tensors("images", images)) | dict(_tensors("tokens", tokens))
+    n = _rows(leaves_of_inputs)
     if not isinstance(towers, nn.Module):
         raise TypeError(
             f"towers must be an nn.Module, not {type(towers).__name__}: a function hides whether "
             "there is batch norm in it; put its body into a module's forward"
         )
 
-    def encode(chunk: tuple[Tensor, Tensor]) -> Outputs:
+    def encode(chunk: tuple[Any, Any]) -> Outputs:
         with autocast():
             image_features, text_features, logit_scale, logit_bias = towers(*chunk)
         return _widened(image_features), _widened(text_features), logit_scale, logit_bias
 
     def evaluate(outputs: Outputs) -> tuple[Terms, Tensor]:
-        """The detached terms, and what is to be differentiated."""
+        """Return the detached terms, and what is to be differentiated."""
         terms = loss(*outputs, output_dict=True)
         detached = {name: term.detach() for name, term in terms.items()}
         if check is not None:
@@ -92,15 +93,18 @@ def cached_backward(
         total = torch.stack([term for name, term in terms.items() if name.endswith("_loss")]).sum()
         return detached, total if scale is None else scale(total)
 
-    if len(images) <= chunk_size:
+    if n <= chunk_size:
         terms, total = evaluate(encode((images, tokens)))
         torch.autograd.backward(total)
         return terms
 
     if not per_chunk_statistics:
-        _refuse_norms_of_batches(towers, chunk_size, len(images))
-    chunks = list(zip(images.split(chunk_size), tokens.split(chunk_size), strict=True))
-    generators = _Generators(images, tokens, *towers.parameters())
+        _refuse_norms_of_batches(towers, chunk_size, n)
+    chunks = [
+        (_chunk(images, rows), _chunk(tokens, rows))
+        for rows in (slice(begin, begin + chunk_size) for begin in range(0, n, chunk_size))
+    ]
+    generators = _Generators(*leaves_of_inputs.values(), *towers.parameters())
     states: list[_States] = []
     encoded: list[Outputs] = []
     with torch.no_grad():
@@ -128,8 +132,48 @@ def cached_backward(
     return terms
 
 
+def _tensors(name: str, inputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors among the inputs, each with its place as a caller would write it."""
+    if isinstance(inputs, Tensor) and inputs.dim() > 0:
+        yield name, inputs
+    elif isinstance(inputs, Mapping):
+        for key, value in inputs.items():
+            yield from _tensors(f"{name}[{key!r}]", value)
+    elif isinstance(inputs, (list, tuple)):
+        for index, value in enumerate(inputs):
+            yield from _tensors(f"{name}[{index}]", value)
+    elif inputs is not None:
+        shape = " without dimensions" if isinstance(inputs, Tensor) else ""
+        raise TypeError(
+            f"{name} must be a tensor [n, ...], which can be split into chunks, or a dictionary, "
+            f"list or tuple of such tensors, got {type(inputs).__name__}{shape}"
+        )
+
+
+def _rows(tensors: dict[str, Tensor]) -> int:
+    """Return the number of pairs; raises ValueError if tensors differ in it."""
+    rows = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(rows.values())) != 1:
+        got = ", ".join(f"{count} in {name}" for name, count in rows.items()) or "no tensor at all"
+        raise ValueError(f"images and tokens must have one row for each pair, got {got}")
+    return next(iter(rows.values()))
+
+
+def _chunk(inputs: Any, rows: slice) -> Any:
+    """Return these rows of every tensor, in the same containers."""
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    if isinstance(inputs, Mapping):
+        chunk = {key: _chunk(value, rows) for key, value in inputs.items()}
+        return chunk if type(inputs) is dict else type(inputs)(chunk)  # type: ignore[call-arg]
+    if isinstance(inputs, (list, tuple)):
+        values = [_chunk(value, rows) for value in inputs]
+        return type(inputs)(*values) if hasattr(inputs, "_fields") else type(inputs)(values)
+    return inputs
+
+
 def _widened(features: Tensor) -> Tensor:
-    """In float32 at least: the loss would otherwise round its gradients as autocast does."""
+    """Widen to float32: the loss would otherwise round its gradients as autocast does."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -147,7 +191,7 @@ def _refuse_norms_of_batches(towers: nn.Module, chunk_size: int, n: int) -> None
 
 
 def _leaves(encoded: Sequence[Outputs]) -> Outputs:
-    """The whole batch's features and the temperature, cut off from the towers."""
+    """Return the whole batch's features and the temperature, detached from the towers."""
     image_features, text_features, (logit_scale, *_), (logit_bias, *_) = zip(*encoded, strict=True)
     return (
         torch.cat(image_features).requires_grad_(),
@@ -158,20 +202,20 @@ def _leaves(encoded: Sequence[Outputs]) -> Outputs:
 
 
 def _gradients(total: Tensor, leaves: Outputs) -> list[Tensor | None]:
-    """Of `total`, for each of the leaves; None where it does not depend on one."""
+    """Return the gradient of `total` for each of the leaves; None if it does not depend on one."""
     given = [leaf for leaf in leaves if leaf is not None]
     gradients: list[Tensor | None] = list(torch.autograd.grad(total, given, allow_unused=True))
     return gradients + [None] * (len(leaves) - len(given))
 
 
 def _of_chunk(gradients: list[Tensor | None], rows: slice, last: bool) -> list[Tensor | None]:
-    """Of the features in these rows; the temperature's belong to the last chunk."""
+    """Return the gradients of these rows' features; the temperature's go to the last chunk."""
     features = [None if gradient is None else gradient[rows] for gradient in gradients[:2]]
     return features + (gradients[2:] if last else [None, None])
 
 
 def _send_back(outputs: Outputs, gradients: list[Tensor | None]) -> None:
-    """Backward through the towers; what is frozen takes no gradient."""
+    """Propagate back through the towers; frozen parts take no gradient."""
     pairs = [
         (output, gradient)
         for output, gradient in zip(outputs, gradients, strict=True)
@@ -202,7 +246,7 @@ class _Generators:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """What is drawn inside the block is not missed after it."""
+        """Restore the RNG states on exit."""
         states = self.states()
         try:
             yield

@@ -1,14 +1,15 @@
-"""`python -m cyclip_ext.info`: versions, and which backends are built and usable.
+"""Report versions and which backends are built and usable: `python -m cyclip_ext.info`.
 
-The first thing to run when something is slower than it should be, and to paste into a report. It
-never fails: what cannot be imported or loaded is reported as such.
+The first thing to run if something is slower than it should be, and to paste into a bug report. It
+never fails: if something cannot be imported or loaded, the report says so.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import platform
+import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,37 +17,77 @@ from typing import Any
 import torch
 
 import cyclip_ext
-from cyclip_ext.ops import BackendStatus, backend_status
+from cyclip_ext.ops import BackendStatus, backend_status, build_record
 
-_RECORD = Path(__file__).with_name("_build_info.json")
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report."""
+    print(describe())
+    return 0
 
 
 def describe() -> str:
-    """The whole report, one fact per line."""
+    """Return the whole report, one fact per line."""
+    record = build_record()
     facts = {
         "cyclip_ext": f"{cyclip_ext.__version__}, in {Path(cyclip_ext.__file__).parent}",
         "Python": platform.python_version(),
         "torch": f"{torch.__version__} ({_cuda_of_torch()})",
         "open_clip": _version_of("open_clip_torch"),
-        "torchvision": _import_of("torchvision"),
-        "built with": _build(),
+        "torchvision": import_state("torchvision"),
+        "built with": build_tools(record),
     }
     for name, status in backend_status().items():
-        facts[f"{name} kernels"] = backend_state(name, status)
+        facts[f"{name} kernels"] = backend_state(name, status, record.get("cuda_architectures"))
     if backend_status()["cpu"].loaded:
         facts["instructions"] = _instruction_set()
     return "\n".join(f"{name:<14} {value}" for name, value in facts.items())
 
 
-def backend_state(name: str, status: BackendStatus) -> str:
-    """One backend in words: how far it got, and what to do where that is not far enough."""
+def backend_state(name: str, status: BackendStatus, architectures: str | None = None) -> str:
+    """Return how far one backend got, and the remedy if that is not far enough.
+
+    `architectures` are those that the CUDA kernels were compiled for, as in TORCH_CUDA_ARCH_LIST.
+    """
     if not status.built:
         return f"not built: {status.reason}"
     if not status.loaded:
         return f"built, not loaded: {status.reason}"
-    if name == "cuda" and not torch.cuda.is_available():
-        return "built and loaded, not usable: torch sees no GPU; does nvidia-smi?"
-    return "usable"
+    if name != "cuda":
+        return "usable"
+    if not torch.cuda.is_available():
+        return "built and loaded, not usable: torch finds no GPU; check whether nvidia-smi does"
+    unsupported = [
+        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+        for device in range(torch.cuda.device_count())
+        for major, minor in [torch.cuda.get_device_capability(device)]
+        if architectures and not runs_on((major, minor), architectures)
+    ]
+    if not unsupported:
+        return "usable"
+    return (
+        f"built and loaded, not usable on {', '.join(unsupported)}: compiled for {architectures}; "
+        "reinstall with TORCH_CUDA_ARCH_LIST set to the GPU's compute capability"
+    )
+
+
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Return whether kernels compiled for a TORCH_CUDA_ARCH_LIST run on such a GPU.
+
+    Machine code runs on later minor versions of its major version, that of 9.0a and the like on
+    exactly its own; PTX runs on everything later.
+    """
+    for entry in re.split(r"[;\s]+", architectures.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
+        if match is None:
+            continue
+        built = int(match[1]), int(match[2])
+        exact, ptx = bool(match[3]), bool(match[4])
+        if capability == built or (not exact and ptx and capability > built):
+            return True
+        if not exact and capability[0] == built[0] and capability > built:
+            return True
+    return False
 
 
 def _instruction_set() -> str:
@@ -57,15 +98,9 @@ def _instruction_set() -> str:
         return f"unknown: {error}"
 
 
-def _cuda_of_torch() -> str:
-    return f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-
-
-def _build() -> str:
-    """What setup.py recorded: the tools, and which GPUs the CUDA kernels are compiled for."""
-    try:
-        record: dict[str, Any] = json.loads(_RECORD.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def build_tools(record: dict[str, Any]) -> str:
+    """Return the tools that setup.py recorded, and which GPUs the kernels are compiled for."""
+    if not record:
         return "unknown: no record of a build; install with pip"
     tools = {
         "torch": record.get("torch"),
@@ -77,15 +112,8 @@ def _build() -> str:
     return f"{used}; runs under torch {record.get('torch_target')} and later"
 
 
-def _version_of(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _import_of(module: str) -> str:
-    """The version of a module that can be imported, or why it cannot.
+def import_state(module: str) -> str:
+    """Return the version of a module, or the reason why it cannot be imported.
 
     torchvision raises RuntimeError, not ImportError, beside a torch that it was not made for.
     """
@@ -95,5 +123,16 @@ def _import_of(module: str) -> str:
         return f"cannot be imported: {error}"
 
 
+def _cuda_of_torch() -> str:
+    return f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 if __name__ == "__main__":
-    print(describe())
+    raise SystemExit(main())

@@ -8,8 +8,8 @@ are weighted and sum to the total, so that open_clip's trainer can use them unch
 `statistics=True` they add measurements of the batch to it, under names that do not end in `_loss`,
 detached; leave that off if a trainer sums all values.
 
-Constructed with a process group, as in `CyCLIPLoss(group=torch.distributed.group.WORLD)`, they take
-each rank's rows and return the loss and the statistics of the whole batch (docs/distributed.md).
+Constructed with a process group, as in `CyCLIPLoss(group="world")`, they take each rank's rows and
+return the loss and the statistics of the whole batch (docs/distributed.md).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import _terms, distributed
+from . import _terms
 from ._dispatch import Options, PairOptions, Reduction
 from ._inputs import Inputs, prepare
+from .distributed import groups
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,8 +51,7 @@ class PairwiseLoss(nn.Module):
         super().__init__()
         self.options = Options(reduction=reduction, **options)
         self.options.check()
-        if self.options.group is not None:
-            distributed.check_group(self.options.group)
+        groups.check(self.options.group)
         self.statistics = statistics
 
     def forward(
@@ -69,7 +69,8 @@ class PairwiseLoss(nn.Module):
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
             logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
-                it if a model has one, and it changes nothing: every logit shifts alike.
+                it if a model has one, and it changes nothing, because every logit shifts alike: it
+                gets the gradient 0, for which DistributedDataParallel would wait.
             output_dict: return the weighted terms by name instead of their sum.
 
         Raises: ValueError or TypeError naming the argument that does not fit.
@@ -84,6 +85,9 @@ class PairwiseLoss(nn.Module):
             needs_bias=self.needs_bias,
         )
         terms, statistics = self.terms(inputs, apart=output_dict)
+        if inputs.bias is not None and not self.needs_bias:
+            contrastive = terms["contrastive_loss"]
+            terms["contrastive_loss"] = contrastive + _terms.zero_with_gradient(inputs.bias)
         terms = {name: _terms.as_loss(term, inputs) for name, term in terms.items()}
         if output_dict:
             return {**terms, **statistics}
@@ -123,7 +127,7 @@ class CLIPLoss(PairwiseLoss):
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the contrastive loss."""
-        pairs = _terms.pair_statistics(inputs, self.options)
+        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
         terms = {"contrastive_loss": _terms.contrastive(pairs, inputs)}
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
@@ -174,7 +178,8 @@ class CyCLIPLoss(PairwiseLoss):
         # First here is last in the backward pass, where the cycle terms need the least memory
         # beside the gradients that are there already.
         cycle = self._cycle_losses(inputs, apart)
-        pairs = _terms.pair_statistics(inputs, self.options)
+        needs_hardest = self.statistics or self.hinge != 0
+        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
         terms = {"contrastive_loss": _terms.contrastive(pairs, inputs), **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * _terms.margin(pairs, inputs)

@@ -26,7 +26,8 @@ sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat1
 that the loss is that of the rounded features, and dL/dS to bfloat16 in the products of the backward
 pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
 products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
-do not fit.
+do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
+and -1 for their indices, as without negatives, which is faster on a GPU.
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """
@@ -45,7 +46,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._torch_compat import has_kernel
 
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
 
 # ---------------------------------------------------------------- libraries
@@ -73,7 +74,7 @@ def has_operator(name: str, device_type: str) -> bool:
 def build_record() -> dict[str, Any]:
     """Return what setup.py recorded about the build, or nothing if there is no such record."""
     try:
-        record = json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+        record = json.loads((PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -88,7 +89,7 @@ def _build_reason(library: str) -> str:
 
 
 def _files(file_stem: str) -> list[Path]:
-    return sorted(_PACKAGE.glob(f"{file_stem}.*so")) + sorted(_PACKAGE.glob(f"{file_stem}.*pyd"))
+    return sorted(PACKAGE.glob(f"{file_stem}.*so")) + sorted(PACKAGE.glob(f"{file_stem}.*pyd"))
 
 
 def _load(library: str, file_stem: str) -> BackendStatus:
@@ -105,7 +106,8 @@ def _load(library: str, file_stem: str) -> BackendStatus:
     return BackendStatus(True, True, "")
 
 
-def _load_cuda(cpu: BackendStatus) -> BackendStatus:
+def load_cuda(cpu: BackendStatus) -> BackendStatus:
+    """Load the CUDA library if it was built and fits this torch and the CPU library."""
     built = bool(_files("_C_cuda"))
     ours, torchs = build_record().get("nvcc"), torch.version.cuda
     if not built and _build_reason("cuda"):
@@ -129,7 +131,7 @@ def _major(version: str) -> str:
 
 
 _CPU = _load("cpu", "_C")
-_STATUS = {"cpu": _CPU, "cuda": _load_cuda(_CPU)}
+_STATUS = {"cpu": _CPU, "cuda": load_cuda(_CPU)}
 _ops = torch.ops.cyclip_ext
 _OPERATORS: list[str] = []
 
@@ -272,14 +274,16 @@ class PairOperator:
     name: str
     rounding: Rounding
     keep_bytes: int
+    needs_hardest: bool = True
 
     @property
     def differentiable(self) -> int:
         return 5 if self.name == "pair_statistics" else 1
 
     def __call__(self, inputs: tuple[Tensor, ...], offset: int = 0) -> tuple[Tensor, ...]:
+        hardest = (self.needs_hardest,) if self.name == "pair_statistics" else ()
         outputs: tuple[Tensor, ...] = getattr(_ops, self.name)(
-            *inputs, offset, *self.rounding, self.keep_bytes
+            *inputs, offset, *self.rounding, self.keep_bytes, *hardest
         )
         return outputs
 
@@ -312,6 +316,7 @@ def _pair_statistics_fake(
     allow_tf32: bool = False,
     allow_bf16: bool = False,
     keep_bytes: int = 0,
+    needs_hardest: bool = True,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -328,7 +333,7 @@ def _saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes, _needs_hardest = inputs
     ctx.rounding = Rounding(allow_tf32, allow_bf16)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # not zeros as large as the dots
@@ -365,7 +370,7 @@ def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
         image_grad if needed[0] else None,
         text_grad if needed[1] else None,
         _like_input(scale_grad, logit_scale, needed[2]),
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 

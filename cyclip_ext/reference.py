@@ -34,8 +34,11 @@ def contrastive_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
+    directions: str = "both",
 ) -> Tensor:
     """Symmetric InfoNCE: 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj].
+
+    With `directions="image_to_text"` or "text_to_image" one of the two terms, times 2.
 
     Source: Radford et al. 2021; Goel et al. 2022.
     """
@@ -43,7 +46,10 @@ def contrastive_loss(
     positive = logits.diagonal()
     image_to_text = (logits.logsumexp(dim=1) - positive).mean()
     text_to_image = (logits.logsumexp(dim=0) - positive).mean()
-    return (image_to_text + text_to_image) / 2
+    both = (image_to_text + text_to_image) / 2
+    return {"both": both, "image_to_text": image_to_text, "text_to_image": text_to_image}[
+        directions
+    ]
 
 
 def cross_modal_loss(
@@ -73,6 +79,9 @@ def in_modal_loss(
 
 def margin_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
     """1/N sum_i (1 - S_ii): pulls positive pairs together, pushes nothing apart.
+
+    Our reading of the one-sided regularizer; the paper's formula and weight could not be checked.
+    If it is |x - y|^2 on unit vectors, it equals 2 (1 - S), and its weight is half of ours.
 
     Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
     """
@@ -138,7 +147,7 @@ def cyclip_loss(
 
 
 def cycle_grams(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A = P'P, B = M'M and K = P'M with P = X^ + Y^, M = X^ - Y^; [d, d] each, float64.
+    """Return A = P'P, B = M'M and K = P'M, P = X^ + Y^ and M = X^ - Y^; [d, d], float64.
 
     N L_in = (<A, B> + <K, K'>) / 2 and N L_cross = (<A, B> - <K, K'>) / 2: docs/cycle.md.
     """
@@ -153,7 +162,7 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What softmax and hinge need of a rectangle: row_lse, col_lse, positive and both hardest.
+    """Return row_lse, col_lse, positive and both hardest of a rectangle, for softmax and hinge.
 
     row_lse, [n], and col_lse, [m]: log sum of e^z over negatives. positive, [n]: S at the positive,
     0 without one. row_hardest, [n], and col_hardest, [m]: the largest S of a negative; of tied ones
@@ -207,7 +216,7 @@ def similarity_top_k(
     candidate_features: Tensor,  # [M, d]
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """The k largest S_ij of each i, falling, and their j, int64; [N, k] each.
+    """Return the k largest S_ij of each i, falling, and their j, int64; [N, k] each.
 
     Of equal ones the first comes first. NaN counts as -inf.
     """

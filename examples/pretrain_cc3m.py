@@ -6,12 +6,12 @@
     python examples/pretrain_cc3m.py --resume logs/NAME       continue after Ctrl-C
     torchrun --nproc-per-node 2 examples/pretrain_cc3m.py     the same on two processes
 
-Settings: --help. The code is in cyclip_ext/training.
+Settings: --help. The code is in cyclip_ext/training; the installed command is cyclip-train.
 """
 
 import sys
 
-from cyclip_ext.training.main import main
+from cyclip_ext.training.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
-"""The decisions of the build: what it finds, what it compiles, what it says when it does not.
+"""The decisions of the build: what it finds, what it compiles, and the reasons it records.
 
-Whole installations take minutes and are tried by hand and by .ci/run (docs/install.md); here each
-decision is put to fake compilers.
+Complete installations take minutes and are part of .ci/run (docs/install.md). These tests replace
+the compilers by stubs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ Machine = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see none of the variables that the person who runs them may have set."""
+    """Remove the variables that the person running the tests may have set."""
     for name in (
         *("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"),
         *("CYCLIP_BUILD_CUDA", "FORCE_CUDA", "CYCLIP_WERROR"),
+        *("VIRTUAL_ENV", "CONDA_PREFIX", "PIP_BUILD_TRACKER"),
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
@@ -44,7 +45,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Sets what the build finds."""
+    """Return a function that sets what the build finds."""
 
     def has(
         torch: Torch | None = TORCH_CUDA,
@@ -53,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     ) -> None:
         monkeypatch.setattr(plan, "find_torch", lambda: torch)
         monkeypatch.setattr(plan, "find_cxx", lambda: cxx)
-        monkeypatch.setattr(plan, "find_cuda", lambda: cuda)
+        monkeypatch.setattr(plan, "find_cuda", lambda major: cuda)
 
     return has
 
@@ -64,21 +65,21 @@ def make_program(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-def make_toolkit(home: Path) -> None:
-    """An nvcc that answers what the build asks: its folder, its release, its architectures."""
+def make_toolkit(home: Path, release: str = "13.0") -> None:
+    """Write an nvcc that prints its folder, its release and its architectures."""
     script = f"""case "$*" in
     *--dryrun*) echo '#$ _SPACE_= ' >&2; echo '#$ TOP={home}/bin/..' >&2 ;;
     *--list-gpu-arch*) echo compute_80; echo compute_90; echo compute_121 ;;
-    *) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
+    *) echo 'Cuda compilation tools, release {release}, V{release}.88' ;;
 esac"""
     make_program(home / "bin" / "nvcc", script)
 
 
-# ---------------------------------------------------------------- what is found
+# ---------------------------------------------------------------- toolchain
 
 
 def test_toolkit_behind_a_wrapper_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of a wrapper tells nothing: its nvcc must be asked, or no header is found."""
+    """The folder of a wrapper script holds no headers."""
     make_toolkit(tmp_path / "toolkit")
     make_program(tmp_path / "bin" / "nvcc", f'exec {tmp_path}/toolkit/bin/nvcc "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
@@ -87,8 +88,7 @@ def test_toolkit_behind_a_wrapper_script(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
-def test_stated_toolkit_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_HOME is how a user chooses between several toolkits."""
+def test_cuda_home_overrides_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_toolkit(tmp_path / "chosen")
     make_toolkit(tmp_path / "other")
     monkeypatch.setenv("PATH", f"{tmp_path}/other/bin:/usr/bin:/bin")
@@ -98,20 +98,37 @@ def test_stated_toolkit_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found.home == tmp_path / "chosen"
 
 
-def test_stated_toolkit_without_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong CUDA_HOME is reported, not replaced by whatever lies on PATH."""
+def test_wrong_cuda_home_is_not_replaced_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert toolchain.find_cuda() is None
 
 
-def test_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pure Python installation starts here."""
+def test_cuda_wheels_are_found_on_the_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheels have no plain libcudart.so; the toolkit of torch's CUDA version comes first."""
+    home = tmp_path / "site" / "nvidia" / "cu13"
+    make_toolkit(home)
+    (home / "lib").mkdir()
+    (home / "lib" / "libcudart.so.13").touch()
+    make_toolkit(tmp_path / "old", release="12.6")
+    monkeypatch.setenv("PATH", f"{tmp_path}/old/bin:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
+    monkeypatch.setattr(toolchain, "DEFAULT_HOME", tmp_path / "none")
+    found = toolchain.find_cuda("13")
+    assert found is not None
+    assert (found.home, found.library_dir) == (home, home / "lib")
+    assert found.runtime_library == ":libcudart.so.13"
+
+
+def test_missing_compiler_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert toolchain.find_cxx() is None
 
 
 def test_torch_is_found_without_importing_it() -> None:
-    """Metadata is wanted in seconds, and the plan needs no more than torch's version."""
     found = toolchain.find_torch()
     assert found is not None
     assert (found.version, found.cuda) == (torch.__version__, torch.version.cuda)
@@ -128,18 +145,17 @@ def test_torch_is_found_without_importing_it() -> None:
 def test_architectures(
     known: set[str], stated: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nvcc fails on architectures it does not know; later GPUs need the PTX."""
+    """nvcc fails on architectures it does not support, and later GPUs need the PTX."""
     if stated is not None:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", stated)
     toolkit = CudaToolkit(Path("/cuda"), "13.0", frozenset(known))
     assert toolchain.architectures_for(toolkit) == expected
 
 
-# ---------------------------------------------------------------- what is planned
+# ---------------------------------------------------------------- plan
 
 
-def test_everything_is_built_where_all_is_there(machine: Machine) -> None:
-    """Both libraries, under the names that cyclip_ext/ops.py looks for."""
+def test_both_libraries_are_built_if_everything_is_found(machine: Machine) -> None:
     machine()
     made = plan.make_plan()
     assert made.missing == {}
@@ -153,17 +169,16 @@ def test_everything_is_built_where_all_is_there(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("found", "missing", "words"),
     [
-        ({"cxx": None}, {"cpu", "cuda"}, "no C++ compiler"),
+        ({"cxx": None}, {"cpu", "cuda"}, "no C++ compiler was found"),
         ({"torch": None}, {"cpu", "cuda"}, "install torch"),
-        ({"torch": TORCH_CPU}, {"cuda"}, "without CUDA"),
-        ({"cuda": None}, {"cuda"}, "no nvcc"),
+        ({"torch": TORCH_CPU}, {"cuda"}, "built without CUDA"),
+        ({"cuda": None}, {"cuda"}, "no nvcc was found"),
         ({"cuda": CUDA_12}, {"cuda"}, "CUDA 12.6, but torch 2.14.1+cu130 uses CUDA 13.0"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_tool_is_recorded_with_its_remedy(
     found: dict[str, None], missing: set[str], words: str, machine: Machine
 ) -> None:
-    """A machine without some tool gets the rest, and its owner the reason."""
     machine(**found)
     made = plan.make_plan()
     assert set(made.missing) == missing
@@ -172,26 +187,24 @@ def test_what_is_missing_is_named(
 
 
 @pytest.mark.parametrize("variable", ["CYCLIP_BUILD_CUDA", "FORCE_CUDA"])
-def test_demanded_cuda_is_not_given_up(
+def test_required_cuda_fails_the_build_if_it_is_missing(
     variable: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who demands CUDA must not find out at training time that it is not there."""
     monkeypatch.setenv(variable, "1")
     machine(cuda=None)
-    with pytest.raises(SystemExit, match="demanded, but no nvcc"):
+    with pytest.raises(SystemExit, match="CYCLIP_BUILD_CUDA=1 is set, but no nvcc"):
         plan.make_plan()
     machine()
     assert [bool(e.optional) for e in plan.make_plan().extensions()] == [False, False]
 
 
-def test_cuda_is_optional_unless_demanded(machine: Machine) -> None:
-    """A CUDA library that does not compile must not cost the CPU library."""
+def test_cuda_library_may_fail_to_compile_unless_required(machine: Machine) -> None:
     machine()
     assert [bool(e.optional) for e in plan.make_plan().extensions()] == [False, True]
 
 
 def test_cuda_can_be_declined(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CYCLIP_BUILD_CUDA=0 saves its compilation, even where FORCE_CUDA is set for others."""
+    """CYCLIP_BUILD_CUDA=0 overrides FORCE_CUDA, which may be set for other packages."""
     monkeypatch.setenv("CYCLIP_BUILD_CUDA", "0")
     monkeypatch.setenv("FORCE_CUDA", "1")
     machine()
@@ -215,7 +228,6 @@ def test_warnings_are_errors_for_tested_compilers(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """New warnings of a newer compiler must not keep a user from installing."""
     if stated is not None:
         monkeypatch.setenv("CYCLIP_WERROR", stated)
     machine(cxx=CxxCompiler("c++", compiler))
@@ -224,8 +236,8 @@ def test_warnings_are_errors_for_tested_compilers(
         assert ("--Werror=all-warnings" in extension.extra_compile_args["nvcc"]) is strict
 
 
-def test_target_version_is_what_it_says(machine: Machine) -> None:
-    """A wrong byte would silently tie the libraries to the torch they were built with."""
+def test_target_version_is_the_oldest_torch(machine: Machine) -> None:
+    """A wrong byte would silently tie the libraries to the torch that they were built with."""
     major, minor = map(int, plan.TORCH_TARGET.split("."))
     assert int(plan.TORCH_TARGET_VERSION, 16) == major << 56 | minor << 48
     assert (major, minor) == backend.OLDEST_TORCH
@@ -235,67 +247,109 @@ def test_target_version_is_what_it_says(machine: Machine) -> None:
         assert "torch_python" not in extension.libraries  # it is not stable
 
 
-# ---------------------------------------------------------------- what is asked of the index
+# ---------------------------------------------------------------- build requirements
 
 
-def install_fake_torch(site: Path, version: str) -> None:
-    metadata = site / f"torch-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+def make_torch(site: Path, version: str, cuda: str | None) -> None:
+    (site / "torch").mkdir(parents=True)
+    (site / "torch" / "__init__.py").touch()
+    (site / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
+
+
+CUDA_WHEELS = [
+    f"nvidia-{name}==13.0.*"
+    for name in ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-runtime", "cuda-cccl")
+]
 
 
 @pytest.mark.parametrize(
-    ("version", "requirements"),
+    ("version", "cuda", "toolkit", "requirements"),
     [
-        ("2.14.1+cu130", ["ninja"]),
-        ("2.10.0", ["ninja"]),
-        ("2.9.1", ["ninja", "torch>=2.10"]),  # pip is about to replace it
-        (None, ["ninja", "torch>=2.10"]),
+        ("2.14.1+cu130", "13.0", CUDA_13, ["ninja"]),
+        ("2.10.0", None, None, ["ninja"]),
+        ("2.14.1+cu130", "13.0", None, ["ninja", *CUDA_WHEELS]),
+        ("2.14.1+cu130", "13.0", CUDA_12, ["ninja", *CUDA_WHEELS]),
+        ("2.14.1+cu126", "12.6", None, ["ninja"]),  # the wheels of CUDA 12 have no nvcc
+        ("2.9.1", None, None, ["ninja", "torch>=2.10"]),  # pip is about to replace it
+        (None, None, None, ["ninja", "torch>=2.10"]),
     ],
 )
-def test_torch_of_the_target_is_used(
+def test_build_requires_only_what_is_not_installed(
     version: str | None,
+    cuda: str | None,
+    toolkit: CudaToolkit | None,
     requirements: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An isolated build must not download a second torch, perhaps of another CUDA."""
+    """An isolated build must not download a second torch, perhaps for another CUDA version."""
     if version is not None:
-        install_fake_torch(tmp_path, version)
-    monkeypatch.setattr(backend, "target_path", lambda: [str(tmp_path)])
+        make_torch(tmp_path, version, cuda)
+    monkeypatch.setattr(backend, "target_pythons", lambda: ["python"])
+    monkeypatch.setattr(backend, "import_path_of", lambda python: [str(tmp_path)])
     monkeypatch.setattr(backend, "find_cxx", lambda: GCC)
+    monkeypatch.setattr(backend, "find_cuda", lambda major: toolkit)
     assert backend.get_requires_for_build_wheel() == requirements
     assert backend.get_requires_for_build_editable() == requirements
 
 
-def test_pure_python_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a compiler several gigabytes of torch would be fetched for nothing."""
+def test_nvcc_is_not_required_if_cuda_is_declined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_torch(tmp_path, "2.14.1+cu130", "13.0")
+    monkeypatch.setattr(backend, "import_path_of", lambda python: [str(tmp_path)])
+    monkeypatch.setattr(backend, "find_cxx", lambda: GCC)
+    monkeypatch.setattr(backend, "find_cuda", lambda major: None)
+    monkeypatch.setenv("CYCLIP_BUILD_CUDA", "0")
+    assert backend.get_requires_for_build_wheel() == ["ninja"]
+
+
+def test_pure_python_installation_requires_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "find_cxx", lambda: None)
     assert backend.get_requires_for_build_wheel() == []
 
 
-def test_old_setuptools_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its own error speaks of project.license, which helps nobody."""
+def test_old_setuptools_fails_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(backend.setuptools, "__version__", "65.5.0")
     with pytest.raises(RuntimeError, match=r"found 65\.5\.0; run `pip install --upgrade"):
         backend.build_wheel(str(tmp_path))
 
 
-def test_target_path_is_not_the_build_environment(
+def test_import_path_excludes_the_build_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip hands over its own PYTHONPATH; looking there finds no torch."""
+    """pip puts its build environment, which has no torch, on PYTHONPATH."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    path = backend.target_path()
+    path = backend.import_path_of(sys.executable)
+    assert path
     assert str(tmp_path) not in path
-    assert backend.has_usable_torch(path) or not backend.has_usable_torch(sys.path)
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PATH"])
+def test_other_frontends_use_the_torch_of_the_active_environment(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m build` and uv run the build in an interpreter without torch."""
+    make_torch(tmp_path / "site", "2.14.1", None)
+    program = f"exec {sys.executable} -c \"import json; print(json.dumps(['{tmp_path}/site']))\""
+    make_program(tmp_path / "bin" / "python", program)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv(variable, str(tmp_path / ("bin" if variable == "PATH" else "")))
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    found = backend.installed_torch()
+    assert found is not None
+    assert found[0].root == tmp_path / "site" / "torch"
+    monkeypatch.setenv("PIP_BUILD_TRACKER", "/tmp")  # pip builds with the target's interpreter
+    assert backend.installed_torch() is None
 
 
 # ---------------------------------------------------------------- the installed package
 
 
-def test_record_of_this_installation() -> None:
-    """`info` and the error messages read these keys."""
+def test_installation_has_a_build_record() -> None:
+    """`cyclip-info` and the error messages read these keys."""
     package = pytest.importorskip("cyclip_ext")
     record = Path(package.__file__).with_name("_build_info.json")
     if not record.exists():

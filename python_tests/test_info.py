@@ -7,21 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import cyclip_ext
-from cyclip_ext import info
+from cyclip_ext import info, ops
 from cyclip_ext.ops import BackendStatus
+
+LOADED = BackendStatus(True, True, "")
 
 
 def test_runs_as_a_program() -> None:
-    """A user who pastes the documented command gets a report, whatever is missing."""
     package = Path(cyclip_ext.__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-m", "cyclip_ext.info"],
-        cwd=package,  # the copy under test, also where another one is installed
+        cwd=package,  # the copy under test, also if another one is installed
         capture_output=True,
         text=True,
         check=True,
@@ -53,46 +55,114 @@ def test_instruction_set_follows_the_environment(limit: str, expected: str) -> N
     [
         (BackendStatus(False, False, "there is no C++ compiler"), "not built: there is no C++"),
         (BackendStatus(True, False, "libcudart is missing"), "not loaded: libcudart"),
-        (BackendStatus(True, True, ""), "usable"),
+        (LOADED, "usable"),
     ],
 )
-def test_every_state_is_told_apart(status: BackendStatus, words: str) -> None:
-    """Not built, not loaded and usable have different remedies."""
+def test_states_with_different_remedies_differ(status: BackendStatus, words: str) -> None:
     assert words in info.backend_state("cpu", status)
 
 
-def test_cuda_without_a_gpu_is_not_called_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that loads is of no use where there is no device."""
+def test_cuda_library_without_a_gpu_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no GPU" in info.backend_state("cuda", BackendStatus(True, True, ""))
+    assert "no GPU" in info.backend_state("cuda", LOADED, "8.0;9.0")
 
 
-def test_a_module_that_breaks_at_import_is_reported(
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((8, 0), "8.0;9.0;12.0+PTX", True),
+        ((8, 6), "8.0;9.0;12.0+PTX", True),  # the same major version
+        ((7, 5), "8.0;9.0;12.0+PTX", False),
+        ((10, 0), "8.0;9.0;12.0+PTX", False),
+        ((12, 1), "8.0;9.0;12.0+PTX", True),
+        ((13, 0), "8.0 12.0+PTX", True),  # PTX is compiled for later GPUs
+        ((9, 0), "9.0a", True),
+        ((9, 1), "9.0a+PTX", False),
+        ((8, 0), "8.6", False),
+    ],
+)
+def test_gpu_is_compared_with_what_was_built(
+    capability: tuple[int, int], architectures: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels for other GPUs fail at their first launch; the report must say so before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    state = info.backend_state("cuda", LOADED, architectures)
+    if runs:
+        assert state == "usable"
+    else:
+        version = ".".join(map(str, capability))
+        assert f"not usable on A GPU (compute capability {version})" in state
+        assert architectures in state
+
+
+def _package(folder: Path, record: dict[str, Any], *files: str) -> Path:
+    for file in files:
+        (folder / file).touch()
+    (folder / "_build_info.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "record", "cuda_of_torch", "words"),
+    [
+        (
+            ["_C_cuda.abi3.so"],
+            {"nvcc": "13.0"},
+            "12.8",
+            ["built, not loaded", "CUDA 13.0", "CUDA 12.8"],
+        ),
+        (
+            [],
+            {"libraries": {"cuda": {"built": False, "reason": "CYCLIP_BUILD_CUDA=0 was set"}}},
+            None,
+            ["not built", "CYCLIP_BUILD_CUDA=0 was set"],
+        ),
+        ([], {}, None, ["not built", "without CUDA"]),
+    ],
+    ids=["another CUDA", "switched off", "no record"],
+)
+def test_reason_for_a_missing_cuda_library(
+    files: list[str],
+    record: dict[str, Any],
+    cuda_of_torch: str | None,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ops, "PACKAGE", _package(tmp_path, record, *files))
+    monkeypatch.setattr(torch.version, "cuda", cuda_of_torch)
+    status = ops.load_cuda(cpu=LOADED)
+    assert not status.loaded
+    for word in words:
+        assert word in info.backend_state("cuda", status)
+
+
+def test_module_that_breaks_at_import_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchvision beside a foreign torch raises RuntimeError; the report goes on."""
     (tmp_path / "brokenvision.py").write_text("raise RuntimeError('operator does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "operator does not exist" in info._import_of("brokenvision")
-    assert "No module named" in info._import_of("module_that_nobody_wrote")
+    assert "operator does not exist" in info.import_state("brokenvision")
+    assert "No module named" in info.import_state("module_that_nobody_wrote")
 
 
-@pytest.mark.parametrize("text", [None, "{ half a file"])
-def test_a_missing_or_broken_record_is_no_error(
+@pytest.mark.parametrize("text", [None, "{ half a file", "[]"])
+def test_missing_or_broken_record_is_not_an_error(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run from a source tree there is no record; nor is a damaged one a reason to fail."""
-    record = tmp_path / "_build_info.json"
     if text is not None:
-        record.write_text(text)
-    monkeypatch.setattr(info, "_RECORD", record)
-    assert info._build().startswith("unknown")
+        (tmp_path / "_build_info.json").write_text(text)
+    monkeypatch.setattr(ops, "PACKAGE", tmp_path)
+    assert info.build_tools(ops.build_record()).startswith("unknown")
 
 
-def test_the_record_is_summarized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tools that were not there are left out instead of being printed as None."""
-    record = tmp_path / "_build_info.json"
+def test_record_is_summarized() -> None:
+    """Tools that were not there are omitted instead of being printed as None."""
     facts = {"torch": "2.14.1", "cxx": "g++ 12", "nvcc": None, "cuda_architectures": None}
-    record.write_text(json.dumps(facts | {"torch_target": "2.10"}))
-    monkeypatch.setattr(info, "_RECORD", record)
-    assert info._build() == "torch 2.14.1, C++ g++ 12; runs under torch 2.10 and later"
+    tools = info.build_tools(facts | {"torch_target": "2.10"})
+    assert tools == "torch 2.14.1, C++ g++ 12; runs under torch 2.10 and later"

@@ -1,10 +1,10 @@
-"""How the sources of csrc/ become the native libraries of the package.
+"""The build of the native libraries from the sources in csrc/.
 
-    backend.py    PEP 517 hooks: builds against the torch of the target environment
+    backend.py    PEP 517 hooks: build against the torch of the target environment
     toolchain.py  finds the C++ compiler, the CUDA toolkit and torch, without importing torch
-    plan.py       decides which libraries are built, and says why one is not
-    commands.py   setuptools commands that compile the plan and record it
+    plan.py       decides which libraries are built, and records the reason if one is not
+    commands.py   setuptools commands that compile the planned libraries and write the record
 
-Runs at build time only and is not installed. It lives beside the sources it compiles and not in
-`cyclip_ext`, because pip must be able to import it before anything of the package is there.
+This package runs at build time only and is not installed. It is not part of `cyclip_ext` because
+pip imports it before `cyclip_ext` exists.
 """

@@ -1,26 +1,26 @@
-"""PEP 517 hooks: setuptools' own, preceded by a look into the target environment.
+"""PEP 517 hooks: those of setuptools, which build against the torch of the target environment.
 
-pip builds in an environment of its own, in which torch would be the newest of the index: several
-gigabytes, and perhaps for another CUDA than the torch that is already there. So, where the target
-environment has a torch that will do, its headers are used in place. Only where it has none does
-the build ask for one.
+pip builds in an isolated environment and would download the newest torch into it: several
+gigabytes, possibly for another CUDA version than the installed torch. If the target environment
+has a suitable torch, these hooks use its headers in place. Otherwise the build requires a torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import build_sdist, get_requires_for_build_sdist
 
-from build_support.toolchain import find_cxx
+from build_support.toolchain import Torch, find_cuda, find_cxx, find_torch
 
 __all__ = [
     "build_editable",
@@ -35,42 +35,75 @@ __all__ = [
 
 OLDEST_TORCH = (2, 10)
 OLDEST_SETUPTOOLS = 77  # reads the license expression in pyproject.toml; has bdist_wheel
+OLDEST_CUDA_WHEELS = 13  # the first major version whose wheels on PyPI contain nvcc
+CUDA_WHEELS = ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-runtime", "cuda-cccl")
 Settings = Mapping[str, Any] | None
 
 
-def target_path() -> list[str]:
-    """The import path of the environment that is installed into.
+def target_pythons() -> list[str]:
+    """Return the interpreters whose environment may be the one that is installed into, best first.
 
-    pip's build environment is the same interpreter with another PYTHONPATH; without the variables
-    that pip set, a child sees what the user sees.
+    pip builds with the interpreter of the target. `python -m build` and uv build with one of their
+    own: the target is then the active environment, the environment in the current folder, or that
+    of a `python` further down on PATH.
     """
+    if "PIP_BUILD_TRACKER" in os.environ:  # set by pip
+        return [sys.executable]
+    named = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), ".venv"]
+    on_path = os.environ.get("PATH", "").split(os.pathsep)
+    folders = [str(Path(prefix) / "bin") for prefix in named if prefix] + on_path
+    found = [shutil.which("python", path=folder) for folder in folders]
+    return list(dict.fromkeys([sys.executable, *(python for python in found if python)]))
+
+
+def import_path_of(python: str) -> list[str]:
+    """Return the import path of an interpreter without the variables that pip sets for a build."""
     hidden = {"PYTHONPATH", "PYTHONNOUSERSITE"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     program = "import json, sys; print(json.dumps(sys.path[1:]))"
-    child = [sys.executable, "-c", program]
-    return json.loads(subprocess.check_output(child, env=environment, text=True))
+    child = [python, "-c", program]
+    try:
+        return json.loads(subprocess.check_output(child, env=environment, text=True))
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return []
 
 
-def has_usable_torch(path: list[str]) -> bool:
-    """Whether the first torch on `path` is one that this package runs under."""
-    for torch in distributions(name="torch", path=path):
-        major, minor = torch.version.split(".")[:2]
-        return (int(major), int(minor)) >= OLDEST_TORCH
-    return False
+def installed_torch() -> tuple[Torch, list[str]] | None:
+    """Find the first suitable torch of the target environment, with the path to import it from."""
+    for python in target_pythons():
+        path = import_path_of(python)
+        torch = find_torch(path)
+        if torch is not None and torch.release >= OLDEST_TORCH:
+            return torch, path
+    return None
 
 
 def _requirements() -> list[str]:
     if find_cxx() is None:
         return []  # pure Python
-    if has_usable_torch(target_path()):
-        return ["ninja"]
-    return ["ninja", "torch>=" + ".".join(map(str, OLDEST_TORCH))]
+    found = installed_torch()
+    if found is None:
+        return ["ninja", "torch>=" + ".".join(map(str, OLDEST_TORCH))]
+    return ["ninja", *_nvcc_requirements(found[0])]
+
+
+def _nvcc_requirements(torch: Torch) -> list[str]:
+    """Return the wheels of PyPI that hold an nvcc, if torch has CUDA and no toolkit fits it."""
+    if torch.cuda is None or torch.cuda_major is None or os.environ.get("CYCLIP_BUILD_CUDA") == "0":
+        return []
+    toolkit = find_cuda(torch.cuda_major)
+    if toolkit is not None and toolkit.major == torch.cuda_major:
+        return []
+    if int(torch.cuda_major) < OLDEST_CUDA_WHEELS or sys.platform != "linux":
+        return []
+    return [f"nvidia-{part}=={torch.cuda}.*" for part in CUDA_WHEELS]
 
 
 def _prepare() -> None:
-    """Let `import torch` find the target's, behind everything of the build environment.
+    """Append the target's import path, so that `import torch` finds the target's torch.
 
-    Raises RuntimeError for an old setuptools, which without build isolation is the user's own.
+    Raises:
+        RuntimeError: if setuptools is too old. Without build isolation it is the user's.
     """
     if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
         raise RuntimeError(
@@ -78,9 +111,9 @@ def _prepare() -> None:
             f"{setuptools.__version__}; run `pip install --upgrade setuptools ninja`, or drop "
             "--no-build-isolation"
         )
-    path = target_path()
-    if has_usable_torch(path):
-        sys.path.extend(entry for entry in path if entry not in sys.path)
+    found = installed_torch()
+    if found is not None:
+        sys.path.extend(entry for entry in found[1] if entry not in sys.path)
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

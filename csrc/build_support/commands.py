@@ -1,7 +1,6 @@
-"""The setuptools commands: compile what was planned, and leave a record in the package.
+"""The setuptools commands: compile the planned libraries and write a record of the build.
 
-The record, cyclip_ext/_build_info.json, is what `python -m cyclip_ext.info` explains a missing
-backend with.
+`cyclip-info` reads the record, cyclip_ext/_build_info.json, to explain a missing backend.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ RECORD = "_build_info.json"
 
 
 def commands_for(plan: Plan) -> dict[str, type[Command]]:
-    """The `cmdclass` of setup()."""
+    """Return the `cmdclass` of setup()."""
     commands = {"build_py": _recording_build_py(plan)}
     if plan.extensions():
         commands["build_ext"] = _recording_build_ext(plan)
@@ -29,13 +28,13 @@ def commands_for(plan: Plan) -> dict[str, type[Command]]:
 
 
 def options_for(plan: Plan) -> dict[str, dict[str, str]]:
-    """The `options` of setup(): one wheel for all Pythons from the oldest on."""
+    """Return the `options` of setup(): one wheel serves the oldest Python and all later ones."""
     return {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}} if plan.extensions() else {}
 
 
 def _recording_build_py(plan: Plan) -> type[Command]:
     class BuildPy(build_py):
-        """Copies the Python files; says what is going to be missing beside them."""
+        """Copies the Python files and warns about libraries that will not be built."""
 
         def run(self) -> None:
             super().run()
@@ -47,9 +46,9 @@ def _recording_build_py(plan: Plan) -> type[Command]:
 
 
 def _recording_build_ext(plan: Plan) -> type[Command]:
-    # Both are read by torch when its module is imported or used. torch guesses the toolkit from
-    # the folder of nvcc, which is wrong for a wrapper script, and the architectures from the GPU
-    # it sees, of which there may be none. nvcc itself refuses host compilers it cannot use.
+    # torch reads both variables when the module below is imported or used. Otherwise it guesses the
+    # toolkit from the folder of nvcc, which is wrong for a wrapper script, and the architectures
+    # from the GPUs of this machine, which may have none. nvcc checks the host compiler itself.
     if plan.cuda is not None:
         os.environ["CUDA_HOME"] = str(plan.cuda.home)
     if plan.architectures is not None:
@@ -58,7 +57,7 @@ def _recording_build_ext(plan: Plan) -> type[Command]:
     from torch.utils.cpp_extension import BuildExtension
 
     class BuildExt(BuildExtension):
-        """Compiles with ninja; a library that may fail is reported instead of ending the build."""
+        """Compiles with ninja. An optional library that fails is reported and skipped."""
 
         def build_extension(self, ext: Extension) -> None:
             try:

@@ -1,4 +1,4 @@
-"""Decides which of the two libraries is built here, and says why one is not."""
+"""Decides which of the two libraries are built, and records why one is not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from build_support.toolchain import (
     find_torch,
 )
 
-# Symbols of torch 2.10 and no later ones: what is built against any torch runs under all since.
+# Only symbols of torch 2.10: a build against any torch >= 2.10 runs with every torch >= 2.10.
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"  # one byte each: major, minor, patch, ... (version.h)
 OLDEST_PYTHON = "cp310"
@@ -27,10 +27,10 @@ OLDEST_PYTHON = "cp310"
 COMMON_FLAGS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 CXX_FLAGS = [
     *("-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-g0"),
-    # The exponential's argument reduction (simd.inl.h) is exact with fused multiply-adds.
+    # The argument reduction of the exponential (simd.inl.h) is exact with fused multiply-adds.
     "-ffp-contract=fast",
-    # No -ffast-math: the kernels rely on infinities, NaN and a fixed order of summation. These
-    # two only give up errno and floating-point traps, which nobody reads, and let loops vectorize.
+    # No -ffast-math: the kernels rely on infinities, NaN and a fixed order of summation. These two
+    # flags only drop errno and floating-point traps, which are not used, and let loops vectorize.
     *("-fno-math-errno", "-fno-trapping-math"),
 ]
 NVCC_FLAGS = ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
@@ -38,10 +38,10 @@ NVCC_FLAGS = ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
 
 @dataclass
 class Plan:
-    """What a build is going to do.
+    """The libraries of a build.
 
-    `missing` names each backend that is not built, with the reason and, where there is one, the
-    remedy; a backend that is not in it is built.
+    `missing` maps each backend that is not built to the reason and, if there is one, the remedy.
+    Every other backend is built.
     """
 
     torch: Torch | None
@@ -78,9 +78,9 @@ class Plan:
         library = self._library(
             "cyclip_ext._C_cuda",
             sources=_sources("csrc/ops/cuda/**/*.cpp", "csrc/kernels/cuda/**/*.cu"),
-            libraries=["torch_cpu", "torch_cuda", "cudart"],
+            libraries=["torch_cpu", "torch_cuda", self.cuda.runtime_library],
         )
-        library.library_dirs.append(str(self.cuda.home / "lib64"))
+        library.library_dirs.append(str(self.cuda.library_dir))
         library.define_macros.append(("USE_CUDA", None))  # torch declares its CUDA functions
         # Unasked for, a CUDA library that fails to compile must not cost the CPU library.
         library.optional = not self.cuda_required
@@ -110,9 +110,9 @@ class Plan:
         )
 
     def _warnings_are_errors(self) -> bool:
-        """Strict with the compiler the project is checked with, lenient with all others.
+        """Return True for the compiler of the project's own checks.
 
-        A newer compiler has new warnings; they must not keep a user from installing.
+        The new warnings of other compilers should not prevent an installation.
         """
         stated = os.environ.get("CYCLIP_WERROR")
         if stated is not None:
@@ -125,12 +125,13 @@ def _sources(*patterns: str) -> list[str]:
 
 
 def make_plan() -> Plan:
-    """Look at this machine and at the environment variables.
+    """Plan the build for this machine and its environment variables.
 
-    Raises SystemExit where CUDA was demanded (CYCLIP_BUILD_CUDA=1 or FORCE_CUDA=1) and cannot be
-    built.
+    Raises:
+        SystemExit: if CYCLIP_BUILD_CUDA=1 or FORCE_CUDA=1 is set but CUDA cannot be built.
     """
-    plan = Plan(torch=find_torch(), cxx=find_cxx(), cuda=find_cuda())
+    torch = find_torch()
+    plan = Plan(torch, find_cxx(), find_cuda(torch.cuda_major if torch else None))
     reason = _why_no_cpu(plan)
     if reason:
         plan.missing["cpu"] = reason
@@ -138,7 +139,7 @@ def make_plan() -> Plan:
     plan.cuda_required = demand == "1"
     reason = "CYCLIP_BUILD_CUDA=0 was set" if demand == "0" else reason or _why_no_cuda(plan)
     if reason and plan.cuda_required:
-        raise SystemExit(f"cyclip_ext: the CUDA library was demanded, but {reason}")
+        raise SystemExit(f"cyclip_ext: CYCLIP_BUILD_CUDA=1 is set, but {reason}")
     if reason:
         plan.missing["cuda"] = reason
     return plan
@@ -149,20 +150,20 @@ def _why_no_cpu(plan: Plan) -> str:
         return "native libraries are not built on Windows yet"
     if plan.cxx is None:
         command = os.environ.get("CXX", "c++")
-        return f"there is no C++ compiler ({command}); install g++ or clang++ and install again"
+        return f"no C++ compiler was found ({command}); install g++ or clang++, then reinstall"
     if plan.torch is None:
-        return "torch was not found at build time; install torch and install again"
+        return "torch was not found at build time; install torch, then reinstall"
     return ""
 
 
 def _why_no_cuda(plan: Plan) -> str:
     assert plan.torch is not None
     if plan.torch.cuda is None:
-        return f"torch {plan.torch.version} is a build without CUDA; install one with CUDA"
-    major = plan.torch.cuda.partition(".")[0]
+        return f"torch {plan.torch.version} is built without CUDA; install a torch with CUDA"
+    major = plan.torch.cuda_major
     if plan.cuda is None:
         where = os.environ.get("CUDA_HOME", "PATH or /usr/local/cuda")
-        return f"no nvcc in {where}; install the CUDA {major} toolkit or set CUDA_HOME to it"
+        return f"no nvcc was found in {where}; install the CUDA {major} toolkit or set CUDA_HOME"
     if plan.cuda.major != major:
         return (
             f"nvcc of {plan.cuda.home} is CUDA {plan.cuda.version}, but torch "

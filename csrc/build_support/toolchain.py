@@ -1,12 +1,11 @@
-"""Finds what a native build needs: a C++ compiler, a CUDA toolkit, and torch.
+"""Finds the C++ compiler, the CUDA toolkit and torch.
 
-Nothing here imports torch: the plan is also made where only metadata is wanted, and the import
-takes seconds.
+Nothing here imports torch: the import takes seconds, and a build of the metadata alone also makes
+the plan.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
@@ -14,17 +13,22 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has no
-# machine code of its own and compiles the PTX of 10.0.
+DEFAULT_HOME = Path("/usr/local/cuda")
+
+# Machine code runs on all devices of its major version, PTX on all later devices as well. 11.0 has
+# no machine code of its own and compiles the PTX of 10.0.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
 
 @dataclass(frozen=True)
 class CxxCompiler:
-    """The compiler that torch's build machinery is going to call."""
+    """The compiler that torch's build extension will call."""
 
     command: str
     description: str  # first line of `--version`
@@ -40,22 +44,43 @@ class CxxCompiler:
 class CudaToolkit:
     home: Path
     version: str  # "13.0"
-    architectures: frozenset[str]  # "8.0", "9.0", ...: what its nvcc can compile for
+    architectures: frozenset[str]  # "8.0", "9.0", ...: supported by its nvcc
 
     @property
     def major(self) -> str:
         return self.version.partition(".")[0]
 
+    @property
+    def library_dir(self) -> Path:
+        """The folder of the CUDA runtime: lib64 in NVIDIA's installers, lib in PyPI's wheels."""
+        return next((d for d in (self.home / "lib64", self.home / "lib") if d.is_dir()), self.home)
+
+    @property
+    def runtime_library(self) -> str:
+        """The name to link the CUDA runtime by; the wheels of PyPI only have libcudart.so.MAJOR."""
+        if (self.library_dir / "libcudart.so").exists():
+            return "cudart"
+        return f":libcudart.so.{self.major}"
+
 
 @dataclass(frozen=True)
 class Torch:
     root: Path
-    version: str
+    version: str  # "2.14.1+cu130"
     cuda: str | None  # "13.0"; None in a build without CUDA
+
+    @property
+    def release(self) -> tuple[int, int]:
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+    @property
+    def cuda_major(self) -> str | None:
+        return None if self.cuda is None else self.cuda.partition(".")[0]
 
 
 def _output_of(*command: str) -> str | None:
-    """Everything the command printed, or None where it could not be run or failed."""
+    """Return the output of a command, or None if it cannot be run or fails."""
     try:
         done = subprocess.run(
             command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -71,9 +96,9 @@ def find_cxx() -> CxxCompiler | None:
     return CxxCompiler(command, version.splitlines()[0]) if version else None
 
 
-def find_torch() -> Torch | None:
-    """The torch that `import torch` would find."""
-    spec = importlib.util.find_spec("torch")
+def find_torch(path: Sequence[str] | None = None) -> Torch | None:
+    """Find the torch that `import torch` would import from an import path, by default sys.path."""
+    spec = PathFinder.find_spec("torch", path)
     if spec is None or spec.origin is None:
         return None
     root = Path(spec.origin).parent
@@ -81,10 +106,25 @@ def find_torch() -> Torch | None:
     return Torch(root, str(facts["__version__"]), facts["cuda"])
 
 
-def find_cuda() -> CudaToolkit | None:
-    home = _cuda_home()
-    if home is None:
-        return None
+def find_cuda(major: str | None = None) -> CudaToolkit | None:
+    """Find a CUDA toolkit, preferably of one major version ("13").
+
+    CUDA_HOME or CUDA_PATH decide if they are set. Otherwise the candidates are the nvcc on PATH,
+    /usr/local/cuda, and the wheels of PyPI on sys.path, in this order.
+    """
+    stated = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if stated:
+        return _toolkit(Path(stated))
+    nvcc = shutil.which("nvcc")
+    homes = [] if nvcc is None else [_home_of(nvcc)]
+    homes.append(DEFAULT_HOME)
+    homes += [Path(entry) / "nvidia" / f"cu{major}" for entry in sys.path if major is not None]
+    found = [toolkit for home in homes if (toolkit := _toolkit(home)) is not None]
+    fitting = [toolkit for toolkit in found if toolkit.major == major]
+    return next(iter(fitting + found), None)
+
+
+def _toolkit(home: Path) -> CudaToolkit | None:
     nvcc = str(home / "bin" / "nvcc")
     release = re.search(r"release (\d+\.\d+)", _output_of(nvcc, "--version") or "")
     if release is None:
@@ -93,22 +133,11 @@ def find_cuda() -> CudaToolkit | None:
     return CudaToolkit(home, release[1], frozenset(f"{major}.{minor}" for major, minor in codes))
 
 
-def _cuda_home() -> Path | None:
-    stated = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if stated:
-        return Path(stated)
-    nvcc = shutil.which("nvcc")
-    if nvcc is not None:
-        return _home_of(nvcc)
-    usual = Path("/usr/local/cuda")
-    return usual if usual.exists() else None
-
-
 def _home_of(nvcc: str) -> Path:
-    """The toolkit an nvcc on PATH belongs to.
+    """Return the toolkit that an nvcc on PATH belongs to.
 
-    The command may be a link or a script that calls the real nvcc, so that its own folder tells
-    nothing: nvcc itself is asked. Its dry run lists the folders of the toolkit as `#$ TOP=...`.
+    The command may be a link or a script that calls the real nvcc, so its folder is no evidence.
+    The dry run of nvcc prints the folder of the toolkit as `#$ TOP=...`.
     """
     dry_run = _output_of(nvcc, "--dryrun", "-x", "cu", os.devnull) or ""
     top = re.search(r"^#\$ TOP=(.+)$", dry_run, flags=re.MULTILINE)
@@ -120,7 +149,7 @@ def _home_of(nvcc: str) -> Path:
 
 
 def architectures_for(toolkit: CudaToolkit) -> str:
-    """Return TORCH_CUDA_ARCH_LIST or, if it is not set, the default architectures that nvcc supports.
+    """Return TORCH_CUDA_ARCH_LIST, or by default the architectures that nvcc supports.
 
     The newest of the default architectures always includes PTX, for later GPUs.
     """
@@ -128,8 +157,6 @@ def architectures_for(toolkit: CudaToolkit) -> str:
     if stated:
         return stated
     known = [
-        arch
-        for arch in DEFAULT_ARCHITECTURES
-        if arch.removesuffix("+PTX") in toolkit.architectures
+        arch for arch in DEFAULT_ARCHITECTURES if arch.removesuffix("+PTX") in toolkit.architectures
     ]
     return ";".join(known).removesuffix("+PTX") + "+PTX"

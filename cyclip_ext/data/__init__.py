@@ -1,33 +1,29 @@
-"""Training pairs and evaluation sets. Text stays text here: tokenizing belongs to training.
+"""Training pairs and evaluation images, from a path or built in, as `ImageDataset`.
 
-    open         what `--train-data` accepts, and which reader serves it
+    dataset      Sample, ImageDataset, Subset, InMemoryDataset, DatasetSplits
+    skips        BadRecord, and the SkipReport that counts records by reason
+    open         `open_dataset`: what a path is, and which reader opens it; built-in datasets
     emoji        the default: seven vendors' drawings with Unicode names (extra `demo`)
-    shapes       procedural stand-in with the same parts; data of the tests
+    shapes       procedural drawings with the same splits; data of the tests
     debian       clip art and stamps from Debian packages, added to the emoji; fashion-mnist
-    tar          img2dataset / webdataset shards, random access by an index of offsets
-    tar_index    that index: the samples of each shard, found once in parallel
-    tar_format   where the members of an archive are
-    tables       CSV and TSV with a header, Flickr's token file; images grouped with their captions
-    delimited    rows of such files: line ends, separator, quotes
+    tar          img2dataset / webdataset shards, with random access through tar_index, tar_format
+    tables       CSV, TSV and Flickr's token file; delimited has their rows
     google_tsv   Google's CC3M and CC12M with a folder of downloads
     caption_json COCO's captions and Karpathy's splits
     parquet      img2dataset's parquet output and other parquet files
     folders      image files with captions beside them, or in a folder for each class
     columns      columns of records in one mapped file, built once and shared by all processes
     caption_files, class_names  text files beside images
-    dataset      ImageDataset, which every reader is: Sample, Subset, InMemoryDataset, DatasetSplits
-    skips        BadRecord, and the SkipReport that counts them
     images       decoding: one policy for transparency, rotation, depth, damage and size
-    transforms   augmentation and rendering of sets in memory; open_clip's transform for files
-    captions     which caption a record is trained with, and another for its second view
-    seeding      order and draws as functions of (seed, epoch, index)
+    transforms   augmentation and rendering of datasets in memory; crops of files
+    captions     cleaning, cutting and choosing captions
+    seeding      order and random draws as functions of (seed, epoch, index)
     loader       batches as a function of (seed, epoch, step), divided among ranks
-    processes    work spread over processes, in order, with no way to hang
-    verify       `python -m cyclip_ext.data verify`: reads everything once, counts, compares
-    duplicates   equal captions and images, and what they cost in a batch
-    manifest     what verify found bad, for training to leave out
+    workers      work spread over processes by torch's DataLoader
+    verify       `cyclip-data verify`: reads every record once and counts what is bad
+    manifest     the bad records as a file, for training to skip
 
-Nothing here knows models, losses, tokenizers or devices; nothing downloads.
+Nothing here imports models or losses, or downloads. A tokenizer is passed in.
 """
 
 from .dataset import (
@@ -57,10 +53,8 @@ from .transforms import Augment, as_input, file_transform, render
 from .workers import WorkerDied
 
 __all__ = [
-    "NAMED",
-    "load_named",
-    "open_pairs",
     "BUILTIN",
+    "NAMED",
     "Augment",
     "BadRecord",
     "Batch",
@@ -82,8 +76,10 @@ __all__ = [
     "file_transform",
     "load_builtin",
     "load_emoji",
+    "load_named",
     "load_shapes",
     "open_dataset",
+    "open_pairs",
     "render",
     "require_usable",
     "resolved",

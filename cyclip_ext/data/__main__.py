@@ -1,140 +1,166 @@
-"""`python -m cyclip_ext.data verify PATH`: is this data fit to train on?"""
+"""The command line of data: `cyclip-data` or `python -m cyclip_ext.data`."""
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dataset import FileDataset
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from .dataset import FileDataset, ImageDataset
+from .loader import Loader
 from .manifest import require_writable
-from .open import ReadOptions, open_dataset
-from .skips import TooManyBadRecords, require_usable
-from .verify import examine, find_doubles, manifest_of, report
-from .workers import cores
+from .open import BUILTIN, ReadOptions, load_builtin, open_dataset
+from .skips import MissingData, SkipReport, TooManyBadRecords, require_usable
+from .transforms import Augment
+from .verify import examine, manifest_of, report
+from .workers import AHEAD, WorkerDied, cores
 
-_INTERRUPTED = 130  # as a shell reports Ctrl-C
+_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+_VERIFY = """Read and decode every record once with all cores. Print the bad records by reason, the
+sizes of images and captions, and records with equal captions. Exit status: 0 if the data is fit to
+train on; 1 if more records are bad than --max-skipped; 2 if the data cannot be opened or read to
+the end, if no record can be used, or if the manifest cannot be written."""
+
+_SPEED = """Measure how many samples a second the loader delivers by itself, decoded, cropped and in
+batches, without a model."""
+
+_OPTIONS = {  # fields of ReadOptions
+    "images": "folder of the images of a table or caption file",
+    "first_row": "number of the first row of Google's TSV in the names of its images: 0 or 1",
+    "csv_separator": r"character between columns; \t is a tab (default: what the header has)",
+    "csv_img_key": "column of images (default: image, filepath, ...)",
+    "csv_caption_key": "column of captions (default: caption, title, ...)",
+    "csv_quoting": "auto, quoted or none: whether quotes enclose fields (default: auto)",
+    "split": "split of Karpathy's JSON (default: train)",
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cyclip_ext.data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser(
-        "verify",
-        help="read every record once: count what is bad, find duplicates, write a manifest",
-        description="Read and decode every record once with all cores; print what is bad by "
-        "reason, sizes, caption lengths, duplicates and the false negatives they make in a batch. "
-        "Exit status: 0 fit to train on; 1 more records are bad than --max-skipped; 2 the data "
-        "cannot be opened or read to the end, none of it can be used, or the manifest cannot be "
-        "written.",
-    )
-    verify.add_argument(
-        "path", help="as for --train-data: tar shards, a folder of images, a TSV or CSV"
-    )
-    verify.add_argument("--images", help="folder of the downloaded pictures of Google's TSV")
-    verify.add_argument(
-        "--first-row", type=int, help="number of its first row in their names: 0 or 1"
-    )
-    verify.add_argument("--csv-separator", help=r"of a table with a header; \t is a tab")
-    verify.add_argument("--csv-img-key", help="its image column; default: image, filepath, ...")
-    verify.add_argument("--csv-quoting", help="auto, quoted or none")
-    verify.add_argument("--csv-caption-key", help="its caption column; default: caption, ...")
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    parser = ArgumentParser(prog="cyclip-data", description="Check data before training.")
+    commands = parser.add_subcommands(dest="command")
+
+    verify = _reading_parser("verify", _VERIFY)
     verify.add_argument(
         "--workers", type=int, default=cores(), help="processes that read (default: all cores)"
     )
     verify.add_argument(
-        "--manifest", type=Path, metavar="OUT.json", help="write what is bad, for training to skip"
+        "--manifest", type=Path, metavar="OUT.json", help="write the bad records, for training"
     )
     verify.add_argument(
         "--max-skipped",
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="share of bad records above which the exit status is 1 (default: 0.05)",
+        help="share of bad records above which the exit status is 1",
     )
-    verify.add_argument(
-        "--batch-size",
-        type=int,
-        default=4096,
-        help="of training, all ranks together, for the false negatives (default: 4096)",
+    commands.add_subcommand("verify", verify, help="read every record, count what is bad")
+
+    speed = _reading_parser("speed", _SPEED)
+    speed.add_argument("--image-size", type=int, default=224, help="pixels")
+    speed.add_argument("--batch-size", type=int, default=128)
+    speed.add_argument(
+        "--workers", type=int, help="processes that decode (default: all cores; 0 if in memory)"
     )
-    options = parser.parse_args(arguments)
-    if options.workers < 0 or options.batch_size < 1 or not 0 <= options.max_skipped <= 1:
-        parser.error("--workers must be 0 or more, --batch-size 1 or more, --max-skipped in [0, 1]")
+    speed.add_argument("--seconds", type=float, default=20.0, help="duration of the measurement")
+    commands.add_subcommand("speed", speed, help="measure the samples per second of the loader")
+    return parser
+
+
+def _reading_parser(name: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"cyclip-data {name}", description=description)
+    parser.add_argument("path", help="as for --train-data: tar shards, a folder of images, a table")
+    for option, text in _OPTIONS.items():
+        kind = int if option == "first_row" else str
+        parser.add_argument("--" + option.replace("_", "-"), type=kind, help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    arguments = build_parser().parse_args(None if argv is None else list(argv))
+    options = arguments[arguments.command]
     try:
-        return _verify(options)
+        return _verify(options) if arguments.command == "verify" else _speed(options)
     except KeyboardInterrupt:
-        print("\ninterrupted: no manifest was written", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return _INTERRUPTED
-
-
-def _verify(options: argparse.Namespace) -> int:
-    try:
-        if options.manifest is not None:
-            require_writable(options.manifest)  # before hours of reading
-        pairs = open_dataset(
-            options.path,
-            ReadOptions(
-                images=options.images,
-                first_row=options.first_row,
-                csv_separator=options.csv_separator,
-                csv_img_key=options.csv_img_key,
-                csv_caption_key=options.csv_caption_key,
-                csv_quoting=options.csv_quoting,
-            ),
-        )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingData, WorkerDied) as error:
         print(error, file=sys.stderr)
         return 2
-    assert isinstance(pairs, FileDataset)  # without a manifest it is
-    try:
-        findings = examine(pairs, options.workers, _Progress(len(pairs)))
-    except RuntimeError as error:  # a worker that was killed, or failed
-        print(f"\n{error}", file=sys.stderr)
-        return 2
-    doubles = find_doubles(findings, options.batch_size)
-    print(report(pairs, findings, doubles))
-    if not len(findings.images):
-        print(f"{pairs.name}: no record can be used", file=sys.stderr)
-        return 2
+
+
+def _open(options: Namespace) -> FileDataset:
+    given = ReadOptions(**{option: options[option] for option in _OPTIONS})
+    dataset = open_dataset(options.path, given)
+    assert isinstance(dataset, FileDataset)  # only a manifest would make it another
+    return dataset
+
+
+def _verify(options: Namespace) -> int:
+    if options.workers < 0 or not 0 <= options.max_skipped <= 1:
+        raise ValueError("--workers must be 0 or more, --max-skipped in [0, 1]")
     if options.manifest is not None:
-        try:
-            manifest_of(pairs, findings, doubles).write(options.manifest)
-        except OSError as error:
-            print(f"cannot write the manifest {options.manifest}: {error}", file=sys.stderr)
-            return 2
-        print(f"wrote {options.manifest}: {len(findings.bad):,} records to leave out")
+        require_writable(options.manifest)  # before hours of reading
+    dataset = _open(options)
+    with tqdm(total=len(dataset), unit="record", unit_scale=True, mininterval=0.5) as progress:
+        findings = examine(dataset, options.workers, lambda done: progress.update(done) and None)
+    print(report(dataset, findings))
+    if not len(findings.images):
+        raise ValueError(f"{dataset.name}: no record can be used")
+    if options.manifest is not None:
+        manifest_of(dataset, findings).write(options.manifest)
+        print(f"wrote {options.manifest}: {len(findings.bad):,} records to skip")
     try:
-        require_usable(findings.seen, findings.skipped, options.max_skipped, pairs.name)
+        require_usable(findings.seen, findings.skipped, options.max_skipped, dataset.name)
     except TooManyBadRecords as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-class _Progress:
-    """A line that renews itself on a terminal; elsewhere a line now and then."""
+def _speed(options: Namespace) -> int:
+    dataset: ImageDataset
+    augment = None
+    workers = cores() if options.workers is None else options.workers
+    if options.path in BUILTIN:
+        dataset, augment = load_builtin(options.path).train, Augment()
+        workers = options.workers or 0
+    else:
+        dataset = _open(options)
+    size, batch_size = options.image_size, options.batch_size
+    loader = Loader(dataset, batch_size, size, augment=augment, workers=workers)
+    rate, skipped = measure_rate(loader, options.seconds, warmup=1 + AHEAD * workers)
+    print(
+        f"{dataset.name}: {rate:,.0f} samples/s at {size} pixels in batches of {batch_size} with "
+        f"{workers} worker process(es); {skipped}"
+    )
+    return 0
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.start = self.shown = time.monotonic()
-        self.pause = 0.5 if sys.stderr.isatty() else 30.0
 
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        last = done == self.total
-        if not last and now - self.shown < self.pause:
-            return
-        self.shown = now
-        rate = done / max(now - self.start, 1e-9)
-        text = f"{done:,} of {self.total:,} records, {rate:,.0f}/s"
-        if sys.stderr.isatty():
-            print(f"\r{text}   ", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+def measure_rate(loader: Loader, seconds: float, warmup: int) -> tuple[float, SkipReport]:
+    """Return good samples per second after `warmup` steps, and what was skipped."""
+    skipped = SkipReport()
+    steps, samples, start = 0, 0, 0.0
+    for epoch in itertools.count():
+        for batch in loader.epoch(epoch):
+            steps += 1
+            if steps > warmup and batch is not None:
+                samples += len(batch)
+            now = time.perf_counter()
+            if steps == warmup:
+                start = now
+            if steps > warmup and now - start >= seconds:
+                skipped.merge(loader.skipped)
+                return samples / (now - start), skipped
+        skipped.merge(loader.skipped)
+    raise AssertionError("epochs are endless")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which caption a record is trained with, and another one for its second view."""
+"""Captions: cleaning, cutting, and choosing one of a record's for each view."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import torch
 
 from .seeding import sample_seed, uniforms
 
-# Each use draws from its own stream, so that none repeats another's numbers.
+# Each use has its own stream, so that none repeats the numbers of another.
 _FIRST_STREAM = 0x43415054
 _OTHER_STREAM = 0x4F544852
 
 _DELETION = 0.1  # share of the words
 
+MAX_WORD, MAX_CAPTION = 512, 8192  # characters, several times what fills a context of 77 tokens
+
 
 def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
-    """One of a record's captions, each equally likely, drawn anew every epoch."""
+    """Draw one of a record's captions, each equally likely, anew in every epoch."""
     return _choose(captions, seed ^ _FIRST_STREAM, epoch, index)
 
 
 def other_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
-    """A second caption for the same picture: another one of its own, else the first, disturbed.
+    """Draw a second caption for the same image: another one of its own, or the first one perturbed.
 
-    Where a record has only the caption that choose_caption gives, each of its words is left out
-    with probability 0.1 and then two words change places: random deletion and random swap of EDA
-    (Wei and Zou 2019). One word at least is left.
+    If the record has no other caption than that of choose_caption, each word is deleted with
+    probability 0.1 and then two words are swapped: random deletion and random swap of EDA (Wei and
+    Zou 2019). At least one word remains.
     """
     first = choose_caption(captions, seed, epoch, index)
     others = tuple(caption for caption in captions if caption != first)
@@ -32,15 +34,15 @@ def other_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) 
     words = first.split()
     draws = uniforms(seed ^ _OTHER_STREAM, epoch, torch.tensor([index]), len(words) + 3)[0].tolist()
     one, two, three = draws[:3]
-    kept = [word for word, draw in zip(words, draws[3:], strict=True) if draw >= _DELETION]
-    if not kept:
-        kept = [words[int(three * len(words))]]
-    count = len(kept)
+    left = [word for word, draw in zip(words, draws[3:], strict=True) if draw >= _DELETION]
+    if not left:
+        left = [words[int(three * len(words))]]
+    count = len(left)
     if count > 1:
         i = int(one * count)
         j = (i + 1 + int(two * (count - 1))) % count  # another place than i
-        kept[i], kept[j] = kept[j], kept[i]
-    return " ".join(kept)
+        left[i], left[j] = left[j], left[i]
+    return " ".join(left)
 
 
 def _choose(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
@@ -50,7 +52,7 @@ def _choose(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str
 
 
 def normalized_caption(caption: str) -> str:
-    """What two captions that differ only in case and white space have in common."""
+    """Return the caption without differences in case and white space."""
     return clean_caption(caption).casefold()
 
 
@@ -60,9 +62,6 @@ def clean_caption(text: str) -> str:
     Joined files have byte order marks in the middle.
     """
     return " ".join(text.replace("\ufeff", "").split())
-
-
-MAX_WORD, MAX_CAPTION = 512, 8192  # characters, several times what fills a context of 77 tokens
 
 
 def shorten(caption: str) -> str:

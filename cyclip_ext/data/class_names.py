@@ -78,14 +78,23 @@ def _told_apart(ids: Sequence[str], names: Sequence[str]) -> tuple[str, ...] | N
     return found if len(set(found)) == len(found) else None
 
 
+def imagenet_ids() -> tuple[str, ...] | None:
+    """Return the WordNet ids of ImageNet's 1,000 classes, in the order of the labels.
+
+    None without timm, which has the list.
+    """
+    file = _timm_file("imagenet_synsets.txt")
+    return None if file is None else tuple(read_lines(file))
+
+
 @cache
 def _imagenet_names() -> dict[str, str]:
-    ids = _timm_file("imagenet_synsets.txt")
+    ids = imagenet_ids()
     if ids is None or importlib.util.find_spec("open_clip") is None:
         return {}
     from open_clip import IMAGENET_CLASSNAMES
 
-    return dict(zip(read_lines(ids), IMAGENET_CLASSNAMES, strict=True))
+    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 @cache

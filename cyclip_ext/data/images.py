@@ -194,14 +194,14 @@ def decode_squares(
         except BadRecord as bad:
             return bad
 
-    kept: list[int] = []
+    decoded: list[int] = []
     images = torch.empty(len(sources), 4, size, size, dtype=torch.uint8)
-    # Threads suffice: Pillow decodes and resizes without holding the interpreter lock.
+    # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for position, result in enumerate(pool.map(decode, sources)):
             if isinstance(result, BadRecord):
                 skipped.add(result.reason, result.where)
             else:
-                images[len(kept)] = torch.tensor(result)
-                kept.append(position)
-    return kept, images[: len(kept)]
+                images[len(decoded)] = torch.tensor(result)
+                decoded.append(position)
+    return decoded, images[: len(decoded)]

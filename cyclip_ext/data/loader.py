@@ -259,6 +259,9 @@ class _FileReader:
             except BadRecord as bad:
                 skipped.append((bad.reason, bad.where))
                 continue
+            except MemoryError:
+                skipped.append(("out of memory", f"{self.dataset.name}[{index}]"))
+                continue
             if not sample.captions:
                 skipped.append(("no caption", sample.key))
                 continue

@@ -1,4 +1,4 @@
-"""The result of reading a data set once: what is bad in it, as a file that training can use."""
+"""The bad records of a dataset as a file, which `verify` writes and training reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import write_atomic
 from .dataset import FileDataset, Subset
 from .skips import IN_MANIFEST, SkipReport
 
@@ -30,7 +31,10 @@ class BadEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which data it is about, its bad records, and a summary for people (summary is not read)."""
+    """The bad records of the dataset with this number of records and this fingerprint.
+
+    summary is for people and is not read.
+    """
 
     records: int
     fingerprint: str
@@ -38,56 +42,44 @@ class Manifest:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """As JSON, whole or not at all."""
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "records": self.records,
-            "fingerprint": self.fingerprint,
-            "summary": self.summary,
-            "bad": [asdict(entry) for entry in self.bad],
-        }
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            # ASCII: names of files need not be UTF-8
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write it as JSON, atomically."""
+        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        # json escapes what is not ASCII: names of files need not be UTF-8
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Inverse of write.
+        """Read what `write` wrote.
 
-        Raises FileNotFoundError, or ValueError for a file that is no manifest or of a newer kind.
+        Raises FileNotFoundError, or ValueError if the file is not a manifest of this version.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = content["format"] == _FORMAT
+            if known and content["version"] == _VERSION:
+                return cls(
+                    content["records"],
+                    content["fingerprint"],
+                    [BadEntry(**entry) for entry in content["bad"]],
+                    content["summary"],
+                )
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"the manifest {path} does not exist; write it with "
-                "`python -m cyclip_ext.data verify PATH --manifest ...`"
+                f"the manifest {path} does not exist; write it with `cyclip-data verify PATH "
+                "--manifest ...`"
             ) from None
         except (ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise ValueError(f"{path} is no manifest of `python -m cyclip_ext.data verify`")
-        if content["version"] != _VERSION:
-            raise ValueError(
-                f"{path} is a manifest of version {content['version']}, this package reads version "
-                f"{_VERSION}: write it again"
-            )
-        return cls(
-            content["records"],
-            content["fingerprint"],
-            [BadEntry(**entry) for entry in content["bad"]],
-            content["summary"],
+            raise ValueError(f"{path} is not a manifest of `cyclip-data verify`")
+        raise ValueError(
+            f"{path} is a manifest of version {content['version']}, but this package reads version "
+            f"{_VERSION}; write it again"
         )
 
 
 def require_writable(path: Path) -> None:
-    """Raise OSError, with what to change, where a manifest cannot be written to path."""
+    """Raise OSError, with what to change, if a manifest cannot be written to path."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -100,27 +92,27 @@ def require_writable(path: Path) -> None:
         ) from None
 
 
-def apply_manifest(pairs: FileDataset, path: Path) -> Subset:
-    """`pairs` without the records that the manifest lists as bad; they are counted in skipped.
+def apply_manifest(dataset: FileDataset, path: Path) -> Subset:
+    """Return `dataset` without the records that a manifest lists; `skipped` counts them.
 
     Raises as Manifest.read, and ValueError, naming what differs, for a manifest of other data.
     """
     manifest = Manifest.read(path)
     difference = ""
-    if manifest.records != len(pairs):
-        difference = f"{len(pairs):,} records, the manifest has {manifest.records:,}"
-    elif manifest.fingerprint != pairs.fingerprint():
+    if manifest.records != len(dataset):
+        difference = f"{len(dataset):,} records, but {manifest.records:,} in the manifest"
+    elif manifest.fingerprint != dataset.fingerprint():
         difference = "the records differ, or are in another order"
     if difference:
         raise ValueError(
-            f"the manifest {path} was made for other data than {pairs.name}: {difference}; "
+            f"the manifest {path} was made for other data than {dataset.name} ({difference}); "
             "run `cyclip-data verify` on this data"
         )
-    good = np.ones(len(pairs), dtype=bool)
+    good = np.ones(len(dataset), dtype=bool)
     good[[entry.index for entry in manifest.bad]] = False
-    part = Subset(pairs, np.flatnonzero(good))
+    part = Subset(dataset, np.flatnonzero(good))
     part.skipped = SkipReport()
-    part.skipped.merge(pairs.skipped)
+    part.skipped.merge(dataset.skipped)
     for entry in manifest.bad:
         part.skipped.add(IN_MANIFEST, f"{entry.where}: {entry.reason}")
     return part

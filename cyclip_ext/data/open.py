@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,6 +40,11 @@ _ACCEPTED = f"""accepted are
   a .csv or .tsv with a header that has an image and a caption column; Flickr's .token
   a .json of captions: COCO's or Karpathy's
   a .parquet, or a folder of them: img2dataset's output"""
+
+
+TABLE_OPTIONS = tuple(
+    f"csv_{name}" for name in ("separator", "img_key", "caption_key", "label_key", "quoting")
+)
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,7 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
         return read_google_tsv(path, images, first_row=options.first_row)
     if is_token_file(path):
         options.refuse_except(spec, "a file of captions without a header", "images")
-    keys = tuple(
-        f"csv_{name}" for name in ("separator", "img_key", "caption_key", "label_key", "quoting")
-    )
-    options.refuse_except(spec, "a table with a header", "images", *keys)
+    options.refuse_except(spec, "a table with a header", "images", *TABLE_OPTIONS)
     return open_table(path, options)
 
 
@@ -218,7 +221,9 @@ def _files(spec: str, suffix: str) -> list[Path]:
     # An existing path is taken by its name, even if it has braces or brackets.
     for name in [spec] if Path(spec).exists() else expand_braces(spec):
         if Path(name).is_dir():
-            found.extend(p for p in sorted(Path(name).glob(f"*{suffix}")) if p.name[0] != ".")
+            inside = [p for p in sorted(Path(name).glob(f"*{suffix}")) if p.name[0] != "."]
+            _warn_of_gaps(Path(name), inside)
+            found.extend(inside)
         elif name.endswith(suffix) and Path(name).exists():
             found.append(Path(name))
         elif name.endswith(suffix):
@@ -227,6 +232,18 @@ def _files(spec: str, suffix: str) -> list[Path]:
                 raise FileNotFoundError(f"{name} (from {spec}) does not exist; {_ACCEPTED}")
             found.extend(matches)
     return found
+
+
+def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
+    """Warn of a shard that is not there while one of a higher number is."""
+    numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
+    missing = sorted({*range(min(numbers, default=0), max(numbers, default=0))} - {*numbers})
+    if missing:
+        warnings.warn(
+            f"{folder} has {len(files):,} shards, but {len(missing):,} between the first and the "
+            f"last number are missing (e.g. number {missing[0]})",
+            stacklevel=4,
+        )
 
 
 # Former names, until their callers have moved.

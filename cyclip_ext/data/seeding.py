@@ -1,7 +1,7 @@
 """Randomness as a function: order of (seed, epoch), a sample's draws of (seed, epoch, index).
 
-No generator is carried along, so neither batch size, nor worker count, nor the step a run resumes
-from changes what a sample looks like in a given epoch.
+There is no generator state, so that batch size, number of workers and the step from which a run
+resumes do not change a sample in a given epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(state: Keys) -> Keys:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014), elementwise on uint64 [...]."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea, Flood 2014) to uint64 [...]."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Keys = state ^ (state >> np.uint64(31))
@@ -25,7 +25,7 @@ def _mix(state: Keys) -> Keys:
 
 
 def _keys(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Keys:
-    """One well mixed uint64 per sample; [n] -> [n]."""
+    """Return one well mixed uint64 per sample; [n] -> [n]."""
     # One-element arrays rather than scalars: numpy warns when a scalar wraps around.
     start = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
     start = _mix(start + np.array([epoch], dtype=np.uint64) * _GOLDEN)
@@ -33,7 +33,7 @@ def _keys(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Keys:
 
 
 def uniforms(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
-    """`count` draws from [0, 1) for each sample: int64 [n] -> float32 [n, count].
+    """Draw `count` numbers from [0, 1) for each sample: int64 [n] -> float32 [n, count].
 
     Draw k of a sample depends on (seed, epoch, index, k) alone.
     """
@@ -45,11 +45,11 @@ def uniforms(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """A 63-bit seed for code that draws from a generator of its own (torchvision)."""
+    """Return a 63-bit seed for code that has a generator of its own."""
     return int(_keys(seed, epoch, np.array([index]))[0] >> np.uint64(1))
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The permutation in which epoch `epoch` visits `count` samples; int64 [count]."""
+    """Return the order in which an epoch visits `count` samples; int64 [count]."""
     generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
     return torch.randperm(count, generator=generator)

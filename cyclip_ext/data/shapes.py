@@ -1,9 +1,8 @@
-"""Coloured shapes with captions, drawn on the spot.
+"""Procedural drawings of coloured shapes with captions.
 
-The data of the tests, and the default where the emoji packages are absent.
-
-It has the same parts as the emoji data: classes ("small red circle") with subgroups (the shape) and
-groups (round, angular, pointed), drawing styles in place of vendors, and classes held out entirely.
+The data of the tests, and the default if the emoji packages are not installed. It has the same
+splits as the emoji: classes ("small red circle") with subgroups (the shape) and groups (round,
+angular, pointed), drawing styles in place of vendors, and classes held out entirely.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COLOURS = {
     "brown": (121, 85, 61),
     "black": (35, 35, 35),
 }
-# name: (group, corners, inner radius of a star or 1); no corners stands for a smooth outline
+# name: (group, corners, inner radius of a star or 1); 0 corners: a smooth outline
 SHAPES = {
     "circle": ("round shapes", 0, 1.0),
     "ellipse": ("round shapes", 0, 0.55),
@@ -52,10 +51,10 @@ _SUPERSAMPLING = 4  # Pillow draws without antialiasing
 
 
 def load_shapes(size: int = 64, seed: int = 0) -> DatasetSplits:
-    """Draw the set, `size` pixels square; the same seed gives the same pictures, bit for bit.
+    """Draw the dataset, `size` pixels square; the same seed gives the same images to the bit.
 
-    The seed moves and turns the drawings; classes and splits do not depend on it. Under a second
-    at 64 pixels.
+    The seed moves and rotates the drawings; classes and splits do not depend on it. Takes less than
+    a second at 64 pixels.
     """
     names = [(size_, colour, shape) for shape in SHAPES for colour in COLOURS for size_ in SIZES]
     trained = [name for name in names if not _held_out(name)]
@@ -102,7 +101,7 @@ def load_shapes(size: int = 64, seed: int = 0) -> DatasetSplits:
 
 
 def _held_out(name: tuple[str, str, str]) -> bool:
-    # By colour and shape: the small and the large red circle stay on one side of the split.
+    # By colour and shape, so that small and large red circles are on one side of the split.
     digest = blake2b("/".join(name[1:]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < HELD_OUT_SHARE
 
@@ -121,7 +120,7 @@ def _captions(size: str, colour: str, shape: str) -> tuple[str, ...]:
 def _draw(
     size_name: str, colour_name: str, shape: str, style: str, size: int, random: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """One drawing on a transparent ground; uint8 [4, size, size]."""
+    """Draw one shape on a transparent background; uint8 [4, size, size]."""
     _, corners, inner = SHAPES[shape]
     canvas = size * _SUPERSAMPLING
     radius = canvas / 2 * SIZES[size_name] * random.uniform(0.9, 1.0)
@@ -130,7 +129,7 @@ def _draw(
     outline = _outline(corners, inner, radius, centre, random.uniform(0, 2 * math.pi))
 
     width = max(2, canvas // 24)
-    closed = [*outline, *outline[:2]]  # one side further, so that the first corner is joined too
+    closed = [*outline, *outline[:2]]  # one side more joins the first corner
     fill, rim = (Image.new("L", (canvas, canvas), 0) for _ in range(2))
     if style != "outlined":
         ImageDraw.Draw(fill).polygon(outline, fill=255)
@@ -144,7 +143,7 @@ def _draw(
         pitch = 2 * width
         inside[np.hypot(rows % pitch - width, columns % pitch - width) > 0.8 * width] = 0
 
-    # Colour does not depend on alpha, so edges blend without a halo; a rim is drawn darker.
+    # Colour does not depend on alpha, so edges blend without a halo; rims are darker.
     alpha = _reduced(np.maximum(inside, np.asarray(rim)))
     darkness = _reduced(np.asarray(rim)) / np.maximum(alpha, 1) if style == "rimmed" else 0 * alpha
     layers = [value * (1 - darkness / 2) for value in COLOURS[colour_name]]
@@ -159,7 +158,7 @@ def _reduced(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def _outline(
     corners: int, inner: float, radius: float, centre: npt.NDArray[np.float64], turn: float
 ) -> list[tuple[float, float]]:
-    """Corner points: a polygon, a star (every other corner drawn in to `inner`), or an ellipse."""
+    """Return the points of a polygon, a star (every other one at `inner`) or an ellipse."""
     if corners == 0:
         angles = np.arange(64) * (2 * math.pi / 64)
         x, y = radius * np.cos(angles), inner * radius * np.sin(angles)

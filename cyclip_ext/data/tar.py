@@ -16,6 +16,7 @@ import torch
 
 from .caption_files import decode_captions
 from .dataset import Encoded, FileDataset, digest
+from .images import MAX_BYTES
 from .skips import BadRecord, SkipReport
 from .tar_index import BROKEN_LABEL, LABEL_SUFFIX, NO_LABEL, tar_index
 
@@ -73,6 +74,11 @@ class TarDataset(FileDataset):
         elif labels is not None:  # otherwise every sample has a text
             self._choose("no caption file", rows["text"] >= 0)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether any sample has a label."""
+        return "labels" in self._index.arrays
+
     def _choose(self, reason: str, good: npt.NDArray[np.bool_]) -> None:
         chosen = np.arange(len(good)) if self._chosen is None else self._chosen
         bad = chosen[~good[chosen]]
@@ -103,6 +109,8 @@ class TarDataset(FileDataset):
         if self.labels is not None:
             text_at, text_size = image_at, 0  # the text is not read
         shard, key = self._shard(row), self._where(row)
+        if image_size > MAX_BYTES:
+            raise BadRecord("too large", key)
         try:
             data, text = self._read_both(shard, image_at, image_size, text_at, text_size)
         except OSError as error:

@@ -183,12 +183,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+_open: WeakSet[Workers[Any, Any]] = WeakSet()
+_inherited: list[Any] = []
+
+
 # At exit multiprocessing would send SIGTERM, which workers ignore, and wait for them. Its hook was
 # registered when it was imported; hooks that are registered later run earlier.
-_open: WeakSet[Workers[Any, Any]] = WeakSet()
-
-
 @atexit.register
 def _close_all() -> None:
     for workers in list(_open):
         workers.close()
+
+
+def _disown_all() -> None:
+    """Keep a forked process from ending its parent's workers when its copies are collected."""
+    for workers in list(_open):
+        _inherited.append(workers._iterator)
+        workers._iterator = None
+        workers._processes.clear()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)

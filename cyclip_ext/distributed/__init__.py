@@ -12,6 +12,7 @@ other ranks, get here; a third does without rectangles:
 
 | module | what lives there |
 | --- | --- |
+| `groups` | which processes share the batch, found anew at each call |
 | `batch` | `agree`: what the ranks exchange before anything else, and what follows from it |
 | `collectives` | the differentiable collectives, each the transpose of another |
 | `ring` | this rank's rows against all columns, in one block or block by block on tour |
@@ -25,7 +26,8 @@ What must not live here: formulas (cyclip_ext.reference) and the arguments of th
 (cyclip_ext._inputs). docs/distributed.md has usage and costs.
 """
 
-from .batch import Batch, Exchange, agree, check_group
+from . import groups
+from .batch import Batch, Exchange, agree
 from .collectives import all_sum, own_columns, replicate_rows
 from .ring import Block, Tensors, all_blocks
 
@@ -37,7 +39,7 @@ __all__ = [
     "agree",
     "all_blocks",
     "all_sum",
-    "check_group",
+    "groups",
     "own_columns",
     "replicate_rows",
 ]

@@ -82,7 +82,6 @@ def agree(
     Raises: what `check` raises, on this rank, and a RuntimeError that names this rank on all
     others; ValueError on all ranks where they do not fit together.
     """
-    check_group(group)
     try:
         arguments = check()
     except Exception:
@@ -95,9 +94,11 @@ def agree(
 
 
 def check_group(group: object) -> None:
-    """Raises where `group` is not a process group that this process belongs to."""
+    """Raise unless `group` is a process group that this process belongs to."""
     if not dist.is_available():
-        raise RuntimeError("group must be None: this torch is built without torch.distributed")
+        raise RuntimeError(
+            'group must be "local" or None: this torch is built without torch.distributed'
+        )
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(
             "group must contain this process, got NON_GROUP_MEMBER, which new_group returns to "
@@ -105,8 +106,8 @@ def check_group(group: object) -> None:
         )
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            "group must be a torch.distributed.ProcessGroup or None, got "
-            f"{type(group).__name__}; torch.distributed.group.WORLD holds all processes"
+            'group must be "world", "local", a torch.distributed.ProcessGroup, a DeviceMesh or '
+            f"None, got {group!r} ({type(group).__name__})"
         )
     if dist.get_rank(group) < 0:
         members = dist.get_process_group_ranks(group)

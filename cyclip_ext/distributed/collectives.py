@@ -54,7 +54,7 @@ def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Ten
 
 @disable_compile
 def all_sum(values: Tensor, batch: Batch) -> Tensor:
-    """The sum over ranks, on every rank; any shape."""
+    """Return the sum over ranks, on every rank; any shape."""
     total: Tensor = _AllSum.apply(values, batch)
     return total
 

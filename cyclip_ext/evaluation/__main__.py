@@ -11,6 +11,7 @@ The options of each command: `cyclip-eval run --help`.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..data import NAMED, DatasetSplits, ImageDataset, MissingData, resolved
+from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
-from .datasets import AnyDataset, kind_of, open_evaluation_dataset
-from .datasets.opening import SPLIT_KINDS
+from .datasets import KINDS, AnyDataset, applicable, kind_of, open_evaluation_dataset
 from .embeddings import Embeddings, load_embeddings
 from .encode import BATCH, Encoder, choose_device, encode
 from .prompts import Prompts
@@ -36,6 +36,17 @@ _EXIT_STATUS = (
     "Exit status: 0 if the report is written; 2 if model, data or options cannot be used, or the "
     "report cannot be written; 130 after Ctrl-C."
 )
+_READ_OPTIONS = {  # fields of ReadOptions, which apply to those datasets that know them
+    "split": "of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of "
+    "--train-data train",
+    "images": "folder of the images of tables and caption files",
+    "first_row": "0 or 1: number of the first row of Google's TSV in the names of its images",
+    "csv_separator": "character between the columns of a table",
+    "csv_img_key": "name of the column of images",
+    "csv_caption_key": "name of the column of captions",
+    "csv_label_key": "name of the column of classes",
+    "csv_quoting": "auto, quoted or none: whether quotes enclose the fields of a table",
+}
 _UNUSABLE = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
@@ -102,7 +113,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
         "--data",
         action="append",
         metavar="SPEC",
-        help=f"{', '.join(NAMED)}, torchvision:NAME, or a path (folder of classes, CSV, "
+        help=f"{', '.join(BUILTIN)}, torchvision:NAME, or a path (folder of classes, CSV, "
         "webdataset, COCO captions, quadruples); may be repeated, and then the first dataset with "
         f"classes is the base of the distribution shift; {default}",
     )
@@ -112,13 +123,11 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
         metavar="SPEC",
         help="labelled images of the same classes, from which neighbours and probes learn",
     )
-    group.add_argument(
-        "--split",
-        type=str | None,
-        help="of torchvision's datasets and webdatasets; default: test, of --train-data train",
-    )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
-    group.add_argument("--images", type=str | None, help="folder of the images of COCO's captions")
+    for name, description in _READ_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        kind: Any = int | None if name == "first_row" else str | None
+        group.add_argument(option, type=kind, help=description)
     group.add_argument(
         "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
     )
@@ -198,8 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = chosen.output or _default_folder(chosen)
         require_writable(folder)
-        about, results = evaluate(chosen)
-        write_report(folder, about, in_order(results))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            about, results = evaluate(chosen)
+            write_report(folder, about, in_order(results))
     except (MissingData, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _UNUSABLE
@@ -218,6 +229,10 @@ def _default_folder(options: Namespace) -> Path:
         return path / "evaluation"
     folder = path.resolve().parent
     return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _notify(line: str) -> None:
@@ -266,7 +281,7 @@ def _evaluate_model(
     prompts = Prompts.read(options.class_names, options.templates, options.prompts_key)
     baselines = None if options.baselines is None else read_baselines(options.baselines)
     others = _models_beside(options, title)
-    datasets = [_open(options, spec, options.split) for spec in specs]
+    datasets = [_open(options, spec) for spec in specs]
     train_data = None if options.train_data is None else _open_train(options)
     check_names(
         name
@@ -324,20 +339,19 @@ def _run_on_opened(
     return results
 
 
-def _open(options: Namespace, spec: str, split: str | None) -> AnyDataset:
+def _read_options(options: Namespace, **changes: Any) -> ReadOptions:
+    given = {name: options[name] for name in _READ_OPTIONS}
+    return ReadOptions(**given | changes)
+
+
+def _open(options: Namespace, spec: str, **changes: Any) -> AnyDataset:
     _notify(f"opening {spec}")
-    has_splits = spec not in NAMED and kind_of(spec, split)[0] in SPLIT_KINDS
-    has_images = spec not in NAMED and kind_of(spec, split)[0] == "coco"
-    return open_evaluation_dataset(
-        spec,
-        split=split if has_splits else None,
-        root=options.root,
-        images=options.images if has_images else None,
-    )
+    read = applicable(_read_options(options, **changes), spec)
+    return open_evaluation_dataset(spec, read, root=options.root)
 
 
 def _open_train(options: Namespace) -> ImageDataset:
-    found = _open(options, options.train_data, "train")
+    found = _open(options, options.train_data, split="train")
     if not isinstance(found, ImageDataset) or not found.class_names:
         raise ValueError(f"--train-data {options.train_data} has no classes to learn")
     return found
@@ -345,8 +359,8 @@ def _open_train(options: Namespace) -> ImageDataset:
 
 def _require_fit(options: Namespace, specs: list[str]) -> None:
     """Raise ValueError for an option that none of the datasets can use."""
-    opened = [spec for spec in specs if spec not in NAMED]
-    for flag in ("train_data", "class_names", "hierarchy", "split", "images"):
+    opened = [spec for spec in specs if spec not in BUILTIN]
+    for flag in ("train_data", "class_names", "hierarchy", *_READ_OPTIONS):
         if options[flag] is not None and not opened:
             raise ValueError(
                 f"--{flag.replace('_', '-')} only applies to datasets from files; "
@@ -358,13 +372,13 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
             f"{options.prompts_key!r}"
         )
     kinds = [kind_of(spec, options.split)[0] for spec in opened]
-    if options.split is not None and not set(kinds) & set(SPLIT_KINDS):
-        raise ValueError(
-            f"--split {options.split}: none of {', '.join(opened)} has splits; give the path of "
-            "the part instead"
-        )
-    if options.images is not None and "coco" not in kinds:
-        raise ValueError(f"--images only applies to COCO's captions, got {options.images!r}")
+    if options.train_data is not None:
+        kinds.append(kind_of(options.train_data, "train")[0])
+    for name in _READ_OPTIONS:
+        if options[name] is not None and not any(name in KINDS[kind] for kind in kinds):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {options[name]} does not apply to {', '.join(opened)}"
+            )
     if options.baselines is not None and len(specs) == len(opened) == 1:
         raise ValueError("--baselines needs a second --data: the first is the base of the shift")
 
@@ -428,7 +442,7 @@ def _own_data(trained: TrainedModel) -> str:
     Raises ValueError if it was trained on files.
     """
     name = resolved(str(trained.settings.get("data", {}).get("train_data")))
-    if name not in NAMED:
+    if name not in BUILTIN:
         raise ValueError(
             f"the run was trained on files ({name}), which are not an evaluation dataset; choose "
             "one with --data"
@@ -452,15 +466,16 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
     scale: Any = getattr(created.model, "logit_scale", None)
     if scale is not None:
         facts["logit scale"] = f"{float(scale.detach().exp()):.1f} (1 / temperature)"
-    if trained.settings:
-        loss, run = trained.settings["loss"], trained.settings["run"]
+    loss, run = (trained.settings.get(name, {}) for name in ("loss", "run"))
+    if loss:
         weights = [
             f"{name} {value:g}"
             for name, value in loss.items()
-            if isinstance(value, float) and value and loss["loss"] == "cyclip"
+            if isinstance(value, float) and value and loss.get("loss") == "cyclip"
         ]
-        facts["loss"] = ", ".join([loss["loss"], *weights])
-        data = trained.settings["data"]["train_data"]
+        facts["loss"] = ", ".join([str(loss.get("loss")), *weights])
+    if {"epochs", "seed"} <= run.keys():
+        data = trained.settings.get("data", {}).get("train_data", "auto")
         data = "the default data" if data == "auto" else data
         facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
     return facts

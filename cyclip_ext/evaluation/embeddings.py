@@ -55,12 +55,12 @@ _EXPECTED = (
 
 
 class NotFiniteError(ValueError):
-    """Features have NaN or infinity. Whoever knows their origin adds the remedy."""
+    """Features have NaN or infinity; the function that computed or read them adds the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Embeddings:
-    """One dataset as arrays, whatever computed them: a run, an open_clip model, or a file.
+    """One dataset as arrays, computed by a run or an open_clip model, or read from a file.
 
     Only image_features is required; a task runs if the arrays that it takes are there.
 

@@ -26,7 +26,7 @@ from ..data import (
 from ..data.captions import printable, shorten
 from ..models.trained import TrainedModel
 from .datasets.winoground import Quadruples
-from .embeddings import Embeddings
+from .embeddings import Embeddings, NotFiniteError
 from .prompts import Prompts
 from .tasks.zero_shot import class_embeddings
 
@@ -116,14 +116,12 @@ class Encoder:
         short = [shorten(text) for text in texts]
         cut = sum(one != other for one, other in zip(short, texts, strict=True))
         if cut:
-            self.notify(
-                f"{cut:,} texts are too long to tokenize, or have words that are; they were cut"
-            )
+            self.notify(f"{cut:,} text(s) cut before tokenizing: too long, or with too long a word")
         rows = []
         with _evaluating(self.model):
             for start in range(0, len(short), TEXT_BATCH):
                 tokens = self.tokenizer(short[start : start + TEXT_BATCH]).to(self.device)
-                rows.append(normalize(self.model.encode_text(tokens).float(), dim=-1).cpu())
+                rows.append(_unit("text", self.model.encode_text(tokens)))
         return torch.cat(rows)
 
     def images(self, batches: Iterable[Tensor]) -> Tensor:
@@ -133,7 +131,7 @@ class Encoder:
             for batch in batches:
                 with self.autocast():
                     features = self.model.encode_image(batch.to(self.device))
-                rows.append(normalize(features.float(), dim=-1).cpu())
+                rows.append(_unit("image", features))
         return torch.cat(rows)
 
 
@@ -315,7 +313,7 @@ def _require_rgb(name: str, sample: Sample) -> None:
 def _classes(
     dataset: ImageDataset, encoder: Encoder, prompts: Prompts, classes_of: Embeddings | None
 ) -> dict[str, Any]:
-    names = prompts.names_for(dataset, encoder.notify)
+    names = prompts.names_for(dataset)
     shown = tuple(entry[0] for entry in names)
     if classes_of is not None and classes_of.class_names == shown:
         features = classes_of.class_features
@@ -371,6 +369,17 @@ def _encode_quadruples(dataset: Quadruples, encoder: Encoder) -> Embeddings:
         logit_scale=encoder.logit_scale,
         skipped=read.skipped,
     )
+
+
+def _unit(tower: str, features: Tensor) -> Tensor:
+    """Normalize embeddings in float32, on the CPU. Raises NotFiniteError for NaN and infinity."""
+    rows = normalize(features.float(), dim=-1).cpu()
+    if not rows.isfinite().all():
+        raise NotFiniteError(
+            f"the model's {tower} embeddings have NaN or infinity: its weights have diverged, or "
+            "reduced precision overflows; evaluate an earlier checkpoint, or in float32"
+        )
+    return rows
 
 
 @contextmanager

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from .._files import read_text
 from ..data import ImageDataset
+from ..data.class_names import are_wordnet_ids, imagenet_ids
 from ..models.tokenizers import import_open_clip
-from .text_files import read_text
 
 IMAGENET = "imagenet"
 
 ClassNames = tuple[tuple[str, ...], ...]  # one or several names of each class
-
-_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -51,83 +46,41 @@ class Prompts:
         """Read both from what a user writes; see read_class_names and read_templates."""
         return cls(
             None if class_names is None else read_class_names(class_names, key),
-            wordnet_ids() if class_names == IMAGENET else None,
+            imagenet_ids() if class_names == IMAGENET else None,
             None if templates is None else read_templates(templates, key),
         )
 
-    def names_for(
-        self, dataset: ImageDataset, notify: Callable[[str], None] = warnings.warn
-    ) -> ClassNames:
+    def names_for(self, dataset: ImageDataset) -> ClassNames:
         """Return the names of each class of a dataset.
-
-        WordNet ids (n02084071) are replaced by their names; if no installed package has a table of
-        these, a line to notify says so.
 
         Raises ValueError if there are names for another number of classes.
         """
         own = dataset.class_names
-        if not are_wordnet_ids(own):
-            if self.names is None:
-                return tuple((name,) for name in own)
-        elif self.names is None:
-            return _wordnet_names(dataset, notify)
-        elif self.ids is not None:
+        if self.names is None:
+            return tuple((name,) for name in own)
+        ids = getattr(dataset, "class_ids", own)  # of a folder of classes: the names of its folders
+        if self.ids is not None and are_wordnet_ids(ids):
             by_id = dict(zip(self.ids, self.names, strict=True))
-            unknown = [name for name in own if name not in by_id]
+            unknown = [each for each in ids if each not in by_id]
             if unknown:
                 raise ValueError(
-                    f"--class-names has no name for {len(unknown)} of the {len(own)} classes of "
-                    f"{dataset.name}: {', '.join(unknown[:10])} are not ids of ImageNet's 1,000 "
-                    "classes; give a file with a class name per line"
+                    f"--class-names {IMAGENET} has no name for {len(unknown)} of the {len(ids)} "
+                    f"classes of {dataset.name} ({', '.join(unknown[:10])}); give a file with a "
+                    "class name per line"
                 )
-            return tuple(by_id[name] for name in own)
+            return tuple(by_id[each] for each in ids)
         if len(self.names) != len(own):
             hint = ""
             if self.ids is not None:
                 hint = (
-                    "; the names of some of ImageNet's classes are found if the classes are called "
-                    f"by their WordNet ids (n02084071), but here they are {', '.join(own[:3])}, ..."
+                    "; some of ImageNet's classes are recognized only if their folders are called "
+                    f"by WordNet ids such as n02084071, but here they are {', '.join(own[:3])}, ..."
                 )
             raise ValueError(
                 f"there are {len(self.names)} class names for the {len(own)} classes of "
                 f"{dataset.name}{hint}"
             )
         return self.names
-
-
-def are_wordnet_ids(names: Sequence[str]) -> bool:
-    """Return whether all names are WordNet ids such as n02084071."""
-    return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)
-
-
-@cache
-def wordnet_ids() -> tuple[str, ...]:
-    """Return the WordNet ids of ImageNet's 1,000 classes, in the order of the labels.
-
-    Raises ImportError if timm, which comes with open_clip, cannot be imported.
-    """
-    return tuple(_imagenet_info().label_names())
-
-
-def _imagenet_info() -> Any:
-    import_open_clip()  # its error names the extra
-    return import_module("timm.data").ImageNetInfo()
-
-
-def _wordnet_names(dataset: ImageDataset, notify: Callable[[str], None]) -> ClassNames:
-    """Return open_clip's names of ImageNet's classes, and WordNet's first lemma for others."""
-    own = dataset.class_names
-    try:
-        info = _imagenet_info()
-        known = dict(zip(wordnet_ids(), import_open_clip().IMAGENET_CLASSNAMES, strict=True))
-        names = [known.get(i) or info.label_name_to_description(i).partition(",")[0] for i in own]
-    except (ImportError, KeyError) as error:
-        notify(
-            f"{dataset.name}: the classes are called by WordNet ids ({own[0]}, ...), which make "
-            f"poor prompts, and their names were not found ({error}); give --class-names"
-        )
-        return tuple((name,) for name in own)
-    return tuple((name,) for name in names)
 
 
 def read_templates(source: str | Path, key: str | None = None) -> tuple[str, ...]:

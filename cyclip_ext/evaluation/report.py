@@ -31,7 +31,7 @@ DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
 DASH = "-"
 LONGEST = 30  # rows shown of a table, half of them from its end
 OPEN_ROWS = 12  # a table of more rows is folded
-SHORT = 16  # characters of a text that is kept on one line
+SHORT = 16  # characters of a text that is not wrapped
 FEW_METRICS = 8  # more, of a single dataset, are folded if tables below break them down
 LONGEST_STEM = 100  # bytes of a dataset's name in names of files
 
@@ -44,7 +44,7 @@ class About:
 
     model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: name and value
     of everything else that a reader must know. main: the dataset whose numbers are at the top, if a
-    task has it; else each task's first.
+    task has it; else each task's first. A fact under the name of a dataset joins its counts.
     """
 
     model: str
@@ -294,9 +294,13 @@ def _sections(results: Sequence[TaskResult]) -> list[Section]:
     ]
 
 
-def _datasets(results: Sequence[TaskResult]) -> dict[str, Embeddings]:
-    """Return every dataset that numbers were computed from, by name."""
-    return {data.name: data for result in results for data in result.data}
+def _facts(about: About, results: Sequence[TaskResult]) -> dict[str, str]:
+    """Return the facts, with the counts of every dataset before a fact under its name."""
+    facts = dict(about.facts)
+    datasets = {data.name: data for result in results for data in result.data}
+    for name, data in datasets.items():
+        facts[name] = "; ".join(filter(None, (describe_data(data), about.facts.get(name))))
+    return facts
 
 
 def describe_data(data: Embeddings) -> str:
@@ -322,7 +326,7 @@ def show_value(metric: Metric, value: float) -> str:
 
 
 def show(table: Table, file: str = "") -> ShownTable:
-    """Convert a table to text; file: where all rows are, if some are omitted."""
+    """Convert a table to text; file: has all rows, if some are omitted."""
     columns = [_column([row[i] for row in table.rows]) for i in range(len(table.header))]
     count = len(table.rows)
     rows: list[tuple[str, ...] | None] = list(zip(*(cells for _, cells in columns), strict=True))
@@ -376,9 +380,8 @@ def _cell(cell: Cell, digits: int) -> str:
 
 def _markdown(about: About, results: Sequence[TaskResult]) -> str:
     lines = [f"# {_escape(about.title)}", ""]
-    facts = [*about.facts.items()]
-    facts += [(name, describe_data(data)) for name, data in _datasets(results).items()]
-    lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in facts]
+    facts = _facts(about, results)
+    lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in facts.items()]
     lines.append("")
     for section in _sections(results):
         lines += [f"## {_escape(section.title)}", "", *map(_escape, section.explanations), ""]
@@ -432,8 +435,8 @@ def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes
     )
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     return environment.get_template("report.html.j2").render(
-        about=about,
-        data={name: describe_data(data) for name, data in _datasets(results).items()},
+        title=about.title,
+        facts=_facts(about, results),
         sections=sections,
         headlines=[tile for section in sections for tile in _headlines(about, section)],
         plots=plots,

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+
+from .._torch_compat import BatchNorm, InstanceNorm
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -40,7 +40,7 @@ def synchronize_batch_norm(model: nn.Module, group: dist.ProcessGroup) -> nn.Mod
         TypeError: For a batch norm of another library, which may do more than normalize.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and type(module) not in _KNOWN:
+        if isinstance(module, BatchNorm) and type(module) not in _KNOWN:
             raise TypeError(
                 f"model: {name} is a {type(module).__qualname__}, which cannot be replaced safely; "
                 "use torch.nn's batch norms, or a norm that does not depend on the batch"
@@ -52,14 +52,14 @@ def synchronize_batch_norm(model: nn.Module, group: dist.ProcessGroup) -> nn.Mod
 
 
 def _replaced(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNorm):
         return GroupBatchNorm(module, group)
     for name, child in module.named_children():
         setattr(module, name, _replaced(child, group))
     return module
 
 
-class GroupBatchNorm(_BatchNorm):
+class GroupBatchNorm(BatchNorm):
     """Replacement for a batch norm that shares its parameters and buffers.
 
     Maps [n, C, ...] to the same shape and dtype, with the n rows of this rank. In training mode,
@@ -73,7 +73,7 @@ class GroupBatchNorm(_BatchNorm):
             together have a single value per channel.
     """
 
-    def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup) -> None:
+    def __init__(self, norm: BatchNorm, group: dist.ProcessGroup) -> None:
         super().__init__(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
         )
@@ -206,9 +206,9 @@ def norms_of_batches(model: nn.Module) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BatchNorm):
             depends = module.training or module.running_mean is None
-        elif isinstance(module, _InstanceNorm):
+        elif isinstance(module, InstanceNorm):
             depends = module.training and module.running_mean is not None
         else:
             depends = False

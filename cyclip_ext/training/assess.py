@@ -22,7 +22,7 @@ from ..evaluation import (
 )
 from ..evaluation.report import describe_data
 from ..models import CreatedModel
-from .sources import RunData
+from .data import RunData
 
 Metrics = dict[str, float]
 

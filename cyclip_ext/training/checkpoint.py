@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and the folder of a run that holds them."""
+"""Atomic checkpoints, and the folder of a run that holds them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last, the one before it, the best, and those kept for good."""
+    """The checkpoints of a run: the last, the one before it, the best, and those of some epochs."""
 
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder / "checkpoints"
 
     def prepare(self) -> None:
-        """Make the folder, and sweep out what a killed process left half written."""
+        """Make the folder, and delete the incomplete files of a killed process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".*.tmp"):
             torn.unlink()
 
     def save_last(self, state: State) -> None:
-        """The state to continue from. The former one stays as previous.pt.
+        """Save the state to continue from. The former one stays as previous.pt.
 
-        A disk may lose what it has acknowledged; then `newest` has the previous one.
+        A disk may lose data that it has acknowledged; then `newest` returns the previous one.
         """
         last = self.folder / LAST
         temporary = _write(last, state)
@@ -39,22 +39,22 @@ class Checkpoints:
         _publish(temporary, last)
 
     def save_best(self, state: State) -> None:
-        """The weights that validated best."""
+        """Save the weights that validated best."""
         save_checkpoint(self.folder / BEST, state)
 
     def keep(self, state: State, epoch: int) -> None:
-        """The state after `epoch` epochs, never overwritten by a later one."""
+        """Save the state after `epoch` epochs, which no later one overwrites."""
         save_checkpoint(self.folder / f"epoch-{epoch:04d}.pt", state)
 
     def any(self) -> bool:
-        """Whether there is a state to continue from, whole or not."""
+        """Return whether there is a state to continue from, damaged or not."""
         return next(self._newest_first(), None) is not None
 
     def newest(self, notify: Callable[[str], None] = print) -> State | None:
-        """The newest whole state to continue from, None where there is no checkpoint.
+        """Return the newest undamaged state to continue from; None if there is no checkpoint.
 
-        Damaged files are passed over with a line to `notify`.
-        Raises ValueError where there are files and none of them is whole.
+        Damaged files are skipped with a line to `notify`.
+        Raises ValueError if all of them are damaged.
         """
         damaged = []
         for path in self._newest_first():
@@ -62,9 +62,9 @@ class Checkpoints:
                 return load_checkpoint(path)
             except ValueError as error:
                 damaged.append(str(error))
-                notify(f"passed over: {error}")
+                notify(f"skipped: {error}")
         if damaged:
-            raise ValueError(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}")
+            raise ValueError(f"no checkpoint in {self.folder} can be read: {'; '.join(damaged)}")
         return None
 
     def _newest_first(self) -> Iterator[Path]:
@@ -79,13 +79,13 @@ class Checkpoints:
 def save_checkpoint(path: Path, state: State) -> None:
     """Write beside the target, flush to the disk, then rename over it.
 
-    Whoever reads `path` sees the former checkpoint or the new one, whatever interrupts the writing.
+    A reader of `path` sees the former checkpoint or the new one, whatever interrupts the writing.
     """
     _publish(_write(path, state), path)
 
 
 def _write(path: Path, state: State) -> Path:
-    """A whole, flushed file beside `path`."""
+    """Write a complete, flushed file beside `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -100,7 +100,7 @@ def _write(path: Path, state: State) -> Path:
 
 def _publish(temporary: Path, path: Path) -> None:
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk, too
+    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk as well
     try:
         os.fsync(folder)
     finally:

@@ -8,21 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoints
-from .config import FREE_ON_RESUME, TrainConfig
+from .._files import write_atomic
+from .config import TrainConfig
+from .data import RunData
+from .folder import check_same_settings, locked, newest_state, read_result, require_same_run
 from .ranks import ALONE, Ranks
 from .report import comparison_table, plot_results
-from .run import read_result, run_training
-from .sources import RunData
+from .run import run_training
 
-MARGIN = 0.1  # where --margin is not given
+MARGIN = 0.1  # unless --margin is given
 
 
 def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
-    """Short name -> settings: CLIP, CyCLIP, CyCLIP + margin, and CLIP with the scale held at 100.
+    """Return settings by short name: CLIP, CyCLIP, with margin, and CLIP with a held scale of 100.
 
-    The last is the temperature's control: cycle consistency drives the logit scale to its bound,
-    and part of what it gains is due to that.
+    The last one controls for the temperature: cycle consistency drives the logit scale to its
+    bound, and part of its gain is due to that.
     """
     cyclip = replace(config.loss, loss="cyclip", margin=0.0, hinge=0.0)
     losses = {
@@ -46,12 +47,12 @@ def run_comparison(
     seeds: Sequence[int],
     ranks: Ranks = ALONE,
 ) -> bool:
-    """All four trainings for each seed, then table and plot in `folder`. False if interrupted.
+    """Train all four for each seed, then write table and plot in `folder`. False if interrupted.
 
-    Runs that are complete are not repeated and an interrupted one is continued, so that the same
-    command resumes the whole. Table and plot are renewed after each seed.
+    Complete runs are not repeated and an interrupted one is continued, so the same command resumes
+    the comparison. Table and plot are renewed after each seed.
 
-    Raises ValueError where a run in the folder was made with other settings, or a seed is repeated.
+    Raises ValueError if a run in the folder was made with other settings, or a seed is repeated.
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds must differ, got {', '.join(map(str, seeds))}; drop the repeats")
@@ -73,37 +74,24 @@ def run_comparison(
 def _complete(
     config: TrainConfig, data: RunData, folder: Path, ranks: Ranks
 ) -> dict[str, Any] | None:
-    """A run's result: as found, or by starting or continuing the run."""
-    state = Checkpoints(folder).newest(ranks.say)
-    if state is not None:
-        check_same_settings(config, state["config"], folder)
-        batch = config.data.pairs_per_step * ranks.size
-        if state["global_batch"] != batch:
-            raise ValueError(
-                f"{folder} was made with {state['global_batch']} pairs in a step, now {batch}; "
-                "choose another --name"
+    """Return a run's result: as found, or after starting or continuing the run."""
+    with locked(folder, ranks):
+        state = newest_state(folder, ranks)
+        if state is not None:
+            check_same_settings(config, state["config"], folder)
+        # Gathered: every rank has looked before one of them goes on and writes.
+        found = ranks.gathered(read_result(folder))[0]
+        if found is None:
+            return run_training(config, data, folder, state, ranks)
+        if state is not None:
+            require_same_run(
+                state,
+                objective=config.label(),
+                pairs=config.data.pairs_per_step * ranks.size,
+                fingerprints=data.fingerprints,
+                folder=folder,
             )
-    # Gathered: every rank has looked before one of them goes on and writes.
-    found = ranks.gathered(read_result(folder))[0]
-    return found or run_training(config, data, folder, state, ranks)
-
-
-def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path) -> None:
-    """Raises ValueError where a checkpoint's settings differ in what changes the result."""
-    ours, theirs = _decisive(config.to_dict()), _decisive(found)
-    differing = [key for key in ours if ours[key] != theirs.get(key)]
-    if differing:
-        listed = ", ".join(f"{key} {theirs.get(key)!r} (now {ours[key]!r})" for key in differing)
-        raise ValueError(
-            f"{folder} was made with other settings: {listed}; leave them out, or choose another "
-            "--name (a study: --folder)"
-        )
-
-
-def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings without those that do not decide what is learned."""
-    flat = {key: value for section in config.values() for key, value in section.items()}
-    return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
+        return found
 
 
 def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunData) -> None:
@@ -127,7 +115,7 @@ def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunD
         f"Training time per run: {min(times):.0f} to {max(times):.0f} s.",
         "",
     ]
-    if plot_results(metrics, folder / "results.png", title):
-        lines += ["![results](results.png)", ""]
-    (folder / "report.md").write_text("\n".join(lines))
-    (folder / "results.json").write_text(json.dumps(collected, indent=2) + "\n")
+    plot_results(metrics, folder / "results.png", title)
+    lines += ["![results](results.png)", ""]
+    write_atomic(folder / "report.md", "\n".join(lines))
+    write_atomic(folder / "results.json", json.dumps(collected, indent=2) + "\n")

@@ -10,7 +10,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 
 class SetupError(ValueError):
-    """This machine cannot serve a setting; nothing was started."""
+    """Raised before the run starts if this machine does not support a setting."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -19,30 +19,42 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """Training and validation data; options with val- are those of --val-data alone."""
 
     train_data: str = _option(
         "auto",
         "emoji, shapes, debian, or a path: folder or brace pattern of tar shards, folder of images "
-        "with captions, TSV, CSV; auto: emoji, or shapes where the demo packages are absent",
-    )
-    val_data: str | None = _option(
-        None, "pairs for retrieval, where train-data is a path; default: a part of train-data"
+        "with captions, TSV, CSV; auto: emoji, or shapes if the demo packages are not installed",
     )
     images: str | None = _option(
-        None, "folder of the downloaded pictures of Google's caption<TAB>url TSV, for it only"
+        None, "folder of the images of a table or caption file, such as the downloads of CC3M's TSV"
     )
-    first_row: int = _option(0, "number of the first row in the file names below images: 0 or 1")
-    csv_separator: str | None = _option(
-        None, "of a table with a header; default: a tab if the header has one, else a comma"
+    first_row: int | None = _option(
+        None, "number of the first row of Google's TSV in the file names of --images: 0 or 1"
     )
+    csv_separator: str | None = _option(None, "of a table; default: the one that its header shows")
     csv_img_key: str | None = _option(None, "its image column; default: image, filepath, ...")
     csv_caption_key: str | None = _option(None, "its caption column; default: caption, title, text")
+    csv_quoting: str | None = _option(
+        None, "whether quotes enclose its fields: auto, quoted or none; default: auto"
+    )
+    split: str | None = _option(None, "split of Karpathy's JSON; default: train")
+    manifest: str | None = _option(
+        None, "file that `cyclip-data verify` wrote: the records it lists as bad are skipped"
+    )
+    val_data: str | None = _option(
+        None, "pairs for retrieval if train-data is a path; default: a part of train-data"
+    )
+    val_images: str | None = _option(None, "like --images, for --val-data")
+    val_first_row: int | None = _option(None, "like --first-row, for --val-data")
+    val_csv_separator: str | None = _option(None, "like --csv-separator, for --val-data")
+    val_csv_img_key: str | None = _option(None, "like --csv-img-key, for --val-data")
+    val_csv_caption_key: str | None = _option(None, "like --csv-caption-key, for --val-data")
+    val_csv_quoting: str | None = _option(None, "like --csv-quoting, for --val-data")
+    val_split: str | None = _option(None, "like --split, for --val-data")
+    val_manifest: str | None = _option(None, "like --manifest, for --val-data")
     train_fraction: float = _option(
         1.0, "share of the training pairs to train on; a smaller share is a part of a larger one"
-    )
-    manifest: str | None = _option(
-        None, "what `python -m cyclip_ext.data verify` wrote: records it lists as bad are left out"
     )
     max_skipped: float = _option(
         0.05, "share of bad records above which a run stops, of those opened and of each epoch's"
@@ -50,34 +62,28 @@ class DataConfig:
     batch_size: int = _option(128, "pairs per step and process, and of each part (accum-freq)")
     accum_freq: int = _option(
         1,
-        "parts of batch-size pairs that make one batch: exact gradients of the whole, in the "
+        "parts of batch-size pairs that make one batch: exact gradients of the whole batch, in the "
         "memory of a part, by encoding twice",
     )
-    workers: int = _option(0, "processes that decode files; 0: none besides this one")
+    workers: int = _option(0, "processes that decode files; 0: decode in the main process")
 
     @property
     def pairs_per_step(self) -> int:
-        """Of one process."""
+        """Pairs that one process contributes to a step."""
         return self.batch_size * self.accum_freq
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which loss; the weights count for cyclip only and belong to a batch size (docs/losses.md)."""
+    """Loss; the weights count for cyclip only and belong to a batch size (docs/losses.md)."""
 
-    loss: Literal["cyclip", "clip", "siglip", "square"] = _option(
-        "cyclip",
-        "training loss; square: regression of one tower on the other, which fails in zero-shot",
-    )
+    loss: Literal["cyclip", "clip", "siglip"] = _option("cyclip", "training loss")
     in_modal: float = _option(0.25, "weight of in-modal cycle consistency")
     cross_modal: float = _option(0.25, "weight of cross-modal cycle consistency")
     margin: float = _option(0.0, "weight of the one-sided margin; 0.1 when used")
-    margin_pairs: Literal["positive", "both", "negative"] = _option(
-        "positive", "pairs that the margin's weight is on; others than positive are ablations"
-    )
     hinge: float = _option(0.0, "weight of the hinge margin")
     inmodal: bool = _option(
-        False, "also contrast two views of each picture, and of each caption (CyCLIP's inmodal)"
+        False, "also contrast two views of each image, and of each caption (CyCLIP's inmodal)"
     )
     exchange: Literal["auto", "gather", "ring", "replicate"] = _option(
         "auto", "of features between processes (docs/distributed.md); auto: by the batch's size"
@@ -100,16 +106,16 @@ class OptimConfig:
     )
     grad_clip_norm: float | None = _option(None, "largest norm of the gradient")
     ema_decay: float | None = _option(
-        None, "measure and keep a moving average of the weights that decays so (0.999, say)"
+        None, "evaluate and save a moving average of the weights with this decay, such as 0.999"
     )
     skip_nonfinite: bool = _option(
-        False, "leave out a step whose loss or gradient is not finite, instead of stopping"
+        False, "skip a step whose loss or gradient is not finite, instead of stopping"
     )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, how, and where to."""
+    """Model, length, hardware, and what is written where."""
 
     model: str = _option("mini", "a name of cyclip_ext.models.list_models() or of open_clip")
     tokenizer: Literal["open_clip", "words"] = _option(
@@ -121,31 +127,38 @@ class RunConfig:
     seed: int = _option(0, "decides initialization, order, captions, augmentation and dropout")
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = _option(
         "auto",
-        "amp_bf16, amp_fp16: towers under autocast; auto: bf16, where the machine has it",
+        "amp_bf16, amp_fp16: towers under autocast; auto: bf16 if the machine has it",
     )
     grad_checkpointing: bool = _option(
-        False, "keep fewer activations and compute them again in the backward pass"
+        False, "store fewer activations and compute them again in the backward pass"
     )
     torchcompile: bool = _option(False, "compile the towers with torch.compile")
     use_bn_sync: bool = _option(
         False, "batch norm over the batches of all processes, not each over its own"
     )
-    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto: cuda if there is one")
     logs_dir: str = _option("logs", "folder of the run folders")
     name: str | None = _option(None, "name of the run folder; default: made from loss and seed")
     resume: str | None = _option(
         None, "a checkpoint or run folder to continue; auto: the one of --name, if there is one"
     )
+    allow_other_data: bool = _option(
+        False, "resume on other records than those the run was trained on; it is logged"
+    )
     val_frequency: int = _option(5, "epochs between validations, which choose the best checkpoint")
     evaluate_frequency: int | None = _option(
-        None, "steps between evaluations on every set, besides the one at the end; they are logged"
+        None,
+        "steps between logged evaluations on every dataset, besides the one at the end",
     )
     save_frequency: int | None = _option(
         None, "steps between checkpoints, besides those at the end of each epoch"
     )
-    keep_frequency: int | None = _option(None, "epochs between checkpoints that are kept for good")
+    keep_frequency: int | None = _option(None, "epochs between checkpoints that are never deleted")
     log_every_n_steps: int = _option(10, "steps between records of the log")
-    tensorboard: bool = _option(True, "write TensorBoard's files, where it is installed")
+    profile: int | None = _option(
+        None, "steps to record with torch.profiler, after the first three; writes profile.json"
+    )
+    tensorboard: bool = _option(True, "write TensorBoard's files if it is installed")
     wandb: str | None = _option(None, "report to this project of Weights & Biases")
 
 
@@ -159,13 +172,14 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the setting, for a value that cannot work."""
+        """Raise ValueError, naming the setting, for a value that cannot work."""
         data, optim, run = self.data, self.optim, self.run
         for name, value, least in (
             ("accum-freq", data.accum_freq, 1),
             ("batch-size", data.pairs_per_step, 2),
             ("workers", data.workers, 0),
             ("first-row", data.first_row, 0),
+            ("val-first-row", data.val_first_row, 0),
             ("warmup", optim.warmup, 0),
             ("epochs", run.epochs, 1),
             ("val-frequency", run.val_frequency, 1),
@@ -173,6 +187,7 @@ class TrainConfig:
             ("save-frequency", run.save_frequency, 1),
             ("keep-frequency", run.keep_frequency, 1),
             ("log-every-n-steps", run.log_every_n_steps, 1),
+            ("profile", run.profile, 1),
         ):
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
@@ -190,28 +205,37 @@ class TrainConfig:
                 raise ValueError(f"--{name} must be between 0 and 1, got {share}")
         if not 0 < data.train_fraction <= 1:
             raise ValueError(f"--train-fraction must be in (0, 1], got {data.train_fraction}")
-        if self.loss.loss == "square" and self.loss.inmodal:
-            raise ValueError("--inmodal contrasts views; --loss square has nothing to contrast")
         if run.torchcompile and run.grad_checkpointing and run.use_bn_sync:
             raise ValueError(
                 "--torchcompile, --grad-checkpointing and --use-bn-sync do not go together: "
-                "running statistics would count each batch twice; leave one of them out"
+                "running statistics would count each batch twice; omit one of them"
             )
         scale = optim.logit_scale_fixed
         if scale is not None and not 1 <= scale <= 100:
             raise ValueError(f"--logit-scale-fixed must be between 1 and 100, got {scale}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, for JSON."""
+        """Return plain nested dictionaries, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Inverse of to_dict."""
+        """Invert to_dict. Missing settings have their defaults.
+
+        Raises ValueError for settings that this version does not have.
+        """
+        unknown = [name for name in values if name not in _SECTIONS]
+        for name, kind in _SECTIONS.items():
+            unknown += values.get(name, {}).keys() - {entry.name for entry in fields(kind)}
+        if unknown:
+            raise ValueError(
+                f"unknown settings {', '.join(sorted(unknown))}: they are of another version; "
+                "use the version that made the run"
+            )
         return cls(**{name: kind(**values.get(name, {})) for name, kind in _SECTIONS.items()})
 
     def updated(self, values: Mapping[str, Any]) -> TrainConfig:
-        """With other values for the settings named, whatever section they are of."""
+        """Return a copy with other values for the settings named, whatever their section."""
         sections = {}
         for name, kind in _SECTIONS.items():
             own = {entry.name for entry in fields(kind)} & set(values)
@@ -219,7 +243,7 @@ class TrainConfig:
         return replace(self, **sections)
 
     def label(self) -> str:
-        """The method in a few words: "CyCLIP + margin 0.1", "CLIP, scale held at 100"."""
+        """Return the method in a few words: "CyCLIP + margin 0.1", "CLIP, scale held at 100"."""
         loss = self.loss
         if loss.loss == "cyclip":
             if loss.in_modal and loss.cross_modal:
@@ -228,25 +252,32 @@ class TrainConfig:
                 text = "I-CyCLIP"
             else:
                 text = "C-CyCLIP" if loss.cross_modal else "CLIP"
-            sides = {"positive": "", "both": "both-sided ", "negative": "negative-only "}
-            if loss.margin:
-                text += f" + {sides[loss.margin_pairs]}margin {loss.margin:g}"
+            text += f" + margin {loss.margin:g}" if loss.margin else ""
             text += f" + hinge {loss.hinge:g}" if loss.hinge else ""
         else:
-            text = {"clip": "CLIP", "siglip": "SigLIP", "square": "square loss"}[loss.loss]
+            text = {"clip": "CLIP", "siglip": "SigLIP"}[loss.loss]
         text += " + views" if loss.inmodal else ""
         if self.optim.logit_scale_fixed is not None:
             text += f", scale held at {self.optim.logit_scale_fixed:g}"
         return text
 
 
-# Where things lie, what is reported, and how the batch is laid out over parts and processes: what a
-# resumed run may have otherwise. (That batch and data are the same, Trainer.restore sees to.)
+VAL = "val_"  # prefix of the options of --val-data
+READ_OPTIONS = tuple(
+    entry.name.removeprefix(VAL)
+    for entry in fields(DataConfig)
+    if entry.name.startswith(VAL) and entry.name != "val_data"
+)
+
+# The settings that a resumed run may change: places, reports, and how a batch is divided into parts
+# and processes. (Trainer.restore compares the batch as a whole and the records of the data.)
 FREE_ON_RESUME = frozenset(
     {
-        *("train_data", "val_data", "images", "workers", "max_skipped", "batch_size", "accum_freq"),
-        *("exchange", "device", "logs_dir", "name", "resume", "save_frequency", "keep_frequency"),
-        *("evaluate_frequency", "log_every_n_steps", "tensorboard", "wandb"),
+        *("train_data", *READ_OPTIONS, "val_data", *(VAL + name for name in READ_OPTIONS)),
+        *("max_skipped", "workers"),
+        *("batch_size", "accum_freq", "exchange", "device", "logs_dir", "name", "resume"),
+        *("allow_other_data", "save_frequency", "keep_frequency", "evaluate_frequency"),
+        *("log_every_n_steps", "profile", "tensorboard", "wandb"),
     }
 )
 
@@ -259,13 +290,13 @@ _SECTIONS: dict[str, type] = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """One flag per setting, spelt as in open_clip: train_data is --train-data, and so in YAML.
+    """Add one flag per setting, spelt as in open_clip: train_data is --train-data.
 
-    Switches take no value on the command line, true or false in YAML; one that is on is turned off
-    by --no-... .
+    YAML files use the names with underscores. Switches take no value on the command line and true
+    or false in YAML; --no-... turns one off.
     """
     parser.add_argument(
-        "--config", action="config", help="YAML file of settings; what follows it on the line wins"
+        "--config", action="config", help="YAML file of settings; later arguments override it"
     )
     for name, section in _SECTIONS.items():
         group = parser.add_argument_group(name, section.__doc__)

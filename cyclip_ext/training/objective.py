@@ -1,24 +1,52 @@
-"""The loss of a run, from its settings."""
+"""The objective of a run: its loss module and how its terms are logged."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
-from .ablations import NegativesLoss, SquareLoss
-from .config import LossConfig
+from .config import LossConfig, TrainConfig
 
-# Up to this many pairs every rank computes the whole loss: less to wait for than more messages.
+# With up to this many pairs every rank computes the whole loss: that is faster than more messages.
 REPLICATED_PAIRS = 2048
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss as the trainer uses it.
+
+    loss: called as open_clip's, loss(image_features, text_features, logit_scale, logit_bias,
+    output_dict=True). It returns scalars by name: those that end in "_loss" are summed and
+    differentiated, the others are logged. weights: of the terms, for logging a term without its
+    weight. label: the method in a few words, for reports. learns_temperature: whether the loss
+    depends on logit_scale.
+    """
+
+    loss: nn.Module
+    weights: Mapping[str, float]
+    label: str
+    learns_temperature: bool = True
+
+
+# (settings, pairs in a batch of all ranks, group of the ranks or None) -> the objective.
+ObjectiveFactory = Callable[[TrainConfig, int, ProcessGroup | None], Objective]
+
+
+def make_objective(config: TrainConfig, pairs: int, group: ProcessGroup | None = None) -> Objective:
+    """Return the objective that the settings name: this package's losses."""
+    loss = make_loss(config.loss, pairs, group)
+    return Objective(loss, term_weights(config.loss), config.label())
 
 
 def make_loss(
     config: LossConfig, pairs: int, group: ProcessGroup | None = None, *, statistics: bool = True
 ) -> nn.Module:
-    """The loss module, called as open_clip's: loss(x, y, logit_scale, logit_bias, output_dict).
+    """Return the loss module; see Objective for how it is called.
 
     pairs: of a whole batch; with `group`, of all ranks together. With `config.inmodal` the features
     are those of two views each, all first views before all second ones: TwoViewLoss.
@@ -32,14 +60,9 @@ def make_loss(
         loss = CLIPLoss(statistics=statistics, **options)
     elif config.loss == "siglip":
         loss = SigLIPLoss(statistics=statistics, **options)
-    elif config.loss == "square":
-        loss = SquareLoss(**options)
     else:
-        margin = 0.0 if config.margin_pairs == "negative" else config.margin
-        weights = config.in_modal, config.cross_modal, margin, config.hinge
+        weights = config.in_modal, config.cross_modal, config.margin, config.hinge
         loss = CyCLIPLoss(*weights, statistics=statistics, **options)
-        if config.margin and config.margin_pairs != "positive":
-            loss = NegativesLoss(loss, config.margin, **options)
     if config.inmodal:
         views = SigLIPLoss(**options) if config.loss == "siglip" else CLIPLoss(**options)
         loss = TwoViewLoss(loss, views)
@@ -50,7 +73,7 @@ class TwoViewLoss(nn.Module):
     """Contrast between the towers, halved, and a quarter each between two views within a tower.
 
     L = 1/2 L_con(x, y) + 1/4 L_con(x, x') + 1/4 L_con(y, y') + the other terms of `across`, which
-    see the first views x, y alone. Features are [2n, d]: rows i and n + i are views of one thing.
+    see the first views x, y alone. Features are [2n, d]: rows i and n + i are views of one pair.
 
     Source: Goel et al. 2022 and their code's `inmodal`, after SLIP (Mu et al. 2022); here both
     directions are contrasted within a tower as between towers.
@@ -69,7 +92,7 @@ class TwoViewLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
     ) -> Any:
-        """As the losses of cyclip_ext, with `output_dict` always."""
+        """Return the terms by name, whatever `output_dict` is."""
         image, other_image = image_features.chunk(2)
         text, other_text = text_features.chunk(2)
         temperature = logit_scale, logit_bias
@@ -81,18 +104,15 @@ class TwoViewLoss(nn.Module):
 
 
 def term_weights(config: LossConfig) -> dict[str, float]:
-    """Weight of each term of the loss's dict: weighted value / weight = raw value."""
+    """Return the weight of each term of the loss: weighted value / weight = raw value."""
     weights = {"contrastive_loss": 1.0}
-    if config.loss == "square":
-        weights = {"square_loss": 1.0}
-    elif config.inmodal:
+    if config.inmodal:
         weights = {"contrastive_loss": 0.5, "image_views_loss": 0.25, "text_views_loss": 0.25}
     if config.loss == "cyclip":
         weights |= {
             "in_modal_loss": config.in_modal,
             "cross_modal_loss": config.cross_modal,
-            "margin_loss": config.margin if config.margin_pairs != "negative" else 0.0,
-            "negatives_loss": config.margin if config.margin_pairs != "positive" else 0.0,
+            "margin_loss": config.margin,
             "hinge_loss": config.hinge,
         }
     return {name: weight for name, weight in weights.items() if weight}

@@ -1,4 +1,4 @@
-"""AdamW without decay where decay does harm, the schedule, and the temperature's bounds."""
+"""AdamW with decay on matrices only, the schedule, and the bounds of the temperature."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = 1.0, 100.0  # Radford et al. 2021, section 2.
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Groups for AdamW, each with "lr_factor": decayed weights, the rest, the temperature.
+    """Return groups for AdamW, each with "lr_factor": decayed weights, the rest, the temperature.
 
-    Decayed are the parameters of two or more dimensions. Norms and biases have one, and shrinking
-    them changes the scale of activations; temperature and bias of the logits have none or one.
+    Parameters of two or more dimensions are decayed. Norms and biases have one, and shrinking them
+    changes the scale of activations; temperature and bias of the logits have none or one.
     Parameters that take no gradient are in no group.
     """
     decayed, plain, temperature = [], [], []
@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over `parameter_groups`. Call it after `fix_logit_scale`."""
+    """Return AdamW over `parameter_groups`. Call it after `fix_logit_scale`."""
     return AdamW(
         parameter_groups(model, config),
         lr=config.lr,
@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` out of `steps`, both counted from the run's first step, 0.
+    """Return the learning rate of step `step` of `steps`, counted from the first step, 0.
 
     Linear from lr/warmup at step 0 to lr at step warmup - 1, then half a cosine that would reach
     zero at step `steps`.

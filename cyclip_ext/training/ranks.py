@@ -16,7 +16,7 @@ from .config import SetupError
 
 Thing = TypeVar("Thing")
 
-# How long ranks wait for each other. One measures and writes while the others stand at the barrier.
+# How long ranks wait for each other: one measures and writes while the others are at the barrier.
 PATIENCE = timedelta(hours=2)
 
 
@@ -24,7 +24,7 @@ PATIENCE = timedelta(hours=2)
 class Ranks:
     """One process's place among the processes of the run.
 
-    group: for the losses and DDP, None where there is one process. control: for small messages
+    group: for the losses and DDP, None for a single process. control: for small messages
     between hosts, never over the accelerator, so that they do not wait for its queue.
     """
 
@@ -39,12 +39,12 @@ class Ranks:
         return self.rank == 0
 
     def say(self, *lines: object) -> None:
-        """`print`, once per run."""
+        """Print on the main rank."""
         if self.is_main:
             print(*lines, flush=True)
 
     def sums(self, numbers: Sequence[int]) -> list[int]:
-        """Each number summed over the ranks."""
+        """Sum each number over the ranks."""
         if self.control is None:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.int64)
@@ -53,7 +53,7 @@ class Ranks:
         return summed
 
     def gathered(self, thing: Thing) -> list[Thing]:
-        """Every rank's `thing`, in order of rank."""
+        """Return every rank's `thing`, in order of rank."""
         if self.control is None:
             return [thing]
         things = [thing] * self.size
@@ -61,7 +61,7 @@ class Ranks:
         return things
 
     def wait(self) -> None:
-        """Returns once every rank is here."""
+        """Return once every rank has called this."""
         if self.control is not None:
             dist.barrier(group=self.control)
 
@@ -70,20 +70,20 @@ ALONE = Ranks()
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Return this process's number on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of this run, over NCCL on a GPU and over gloo elsewhere, until the block ends.
+    """Join the ranks of this run, over NCCL on a GPU and gloo elsewhere, until the block ends.
 
-    Raises SetupError where this torch has no collectives.
+    Raises SetupError if this torch has no collectives.
     """
     if world_size() == 1:
         yield ALONE
@@ -92,7 +92,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         raise SetupError("torchrun started several processes, but this torch has no distributed")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # With gloo beside NCCL, what the losses tell each other first does not wait for the GPU.
+    # With gloo beside NCCL, the first messages of the losses do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:

@@ -1,4 +1,4 @@
-"""What a run leaves behind for a reader: tables, plots, report.md."""
+"""Tables and plots of a run, and its report.md."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..drawing import COLORS
-from .tracking import MetricsLog
+from .._files import write_atomic
+from .._plotting import COLORS, plain, png
+from .logging import MetricsLog
 
-Results = Mapping[str, Mapping[str, float]]  # evaluation set -> metric -> share
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# What the result tables and plots show: (heading, evaluation set, metric).
+DPI = 130
+
+Results = Mapping[str, Mapping[str, float]]  # evaluation dataset -> metric -> share
+
+# The columns of result tables and plots: (heading, evaluation dataset, metric).
 COLUMNS = (
     ("shifted top-1", "shifted", "acc1"),
     ("shifted top-5", "shifted", "acc5"),
@@ -27,7 +33,7 @@ COLUMNS = (
     ("image to text R@5", "validation", "text_retrieval_recall@5"),
 )
 
-# What a run prints at its end: metric -> heading.
+# The table printed at the end of a run: metric -> heading.
 SUMMARY = {
     "acc1": "top-1",
     "acc5": "top-5",
@@ -40,12 +46,12 @@ SUMMARY = {
 
 
 def columns_of(results: Results) -> list[tuple[str, str, str]]:
-    """The COLUMNS that these results have."""
+    """Return the COLUMNS that these results have."""
     return [column for column in COLUMNS if column[2] in results.get(column[1], {})]
 
 
 def summary_table(results: Results) -> str:
-    """The metrics of SUMMARY, narrow enough for a terminal, in percent."""
+    """Return the metrics of SUMMARY in percent, narrow enough for a terminal."""
     metrics = [m for m in SUMMARY if any(m in row for row in results.values())]
     lines = [f"{'':<20}" + "".join(f"{SUMMARY[m]:>12}" for m in metrics)]
     for name, row in results.items():
@@ -55,11 +61,11 @@ def summary_table(results: Results) -> str:
 
 
 def result_table(results: Results) -> str:
-    """Evaluation sets against metrics, in percent, as Markdown."""
+    """Return datasets against metrics, in percent, as Markdown."""
     names = dict.fromkeys(name for row in results.values() for name in row)
-    metrics = [name for name in names if "/" not in name]  # those of single domains: metrics.jsonl
+    metrics = [name for name in names if "/" not in name]  # single domains are in metrics.jsonl
     lines = [
-        "| set | " + " | ".join(metrics) + " |",
+        "| dataset | " + " | ".join(metrics) + " |",
         "| --- |" + " ---: |" * len(metrics),
     ]
     for name, row in results.items():
@@ -69,7 +75,7 @@ def result_table(results: Results) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); the deviation of one value is nan."""
+    """Return mean and sample standard deviation (n - 1); the deviation of one value is NaN."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, math.nan
@@ -77,7 +83,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def comparison_table(runs: Mapping[str, Sequence[Results]]) -> str:
-    """Methods against COLUMNS, in percent, mean +- sample deviation over seeds, as Markdown."""
+    """Return methods against COLUMNS as Markdown: percent, mean ± sample deviation over seeds."""
     columns = columns_of(next(iter(runs.values()))[0])
     lines = [
         "| method | seeds | " + " | ".join(heading for heading, _, _ in columns) + " |",
@@ -92,100 +98,74 @@ def comparison_table(runs: Mapping[str, Sequence[Results]]) -> str:
     return "\n".join(lines)
 
 
-def plot_training(log: MetricsLog, path: Path, title: str) -> bool:
-    """Loss terms and temperature against the step. False, and no file, without matplotlib."""
+def plot_training(log: MetricsLog, path: Path, title: str) -> None:
+    """Plot loss terms and temperature against the step."""
     records = log.read("train")
-    pyplot = _pyplot()
-    if pyplot is None or not records:
-        return False
-    figure, (losses, scale) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     steps = [record["step"] for record in records]
-    terms = [name for name in records[0] if name.endswith("_loss")]
-    names = ["loss", *terms] if len(terms) > 1 else ["loss"]
-    for name, color in zip(names, COLORS, strict=False):
-        label = "total" if name == "loss" else name.removesuffix("_loss").replace("_", "-")
-        losses.plot(steps, [record[name] for record in records], color=color, label=label, lw=1.3)
-    losses.set(xlabel="step", ylabel="weighted loss", ylim=(0, None))
-    losses.legend(frameon=False)
-    scale.plot(steps, [record["logit_scale"] for record in records], color=COLORS[0], lw=1.3)
-    scale.set(xlabel="step", ylabel="logit scale (1 / temperature)", ylim=(0, 105))
-    figure.suptitle(title)
-    _finish(figure, path)
-    return True
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        losses, scale = figure.subplots(1, 2)
+        terms = [name for name in records[0] if name.endswith("_loss")] if records else []
+        names = ["loss", *terms] if len(terms) > 1 else ["loss"]
+        for name, color in zip(names, COLORS, strict=False):
+            label = "total" if name == "loss" else name.removesuffix("_loss").replace("_", "-")
+            values = [record[name] for record in records]
+            losses.plot(steps, values, color=color, label=label, lw=1.3)
+        losses.set(xlabel="step", ylabel="weighted loss", ylim=(0, None))
+        losses.legend(frameon=False)
+        scales = [record["logit_scale"] for record in records]
+        scale.plot(steps, scales, color=COLORS[0], lw=1.3)
+        scale.set(xlabel="step", ylabel="logit scale (1 / temperature)", ylim=(0, 105))
+        for axes in (losses, scale):
+            plain(axes)
+        figure.suptitle(title)
+
+    write_atomic(path, png(draw, (11, 4), DPI))
 
 
-def plot_results(runs: Mapping[str, Sequence[Results]], path: Path, title: str) -> bool:
-    """COLUMNS as bars, one colour per method, whiskers of one sample deviation over the seeds."""
-    pyplot = _pyplot()
-    if pyplot is None:
-        return False
+def plot_results(runs: Mapping[str, Sequence[Results]], path: Path, title: str) -> None:
+    """Plot COLUMNS as bars, one colour per method, with one sample deviation over the seeds."""
     columns = columns_of(next(iter(runs.values()))[0])
-    if not columns:
-        return False
-    figure, axes = pyplot.subplots(
-        figsize=(max(6.0, 1.25 * len(columns) + 1), 4.6), layout="constrained"
-    )
-    width = 0.8 / len(runs)
-    for index, (method, results) in enumerate(runs.items()):
-        pairs = [
-            mean_and_deviation([100 * r[group][metric] for r in results])
-            for _, group, metric in columns
-        ]
-        positions = [i + (index - (len(runs) - 1) / 2) * width for i in range(len(columns))]
-        deviations = [0.0 if math.isnan(deviation) else deviation for _, deviation in pairs]
-        bars = axes.bar(
-            positions,
-            [mean for mean, _ in pairs],
-            width * 0.92,
-            yerr=deviations if any(deviations) else None,
-            error_kw={"lw": 1},
-            color=COLORS[index % len(COLORS)],
-            label=method,
-        )
-        if len(runs) == 1:  # beside other bars there is no room; the table has the numbers
-            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    headings = [_wrapped(heading) for heading, _, _ in columns]
-    axes.set_xticks(range(len(columns)), headings, fontsize=8)
-    axes.set_ylabel("percent")
-    axes.margins(x=0.02, y=0.12)
-    if len(runs) > 1:
-        figure.legend(loc="outside lower center", ncols=min(4, len(runs)), frameon=False)
-    figure.suptitle(title)
-    _finish(figure, path)
-    return True
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        width = 0.8 / len(runs)
+        for index, (method, results) in enumerate(runs.items()):
+            pairs = [
+                mean_and_deviation([100 * r[group][metric] for r in results])
+                for _, group, metric in columns
+            ]
+            positions = [i + (index - (len(runs) - 1) / 2) * width for i in range(len(columns))]
+            deviations = [0.0 if math.isnan(deviation) else deviation for _, deviation in pairs]
+            bars = axes.bar(
+                positions,
+                [mean for mean, _ in pairs],
+                width * 0.92,
+                yerr=deviations if any(deviations) else None,
+                error_kw={"lw": 1},
+                color=COLORS[index % len(COLORS)],
+                label=method,
+            )
+            if len(runs) == 1:  # beside other bars there is no room; the table has the numbers
+                axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        headings = ["\n".join(textwrap.wrap(heading, 12)) for heading, _, _ in columns]
+        axes.set_xticks(range(len(columns)), headings, fontsize=8)
+        axes.set_ylabel("percent")
+        axes.margins(x=0.02, y=0.12)
+        plain(axes)
+        if len(runs) > 1:
+            figure.legend(loc="outside lower center", ncols=min(4, len(runs)), frameon=False)
+        figure.suptitle(title)
+
+    write_atomic(path, png(draw, (max(6.0, 1.25 * len(columns) + 1), 4.6), DPI))
 
 
-def write_run_report(
-    folder: Path, label: str, results: Results, facts: Mapping[str, str], plots: bool
-) -> None:
-    """report.md: what was run, the numbers, the pictures."""
+def write_run_report(folder: Path, label: str, results: Results, facts: Mapping[str, str]) -> None:
+    """Write report.md: facts about the run, its numbers and plots."""
     lines = [f"# {label}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "All metrics in percent.", "", result_table(results), ""]
-    if plots:
-        lines += ["![results](results.png)", "", "![training](training.png)", ""]
-    (folder / "report.md").write_text("\n".join(lines))
-
-
-def _wrapped(heading: str) -> str:
-    return "\n".join(textwrap.wrap(heading, 12))
-
-
-def _finish(figure: Any, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:  # extra `train`
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    lines += ["![results](results.png)", "", "![training](training.png)", ""]
+    write_atomic(folder / "report.md", "\n".join(lines))

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from .. import ops
+from .._files import write_atomic
 from ..models import create_model
 from .checkpoint import Checkpoints, State
 from .config import TrainConfig
-from .loop import Trainer
+from .data import RunData
+from .folder import RESULT
+from .logging import optional_trackers
+from .objective import ObjectiveFactory, make_objective
 from .ranks import ALONE, Ranks
 from .report import plot_results, plot_training, write_run_report
-from .sources import RunData
-from .tracking import TensorBoard, Tracker, WandB, write_whole
-
-RESULT = "result.json"  # written last: its presence says that a run is complete
+from .trainer import Trainer
 
 
 def run_training(
@@ -29,15 +30,17 @@ def run_training(
     folder: Path,
     resume: State | None = None,
     ranks: Ranks = ALONE,
+    objective: ObjectiveFactory = make_objective,
 ) -> dict[str, Any] | None:
-    """Train, evaluate and report in `folder`; the content of its result.json.
+    """Train, evaluate and report in `folder`; return the content of its result.json.
 
-    resume: a loaded checkpoint to continue from. None after an interruption; checkpoints/last.pt
-    then has the state. A folder with neither a checkpoint nor a result is started anew. Every rank
-    calls this; the main one measures and writes, and the result is the same on all.
+    resume: a loaded checkpoint to continue from. objective: makes the loss, by default from the
+    settings. Returns None after an interruption; checkpoints/last.pt then has the state. A folder
+    with neither a checkpoint nor a result is started anew. Every rank calls this; the main one
+    measures and writes, and the result is the same on all.
 
-    Raises DivergedError where loss or gradient are not finite, FileExistsError where the folder
-    holds a run that is not being resumed.
+    Raises DivergedError if loss or gradient are not finite, FileExistsError if the folder holds a
+    run that is not being resumed.
     """
     # Every rank looks before the main one writes.
     taken = resume is None and (Checkpoints(folder).any() or (folder / RESULT).is_file())
@@ -51,17 +54,19 @@ def run_training(
         sigmoid=config.loss.loss == "siglip",
         tokenizer=config.run.tokenizer,
     )
-    trainer = Trainer(config, data, created, folder, ranks)
-    if ranks.is_main:
-        # Only now: settings that cannot work leave no folder behind.
-        trainer.checkpoints.prepare()
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        if resume is None:  # killed before its first checkpoint, a run leaves records of lost steps
-            trainer.log.path.unlink(missing_ok=True)
+    trainer = Trainer(config, data, created, folder, ranks, objective)
     if resume is not None:
         trainer.restore(resume)
     if ranks.is_main:
-        trainer.trackers.extend(_further_trackers(config, folder, trainer.step))
+        # Only now: settings that cannot work leave no folder behind.
+        trainer.checkpoints.prepare()
+        write_atomic(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        if resume is None:  # killed before its first checkpoint, a run leaves records of lost steps
+            trainer.log.path.unlink(missing_ok=True)
+        elif (folder / RESULT).is_file() and trainer.step < trainer.total_steps:
+            # Finished once, and continued for more epochs.
+            (folder / RESULT).replace(folder / f"result-epoch-{trainer.epoch:04d}.json")
+        trainer.trackers.extend(optional_trackers(config, folder, trainer.step))
     _announce(trainer)
     try:
         if not trainer.fit():
@@ -76,26 +81,14 @@ def run_training(
             tracker.close()
 
 
-def _further_trackers(config: TrainConfig, folder: Path, step: int) -> list[Tracker]:
-    trackers: list[Tracker] = []
-    if config.run.tensorboard:
-        try:
-            trackers.append(TensorBoard(folder / "tensorboard", step))
-        except ImportError:
-            print("  no TensorBoard files: pip install tensorboard, or pass --no-tensorboard")
-    if config.run.wandb is not None:
-        trackers.append(WandB(config.run.wandb, folder, config.to_dict()))
-    return trackers
-
-
 def _announce(trainer: Trainer) -> None:
-    """What is about to run, in three lines."""
+    """Print what is about to run, in three lines."""
     config, created, ranks = trainer.config, trainer.created, trainer.ranks
     processes = f", {ranks.size} processes" if ranks.size > 1 else ""
     parts = f" in {config.data.accum_freq} parts" if config.data.accum_freq > 1 else ""
-    ranks.say(f"\n{config.label()}, seed {config.run.seed} -> {trainer.folder}")
+    ranks.say(f"\n{trainer.objective.label}, seed {config.run.seed} -> {trainer.folder}")
     ranks.say(
-        f"  model {created.name}: {created.parameters:,} parameters, pictures of "
+        f"  model {created.name}: {created.parameters:,} parameters, images of "
         f"{created.image_size} pixels; {trainer.precision} on {trainer.device}{processes}, "
         f"{torch.get_num_threads()} threads; losses: {backend_line(trainer.device)}"
     )
@@ -116,8 +109,9 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     records = trainer.log.read("train")
     speed = _median([record["images_per_second"] for record in records])
     data_wait = _median([record["data_wait"] for record in records])
+    label = trainer.objective.label
     result = {
-        "label": config.label(),
+        "label": label,
         "seed": config.run.seed,
         "logit_scale": trainer.logit_scale,
         "images_per_second": speed,
@@ -126,9 +120,8 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
         "evaluation_seconds": evaluated,
         "metrics": results,
     }
-    label = config.label()
-    plots = plot_training(trainer.log, folder / "training.png", label)
-    plots = plot_results({label: [results]}, folder / "results.png", label) and plots
+    plot_training(trainer.log, folder / "training.png", label)
+    plot_results({label: [results]}, folder / "results.png", label)
     facts = {
         "data": data.description.replace("\n", "\n  "),
         "model": f"{created.name}, {created.parameters:,} parameters",
@@ -138,12 +131,10 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
         "the time waiting for data), "
         f"{evaluated:.0f} s evaluation, {trainer.precision} on {trainer.device}",
     }
-    if trainer.left_out:
-        facts["steps left out, not finite"] = str(trainer.left_out)
-    write_run_report(folder, label, results, facts, plots)
-    write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
-    if not plots:
-        print("  no plots: matplotlib is missing (pip install 'cyclip_ext[train]')")
+    if trainer.skipped_steps:
+        facts["steps skipped, not finite"] = str(trainer.skipped_steps)
+    write_run_report(folder, label, results, facts)
+    write_atomic(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -151,17 +142,8 @@ def _median(values: list[float]) -> float:
     return median_high(values) if values else 0.0
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a complete run, else None."""
-    path = folder / RESULT
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result
-
-
 def backend_line(device: torch.device) -> str:
-    """Which implementation of the losses tensors on this device get."""
+    """Return which implementation of the losses tensors on this device get."""
     status = ops.backend_status().get(device.type)
     if status is not None and status.loaded and ops.has_operator("pair_statistics", device.type):
         return "native kernels"

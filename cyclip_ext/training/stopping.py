@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step under way, with its state saved."""
+"""Ctrl-C and SIGTERM end a run after the current step, with its state saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal (0: not asked)."""
+    """A request to stop: the number of the signal, 0 if there was none."""
 
     number: int = 0
 
@@ -19,10 +19,10 @@ class StopRequest:
 
 @contextmanager
 def listening_for_stop(processes: int = 1) -> Iterator[StopRequest]:
-    """Within the block SIGINT and SIGTERM only fill in the request; a second SIGINT ends at once.
+    """Make SIGINT and SIGTERM only set the request; a second SIGINT ends a single process at once.
 
-    Of one process alone. Of several, each may get the terminal's signal and then its launcher's,
-    while they are about to save.
+    Several processes ignore it, because each may get the terminal's signal and then its launcher's
+    while it is about to save.
     """
     request = StopRequest()
 
@@ -35,7 +35,7 @@ def listening_for_stop(processes: int = 1) -> Iterator[StopRequest]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             former[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: signals are somebody else's there
+    except ValueError:  # not the main thread, which cannot set handlers
         yield request
         return
     try:

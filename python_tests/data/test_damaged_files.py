@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cyclip_ext.data import BadRecord, Loader, ReadOptions, SkipReport, open_dataset, require_usable
+from cyclip_ext.data import BadRecord, Loader, ReadOptions, SkipReport, open_dataset
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.seeding import uniforms
-from cyclip_ext.data.skips import TooManyBadRecords
 from cyclip_ext.data.transforms import CROP_DRAWS, random_crop
 
 from .damaged import SOURCES, Source, caption, good_cases
@@ -91,33 +90,6 @@ def test_verify_counts_the_same_and_its_manifest_leaves_them_out(
     assert pairs.skipped.counts == before.skipped.counts + Counter(
         {"listed in the manifest": left_out}
     )
-
-
-def test_too_many_bad_records_are_an_error_with_examples() -> None:
-    skipped = SkipReport()
-    for i in range(3):
-        skipped.add("truncated", f"{i}.jpg")
-    skipped.add("not downloaded", "row 7")  # dead addresses are no damage
-    require_usable(100, skipped, 0.03)
-    message = r"x: 3 of 99 records are bad \(3\.0%\), more than the 2\.9% allowed.*0\.jpg.*verify"
-    with pytest.raises(TooManyBadRecords, match=message):
-        require_usable(99, skipped, 0.029, "x")
-    require_usable(0, SkipReport(), 0.0)
-    with pytest.raises(TooManyBadRecords):
-        require_usable(3, skipped, 0.0)
-    with pytest.raises(ValueError, match="max_share must be between 0 and 1, got 5"):
-        require_usable(99, skipped, 5)
-
-
-def test_reports_of_ranks_add_up() -> None:
-    total = SkipReport()
-    for rank in range(3):
-        one = SkipReport()
-        for i in range(2):
-            one.add("truncated", f"{rank}/{i}.jpg")
-        total.merge(SkipReport.from_dict(json.loads(json.dumps(one.to_dict()))))
-    assert total.counts == {"truncated": 6}
-    assert total.examples == {"truncated": ["0/0.jpg", "0/1.jpg", "1/0.jpg"]}
 
 
 def test_a_folder_without_captions_is_refused_with_a_remedy(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""The decoding policy: what comes out is upright 8-bit RGB, or a counted reason."""
+"""The decoding policy: every image becomes upright 8-bit RGB, or has a counted reason."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from cyclip_ext.data.images import open_image, square_rgba
 from cyclip_ext.data.skips import BadRecord
@@ -48,7 +49,7 @@ def test_every_mode_becomes_the_same_rgb(data: bytes) -> None:
     assert near(right, BLUE)
 
 
-def test_transparency_goes_onto_white_or_is_kept() -> None:
+def test_transparency_is_composited_onto_white_unless_kept() -> None:
     image = halves("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 20, 20))  # black, but invisible: naive conversion shows black
     left, right = ends(open_image(encode(image), "x"))
@@ -59,7 +60,7 @@ def test_transparency_goes_onto_white_or_is_kept() -> None:
     assert kept.getpixel((3, 10))[3] == 0  # type: ignore[index]
 
 
-def test_transparent_palette_entry_goes_onto_white() -> None:
+def test_a_transparent_palette_entry_becomes_white() -> None:
     image = halves("P")
     left, right = ends(open_image(encode(image, transparency=image.getpixel((0, 0))), "x"))
     assert left == (255, 255, 255)
@@ -110,21 +111,56 @@ def test_exif_orientation_is_applied() -> None:
     ],
     ids=["empty", "html", "half", "tail", "overwritten", "bomb", "small bomb", "zeros"],
 )
-def test_damage_is_a_reason(data: bytes, reason: str) -> None:
+def test_each_kind_of_damage_has_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadRecord) as caught:
         open_image(data, "some/name.jpg")
     assert caught.value.reason == reason
     assert str(caught.value) == f"some/name.jpg: {reason}"
 
 
-def test_missing_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none.jpg", "missing"),
+        ("a.png/b.jpg", "missing"),
+        ("nul\0.jpg", "missing"),
+        ("x" * 300, "unreadable (OSError)"),
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("huge.jpg", "too large"),
+    ],
+)
+def test_a_path_that_is_not_an_image_file_is_a_reason(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    """A FIFO would never end, and /dev/zero or a sparse file of 30 GB would fill the memory."""
+    (tmp_path / "a.png").write_bytes(encode(halves()))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(30 * 2**30)
     with pytest.raises(BadRecord) as caught:
-        open_image(tmp_path / "none.jpg", "none.jpg")
-    assert caught.value.reason == "missing"
+        open_image(tmp_path / name, name)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("step", ["open", "load", "read"])
+def test_running_out_of_memory_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(encode(halves()))
+    target = {"open": (Image, "open"), "load": (ImageFile.ImageFile, "load")}
+    monkeypatch.setattr(*target.get(step, (Path, "read_bytes")), fail)
+    with pytest.raises(BadRecord, match="out of memory"):
+        open_image(tmp_path / "a.png", "a.png")
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF")
-def test_no_prefix_of_a_file_raises_anything_else() -> None:
+def test_every_prefix_of_a_file_is_an_image_or_a_bad_record() -> None:
     for whole in (jpeg(), encode(halves("P")), encode(halves(), "GIF"), encode(halves(), "TIFF")):
         for cut in range(0, len(whole), max(1, len(whole) // 60)):
             with contextlib.suppress(BadRecord):
@@ -135,7 +171,7 @@ def test_square_keeps_proportions_and_clean_edges() -> None:
     pixels = square_rgba(halves("RGBA"), 16)
     assert pixels.shape == (4, 16, 16)
     assert pixels.dtype == np.uint8
-    assert (pixels[3, :4] == 0).all()  # 2:1 picture: transparent above and below
+    assert (pixels[3, :4] == 0).all()  # 2:1 image: transparent above and below
     assert (pixels[3, 5:11] == 255).all()
     # Invisible pixels are often stored as black or green: none of it may show at the edge.
     ring = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
@@ -160,8 +196,8 @@ def photo(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_reduced_decoding_keeps_the_picture(options: dict[str, bool]) -> None:
-    """Decoding below the size that is needed, or another picture, would spoil training unseen."""
+def test_reduced_decoding_shows_the_same_image(options: dict[str, bool]) -> None:
+    """Decoding below the size that is needed, or another image, would spoil training unseen."""
     data = encode(photo(1000, 700), "JPEG", quality=95, **options)
     full = open_image(data, "x")
     reduced = open_image(data, "x", min_side=107)
@@ -184,7 +220,7 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
                 open_image(data[:cut], "x", min_side=50)
 
 
-def test_formats_the_web_does_not_serve_are_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_that_the_web_does_not_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would start Ghostscript on a file from the web that calls itself x.jpg."""
 
     def started(*arguments: object, **options: object) -> None:
@@ -214,7 +250,7 @@ def test_damaged_avif_is_a_reason() -> None:
     assert "truncated" in reasons
 
 
-def test_the_first_of_several_pictures_in_a_jpeg_is_reduced_too() -> None:
+def test_the_first_of_several_images_in_a_jpeg_is_reduced_too() -> None:
     """Phones write MPO: decoding it whole takes several times as long."""
     more = [photo(400, 280)]
     data = encode(photo(1000, 700), "MPO", save_all=True, append_images=more, quality=95)

@@ -253,6 +253,8 @@ class Made(ImageDataset):
     def __getitem__(self, index: int) -> Sample:
         self.loaded += 1
         caption = self.captions.get(index, "a")
+        if caption == "out of memory":
+            raise MemoryError
         return Sample(Image.new("RGB", (16, 16)), str(index), (caption,) if caption else ())
 
 
@@ -264,12 +266,16 @@ def test_late_steps_of_a_large_epoch_come_at_once() -> None:
     assert huge.loaded == 8
 
 
-def test_a_record_without_caption_is_skipped() -> None:
-    loader = Loader(Made({3: ""}), 8, 16)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_records_without_caption_or_too_large_for_the_memory_are_skipped(workers: int) -> None:
+    loader = Loader(Made({3: "", 5: "out of memory"}), 8, 16, workers=workers)
     (batch,) = loader.epoch(0)
     assert batch is not None
-    assert 3 not in batch.indices
-    assert loader.skipped.to_dict() == {"no caption": {"count": 1, "examples": ["3"]}}
+    assert sorted(batch.indices.tolist()) == [0, 1, 2, 4, 6, 7]
+    assert loader.skipped.to_dict() == {
+        "no caption": {"count": 1, "examples": ["3"]},
+        "out of memory": {"count": 1, "examples": ["made[5]"]},
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 1])

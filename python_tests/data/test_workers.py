@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data.workers import AHEAD, WorkerDied, ordered_map
+from cyclip_ext.data.workers import AHEAD, WorkerDied, Workers, ordered_map
 
 
 def slow_square(x: int) -> int:
@@ -80,6 +81,25 @@ def test_workers_end_with_the_iterator() -> None:
     assert len(workers) == 2
     results.close()  # type: ignore[attr-defined]
     assert all(map(gone, workers))
+
+
+def test_a_forked_process_does_not_end_the_workers_of_its_parent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Workers that start while others are at work hold copies of the objects that own these."""
+    first, second = Workers(pid, 1), Workers(pid, 1)
+    results, others = first.map(range(20)), second.map(range(10))
+    next(results), next(others)
+    child = os.fork()
+    if child == 0:
+        del results, others, first, second
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(results)) == 19
+    assert len(list(others)) == 9
+    del first, second
+    assert capfd.readouterr().err == ""
 
 
 PROGRAM = """

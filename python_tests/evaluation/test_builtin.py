@@ -10,7 +10,7 @@ from models.tiny import create_tiny
 
 from cyclip_ext.evaluation import TASKS, Prompts, TaskResult, encode, encode_splits, evaluate_splits
 from cyclip_ext.training.assess import Assessor
-from cyclip_ext.training.sources import RunData
+from cyclip_ext.training.data import RunData
 
 from .tiny import shapes, tiny_encoder
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
 from cyclip_ext.data.captions import MAX_WORD
 from cyclip_ext.evaluation import Encoder, Prompts, Quadruples, encode
+from cyclip_ext.evaluation.embeddings import NotFiniteError
 from cyclip_ext.evaluation.encode import choose_device
 
 from .tiny import shapes, tiny_encoder
@@ -198,7 +199,7 @@ def test_long_words_are_cut_and_reported_once(model: Towers) -> None:
     captions = [("a" * 64_000,), ("b" * MAX_WORD,), ("c" * 600,)]
     encode(Greys([1, 2, 3], captions=captions), make_encoder(model, notify=shown.append))
     assert model.texts == [MAX_WORD] * 3
-    assert shown == ["2 texts are too long to tokenize, or have words that are; they were cut"]
+    assert shown == ["2 text(s) cut before tokenizing: too long, or with too long a word"]
 
 
 def test_prompts_replace_names_and_templates(model: Towers) -> None:
@@ -254,3 +255,14 @@ def test_unknown_device_is_refused() -> None:
     for name in ("cuda:77", "tpu9"):
         with pytest.raises(ValueError, match=f"--device {name} cannot be used"):
             choose_device(name)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_models_that_diverged_are_named(
+    model: Towers, tower: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        model, f"encode_{tower}", lambda batch: torch.full((len(batch), 4), torch.nan)
+    )
+    with pytest.raises(NotFiniteError, match=f"{tower} embeddings .* earlier checkpoint"):
+        encode(Greys([1, 2], captions=[("a",), ("b",)]), make_encoder(model))

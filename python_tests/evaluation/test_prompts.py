@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from cyclip_ext.evaluation import Prompts, class_embeddings, read_class_names, read_templates
-from cyclip_ext.evaluation.prompts import wordnet_ids
+from cyclip_ext.data import ImageDataset
+from cyclip_ext.data.class_names import imagenet_ids
+from cyclip_ext.evaluation import (
+    Prompts,
+    class_embeddings,
+    open_evaluation_dataset,
+    read_class_names,
+    read_templates,
+)
 
 from .test_encode import Greys
 
@@ -163,25 +170,25 @@ def test_lines_of_python_source_are_converted(tmp_path: Path) -> None:
             read_templates(text(tmp_path, line))
 
 
-def test_wordnet_ids_are_replaced_by_names(tmp_path: Path) -> None:
-    """Ids make meaningless prompts; timm, which open_clip installs, has a table of their names."""
+def test_imagenet_names_a_subset_by_wordnet_ids(tmp_path: Path) -> None:
     open_clip = pytest.importorskip("open_clip")
-    ids = wordnet_ids()
+    ids = imagenet_ids()
+    assert ids is not None
     rows = (207, 0, 999)  # of ImageNet's 1,000 classes, in any order
-    data = Greys([1], labels=[0], class_names=tuple(ids[row] for row in rows))
-    names = [open_clip.IMAGENET_CLASSNAMES[row] for row in rows]
-    assert [name for (name,) in Prompts().names_for(data)] == names
+    for row in rows:
+        (tmp_path / ids[row]).mkdir()
+    (tmp_path / ids[0] / "x.png").write_bytes(b"")
+    data = open_evaluation_dataset(f"folder:{tmp_path}")
+    assert isinstance(data, ImageDataset)
+    names = [open_clip.IMAGENET_CLASSNAMES[row] for row in sorted(rows)]
     imagenet = Prompts.read("imagenet", None)
     assert [name for (name,) in imagenet.names_for(data)] == names
-    data.class_names = ("n02084071",)  # "dog", which is not one of the 1,000
-    assert Prompts().names_for(data) == (("dog",),)
-    with pytest.raises(ValueError, match=r"no name for 1 of the 1 classes .*n02084071"):
+    (tmp_path / "n02084071").mkdir()  # "dog", which is not one of the 1,000
+    data = open_evaluation_dataset(f"folder:{tmp_path}")
+    assert isinstance(data, ImageDataset)
+    assert ("dog",) in Prompts().names_for(data)
+    with pytest.raises(ValueError, match=r"no name for 1 of the 4 classes .*n02084071"):
         imagenet.names_for(data)
-    shown: list[str] = []
-    data.class_names = ("n99999999",)
-    assert Prompts().names_for(data, shown.append) == (("n99999999",),)
-    assert "WordNet ids" in shown[0]
-    assert "--class-names" in shown[0]
-    data.class_names = ("cat", "dog")
+    other = Greys([1], labels=[0], class_names=("cat", "dog"))
     with pytest.raises(ValueError, match=r"1000 class names for the 2 classes .*WordNet ids"):
-        imagenet.names_for(data)
+        imagenet.names_for(other)

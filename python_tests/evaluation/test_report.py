@@ -127,7 +127,9 @@ def test_every_format_has_the_counts_of_each_dataset(tmp_path: Path, results: An
         "total": 20,
         "skipped": {"truncated": {"count": 8, "examples": ["a<.jpg"]}},
     }
-    assert "12 images, 2 classes" in page(tmp_path).text
+    about = About("m", "p", "t", {"set/a": "a meaning"})
+    write_report(tmp_path, about, results())
+    assert "12 images, 2 classes; a meaning" in page(tmp_path).text
     quadruples = Embeddings(torch.eye(4), text_features=torch.eye(4), quadruple_tags=("", "x"))
     assert describe_data(quadruples) == "2 quadruples"
 

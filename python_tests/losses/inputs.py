@@ -1,4 +1,4 @@
-"""Features that break naive code: functions (n, d, generator) -> two float64 tensors [n, d]."""
+"""Features that break naive code, and the losses that are to survive them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
+
+from cyclip_ext import CyCLIPLoss, functional
 
 Towers = tuple[Tensor, Tensor]
 
@@ -48,14 +50,14 @@ def _two_cones(n: int, d: int, generator: Generator) -> Towers:
 
 
 def _both_ends(n: int, d: int, generator: Generator) -> Towers:
-    """A cone and its mirror image, half of the pairs in each: the mean of the rows says nothing."""
+    """Half of the pairs in a cone and half in its mirror image, so that the mean vanishes."""
     image, text = _narrow_cone(n, d, generator)
     sign = 1 - 2 * (torch.arange(n) % 2)[:, None]
     return sign * image, sign * text
 
 
 def _modality_gap(n: int, d: int, generator: Generator) -> Towers:
-    """The towers on opposite sides of the sphere: every cosine is negative."""
+    """Towers on opposite sides of the sphere: every cosine is negative."""
     axis = _randn(1, d, generator)
     image, text = _random(n, d, generator)
     return image + 3 * axis, text - 3 * axis
@@ -79,6 +81,7 @@ def _ties(n: int, d: int, generator: Generator) -> Towers:
     return image, text
 
 
+# (n, d, generator) -> two float64 tensors [n, d]
 INPUTS: dict[str, Callable[[int, int, Generator], Towers]] = {
     "random": _random,
     "aligned": _aligned,
@@ -95,7 +98,7 @@ INPUTS: dict[str, Callable[[int, int, Generator], Towers]] = {
 def make_features(
     kind: str, n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Towers:
-    """The features of one kind, rounded to `dtype`."""
+    """Return the features of one kind, rounded to `dtype`."""
     generator = Generator().manual_seed(seed)
     image, text = INPUTS[kind](n, d, generator)
     return image.to(dtype), text.to(dtype)
@@ -107,4 +110,42 @@ def random_like(outputs: tuple[Tensor, ...], seed: int = 0) -> tuple[Tensor, ...
     return tuple(
         torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
         for out in outputs
+    )
+
+
+def make_leaves(n: int, d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return random features, a scale and a bias, all of which require gradients."""
+    image, text = make_features("random", n, d, dtype=dtype)
+    return [t.requires_grad_() for t in (image, text, torch.tensor(14.3), torch.tensor(-5.0))]
+
+
+def _cycle(in_modal: float, cross_modal: float) -> Callable[..., Tensor]:
+    return lambda x, y, s=1.0, b=-5.0, backend="auto": functional.cycle_consistency(
+        x, y, in_modal=in_modal, cross_modal=cross_modal, backend=backend
+    )
+
+
+# (image_features, text_features, logit_scale, logit_bias, backend) -> loss
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "contrastive": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.contrastive_loss(
+        x, y, s, backend=backend
+    ),
+    "cycle": _cycle(0.25, 0.25),
+    "in_modal": _cycle(0.25, 0.0),
+    "cross_modal": _cycle(0.0, 0.25),
+    "margin": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.margin_loss(x, y),
+    "hinge": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.hinge_margin_loss(
+        x, y, backend=backend
+    ),
+    "sigmoid": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.sigmoid_loss(
+        x, y, s, b, backend=backend
+    ),
+}
+
+
+def everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
+    """Return the sum of all terms, none of them with the weight of another."""
+    loss = CyCLIPLoss(0.3, 0.2, margin=0.1, hinge=0.4, backend=backend)
+    return loss(image, text, scale) + functional.sigmoid_loss(
+        image, text, scale, bias, backend=backend
     )

@@ -1,4 +1,4 @@
-"""Processes that stay: the ranks of a gloo group, each of which runs what it is told."""
+"""The ranks of a gloo group: processes that stay and run functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRELOAD = ["torch", "torch._dynamo", "torch.nn.parallel", "pytest"]
 
 @dataclass(frozen=True)
 class Raised:
-    """What a rank returns in place of a result."""
+    """An exception of a rank, in place of a result."""
 
     kind: type[Exception]
     message: str
@@ -52,7 +52,7 @@ class World:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """`function(rank, *arguments)` on every rank: what it returns, or Raised."""
+        """Call `function(rank, *arguments)` on every rank; return its results, or Raised."""
         for connection in self._connections:
             connection.send_bytes(pickle.dumps((function, arguments)))
         results = []
@@ -64,7 +64,7 @@ class World:
         return results
 
     def results(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The same, where no rank may raise."""
+        """Return the same; no rank may raise."""
         results = self.run(function, *arguments)
         for rank, result in enumerate(results):
             assert not isinstance(result, Raised), f"rank {rank}: {result.where}"

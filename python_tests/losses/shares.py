@@ -75,7 +75,7 @@ def rows_of(rank: int, case: Case) -> slice:
 
 
 def whole(case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss and its gradients, by one process."""
+    """Return the loss and its gradients, by one process."""
     options = _without(case.options, "exchange")
     return loss_and_gradients(case, *features(case), options)
 
@@ -83,7 +83,7 @@ def whole(case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
 def share(
     rank: int, case: Case, members: tuple[int, ...] | None = None
 ) -> tuple[Tensor, dict[str, Tensor | None]] | None:
-    """The same by a rank, of its own rows; `members`: a group of some ranks."""
+    """Return the same by a rank, of its own rows; `members`: a group of some ranks."""
     group = dist.group.WORLD
     if members is not None:
         group = dist.new_group(members)
@@ -133,13 +133,13 @@ class TwoTowers(nn.Module):
 
 
 def whole_model(case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss and every parameter's gradient, by one process."""
+    """Return the loss and every parameter's gradient, by one process."""
     model = TwoTowers(case)
     return _train(case, model, model, *features(case), _without(case.options, "exchange"))
 
 
 def share_of_model(rank: int, case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The same by a rank, after the averaging of DistributedDataParallel."""
+    """Return the same by a rank, after the averaging of DistributedDataParallel."""
     rows = rows_of(rank, case)
     image, text = features(case)
     model = TwoTowers(case)

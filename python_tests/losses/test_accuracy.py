@@ -28,10 +28,9 @@ from torch import Tensor
 from cyclip_ext import functional, reference
 
 from . import truth
-from .backends import needs_native
 from .inputs import INPUTS, make_features
 
-pytestmark = needs_native
+pytestmark = pytest.mark.native
 
 BIAS = -5.0
 FLOAT32_ULP = torch.finfo(torch.float32).eps
@@ -205,8 +204,9 @@ def _fits(n: int, dtype: torch.dtype) -> bool:
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("scale", SHAPES_OF_SCALE)
 @pytest.mark.parametrize("name", SCALED)
-def test_scaled_terms(name: str, scale: float, kind: str, dtype: torch.dtype) -> None:
-    """Wrong: more than twice the error of dense code, in the loss or in some gradient."""
+def test_error_of_scaled_terms_is_within_the_bound(
+    name: str, scale: float, kind: str, dtype: torch.dtype
+) -> None:
     for n, d in SHAPES_OF_SCALE[scale]:
         if _fits(n, dtype):
             _check(SCALED[name], kind, n, d, scale, dtype)
@@ -215,9 +215,12 @@ def test_scaled_terms(name: str, scale: float, kind: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", UNSCALED)
-def test_unscaled_terms(name: str, kind: str, dtype: torch.dtype) -> None:
-    """Wrong: cycle terms by a cancelling expansion, or by products that round what a cone's common
-    direction makes large; or a margin of rounded cosines.
+def test_error_of_unscaled_terms_is_within_the_bound(
+    name: str, kind: str, dtype: torch.dtype
+) -> None:
+    """A cancelling expansion of the cycle terms would exceed it.
+
+    So would products that round a cone's large common direction.
     """
     for n, d in SHAPES:
         if _fits(n, dtype):
@@ -225,7 +228,7 @@ def test_unscaled_terms(name: str, kind: str, dtype: torch.dtype) -> None:
 
 
 def _hinge_at(rows: Tensor, cols: Tensor) -> Loss:
-    """The hinge with given hardest negatives: its gradient is not unique where they tie."""
+    """Return the hinge with given hardest negatives: for ties its gradient is not unique."""
 
     def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         sim = reference.similarity(image, text)
@@ -244,11 +247,11 @@ def _native_hinge(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("kind", INPUTS)
-def test_hinge(kind: str, dtype: torch.dtype) -> None:
-    """Wrong: a negative that is not the hardest, or a gradient that is not the chosen one's.
+def test_error_of_the_hinge_is_within_the_bound(kind: str, dtype: torch.dtype) -> None:
+    """Two cosines may tie to within rounding, and each side may then choose its own negative.
 
-    Where cosines tie to within rounding, each side may choose its own; it is judged by the gradient
-    that its own choice has in float64, and the choice by how much cosine it gives away.
+    It is judged by the gradient that its own choice has in float64, and the choice by how much
+    cosine it gives away.
     """
     for n, d in SHAPES:
         if n == 1 or not _fits(n, dtype):
@@ -284,10 +287,10 @@ def test_hinge(kind: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", [14.3, 100.0])
 @pytest.mark.parametrize("kind", ["random", "narrow_cone", "modality_gap"])
-def test_scale_gradient(kind: str, scale: float) -> None:
-    """Wrong: the positives' and the negatives' share rounded to float32 before they cancel.
+def test_scale_gradient_is_as_exact_as_that_of_cross_entropy(kind: str, scale: float) -> None:
+    """The shares of positives and negatives nearly cancel, so they must meet before rounding.
 
-    Against cross_entropy, whose gradient of the scale is better than that of logsumexp.
+    The gradient of the scale by cross_entropy is better than that by logsumexp.
     """
 
     def dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cyclip_ext import functional, reference
 
-from .backends import BACKENDS
-from .inputs import make_features
+from .inputs import FUNCTIONS, make_features
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
-
+Loss = Callable[..., Tensor]
 SHAPES = [(1, 1), (1, 4), (2, 3), (5, 3), (3, 7), (16, 16), (37, 20), (20, 37)]
 
 
 def value_and_gradients(loss, image: Tensor, text: Tensor, *scalars: float) -> list[Tensor]:
-    """The loss, and the gradients of all inputs under an upstream gradient that is not one."""
+    """Return the loss, and all gradients under an upstream gradient that is not one."""
     leaves = [
         t.detach().clone().requires_grad_()
         for t in (image, text, *(torch.tensor(v, dtype=image.dtype) for v in scalars))
@@ -41,8 +41,7 @@ def assert_same(loss, expected, image: Tensor, text: Tensor, *scalars: float) ->
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 14.3, 100.0])
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_contrastive(n: int, d: int, scale: float, backend: str) -> None:
-    """Wrong: the contrastive loss or its gradients, the temperature's among them."""
+def test_contrastive_matches_reference(n: int, d: int, scale: float, backend: str) -> None:
     assert_same(
         lambda x, y, s: functional.contrastive_loss(x, y, s, backend=backend),
         reference.contrastive_loss,
@@ -56,10 +55,10 @@ def test_contrastive(n: int, d: int, scale: float, backend: str) -> None:
     ("in_modal", "cross_modal"), [(0.25, 0.25), (1.0, 0.0), (0.0, 1.0), (0.3, 2.0)]
 )
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_cycle(
+def test_cycle_matches_reference(
     n: int, d: int, in_modal: float, cross_modal: float, reduction: str, backend: str
 ) -> None:
-    """Wrong: a weight, a reduction, or the shortcut for equal weights, on either route."""
+    """On both routes, and with the shortcut for equal weights."""
     assert_same(
         lambda x, y: functional.cycle_consistency(
             x, y, in_modal=in_modal, cross_modal=cross_modal, reduction=reduction, backend=backend
@@ -73,7 +72,6 @@ def test_cycle(
 
 
 def test_cycle_without_weights_is_zero(backend: str) -> None:
-    """Wrong: switching both terms off raises, or leaves no zero gradient behind."""
     image, text = (t.requires_grad_() for t in make_features("random", 5, 3))
     loss = functional.cycle_consistency(image, text, in_modal=0.0, cross_modal=0.0, backend=backend)
     assert loss.item() == 0
@@ -84,8 +82,7 @@ def test_cycle_without_weights_is_zero(backend: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_margin(n: int, d: int, backend: str) -> None:
-    """Wrong: the one-sided regularizer."""
+def test_margin_matches_reference(n: int, d: int, backend: str) -> None:
     assert_same(
         lambda x, y: functional.margin_loss(x, y),
         reference.margin_loss,
@@ -95,8 +92,7 @@ def test_margin(n: int, d: int, backend: str) -> None:
 
 @pytest.mark.parametrize("hinge_margin", [0.0, 0.2, 1.0, 3.0])
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_hinge(n: int, d: int, hinge_margin: float, backend: str) -> None:
-    """Wrong: the hinge, its clamp, or the gradient through the hardest negatives."""
+def test_hinge_matches_reference(n: int, d: int, hinge_margin: float, backend: str) -> None:
     assert_same(
         lambda x, y: functional.hinge_margin_loss(x, y, hinge_margin, backend=backend),
         lambda x, y: reference.hinge_margin_loss(x, y, hinge_margin),
@@ -106,8 +102,7 @@ def test_hinge(n: int, d: int, hinge_margin: float, backend: str) -> None:
 
 @pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1e-3, 0.0), (100.0, 5.0)])
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_sigmoid(n: int, d: int, scale: float, bias: float, backend: str) -> None:
-    """Wrong: the sigmoid loss or its gradients, scale's and bias's among them."""
+def test_sigmoid_matches_reference(n: int, d: int, scale: float, bias: float, backend: str) -> None:
     assert_same(
         lambda x, y, s, b: functional.sigmoid_loss(x, y, s, b, backend=backend),
         reference.sigmoid_loss,
@@ -117,40 +112,26 @@ def test_sigmoid(n: int, d: int, scale: float, bias: float, backend: str) -> Non
     )
 
 
-def _losses(backend: str) -> dict:
-    f = functional
-    return {
-        "contrastive": lambda x, y, s, b: f.contrastive_loss(x, y, s, backend=backend),
-        "cycle": lambda x, y, s, b: f.cycle_consistency(x, y, backend=backend),
-        "margin": lambda x, y, s, b: f.margin_loss(x, y),
-        "hinge": lambda x, y, s, b: f.hinge_margin_loss(x, y, backend=backend),
-        "sigmoid": lambda x, y, s, b: f.sigmoid_loss(x, y, s, b, backend=backend),
-    }
-
-
-@pytest.mark.parametrize("name", _losses("auto"))
 @pytest.mark.parametrize(("n", "d"), [(4, 3), (3, 5)])
-def test_gradcheck(name: str, n: int, d: int, backend: str) -> None:
-    """Wrong: a gradient against finite differences."""
+def test_gradients_match_finite_differences(loss: Loss, n: int, d: int) -> None:
     image, text = make_features("random", n, d)
     scalars = torch.tensor(5.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
     inputs = tuple(t.requires_grad_() for t in (image, text, *scalars))
-    assert torch.autograd.gradcheck(_losses(backend)[name], inputs)
+    assert torch.autograd.gradcheck(loss, inputs)
 
 
-@pytest.mark.parametrize("name", _losses("auto"))
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=4)), ids=str)
-def test_partial_gradients(name: str, wanted: tuple[bool, ...], backend: str) -> None:
-    """Wrong: freezing one tower or the temperature changes the gradients of the others."""
+def test_frozen_argument_leaves_other_gradients_alone(
+    loss: Loss, loss_name: str, wanted: tuple[bool, ...]
+) -> None:
     image, text = make_features("random", 6, 4)
     scalars = torch.tensor(5.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
     inputs = (image, text, *scalars)
-    loss = _losses(backend)[name]
     full = [t.clone().requires_grad_() for t in inputs]
     loss(*full).backward()
     part = [t.clone().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
     value = loss(*part)
-    used = {"contrastive": 3, "sigmoid": 4}.get(name, 2)
+    used = {"contrastive": 3, "sigmoid": 4}.get(loss_name, 2)
     assert value.requires_grad == any(wanted[:used])
     if value.requires_grad:
         value.backward()
@@ -161,7 +142,6 @@ def test_partial_gradients(name: str, wanted: tuple[bool, ...], backend: str) ->
             assert of_some.grad is None
 
 
-@pytest.mark.parametrize("name", _losses("auto"))
 @pytest.mark.parametrize(
     ("image_dtype", "text_dtype", "loss_dtype"),
     [
@@ -173,22 +153,24 @@ def test_partial_gradients(name: str, wanted: tuple[bool, ...], backend: str) ->
     ],
     ids=str,
 )
-def test_dtypes(name, image_dtype, text_dtype, loss_dtype, backend: str) -> None:
-    """Wrong: towers of mixed precision, the dtype of the loss, or that of the gradients."""
+def test_dtypes_of_loss_and_gradients(
+    loss: Loss, loss_name: str, image_dtype, text_dtype, loss_dtype
+) -> None:
     image, text = make_features("random", 6, 4)
-    expected = _losses("reference")[name](image, text, 5.0, -2.0)
+    expected = FUNCTIONS[loss_name](image, text, 5.0, -2.0, backend="reference")
     image, text = image.to(image_dtype).requires_grad_(), text.to(text_dtype).requires_grad_()
-    loss = _losses(backend)[name](image, text, torch.tensor(5.0), torch.tensor(-2.0))
-    assert loss.dtype == loss_dtype
-    loss.backward()
+    value = loss(image, text, torch.tensor(5.0), torch.tensor(-2.0))
+    assert value.dtype == loss_dtype
+    value.backward()
     assert (image.grad.dtype, text.grad.dtype) == (image_dtype, text_dtype)
     rounding = max(torch.finfo(t).eps for t in (image_dtype, text_dtype))
-    assert loss.item() == pytest.approx(expected.item(), rel=20 * rounding)
+    assert value.item() == pytest.approx(expected.item(), rel=20 * rounding)
 
 
-@pytest.mark.parametrize("as_scale", [float, torch.tensor, lambda v: torch.tensor([v])])
-def test_forms_of_the_scale(as_scale, backend: str) -> None:
-    """Wrong: a float, a 0-dim and a 1-element tensor do not mean the same temperature."""
+@pytest.mark.parametrize(
+    "as_scale", [float, np.float32, np.float64, torch.tensor, lambda v: torch.tensor([v])]
+)
+def test_scale_may_be_a_number_or_a_tensor_of_one_element(as_scale, backend: str) -> None:
     image, text = make_features("random", 6, 4, dtype=torch.float32)
     expected = reference.contrastive_loss(image, text, 14.0)
     actual = functional.contrastive_loss(image, text, as_scale(14.0), backend=backend)
@@ -196,20 +178,44 @@ def test_forms_of_the_scale(as_scale, backend: str) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-def test_parameter_of_one_element_keeps_its_shape_in_the_gradient(backend: str) -> None:
-    """Wrong: logit_scale of shape [1] (older open_clip) gets a 0-dim gradient and raises."""
+def test_gradient_of_a_scale_of_shape_1_has_shape_1(backend: str) -> None:
+    """As in older open_clip."""
     image, text = make_features("random", 6, 4, dtype=torch.float32)
     scale = torch.nn.Parameter(torch.tensor([14.0]))
     functional.contrastive_loss(image, text, scale, backend=backend).backward()
     assert scale.grad.shape == (1,)
 
 
-def test_one_tensor_for_both_towers(backend: str) -> None:
-    """Wrong: gradients of the two arguments do not add up where they are the same tensor."""
+def test_gradients_of_a_shared_tensor_add_up(loss: Loss) -> None:
     image, _ = make_features("random", 6, 4)
-    for name, loss in _losses(backend).items():
-        shared = image.clone().requires_grad_()
-        loss(shared, shared, 5.0, -2.0).backward()
-        apart = [image.clone().requires_grad_() for _ in range(2)]
-        loss(*apart, 5.0, -2.0).backward()
-        torch.testing.assert_close(shared.grad, apart[0].grad + apart[1].grad), name
+    shared = image.clone().requires_grad_()
+    loss(shared, shared, 5.0, -2.0).backward()
+    apart = [image.clone().requires_grad_() for _ in range(2)]
+    loss(*apart, 5.0, -2.0).backward()
+    torch.testing.assert_close(shared.grad, apart[0].grad + apart[1].grad)
+
+
+@pytest.mark.parametrize("directions", ["both", "image_to_text", "text_to_image"])
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_directions_match_reference(n: int, d: int, directions: str, backend: str) -> None:
+    assert_same(
+        lambda x, y, s: functional.contrastive_loss(
+            x, y, s, directions=directions, backend=backend
+        ),
+        lambda x, y, s: reference.contrastive_loss(x, y, s, directions),
+        *make_features("random", n, d),
+        14.3,
+    )
+
+
+def test_one_direction_is_the_cross_entropy_of_its_rows() -> None:
+    """As in sentence-transformers' MultipleNegativesRankingLoss."""
+    image, text = make_features("random", 7, 4)
+    logits, labels = 20 * reference.similarity(image, text), torch.arange(7)
+    for directions, rows in (("image_to_text", logits), ("text_to_image", logits.T)):
+        torch.testing.assert_close(
+            functional.contrastive_loss(image, text, 20.0, directions=directions),
+            torch.nn.functional.cross_entropy(rows, labels),
+        )
+    with pytest.raises(ValueError, match="directions must be 'both', 'image_to_text' or"):
+        functional.contrastive_loss(image, text, 20.0, directions="rows")

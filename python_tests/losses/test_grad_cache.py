@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections import UserDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,8 +109,7 @@ def _assert_same(actual: nn.Module, expected: nn.Module, **tolerance: float) -> 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 13, 40])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_of_the_whole_batch(name: str, chunk_size: int) -> None:
-    """Wrong: chunks see only each other, a chunk is lost, or the temperature counts k times."""
+def test_gradients_are_those_of_the_whole_batch(name: str, chunk_size: int) -> None:
     loss = LOSSES[name]()
     plain, cached = _towers(), _towers()
     # Twice: gradients add up.
@@ -123,8 +123,32 @@ def test_gradients_of_the_whole_batch(name: str, chunk_size: int) -> None:
         torch.testing.assert_close(term, expected[key].detach(), rtol=1e-12, atol=1e-13)
 
 
-def test_every_parameter_is_touched_last_in_the_last_chunk() -> None:
-    """Wrong: what hangs on a parameter's gradient sees the temperature's more than once."""
+class _OfDictionaries(nn.Module):
+    """Towers that are called as the models of transformers are."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.towers = towers
+
+    def forward(self, images: tuple[Tensor, None], tokens: UserDict[str, Any]) -> Any:
+        assert images[1] is None
+        lengths, (more,) = tokens["lengths"], tokens["more"]
+        assert len(images[0]) == len(tokens["input_ids"]) == len(lengths) == len(more) <= 5
+        return self.towers(images[0], tokens["input_ids"])
+
+
+def test_dictionaries_of_tensors_are_split_along_their_rows() -> None:
+    plain, cached = _towers(), _towers()
+    images, tokens = _batch()
+    _plain_backward(plain, CLIPLoss(), images, tokens)
+    encoding = UserDict(input_ids=tokens, lengths=torch.arange(N), more=[torch.zeros(N, 2, 3)])
+    model = _OfDictionaries(cached)
+    cached_backward(model, CLIPLoss(), (images, None), encoding, chunk_size=5)
+    _assert_same(cached, plain)
+
+
+def test_every_gradient_is_complete_only_in_the_last_chunk() -> None:
+    """Hooks on gradients, such as DDP's, must see the temperature's once."""
     towers = _towers()
     touched: list[str] = []
     for name, parameter in towers.named_parameters():
@@ -140,8 +164,7 @@ FROZEN = ["image", "text", "logit_scale", "logit_bias", "image|image_projection|
 
 @pytest.mark.parametrize("chunk_size", [5, N])
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_frozen_parts(frozen: str, chunk_size: int) -> None:
-    """Wrong: a tower or temperature without gradient fails, gets one, or takes another's."""
+def test_frozen_parts_get_no_gradient(frozen: str, chunk_size: int) -> None:
     plain, cached = _towers(), _towers()
     for towers in plain, cached:
         for name, parameter in towers.named_parameters():
@@ -157,8 +180,8 @@ class _ImagesOnly(nn.Module):
         return {"some_loss": (x - x.mean(0)).square().sum(), "other": x.sum()}
 
 
-def test_outputs_that_the_loss_does_not_use() -> None:
-    """Wrong: what the loss does not depend on fails, or other entries of its dictionary count."""
+def test_unused_outputs_get_no_gradient() -> None:
+    """Entries of the dictionary that are not losses do not count either."""
     plain, cached = _towers(), _towers()
     _plain_backward(plain, _ImagesOnly(), *_batch())
     cached_backward(cached, _ImagesOnly(), *_batch(), chunk_size=5)
@@ -174,7 +197,7 @@ class _Drawing(CyCLIPLoss):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_dropout_is_replayed(checkpointed: bool) -> None:
-    """Wrong: the gradient belongs to features other than those that the loss has seen."""
+    """Otherwise the gradient belongs to features that the loss has not seen."""
     plain, cached = _towers(dropout=0.5), _towers(dropout=0.5, checkpointed=checkpointed)
     seen = []
     cached.register_forward_hook(lambda *call: seen.append(call[-1][0].detach()))
@@ -191,8 +214,7 @@ def test_dropout_is_replayed(checkpointed: bool) -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_autocast(checkpointed: bool) -> None:
-    """Wrong: the towers run in another precision, or the loss sees features rounded to bfloat16."""
+def test_towers_run_under_autocast_and_the_loss_does_not(checkpointed: bool) -> None:
     plain = _towers(torch.float32)
     cached = _towers(torch.float32, checkpointed=checkpointed)
     batch = _batch(dtype=torch.float32)
@@ -206,8 +228,8 @@ def test_autocast(checkpointed: bool) -> None:
     assert terms["contrastive_loss"] != float32["contrastive_loss"]
 
 
-def test_inside_an_autocast_of_the_caller() -> None:
-    """Wrong: weights cast in the pass without graph serve in the other one: no gradient."""
+def test_autocast_of_the_caller_keeps_gradients() -> None:
+    """Weights that were cast in the pass without a graph would have none."""
     batch = _batch(dtype=torch.float32)
     plain, cached = _towers(torch.float32), _towers(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -216,8 +238,7 @@ def test_inside_an_autocast_of_the_caller() -> None:
     _assert_same(cached, plain, rtol=1e-2, atol=1e-4)
 
 
-def test_grad_scaler_and_accumulation() -> None:
-    """Wrong: gradients are scaled not at all, twice, or only those of the towers."""
+def test_scale_applies_once_to_all_gradients() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for scale, factor in (scaler.scale, 2.0**10), (lambda total: total / 4, 0.25):
         for chunk_size in 5, N:
@@ -232,8 +253,7 @@ def test_grad_scaler_and_accumulation() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [5, N])
-def test_check_comes_before_anything_is_differentiated(chunk_size: int) -> None:
-    """Wrong: a loss that is not finite has spoiled the gradients when the caller learns of it."""
+def test_check_comes_before_any_gradient(chunk_size: int) -> None:
     images, tokens = _batch()
     images[3] = torch.nan
     towers = _towers()
@@ -261,16 +281,15 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_norms_of_batches_are_refused(kind: str) -> None:
-    """Wrong: chunks are normalized by themselves, silently: the gradient of another model."""
+def test_batch_norm_raises(kind: str) -> None:
+    """Each chunk would be normalized by itself: the gradient of another model."""
     towers = _towers(norm=NORMS[kind]())
     with pytest.raises(ValueError, match=rf"image\.1 \({kind}\) would see chunks of 5 of the 13"):
         cached_backward(towers, CLIPLoss(), *_batch(), chunk_size=5)
     assert towers.image[1].num_batches_tracked == 0
 
 
-def test_norms_that_are_harmless() -> None:
-    """Wrong: frozen batch norm is refused, or that which has no statistics to be frozen is not."""
+def test_norms_that_do_not_learn_from_the_batch_are_accepted() -> None:
     for norm in nn.BatchNorm1d(8), nn.GroupNorm(2, 8):
         plain, cached = _towers(norm=norm).eval(), _towers().eval()
         cached.image[1] = copy.deepcopy(norm)
@@ -284,8 +303,7 @@ def test_norms_that_are_harmless() -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_per_chunk_statistics(checkpointed: bool, momentum: float | None) -> None:
-    """Wrong: another gradient than of chunks one by one, or running statistics that move twice."""
+def test_per_chunk_statistics_move_once(checkpointed: bool, momentum: float | None) -> None:
     plain = _towers(norm=nn.BatchNorm1d(8, momentum=momentum))
     cached = _towers(norm=nn.BatchNorm1d(8, momentum=momentum), checkpointed=checkpointed)
     _plain_backward(plain, CLIPLoss(), *_batch(), chunk_size=5)
@@ -296,8 +314,7 @@ def test_per_chunk_statistics(checkpointed: bool, momentum: float | None) -> Non
         torch.testing.assert_close(cached.get_buffer(name), buffer, rtol=1e-12, atol=0)
 
 
-def test_whole_batch_needs_no_permission() -> None:
-    """Wrong: batch norm is refused though one chunk holds the batch; running statistics move so."""
+def test_batch_norm_is_accepted_for_a_single_chunk() -> None:
     plain, cached = (_towers(norm=nn.BatchNorm1d(8)) for _ in range(2))
     _plain_backward(plain, CLIPLoss(), *_batch())
     cached_backward(cached, CLIPLoss(), *_batch(), chunk_size=N)
@@ -306,7 +323,7 @@ def test_whole_batch_needs_no_permission() -> None:
 
 
 def _most_saved_bytes(work: Callable[[], object]) -> int:
-    """The most that autograd keeps at any time for the backward pass."""
+    """Return the most that autograd keeps at any time for the backward pass."""
     alive = most = 0
 
     class Kept:
@@ -333,7 +350,6 @@ def _most_saved_bytes(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("frozen", [None, "text"])
 def test_activations_of_one_chunk_at_a_time(frozen: str | None) -> None:
-    """Wrong: the graph of one chunk is alive while another one is encoded."""
     batch = _batch(512)
 
     def saved(rows: int, chunk_size: int) -> int:
@@ -351,29 +367,27 @@ def test_activations_of_one_chunk_at_a_time(frozen: str | None) -> None:
     assert cached < plain / 4
 
 
-def test_arguments() -> None:
-    """Wrong: a bad argument fails late, or not at all."""
+def test_bad_arguments_raise() -> None:
     towers, (images, tokens) = _towers(), _batch()
     with pytest.raises(ValueError, match="chunk_size must be at least 1, not 0"):
         cached_backward(towers, CLIPLoss(), images, tokens, chunk_size=0)
-    with pytest.raises(ValueError, match="not 13 and 12"):
+    with pytest.raises(ValueError, match="13 in images, 12 in tokens"):
         cached_backward(towers, CLIPLoss(), images, tokens[:-1], chunk_size=5)
+    uneven = {"a": tokens, "b": tokens[:4]}
+    with pytest.raises(ValueError, match=r"13 in images, 13 in tokens\['a'\], 4 in tokens\['b'\]"):
+        cached_backward(towers, CLIPLoss(), images, uneven, chunk_size=5)
+    for unsplittable in "text", torch.tensor(3.0), ["a caption"] * N:
+        with pytest.raises(TypeError, match=r"tokens.*must be a tensor"):
+            cached_backward(towers, CLIPLoss(), images, unsplittable, chunk_size=5)
     with pytest.raises(TypeError, match=r"must be an nn\.Module, not function"):
         cached_backward(lambda *batch: towers(*batch), CLIPLoss(), images, tokens, chunk_size=5)
-
-
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[World]:
-    with World(2) as world:
-        yield world
 
 
 def _on_rank(
     rank: int, name: str, rows: list[int], norm: bool
 ) -> tuple[dict[str, Tensor], int, int]:
-    """The gradients, how many values DDP has averaged, and how many parameters have."""
+    """Return the gradients, and how many values DDP has averaged, of how many parameters."""
     towers = _towers(norm=nn.BatchNorm1d(8) if norm else None)
-    towers.logit_bias.requires_grad_(name != "cyclip")  # DDP wants every parameter to be used
     ddp = DistributedDataParallel(towers)
     averaged = 0
 
@@ -401,19 +415,21 @@ GROUP_LOSSES: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
+two_ranks = pytest.mark.parametrize("world", [2], indirect=True)
+
+
+@two_ranks
 @pytest.mark.parametrize("rows", [[6, 7], [4, 9], [8, 5]])
 @pytest.mark.parametrize("name", GROUP_LOSSES)
-def test_under_ddp(name: str, rows: list[int], two_ranks: World) -> None:
-    """Wrong: ranks average before the last chunk, twice, or wait for one with fewer chunks."""
+def test_ddp_averages_once_in_the_last_chunk(name: str, rows: list[int], world: World) -> None:
     plain = _towers()
-    plain.logit_bias.requires_grad_(name != "cyclip")
     _plain_backward(plain, GROUP_LOSSES[name](None), *_batch())
-    for gradients, averaged, parameters in two_ranks.results(_on_rank, name, rows, False):
+    for gradients, averaged, parameters in world.results(_on_rank, name, rows, False):
         torch.testing.assert_close(gradients, _gradients(plain), rtol=1e-12, atol=1e-13)
         assert averaged == 2 * parameters
 
 
-def test_under_ddp_with_buffers(two_ranks: World) -> None:
-    """Wrong: ranks with different numbers of chunks wait for each other's running statistics."""
-    first, second = two_ranks.results(_on_rank, "siglip", [5, 8], True)
+@two_ranks
+def test_ddp_with_running_statistics_and_uneven_chunks(world: World) -> None:
+    first, second = world.results(_on_rank, "siglip", [5, 8], True)
     torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)

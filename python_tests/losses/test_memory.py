@@ -1,20 +1,23 @@
-"""No N x N storage: what autograd saves is counted, and the peak of a whole process is measured."""
+"""No N x N storage, but for dot products within a budget; counted, and measured as a peak."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cyclip_ext
 from cyclip_ext import functional
 
-from .backends import needs_native
-from .inputs import make_features
-from .programs import run_program
+from .inputs import make_features, make_leaves
 
-pytestmark = needs_native
+pytestmark = pytest.mark.native
+ops = torch.ops.cyclip_ext
 
 
 def _saved_bytes(loss, n: int, d: int) -> int:
@@ -52,7 +55,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_saved_tensors_grow_linearly(name: str) -> None:
-    """Wrong: autograd keeps something of size N x N (N = 2048: 16 MiB) until the backward pass."""
+    """N x N would be 16 MiB at N = 2048."""
     d = 16
     small, large = (_saved_bytes(LOSSES[name], n, d) for n in (1024, 2048))
     features = 2 * 2048 * d * 4
@@ -61,11 +64,105 @@ def test_saved_tensors_grow_linearly(name: str) -> None:
 
 
 @pytest.mark.parametrize("n", [33, 512])
-def test_saved_tensors_of_the_direct_cycle_route(n: int) -> None:
-    """Wrong: the route for few rows keeps more than the features (its workspace is passing)."""
+def test_direct_cycle_route_saves_the_features_alone(n: int) -> None:
     d = 2 * n
     assert _saved_bytes(LOSSES["cycle"], n, d) <= 2 * 2 * n * d * 4 + 4096
 
+
+# ------------------------------------------------- dot products within the budget
+
+
+def _run(n: int, d: int, dtype: torch.dtype, memory_budget: int | None) -> list[Tensor]:
+    inputs = make_leaves(n, d, dtype)
+    options = {"backend": "native", "memory_budget": memory_budget}
+    loss = cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.2, **options)(*inputs[:3])
+    loss = loss + 3 * functional.sigmoid_loss(*inputs, **options)
+    loss.backward()
+    return [loss.detach(), *(leaf.grad for leaf in inputs)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 65), (63, 7), (130, 64), (1029, 33)])
+def test_kept_dots_change_no_bit(n: int, d: int, dtype: torch.dtype) -> None:
+    for kept, recomputed in zip(_run(n, d, dtype, None), _run(n, d, dtype, 0), strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_backward_twice_through_kept_dots() -> None:
+    inputs = make_leaves(70, 8)[:3]
+    loss = functional.contrastive_loss(*inputs, backend="native")
+    first, second = (torch.autograd.grad(loss, inputs, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class _KeptNumbers(TorchDispatchMode):
+    """Counts the dot products that pair_statistics keeps."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func is ops.pair_statistics.default:
+            self.numbers += outputs[-1].numel()
+        return outputs
+
+
+def test_memory_budget_decides_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [t.requires_grad_() for t in make_features("random", 128, 8, dtype=torch.float32)]
+    inputs.append(torch.tensor(5.0))
+    needed = 128 * 128 * 4
+
+    def kept(budget: int | None) -> int:
+        with _KeptNumbers() as mode:
+            functional.contrastive_loss(*inputs, backend="native", memory_budget=budget)
+        return mode.numbers
+
+    assert kept(needed) == 128 * 128
+    assert kept(needed - 1) == 0
+    assert kept(0) == 0
+    assert kept(None) == 128 * 128  # 256 MiB
+    monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", str(needed - 1))
+    assert kept(None) == 0
+    assert kept(needed) == 128 * 128  # the argument comes first
+    monkeypatch.delenv("CYCLIP_MEMORY_BUDGET")
+    with torch.no_grad():
+        assert kept(None) == 0
+    inputs[0].requires_grad_(False), inputs[1].requires_grad_(False)
+    assert kept(None) == 0
+
+
+def test_padding_of_kept_dots_is_zero() -> None:
+    """An output has no bits of other memory."""
+    image, text = make_features("random", 33, 5, dtype=torch.float32)
+    dots = ops.pair_statistics(image, text, torch.tensor(1.0), 0, False, False, 1 << 20)[-1]
+    assert dots.shape == (33, 128)
+    assert (dots[:, 33:] == 0).all()
+    torch.testing.assert_close(dots[:, :33], image @ text.T)
+
+
+@pytest.mark.parametrize("stated", ["256MiB", "-1", "1e9", ""])
+def test_wrong_memory_budget_raises(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="memory_budget must be"):
+        cyclip_ext.CLIPLoss(memory_budget=-1)
+    for backend in "native", "reference":
+        with pytest.raises(ValueError, match="memory_budget must be"):
+            functional.contrastive_loss(*make_leaves(4, 3)[:3], backend=backend, memory_budget=-1)
+    monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", stated)
+    with pytest.raises(ValueError, match="CYCLIP_MEMORY_BUDGET must be"):
+        functional.contrastive_loss(*make_leaves(4, 3)[:3], backend="native")
+
+
+def test_backward_operator_checks_the_dots() -> None:
+    image, text = make_features("random", 5, 3, dtype=torch.float32)
+    scale, rows = torch.tensor(1.0), torch.ones(5, dtype=torch.float64)
+    for dots in (torch.zeros(5, 64), torch.zeros(5, 128).double()):
+        with pytest.raises(RuntimeError, match="dots must be what"):
+            ops.sigmoid_rows_backward(
+                image, text, scale, scale, 0, dots, rows, True, True, False, False
+            )
+
+
+# ------------------------------------------------- a whole process
 
 PROGRAM = """
 import sys, torch
@@ -102,7 +199,7 @@ print(peak() - before)
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
 @pytest.mark.parametrize("name", ["cyclip", "sigmoid", "bf16"])
-def test_peak_of_a_large_batch(name: str) -> None:
-    """Wrong: forward or backward holds an N x N matrix (1 GiB each; dense code needs several)."""
+def test_peak_of_a_large_batch_is_linear(name: str, run_program: Callable[..., str]) -> None:
+    """An N x N matrix would be 1 GiB; dense code needs several."""
     peak_mib = int(run_program(PROGRAM, name, "16384"))  # features and gradients take 16
     assert peak_mib < 128

@@ -11,10 +11,9 @@ from torch import Tensor
 from cyclip_ext import reference
 
 from . import truth
-from .backends import needs_native
 from .inputs import make_features, random_like
 
-pytestmark = needs_native
+pytestmark = pytest.mark.native
 
 ops = torch.ops.cyclip_ext
 
@@ -63,8 +62,8 @@ def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: i
 
 
 @pytest.mark.parametrize(("n", "d"), SQUARE)
-def test_row_norms(n: int, d: int) -> None:
-    """Wrong: norms, or their floor of 1e-12 for zero rows."""
+def test_row_norms_match_torch(n: int, d: int) -> None:
+    """With their floor of 1e-12."""
     features, _ = make_features("zero_rows", n, d)
     expected = features.norm(dim=1).clamp_min(1e-12)
     torch.testing.assert_close(ops.row_norms(features), expected)
@@ -84,16 +83,30 @@ def _statistics(
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 14.3, 100.0])
 @pytest.mark.parametrize(("n", "d"), SQUARE)
-def test_pair_statistics(n: int, d: int, scale: float) -> None:
-    """Wrong: a statistic of the square batch or its gradient, under a random upstream gradient."""
+def test_pair_statistics_match_truth(n: int, d: int, scale: float) -> None:
     image, text = make_features("random", n, d)
     assert_same_derivatives(_statistics, truth.pair_statistics, (image, text, _float64(scale)))
 
 
+def test_pair_statistics_without_hardest() -> None:
+    """The hardest negatives are optional, and nothing else depends on them."""
+    image, text = _rectangle(6, 9)
+    scale = _float64(5.0)
+    full = truth.PairStatistics(*ops.pair_statistics(image, text, scale, 2)[:7])
+    slim = truth.PairStatistics(
+        *ops.pair_statistics(image, text, scale, 2, needs_hardest=False)[:7]
+    )
+    assert all(torch.equal(a, b) for a, b in zip(slim[:3], full[:3], strict=True))
+    assert all((hardest == -torch.inf).all() for hardest in slim[3:5])
+    assert all((index == -1).all() for index in slim[5:])
+
+
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(("n", "m", "offset"), RECTANGLES)
-def test_pair_statistics_of_a_block(n: int, m: int, offset: int, keep_bytes: int) -> None:
-    """Wrong: the distributed case (rectangle, positives off the diagonal or outside)."""
+def test_pair_statistics_of_a_block_match_truth(
+    n: int, m: int, offset: int, keep_bytes: int
+) -> None:
+    """The distributed case: positives off the diagonal, or none."""
     assert_same_derivatives(
         lambda x, y, s: _statistics(x, y, s, offset, keep_bytes),
         lambda x, y, s: truth.pair_statistics(x, y, s, offset),
@@ -103,8 +116,8 @@ def test_pair_statistics_of_a_block(n: int, m: int, offset: int, keep_bytes: int
 
 @pytest.mark.parametrize("kind", ["duplicates", "narrow_cone", "modality_gap", "zero_rows", "ties"])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_pair_statistics_of_hard_inputs(kind: str, scale: float) -> None:
-    """Wrong: ties (the first counts), zero rows, or a sum that under- or overflows."""
+def test_pair_statistics_of_hard_inputs_match_truth(kind: str, scale: float) -> None:
+    """Of ties the first counts."""
     image, text = make_features(kind, 24, 8)
     if kind == "duplicates":  # exact ties of cosines that are rounded: no first one to speak of
         image[12:], text[12:] = image[12:] * 1.01 + 0.01, text[12:] * 1.01 - 0.01
@@ -112,8 +125,7 @@ def test_pair_statistics_of_hard_inputs(kind: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("used", range(5), ids=STATISTICS)
-def test_pair_statistics_one_output_used(used: int) -> None:
-    """Wrong: an output that nobody differentiates disturbs the one that somebody does."""
+def test_unused_statistics_disturb_no_gradient(used: int) -> None:
     assert_same_derivatives(
         lambda *inputs: _statistics(*inputs, 1)[used],
         lambda *inputs: truth.pair_statistics(*inputs, 1)[used],
@@ -124,8 +136,7 @@ def test_pair_statistics_one_output_used(used: int) -> None:
 @pytest.mark.parametrize(
     "wanted", [w for w in itertools.product([True, False], repeat=3) if any(w)], ids=str
 )
-def test_pair_statistics_partial_gradients(wanted: tuple[bool, ...]) -> None:
-    """Wrong: a gradient depends on which others are wanted, or one that is not wanted appears."""
+def test_statistics_give_only_the_needed_gradients(wanted: tuple[bool, ...]) -> None:
     inputs = (*_rectangle(5, 5), _float64(7.0))
     full = tuple(t.clone().requires_grad_() for t in inputs)
     part = tuple(t.clone().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True))
@@ -143,8 +154,7 @@ def test_pair_statistics_partial_gradients(wanted: tuple[bool, ...]) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
 @pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
-def test_cycle_grams(n: int, d: int, kind: str) -> None:
-    """Wrong: P'P, M'M or P'M of the normalized rows, or their gradients."""
+def test_cycle_grams_match_dense_products(n: int, d: int, kind: str) -> None:
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         x, y = reference.normalize(image), reference.normalize(text)
@@ -156,8 +166,7 @@ def test_cycle_grams(n: int, d: int, kind: str) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 7), (40, 33)])
 @pytest.mark.parametrize("kind", ["random", "narrow_cone"])
-def test_cycle_grams_without_cross(n: int, d: int, kind: str) -> None:
-    """Wrong: leaving K out changes A or B, or their gradients."""
+def test_cycle_grams_without_k_match_those_with_it(n: int, d: int, kind: str) -> None:
     features = make_features(kind, n, d)
     assert ops.cycle_grams(*features, cross=False)[2].shape == (0, 0)
     assert_same_derivatives(
@@ -169,8 +178,8 @@ def test_cycle_grams_without_cross(n: int, d: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["narrow_cone", "two_cones", "both_ends", "modality_gap"])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 1), (5, 3), (3, 7), (70, 20)])
-def test_cycle_grams_of_cones(n: int, d: int, kind: str) -> None:
-    """Wrong: what is taken out of P and M along the means is not what is put back."""
+def test_cycle_grams_of_cones_match_dense_products(n: int, d: int, kind: str) -> None:
+    """P and M are deflated along their means, and the means put back."""
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         x, y = reference.normalize(image), reference.normalize(text)
@@ -186,8 +195,7 @@ def test_cycle_grams_of_cones(n: int, d: int, kind: str) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
 @pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
-def test_cycle_direct(n: int, d: int, kind: str) -> None:
-    """Wrong: one of the two sums of squares on the route by pairs, or its gradient."""
+def test_cycle_direct_matches_reference(n: int, d: int, kind: str) -> None:
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -200,8 +208,8 @@ def test_cycle_direct(n: int, d: int, kind: str) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 3), (3, 7), (40, 33), (70, 20)])
 @pytest.mark.parametrize("kind", ["random", "aligned", "narrow_cone"])
-def test_both_cycle_routes_agree(n: int, d: int, kind: str) -> None:
-    """Wrong: the loss jumps where the shape switches the route."""
+def test_cycle_routes_agree(n: int, d: int, kind: str) -> None:
+    """The loss must not jump at the shape that switches the route."""
 
     def by_grams(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         pp, mm, pm = ops.cycle_grams(image, text)
@@ -216,10 +224,9 @@ def test_both_cycle_routes_agree(n: int, d: int, kind: str) -> None:
 )
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1e-3, 0.0), (100.0, -5.0)])
-def test_sigmoid_rows(
+def test_sigmoid_rows_match_dense_rows(
     n: int, m: int, offset: int, scale: float, bias: float, keep_bytes: int
 ) -> None:
-    """Wrong: a row's loss, or the gradient of features, scale or bias under random upstream."""
 
     def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         logits = scale * reference.similarity(image, text) + bias
@@ -254,21 +261,18 @@ def _calls(seed: int = 0) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("name", _calls())
-def test_gradcheck(name: str) -> None:
-    """Wrong: a gradient against finite differences, with no formula of ours in between."""
+def test_gradients_match_finite_differences(name: str) -> None:
     function, inputs = _calls()[name]
     assert torch.autograd.gradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
 
 
-def test_second_derivative_of_row_norms() -> None:
-    """Wrong: the one operator whose derivative is plain PyTorch stops at the first."""
+def test_row_norms_can_be_differentiated_twice() -> None:
     function, inputs = _calls()["row_norms"]
     assert torch.autograd.gradgradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
 
 
 @pytest.mark.parametrize("name", [name for name in _calls() if name != "row_norms"])
-def test_second_derivatives_are_refused(name: str) -> None:
-    """Wrong: a double backward returns zeros or nonsense instead of saying that there is none."""
+def test_second_derivatives_raise(name: str) -> None:
     function, inputs = _calls()[name]
     leaves = tuple(t.clone().requires_grad_() for t in inputs)
     outputs = function(*leaves)
@@ -284,7 +288,6 @@ def test_second_derivatives_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_have_the_dtype_of_their_inputs(dtype: torch.dtype) -> None:
-    """Wrong: a bfloat16 tower receives a gradient of another dtype."""
     for function, inputs in _calls().values():
         leaves = tuple(t.to(dtype if t.dim() else torch.float32).requires_grad_() for t in inputs)
         outputs = function(*leaves)

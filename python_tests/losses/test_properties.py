@@ -11,11 +11,10 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 import cyclip_ext
-from cyclip_ext import functional, reference
+from cyclip_ext import reference
 
 from . import truth
-from .backends import BACKENDS, needs_native
-from .inputs import INPUTS, make_features
+from .inputs import FUNCTIONS, INPUTS, make_features
 
 scales = st.floats(1e-3, 100.0)
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 40))
@@ -40,44 +39,38 @@ def towers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image), torch.from_numpy(text)
 
 
-def _losses(backend: str) -> dict:
-    f = functional
+def _values(backend: str, image: Tensor, text: Tensor, scale: float) -> dict[str, float]:
     return {
-        "contrastive": lambda x, y, s: f.contrastive_loss(x, y, s, backend=backend),
-        "in_modal": lambda x, y, s: f.cycle_consistency(x, y, cross_modal=0.0, backend=backend),
-        "cross_modal": lambda x, y, s: f.cycle_consistency(x, y, in_modal=0.0, backend=backend),
-        "margin": lambda x, y, s: f.margin_loss(x, y),
-        "hinge": lambda x, y, s: f.hinge_margin_loss(x, y, backend=backend),
-        "sigmoid": lambda x, y, s: f.sigmoid_loss(x, y, s, -3.0, backend=backend),
+        name: loss(image, text, scale, -3.0, backend=backend).item()
+        for name, loss in FUNCTIONS.items()
     }
 
 
-def _values(backend: str, image: Tensor, text: Tensor, scale: float) -> dict[str, float]:
-    return {name: loss(image, text, scale).item() for name, loss in _losses(backend).items()}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(features=towers(), scale=scales)
-def test_values_of_arbitrary_features(
+def test_arbitrary_features_match_reference(
     backend: str, features: tuple[Tensor, Tensor], scale: float
 ) -> None:
-    """Wrong: some finite batch gives another value than the formula, or a negative one."""
     actual, expected = (_values(b, *features, scale) for b in (backend, "reference"))
     for name, value in actual.items():
         assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-11), name
         assert value >= -1e-12
 
 
-@needs_native
+@pytest.mark.native
 @given(shape=shapes, seed=seeds, kind=kinds, scale=scales)
-def test_gradients_of_any_shape(shape: tuple[int, int], seed: int, kind: str, scale: float) -> None:
-    """Wrong: some shape (a tail of a tile, one row, one column) gives another gradient."""
+def test_gradients_of_any_shape_match_reference(
+    shape: tuple[int, int], seed: int, kind: str, scale: float
+) -> None:
     image, text = make_features(kind, *shape, seed=seed % 1000)
     results = []
     for backend in "native", "reference":
         leaves = [t.clone().requires_grad_() for t in (image, text, torch.tensor(scale).double())]
         # Without the hinge: its gradient is not unique where rounded cosines tie.
-        loss = sum(f(*leaves) for name, f in _losses(backend).items() if name != "hinge")
+        loss = sum(
+            function(*leaves, -3.0, backend=backend)
+            for name, function in FUNCTIONS.items()
+            if name != "hinge"
+        )
         loss.backward()
         sizes = [t.norm(dim=1, keepdim=True).clamp_min(reference.EPS) for t in (image, text)]
         gradients = [leaf.grad * size for leaf, size in zip(leaves, (*sizes, 1.0), strict=True)]
@@ -85,15 +78,14 @@ def test_gradients_of_any_shape(shape: tuple[int, int], seed: int, kind: str, sc
     torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
 
 
-@needs_native
+@pytest.mark.native
 @given(
     n=st.integers(1, 40), m=st.integers(1, 40), d=st.integers(1, 20), seed=seeds, scale=scales,
     data=st.data(),
 )  # fmt: skip
-def test_statistics_of_any_block(
+def test_statistics_of_any_block_match_truth(
     n: int, m: int, d: int, seed: int, scale: float, data: st.DataObject
 ) -> None:
-    """Wrong: some rectangle and offset of the distributed case."""
     offset = data.draw(st.integers(-n - 1, m + 1))
     image, text = make_features("random", max(n, m), d, seed=seed % 1000)
     arguments = image[:n], text[:m], torch.tensor(scale).double(), offset
@@ -106,12 +98,10 @@ def test_statistics_of_any_block(
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(shape=shapes, seed=seeds, scale=scales)
 def test_order_of_the_pairs_does_not_matter(
     backend: str, shape: tuple[int, int], seed: int, scale: float
 ) -> None:
-    """Wrong: a loss that depends on where in the batch a pair stands."""
     image, text = make_features("random", *shape, seed=seed % 1000)
     order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(seed))
     first = _values(backend, image, text, scale)
@@ -119,35 +109,29 @@ def test_order_of_the_pairs_does_not_matter(
     assert second == pytest.approx(first, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(shape=shapes, seed=seeds, scale=scales)
 def test_towers_may_be_swapped(
     backend: str, shape: tuple[int, int], seed: int, scale: float
 ) -> None:
-    """Wrong: rows and columns, or images and texts, are treated differently."""
     image, text = make_features("random", *shape, seed=seed % 1000)
     first, second = (_values(backend, *t, scale) for t in ((image, text), (text, image)))
     assert second == pytest.approx(first, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(shape=shapes, seed=seeds, length=st.floats(1e-3, 1e3))
 def test_length_of_the_rows_does_not_matter(
     backend: str, shape: tuple[int, int], seed: int, length: float
 ) -> None:
-    """Wrong: raw and normalized features give different losses."""
     image, text = make_features("random", *shape, seed=seed % 1000)
     first = _values(backend, image, text, 10.0)
     second = _values(backend, image * length, reference.normalize(text), 10.0)
     assert second == pytest.approx(first, rel=1e-9, abs=1e-11)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(shape=shapes, seed=seeds)
 def test_rotation_of_both_towers_does_not_matter(
     backend: str, shape: tuple[int, int], seed: int
 ) -> None:
-    """Wrong: something other than inner products enters."""
     n, d = shape
     image, text = make_features("random", n, d, seed=seed % 1000)
     generator = torch.Generator().manual_seed(seed)
@@ -157,12 +141,12 @@ def test_rotation_of_both_towers_does_not_matter(
     assert second == pytest.approx(first, rel=1e-8, abs=1e-10)
 
 
-@needs_native
+@pytest.mark.native
 @given(shape=shapes, seed=seeds, scale=scales)
 def test_gradients_are_orthogonal_to_the_features(
     shape: tuple[int, int], seed: int, scale: float
 ) -> None:
-    """Wrong: the projection; a step along x_i cannot change a loss of cosines."""
+    """A step along x_i cannot change a loss of cosines."""
     image, text = make_features("random", *shape, seed=seed % 1000, dtype=torch.float32)
     leaves = [t.requires_grad_() for t in (image, text, torch.tensor(scale))]
     cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1, backend="native")(*leaves).backward()
@@ -173,14 +157,14 @@ def test_gradients_are_orthogonal_to_the_features(
         assert (along.abs() <= 1e-5 * (size + (1 + scale) / shape[0])).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(
     shape=shapes, seed=seeds, scale=scales,
     chosen=st.tuples(weights, weights, weights, weights),
     hinge_margin=st.floats(0.0, 1.0), reduction=st.sampled_from(["batchmean", "mean"]),
 )  # fmt: skip
-def test_any_weights(backend, shape, seed, scale, chosen, hinge_margin, reduction) -> None:
-    """Wrong: some combination of weights and options of CyCLIPLoss."""
+def test_any_weights_match_reference(
+    backend, shape, seed, scale, chosen, hinge_margin, reduction
+) -> None:
     image, text = make_features("random", *shape, seed=seed % 1000)
     options = dict(zip(("in_modal", "cross_modal", "margin", "hinge"), chosen, strict=True))
     options |= {"hinge_margin": hinge_margin, "reduction": reduction}

@@ -32,7 +32,6 @@ def _cosines(image: Tensor, text: Tensor) -> list[list[float]]:
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_contrastive_is_cross_entropy_of_both_directions(n: int, d: int) -> None:
-    """Wrong: not the loss of CLIP (cross entropy over rows and over columns, halved)."""
     image, text = make_features("random", n, d)
     logits = 14.3 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     labels = torch.arange(n)
@@ -43,7 +42,6 @@ def test_contrastive_is_cross_entropy_of_both_directions(n: int, d: int) -> None
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 @pytest.mark.parametrize("scale", [1e-3, 14.3, 100.0])
 def test_truth_agrees_with_the_reference(n: int, d: int, scale: float) -> None:
-    """Wrong: the tests' own negatives-only form is another loss than the specification."""
     image, text = make_features("random", n, d)
     torch.testing.assert_close(
         truth.contrastive_loss(image, text, scale),
@@ -54,7 +52,6 @@ def test_truth_agrees_with_the_reference(n: int, d: int, scale: float) -> None:
 
 
 def test_truth_is_exact_for_tiny_losses() -> None:
-    """Wrong: the truth that tiny losses are compared with is itself rounded."""
     image, text = make_features("aligned", 6, 8)
     scale = 100.0
     with mpmath.workdps(60):
@@ -76,8 +73,8 @@ def test_truth_is_exact_for_tiny_losses() -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_cycle_terms_as_the_paper_states_them(n: int, d: int) -> None:
-    """Wrong: lambdas of CyCLIP do not carry over (mean over the logits, times N / s^2)."""
+def test_cycle_terms_have_the_papers_scale(n: int, d: int) -> None:
+    """So that its lambdas carry over: mean over the logits, times N / s^2."""
     image, text = make_features("random", n, d)
     x, y, s = F.normalize(image, dim=1), F.normalize(text, dim=1), 14.3
     logits, image_logits, text_logits = s * x @ y.T, s * x @ x.T, s * y @ y.T
@@ -88,8 +85,7 @@ def test_cycle_terms_as_the_paper_states_them(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_every_term_by_loops(n: int, d: int) -> None:
-    """Wrong: an index or a factor in some formula of DESIGN 2."""
+def test_every_term_matches_loops(n: int, d: int) -> None:
     image, text = make_features("random", n, d)
     sim, images, texts = _cosines(image, text), _cosines(image, image), _cosines(text, text)
     pairs = list(itertools.product(range(n), repeat=2))
@@ -123,8 +119,7 @@ def test_every_term_by_loops(n: int, d: int) -> None:
     assert reference.cyclip_loss(image, text, 5.0, **weights).item() == pytest.approx(total)
 
 
-def test_hand_values() -> None:
-    """Wrong: something so simple that it can be computed on paper (two orthogonal pairs)."""
+def test_two_orthogonal_pairs_match_values_on_paper() -> None:
     image = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
     text = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     half = math.sqrt(0.5)  # S = [[1, half], [0, half]]
@@ -144,7 +139,6 @@ def test_hand_values() -> None:
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 def test_reductions_differ_by_n(reduction: str) -> None:
-    """Wrong: reduction="mean" does not divide by N^2."""
     image, text = make_features("random", 6, 4)
     factor = {"batchmean": 1.0, "mean": 1 / 6}[reduction]
     for term in reference.in_modal_loss, reference.cross_modal_loss:
@@ -153,7 +147,7 @@ def test_reductions_differ_by_n(reduction: str) -> None:
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_sigmoid_is_binary_cross_entropy(n: int, d: int) -> None:
-    """Wrong: not SigLIP's loss (BCE with logits on the identity, summed over pairs, over N)."""
+    """On the identity, summed over pairs, divided by N."""
     image, text = make_features("random", n, d)
     logits = 10.0 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T - 5.0
     target = torch.eye(n, dtype=torch.float64)
@@ -161,8 +155,7 @@ def test_sigmoid_is_binary_cross_entropy(n: int, d: int) -> None:
     torch.testing.assert_close(reference.sigmoid_loss(image, text, 10.0, -5.0), expected)
 
 
-def test_hinge_is_multi_margin_with_the_hardest_negative() -> None:
-    """Wrong: with one negative the hinge is not torch's multi-margin loss."""
+def test_hinge_is_multi_margin_for_one_negative() -> None:
     image, text = make_features("random", 2, 5)
     sim = reference.similarity(image, text)
     labels = torch.arange(2)
@@ -174,7 +167,6 @@ def test_hinge_is_multi_margin_with_the_hardest_negative() -> None:
 
 
 def test_scale_gets_no_gradient_from_the_cycle_terms() -> None:
-    """Wrong: the temperature is driven by terms in which s cancels."""
     image, text = make_features("random", 5, 4)
     scale = torch.tensor(14.3, dtype=torch.float64, requires_grad=True)
     gradients = [
@@ -193,8 +185,7 @@ def test_scale_gets_no_gradient_from_the_cycle_terms() -> None:
     ],
     ids=["cyclip", "sigmoid", "square"],
 )
-def test_differentiable_twice(loss) -> None:
-    """Wrong: the reference cannot serve as truth for gradients and their gradients."""
+def test_reference_is_differentiable_twice(loss) -> None:
     image, text = make_features("random", 3, 4)
     scalars = torch.tensor(5.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
     inputs = tuple(t.clone().requires_grad_() for t in (image, text, *scalars))

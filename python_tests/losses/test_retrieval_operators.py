@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,7 @@ from torch import Tensor
 
 from cyclip_ext import _dispatch, functional, reference
 
-from .backends import BACKENDS, needs_native
 from .inputs import make_features
-from .programs import run_program
 
 SHAPES = [
     (1, 1, 1),
@@ -79,25 +77,22 @@ def _assert_top_k(query: Tensor, candidate: Tensor, k: int, backend: str, tolera
         assert best == pytest.approx([row[j] for j in order], rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES)
-def test_ranks(n: int, m: int, d: int, backend: str) -> None:
-    """Wrong: a count, in either direction; captions in groups; a query without a partner."""
+def test_ranks_match_loops(n: int, m: int, d: int, backend: str) -> None:
+    """With captions in groups, and queries without a partner."""
     _assert_ranks(*_rectangle("random", n, m, d), _labels(n, m), backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 40, 8), (33, 600, 4), (600, 33, 1)])
-def test_ranks_of_ties(n: int, m: int, d: int, dtype: torch.dtype, backend: str) -> None:
-    """Wrong: a foreign candidate that is exactly as near does not count against the model."""
+def test_ties_count_against_the_model(
+    n: int, m: int, d: int, dtype: torch.dtype, backend: str
+) -> None:
     image, text = _rectangle("ties", n, m, d)
     _assert_ranks(image.to(dtype), text.to(dtype), _labels(n, m, seed=1), backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ranks_of_one_point_and_of_no_partner(backend: str) -> None:
-    """Wrong: towers that collapsed onto one point look perfect; no partner looks like a hit."""
+def test_collapsed_towers_and_missing_partners_are_no_hits(backend: str) -> None:
     same, labels = torch.ones(5, 4), torch.arange(5)
     for ranks in functional.retrieval_ranks(same, same, labels, labels, backend=backend):
         assert ranks.tolist() == [4] * 5
@@ -107,29 +102,25 @@ def test_ranks_of_one_point_and_of_no_partner(backend: str) -> None:
         assert ranks.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES)
-def test_top_k(n: int, m: int, d: int, backend: str) -> None:
-    """Wrong: an entry, its value or its place, also where k is the number of candidates."""
+def test_top_k_matches_loops(n: int, m: int, d: int, backend: str) -> None:
     query, candidate = _rectangle("random", n, m, d)
     for k in sorted({1, min(5, m), m}):
         _assert_top_k(query, candidate, k, backend, tolerance=1e-14)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 40, 8), (33, 600, 4), (5, 2500, 1)])
-def test_top_k_of_ties(n: int, m: int, d: int, dtype: torch.dtype, backend: str) -> None:
-    """Wrong: of equal candidates another one than the first comes first."""
+def test_top_k_of_ties_takes_the_first(
+    n: int, m: int, d: int, dtype: torch.dtype, backend: str
+) -> None:
     query, candidate = _rectangle("ties", n, m, d)
     for k in (1, 20, m):  # m: longer than the list of one part of the columns
         _assert_top_k(query.to(dtype), candidate.to(dtype), k, backend, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_nan_is_further_than_anything(dtype: torch.dtype, backend: str) -> None:
-    """Wrong: NaN wins or loses by accident, or takes a place twice."""
     query, candidate = (t.to(dtype) for t in _rectangle("ties", 20, 24, 8))
     query[3, 1] = torch.nan  # a whole row: every candidate is tied
     candidate[[0, 7, 23], 2] = torch.nan
@@ -140,10 +131,8 @@ def test_nan_is_further_than_anything(dtype: torch.dtype, backend: str) -> None:
     _assert_ranks(query, candidate, labels, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_ranks_and_top_k_agree(dtype: torch.dtype, backend: str) -> None:
-    """Wrong: the two see different similarities of the same pair."""
     image, text = (t.to(dtype) for t in _rectangle("random", 100, 700, 16))
     image_labels, text_labels = _labels(100, 700)
     rank, _ = functional.retrieval_ranks(image, text, image_labels, text_labels, backend=backend)
@@ -153,9 +142,7 @@ def test_ranks_and_top_k_agree(dtype: torch.dtype, backend: str) -> None:
         assert torch.equal(hit[rank >= 0], (rank < k)[rank >= 0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts_and_mixed_dtypes(backend: str) -> None:
-    """Wrong: strides of features or labels are ignored, or mixed dtypes are not promoted."""
     image, text = _rectangle("random", 30, 71, 6)
     image_labels, text_labels = _labels(30, 71)
     expected = [
@@ -183,9 +170,7 @@ def test_layouts_and_mixed_dtypes(backend: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_never_require_gradients(backend: str) -> None:
-    """Wrong: evaluation inside a training step builds a graph, or torch warns of a missing one."""
     image, text = (t.requires_grad_() for t in _rectangle("random", 5, 7, 3))
     labels = _labels(5, 7)
     with warnings.catch_warnings():
@@ -197,9 +182,7 @@ def test_outputs_never_require_gradients(backend: str) -> None:
     assert not any(out.requires_grad for out in outputs)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compile(backend: str) -> None:
-    """Wrong: a graph break, or a shape that is fixed at its first value."""
+def test_compiled_retrieval_matches_eager(backend: str) -> None:
     torch._dynamo.reset()
 
     def function(image: Tensor, text: Tensor, labels: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -216,7 +199,7 @@ def test_compile(backend: str) -> None:
 
 
 def test_tf32_follows_torch() -> None:
-    """Wrong: the GPU rounds to TF32 unasked or not at all, or torch.compile fixes the answer."""
+    """Also in a compiled function, when torch's setting changes."""
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x: x + 1 if _dispatch.torch_allows_tf32() else x, backend="eager", fullgraph=True
@@ -232,8 +215,8 @@ def test_tf32_follows_torch() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_tf32_set_by_the_newer_of_two_interfaces() -> None:
-    """Wrong: torch raises, as its older interface does where both have been used."""
+def test_tf32_set_by_the_newer_of_two_interfaces(run_program: Callable[..., str]) -> None:
+    """torch's older interface raises if both have been used."""
     program = (
         "import torch\n"
         "from cyclip_ext import _dispatch\n"
@@ -268,29 +251,24 @@ BAD_TOP_K = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", BAD_RANKS)
-def test_bad_arguments_of_ranks(case: str, backend: str) -> None:
-    """Wrong: the message does not name the argument and what it was."""
+def test_bad_arguments_of_ranks_raise(case: str, backend: str) -> None:
     arguments, exception, words = BAD_RANKS[case]
     with pytest.raises(exception) as error:
         functional.retrieval_ranks(*arguments, backend=backend)
     assert all(word in str(error.value) for word in words)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", BAD_TOP_K)
-def test_bad_arguments_of_top_k(case: str, backend: str) -> None:
-    """Wrong: the message does not name the argument and what it was."""
+def test_bad_arguments_of_top_k_raise(case: str, backend: str) -> None:
     arguments, exception, words = BAD_TOP_K[case]
     with pytest.raises(exception) as error:
         functional.similarity_top_k(*arguments, backend=backend)
     assert all(word in str(error.value) for word in words)
 
 
-@needs_native
-def test_operators_check_for_themselves() -> None:
-    """Wrong: an operator called directly reads outside of its arguments."""
+@pytest.mark.native
+def test_retrieval_operators_check_their_arguments() -> None:
     ops = torch.ops.cyclip_ext
     for case in ("widths_differ", "image_labels", "text_labels", "float_labels", "empty"):
         with pytest.raises((RuntimeError, ValueError), match=r"image_|text_"):
@@ -300,19 +278,13 @@ def test_operators_check_for_themselves() -> None:
             ops.similarity_top_k(*BAD_TOP_K[case][0])
 
 
-@pytest.fixture
-def _restore_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@needs_native
-@pytest.mark.usefixtures("_restore_threads")
+@pytest.mark.native
+@pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(("n", "m", "d"), [(65, 33, 7), (300, 1030, 513), (2500, 700, 24)])
-def test_same_bits(n: int, m: int, d: int, dtype: torch.dtype) -> None:
-    """Wrong: a result that depends on the run, or on how many threads shared the work."""
+def test_bits_do_not_depend_on_the_number_of_threads(
+    n: int, m: int, d: int, dtype: torch.dtype
+) -> None:
     image, text = (t.to(dtype) for t in _rectangle("narrow_cone", n, m, d))
     runs = []
     for threads in (1, 2, 2, 3):
@@ -351,10 +323,10 @@ print(peak() - before)
 """
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-def test_peak_of_a_large_set() -> None:
-    """Wrong: the N x M similarities (1.5 GiB), or a mask of them (0.4 GiB), exist at any time."""
+def test_peak_of_a_large_set_is_linear(run_program: Callable[..., str]) -> None:
+    """The similarities would take 1.5 GiB, a mask of them 0.4 GiB."""
     assert int(run_program(PROGRAM)) < 64  # MiB; the lists of the top-k take 12

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import cyclip_ext
 from cyclip_ext import functional
 
-from .backends import BACKENDS, needs_native
-from .inputs import make_features, random_like
+from .inputs import everything, make_features, make_leaves, random_like
 
 ops = torch.ops.cyclip_ext
 
@@ -73,22 +74,20 @@ OPERATORS = [
 ]
 
 
-@needs_native
-def test_every_operator_is_listed() -> None:
-    """Wrong: an operator was added and none of the checks of this file knows it."""
+@pytest.mark.native
+def test_every_operator_is_checked_here() -> None:
     registered = {
         schema.name.removeprefix("cyclip_ext::")
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("cyclip_ext::")
     }
-    assert registered == {*OPERATORS, "dots_column_multiple"}  # a constant
+    assert registered == {*OPERATORS, "cpu_isa", "dots_column_multiple"}  # of facts
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name: str, dtype: torch.dtype) -> None:
-    """Wrong: schema (aliasing, mutation), fake kernel, autograd registration, or tracing."""
     operator, arguments = getattr(ops, name).default, _operator_calls(dtype)[name]
     torch.library.opcheck(operator, arguments)
     if not name.endswith("_backward"):
@@ -99,10 +98,9 @@ def test_opcheck(name: str, dtype: torch.dtype) -> None:
         torch.library.opcheck(operator, wanting)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", OPERATORS)
 def test_fake_tensors_have_the_real_shapes(name: str) -> None:
-    """Wrong: shape, dtype or device of an output, as torch.compile will believe them."""
     arguments = _operator_calls(torch.bfloat16)[name]
     real = getattr(ops, name)(*arguments)
     with FakeTensorMode() as mode:
@@ -114,10 +112,9 @@ def test_fake_tensors_have_the_real_shapes(name: str) -> None:
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", OPERATORS)
 def test_fake_tensors_stay_on_their_device(name: str) -> None:
-    """Wrong: torch.compile believes that an output of a GPU operator is on the CPU."""
     arguments = _operator_calls(torch.float32)[name]
     with FakeTensorMode():  # no GPU is needed to pretend
         outputs = getattr(ops, name)(
@@ -144,11 +141,10 @@ class _Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("precision", [(False, False), (True, False), (False, True)])
 def test_backward_rounds_as_forward_does(precision: tuple[bool, bool]) -> None:
-    """Wrong: the backward pass takes another precision than the forward pass was given."""
-    image, text, scale, bias = _leaves(6, 4)
+    image, text, scale, bias = make_leaves(6, 4)
     with _Calls() as calls:
         ops.pair_statistics(image, text, scale, 0, *precision)[0].sum().backward()
         ops.sigmoid_rows(image, text, scale, bias, 0, *precision)[0].sum().backward()
@@ -156,30 +152,18 @@ def test_backward_rounds_as_forward_does(precision: tuple[bool, bool]) -> None:
         assert calls.arguments[name][-2:] == precision
 
 
-def _everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
-    loss = cyclip_ext.CyCLIPLoss(0.3, 0.2, margin=0.1, hinge=0.4, backend=backend)
-    return loss(image, text, scale) + functional.sigmoid_loss(
-        image, text, scale, bias, backend=backend
-    )
-
-
-def _leaves(n: int, d: int) -> list[Tensor]:
-    image, text = make_features("random", n, d, dtype=torch.float32)
-    return [t.requires_grad_() for t in (image, text, torch.tensor(14.3), torch.tensor(-5.0))]
-
-
 def _compare_compiled(compiler: str, backend: str, **options: object) -> None:
     torch._dynamo.reset()
 
     def function(*inputs: Tensor) -> Tensor:
         # Something to fuse on both sides, and another upstream gradient than one.
-        return 2 * _everything(inputs[0] * 2, inputs[1].tanh(), *inputs[2:], backend)
+        return 2 * everything(inputs[0] * 2, inputs[1].tanh(), *inputs[2:], backend)
 
     compiled = torch.compile(function, backend=compiler, fullgraph=True, **options)
     for n, d in ((6, 4), (9, 4), (12, 4), (4, 6)):
         results = []
         for call in function, compiled:
-            leaves = _leaves(n, d)
+            leaves = make_leaves(n, d)
             value = call(*leaves)
             value.backward()
             results.append([value.detach(), *(leaf.grad for leaf in leaves)])
@@ -187,26 +171,58 @@ def _compare_compiled(compiler: str, backend: str, **options: object) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compile(backend: str, dynamic: bool | None) -> None:
-    """Wrong: a graph break, a wrong trace, or a shape fixed at its first value."""
+def test_compiled_losses_match_eager(backend: str, dynamic: bool | None) -> None:
     _compare_compiled("aot_eager", backend, dynamic=dynamic)
 
 
+BATCH_SIZES = 3, 4, 7, 16, 31, 40, 64, 100, 128, 200, 513, 1030
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.native
+def test_two_graphs_serve_every_batch_size(gradients: bool) -> None:
+    """torch compiles a function eight times at most: for the first size, and then for all."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(everything, backend=counter, fullgraph=True)
+    for n in BATCH_SIZES:
+        inputs = [t.detach().requires_grad_(gradients) for t in make_leaves(n, 40)]
+        expected = everything(*inputs, "native")
+        torch.testing.assert_close(compiled(*inputs, "native"), expected, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count <= 2
+
+
+class _Everything(torch.nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return everything(*inputs, self.backend)
+
+
+def test_export_with_a_dynamic_batch(backend: str) -> None:
+    module = _Everything(backend)
+    inputs = tuple(t.detach() for t in make_leaves(6, 40))
+    rows = {0: torch.export.Dim("rows")}
+    exported = torch.export.export(module, inputs, dynamic_shapes=((rows, rows, None, None),))
+    for n in BATCH_SIZES:
+        inputs = [t.detach() for t in make_leaves(n, 40)]
+        actual = exported.module()(*inputs)
+        torch.testing.assert_close(actual, module(*inputs), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
-@needs_native
-def test_compile_with_inductor() -> None:
-    """Wrong: the compiler that people use cannot take the operators."""
+@pytest.mark.native
+def test_inductor_matches_eager() -> None:
     _compare_compiled("inductor", "native")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_module(backend: str) -> None:
-    """Wrong: the module with statistics and dictionary cannot be compiled as a whole."""
+def test_compiled_module_matches_eager(backend: str) -> None:
     torch._dynamo.reset()
     module = cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1, backend=backend, statistics=True)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    image, text, scale, _ = _leaves(6, 4)
+    image, text, scale, _ = make_leaves(6, 4)
     expected = module(image, text, scale, output_dict=True)
     actual = compiled(image, text, scale, output_dict=True)
     assert actual.keys() == expected.keys()
@@ -214,14 +230,12 @@ def test_compiled_module(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend: str, dtype: torch.dtype) -> None:
-    """Wrong: inside an autocast region the products of the loss are rounded to 16 bits."""
     for n, d in ((9, 4), (4, 9)):
-        outside, inside = _leaves(n, d), _leaves(n, d)
-        expected = _everything(*outside, backend)
+        outside, inside = make_leaves(n, d), make_leaves(n, d)
+        expected = everything(*outside, backend)
         with torch.autocast("cpu", dtype=dtype):
-            actual = _everything(*inside, backend)
+            actual = everything(*inside, backend)
         assert actual.dtype == torch.float32
         assert torch.equal(actual, expected)
         expected.backward()
@@ -230,63 +244,53 @@ def test_autocast_changes_nothing(backend: str, dtype: torch.dtype) -> None:
             assert torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_features_that_autocast_made(backend: str) -> None:
-    """Wrong: bfloat16 features from an autocast tower against a float32 tower raise."""
+def test_features_of_two_dtypes_under_autocast(backend: str) -> None:
     tower = torch.nn.Linear(5, 4)
     inputs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         image = tower(inputs)
         assert image.dtype == torch.bfloat16
-        loss = _everything(image, inputs[:, :4], torch.tensor(5.0), torch.tensor(-1.0), backend)
+        loss = everything(image, inputs[:, :4], torch.tensor(5.0), torch.tensor(-1.0), backend)
     loss.backward()
     assert tower.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_without_gradients(backend: str) -> None:
-    """Wrong: evaluation under no_grad or inference_mode fails, builds a graph, or differs."""
-    leaves = _leaves(6, 4)
-    expected = _everything(*leaves, backend)
+def test_no_grad_and_inference_mode_give_the_same_loss(backend: str) -> None:
+    leaves = make_leaves(6, 4)
+    expected = everything(*leaves, backend)
     with torch.no_grad():
-        value = _everything(*leaves, backend)
+        value = everything(*leaves, backend)
         assert not value.requires_grad
         assert torch.equal(value, expected)
     with torch.inference_mode():
-        value = _everything(*_leaves_in_inference(), backend)
+        value = everything(*_leaves_in_inference(), backend)
         assert value.is_inference()
         assert torch.equal(value, expected)
 
 
 def _leaves_in_inference() -> list[Tensor]:
-    return [t.detach().clone() for t in _leaves(6, 4)]
+    return [t.detach().clone() for t in make_leaves(6, 4)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_twice_over_a_retained_graph(backend: str) -> None:
-    """Wrong: the backward pass destroys or accumulates into what the graph saved."""
-    leaves = _leaves(6, 4)
-    value = _everything(*leaves, backend)
+    leaves = make_leaves(6, 4)
+    value = everything(*leaves, backend)
     first = torch.autograd.grad(value, leaves, retain_graph=True)
     second = torch.autograd.grad(value, leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_are_not_written_to(backend: str) -> None:
-    """Wrong: a kernel normalizes in place, or a gradient shares memory with its input."""
-    leaves = _leaves(6, 4)
+    leaves = make_leaves(6, 4)
     before = [t.detach().clone() for t in leaves]
-    _everything(*leaves, backend).backward()
+    everything(*leaves, backend).backward()
     for leaf, old in zip(leaves, before, strict=True):
         assert torch.equal(leaf, old)
         assert leaf.grad.data_ptr() != leaf.data_ptr()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_features_changed_after_the_forward_are_noticed(backend: str) -> None:
-    """Wrong: a saved feature changed in place gives a silent wrong gradient."""
-    image, text, scale, _ = _leaves(6, 4)
+def test_features_changed_after_the_forward_raise(backend: str) -> None:
+    image, text, scale, _ = make_leaves(6, 4)
     features = image * 1
     loss = functional.contrastive_loss(features, text, scale, backend=backend)
     with torch.no_grad():
@@ -295,9 +299,8 @@ def test_features_changed_after_the_forward_are_noticed(backend: str) -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_forward_mode(backend: str) -> None:
-    """Wrong: the tangent is dropped without a word, which is what operators do by themselves."""
+def test_forward_mode_takes_the_reference(backend: str) -> None:
+    """Operators by themselves would drop the tangent silently."""
     image, text = make_features("random", 6, 4)
     direction = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -314,8 +317,7 @@ def test_forward_mode(backend: str) -> None:
         assert tangent == pytest.approx(difference.item(), rel=1e-6)
 
 
-def test_second_derivative_of_a_single_pair() -> None:
-    """Wrong: the logarithm of no negatives leaves NaN in what is a constant zero."""
+def test_second_derivative_of_a_single_pair_is_zero() -> None:
     image, text = (f.requires_grad_() for f in make_features("random", 1, 4))
     loss = functional.contrastive_loss(image, text, 5.0, backend="reference")
     first = torch.autograd.grad(loss, (image, text), create_graph=True)
@@ -324,9 +326,62 @@ def test_second_derivative_of_a_single_pair() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e7, float("inf"), float("nan")])
-@needs_native
-def test_scales_beyond_reason(scale: float) -> None:
-    """Wrong: a scale that leaves the kernels' range gives a finite number."""
+@pytest.mark.native
+def test_scale_beyond_the_kernels_range_is_nan(scale: float) -> None:
     features = make_features("random", 4, 3)
     assert functional.contrastive_loss(*features, scale, backend="native").isnan()
     assert functional.sigmoid_loss(*features, scale, 0.0, backend="native").isnan()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp"])
+def test_function_transforms_take_the_reference(transform: str, backend: str) -> None:
+    image, text, scale, bias = (t.detach().double() for t in make_leaves(6, 4))
+
+    def loss(features: Tensor, which: str) -> Tensor:
+        return everything(features, text, scale, bias, which)
+
+    def gradient(which: str) -> Tensor:
+        if transform == "grad":
+            return torch.func.grad(loss)(image, which)
+        return torch.func.vjp(lambda x: loss(x, which), image)[1](torch.ones(()).double())[0]
+
+    if backend == "native":
+        with pytest.raises(RuntimeError, match=r"torch.func.*torch.autograd.grad.*'reference'"):
+            gradient("native")
+    leaf = image.clone().requires_grad_()
+    loss(leaf, backend).backward()
+    for which in "auto", "reference":
+        torch.testing.assert_close(gradient(which), leaf.grad)
+
+
+@pytest.mark.native
+def test_flop_counters_see_the_operators() -> None:
+    n, d = 64, 16
+    image, text, scale, bias = make_leaves(n, d)
+    product = 2 * n * n * d
+    calls = {
+        "kept": (functional.contrastive_loss, {"memory_budget": None}, 3 * product),
+        "recomputed": (functional.contrastive_loss, {"memory_budget": 0}, 4 * product),
+        "locked": (
+            lambda x, y, s, **o: functional.contrastive_loss(x.detach(), y, s, **o),
+            {"memory_budget": 0},
+            3 * product,
+        ),
+        "sigmoid": (
+            lambda x, y, s, **o: functional.sigmoid_loss(x, y, s, bias, **o),
+            {"memory_budget": 0},
+            4 * product,
+        ),
+        "cycle": (
+            lambda x, y, s: functional.cycle_consistency(x, y, in_modal=0.1),
+            {},
+            (3 + 4) * 2 * n * d * d,
+        ),
+    }
+    for name, (function, options, expected) in calls.items():
+        with FlopCounterMode(display=False) as counter:
+            function(image, text, scale, **options).backward()
+        assert counter.get_total_flops() == expected, name
+    with FlopCounterMode(display=False) as counter:
+        functional.similarity_top_k(image, text[:10], 3)
+    assert counter.get_total_flops() == 2 * n * 10 * d

@@ -12,8 +12,8 @@ from models.tiny import create_tiny
 
 from cyclip_ext.data import DatasetSplits, ImageDataset, load_shapes
 from cyclip_ext.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from cyclip_ext.training.loop import Trainer
-from cyclip_ext.training.sources import RunData
+from cyclip_ext.training.data import RunData
+from cyclip_ext.training.trainer import Trainer
 
 
 @lru_cache

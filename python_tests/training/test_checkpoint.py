@@ -76,7 +76,7 @@ def test_nothing_whole_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     saved.save_last(state(1))
     flip_a_bit(tmp_path / "checkpoints" / "last.pt")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: .*the checksum of"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: .*the checksum of"):
         saved.newest(str)
 
 
@@ -93,8 +93,8 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
         load_checkpoint(tmp_path / "last.pt")
     (tmp_path / "x.pt").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"not a file of torch\.save"):
         load_checkpoint(tmp_path / "x.pt")
     torch.save({"format": 1}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of this version"):
+    with pytest.raises(ValueError, match="has format 1"):
         load_checkpoint(tmp_path / "old.pt")

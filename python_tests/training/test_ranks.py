@@ -18,9 +18,9 @@ from cyclip_ext.data import emoji_available
 from cyclip_ext.models import create_model
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.config import TrainConfig
-from cyclip_ext.training.loop import Trainer
+from cyclip_ext.training.data import open_data
 from cyclip_ext.training.ranks import join_ranks
-from cyclip_ext.training.sources import open_data
+from cyclip_ext.training.trainer import Trainer
 
 
 def train(
@@ -37,14 +37,14 @@ def train(
         visual: Any = created.model.visual
         visual.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
         trainer = Trainer(config, open_data(config.data), created, folder, ranks)
-        step = trainer._train_step
+        take_step = trainer._take_step
 
-        def train_step(*arguments: Any) -> Any:
+        def stopped(*arguments: Any) -> None:
             if trainer.step == steps - 1:
                 signal.raise_signal(signal.SIGTERM)
-            return step(*arguments)
+            take_step(*arguments)
 
-        trainer._train_step = train_step  # type: ignore[method-assign]
+        trainer._take_step = stopped  # type: ignore[method-assign]
         assert not trainer.fit()
         assert trainer.step == steps
 

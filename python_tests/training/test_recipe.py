@@ -17,10 +17,10 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclip_ext import needs
 from cyclip_ext.data.__main__ import main as data_main
+from cyclip_ext.models.tokenizers import import_open_clip
+from cyclip_ext.training.__main__ import build_parser, main
 from cyclip_ext.training.config import OptimConfig, TrainConfig
-from cyclip_ext.training.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples/configs/cc3m"
@@ -112,8 +112,8 @@ def test_flags_in_the_text_of_the_page_exist() -> None:
 def tiny_open_clip(tmp_path: Path) -> str:
     """The name of an RN50 in miniature that open_clip knows."""
     try:
-        open_clip = needs.open_clip()
-    except needs.MissingDependency as error:
+        open_clip = import_open_clip()
+    except ImportError as error:
         pytest.skip(str(error))
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
@@ -156,7 +156,7 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
         state = torch.load(tmp_path / "run/checkpoints" / name, weights_only=True)
         torch.save(state["model"], tmp_path / name)
         # With a path it loads the file and nothing else, and is strict about names and shapes.
-        model = needs.open_clip().create_model(tiny_open_clip, pretrained=str(tmp_path / name))
+        model = import_open_clip().create_model(tiny_open_clip, pretrained=str(tmp_path / name))
         for key, value in model.state_dict().items():
             assert torch.equal(value, state["model"][key]), key
 
@@ -164,8 +164,8 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
 def test_costs_of_the_page_follow_from_its_figures() -> None:
     """Wrong: the page's GPU-hours were computed for another model, or wrongly."""
     try:
-        open_clip = needs.open_clip()
-    except needs.MissingDependency as error:
+        open_clip = import_open_clip()
+    except ImportError as error:
         pytest.skip(str(error))
     page = PAGE.read_text()
     flops = []

@@ -17,7 +17,7 @@ from torch import nn
 
 from cyclip_ext.models import CreatedModel, TokenizerName
 from cyclip_ext.training import run
-from cyclip_ext.training.main import main
+from cyclip_ext.training.__main__ import main
 
 from .parts import create_tiny
 

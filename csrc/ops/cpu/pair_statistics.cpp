@@ -73,7 +73,8 @@ class PartialStatistics {
 using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename Products>
-Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes) {
+Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes,
+                   bool needs_hardest) {
   using T = typename Products::Number;
   const int64_t n = products.image.rows, m = products.text.rows;
   const Regions regions(n, m);
@@ -98,6 +99,14 @@ Statistics forward(const Products& products, double scale, int64_t offset, int64
                   row_index.mutable_data_ptr<int64_t>());
   col_parts.merge(m, col_lse.mutable_data_ptr<double>(), col_hardest.mutable_data_ptr<double>(),
                   col_index.mutable_data_ptr<int64_t>());
+  if (!needs_hardest) {  // as without negatives; they cost too little here to leave them out
+    for (const Tensor& hardest : {row_hardest, col_hardest}) {
+      std::fill_n(hardest.mutable_data_ptr<double>(), hardest.numel(), -kInfinity);
+    }
+    for (const Tensor& index : {row_index, col_index}) {
+      std::fill_n(index.mutable_data_ptr<int64_t>(), index.numel(), int64_t{-1});
+    }
+  }
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, kept.tensor()};
 }
 
@@ -127,12 +136,14 @@ struct Weights {
 }  // namespace
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                           int64_t offset, bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes) {
+                           int64_t offset, bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes,
+                           bool needs_hardest) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const double scale = scalar_value(logit_scale, "logit_scale");
-  return with_products(image_features, text_features, {allow_bf16},
-                       [&](const auto& products) { return forward(products, scale, offset, keep_bytes); });
+  return with_products(image_features, text_features, {allow_bf16}, [&](const auto& products) {
+    return forward(products, scale, offset, keep_bytes, needs_hardest);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(

@@ -11,7 +11,8 @@ namespace cyclip::cuda {
 using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-                           int64_t offset, bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/) {
+                           int64_t offset, bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/,
+                           bool needs_hardest) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device(
@@ -37,6 +38,7 @@ Statistics pair_statistics(const Tensor& image_features, const Tensor& text_feat
   args.col_hardest = col_hardest.mutable_data_ptr<double>();
   args.row_hardest_index = row_index.mutable_data_ptr<int64_t>();
   args.col_hardest_index = col_index.mutable_data_ptr<int64_t>();
+  args.needs_hardest = needs_hardest;
   STD_CUDA_CHECK(launch_pair_statistics_forward(args, call.context()));
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, no_dots(image_features)};
 }

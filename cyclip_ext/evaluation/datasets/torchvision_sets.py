@@ -1,4 +1,4 @@
-"""torchvision's classification sets by name, where their files are on disk already."""
+"""torchvision's classification datasets by name, if their files are on disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import BadRecord, ImageDataset, MissingData, Sample, SkipReport
+from ...data.class_names import read_names, readable
 from ...data.dataset import digest
 from ...models.tokenizers import import_open_clip
-from .names import read_names, readable
 
 _EUROSAT = {
     "AnnualCrop": "annual crops",
@@ -39,10 +39,10 @@ def _split(**of: str) -> Splits:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One of torchvision's classes.
+    """One of torchvision's dataset classes.
 
-    splits: arguments by name of the split. files: what lies below the root. names: of the classes,
-    where torchvision has none; rename: what its own look like in a prompt.
+    splits: arguments by name of the split. files: expected below the root. names: of the classes,
+    if torchvision has none. rename: turns torchvision's class names into names for prompts.
     """
 
     kind: str
@@ -130,20 +130,27 @@ NAMES = tuple(_SETS)
 
 
 def open_torchvision(name: str, root: Path, split: str | None = None) -> ImageDataset:
-    """The set `name`, one of NAMES, from the files torchvision expects below `root`.
+    """Open the dataset `name`, one of NAMES, from the files that torchvision expects below `root`.
 
-    split: "train", "val" or "test" where the set has it, "all" where torchvision does not split it;
-    default: "test" or "all". Of ImageNet and Imagenette, "test" is torchvision's "val". Nothing is
-    downloaded; of ImageNet, torchvision unpacks archives that lie in `root`.
+    Args:
+        name: Name of the dataset.
+        root: Folder of the files. Nothing is downloaded; ImageNet's archives are unpacked there by
+            torchvision.
+        split: "train", "val" or "test" if the dataset has it, and "all" if torchvision does not
+            split it. Default: "test" or "all". Of ImageNet and Imagenette, "test" is torchvision's
+            "val".
 
-    Raises: ValueError for another name or split; MissingData, naming the folder and what must be in
-    it, where the files are not there or not whole; MissingDependency where torchvision, or a
-    package it needs for this set, does not import.
+    Raises:
+        ValueError: If there is no such dataset or split.
+        MissingData: If files are missing or incomplete. The message names the folder and its
+            expected contents.
+        ImportError: If torchvision, or a package that it needs for this dataset, cannot be
+            imported.
     """
     if name not in _SETS:
         raise ValueError(
-            f"torchvision:{name} is not known; known are {', '.join(NAMES)}. Others: open them "
-            "yourself and fill ClassifiedImages"
+            f"torchvision:{name} is not known; known are {', '.join(NAMES)}. Open others "
+            "with an ImageDataset of your own"
         )
     entry = _SETS[name]
     split = split or ("test" if "test" in entry.splits else "all")
@@ -197,9 +204,9 @@ def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
         if isinstance(error.__cause__ or error.__context__, ModuleNotFoundError):
             raise ImportError(f"torchvision:{name}: {error}") from error
         raise MissingData(
-            f"torchvision:{name} is not there: in {root} torchvision expects {entry.files}, and "
-            f"says: {error}. Nothing is downloaded here: put the files there, or let "
-            f"torchvision.datasets.{entry.kind} do it in a program of yours"
+            f"torchvision:{name} was not found: torchvision expects {entry.files} in {root} "
+            f"({error}). Nothing is downloaded here: copy the files there, or download them with "
+            f"torchvision.datasets.{entry.kind}(root, download=True)"
         ) from error
 
 
@@ -208,16 +215,16 @@ def _torchvision_datasets() -> Any:
         from torchvision import datasets
     except Exception as error:  # one built for another torch fails with RuntimeError
         raise ImportError(
-            f"torchvision's data sets need a torchvision that matches torch {torch.__version__} "
-            f'(pip install "cyclip_ext[eval]"); importing it failed with: {error}'
+            f"torchvision's datasets need a torchvision that matches torch {torch.__version__}: "
+            f"pip install 'cyclip_ext[eval]'; importing it failed with: {error}"
         ) from error
     return datasets
 
 
 def _labels(dataset: Any) -> Tensor:
-    """The label of every picture, int64 [N], without opening the pictures where possible.
+    """Return the label of every image, int64 [N], without opening images if possible.
 
-    torchvision keeps them under one of these names, or as pairs of file and label.
+    torchvision stores labels under one of these names, or as pairs of file and label.
     """
     for attribute in ("targets", "labels", "_labels", "y"):
         if hasattr(dataset, attribute):
@@ -228,7 +235,7 @@ def _labels(dataset: Any) -> Tensor:
 
 
 def _class_names(dataset: Any) -> list[str]:
-    if len(getattr(dataset, "wnids", ())) == 1000:  # ImageNet: names chosen for prompts
+    if len(getattr(dataset, "wnids", ())) == 1000:  # ImageNet: open_clip's names suit prompts
         return list(import_open_clip().IMAGENET_CLASSNAMES)
     names = dataset.classes if hasattr(dataset, "classes") else dataset.categories
     return [name if isinstance(name, str) else name[0] for name in names]  # else: synonyms

@@ -1,4 +1,4 @@
-"""A folder of quadruples, laid out as Winoground is published."""
+"""A folder of quadruples in the layout in which Winoground is published."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data import ImageDataset, SkipReport
+from ...data import FileDataset, ImageDataset, SkipReport
 from ...data.captions import clean_caption, is_text
-from ...data.images import IMAGE_SUFFIXES
-from .files import ImageFiles
+from ...data.dataset import Encoded, digest
+from ...data.images import IMAGE_SUFFIXES, read_bytes
 
 EXAMPLES_FILE = "examples.jsonl"
 _CAPTIONS, _IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
@@ -43,15 +43,38 @@ class Quadruples:
         return len(self.tags)
 
 
-def open_winoground(folder: Path) -> Quadruples:
-    """Two pictures and two captions a line.
+class _ImageFiles(FileDataset):
+    """Images by path."""
 
-        examples.jsonl   a JSON object a line: caption_0, caption_1, image_0, image_1 (texts) and,
-                         where there is one, tag; other keys do not count
+    def __init__(self, name: str, paths: list[Path], skipped: SkipReport) -> None:
+        self.name = name
+        self.paths = paths
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def encoded(self, index: int) -> Encoded:
+        """See FileDataset.encoded."""
+        path = self.paths[index]
+        return Encoded(read_bytes(path, str(path)), str(path))
+
+    def fingerprint(self) -> str:
+        """See ImageDataset.fingerprint."""
+        return digest(repr([path.name for path in self.paths]))
+
+
+def open_winoground(folder: Path) -> Quadruples:
+    """Open two images and two captions per line.
+
+        examples.jsonl   a JSON object per line: caption_0, caption_1, image_0, image_1 (texts) and
+                         optionally tag; other keys are ignored
         images/          the files that image_0 and image_1 name, with or without their suffix
 
-    caption_0 belongs to image_0. Lines that are broken or lack something are counted in `skipped`;
-    whether a picture is there is found out on opening it. Raises ValueError where no line is left.
+    caption_0 belongs to image_0. Broken and incomplete lines are counted in `skipped`; a missing
+    image is found when it is accessed.
+
+    Raises ValueError if no line can be used.
     """
     file = folder / EXAMPLES_FILE
     suffixed = {
@@ -81,13 +104,13 @@ def open_winoground(folder: Path) -> Quadruples:
         tag = entry.get("tag")
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
-        raise ValueError(f"{file} has no line that can be used: {skipped}")
-    dataset = ImageFiles(folder.resolve().name, images, skipped=skipped)
+        raise ValueError(f"{file} has no usable line: {skipped}")
+    dataset = _ImageFiles(folder.resolve().name, images, skipped)
     return Quadruples(dataset, tuple(captions), tuple(tags))
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """The object of a line where all four parts of a quadruple are texts."""
+    """Return the object of a line if all four parts of a quadruple are texts."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

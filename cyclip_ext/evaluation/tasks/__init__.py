@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from ...needs import MissingDependency
 from ..embeddings import Embeddings
 from . import (
     composition,
@@ -72,9 +71,9 @@ def run_tasks(
     """Run every task that the dataset has the arrays for, in the order of TASKS.
 
     tasks: names of TASKS; None: all. The other arguments are those of TaskOptions. The result of a
-    task whose package is not installed has no values; its explanation says what to install.
+    task whose package is not installed has no values; its explanation names the package.
 
-    Raises: ValueError for an unknown task, a train set of other classes, and as the tasks do.
+    Raises: ValueError for an unknown task, training images of other classes, and as the tasks do.
     """
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     if unknown := sorted(set(names) - set(TASKS)):
@@ -90,7 +89,7 @@ def run_tasks(
             continue
         try:
             result = run(embeddings, options)
-        except MissingDependency as error:
+        except ImportError as error:
             title = name.replace("_", " ").capitalize()
             result = TaskResult(embeddings.name, name, {}, (), title, f"Not measured: {error}")
         if result is not None:

@@ -28,7 +28,7 @@ class Unit(Enum):
 class Metric:
     """The declaration of one number.
 
-    key: in results.json; CLIP_benchmark's where it has one. label: in the report, without the unit.
+    key: in results.json; CLIP_benchmark's if it has one. label: in the report, without the unit.
     headline: whether the number also stands at the top of the report.
     """
 

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...drawing import BLUE, GREEN, plain
+from ..._plotting import BLUE, GREEN, plain
 from .base import Metric, Plot, Table, TaskResult, Unit
 
 if TYPE_CHECKING:
@@ -299,8 +299,8 @@ def run(instances: Path, captions: Path) -> TaskResult:
         METRICS,
         "Completeness of captions",
         "How many of the kinds of objects annotated in an image its caption does not name. The "
-        "measure is one of the captions, not of the model: training treats as absent whatever a "
-        "caption omits (arXiv 2310.00927, figures 4 and 5).",
+        "measure is one of the captions, not of the model: training treats objects that a "
+        "caption omits as absent (arXiv 2310.00927, figures 4 and 5).",
         (
             Table(
                 "The least complete captions", ("caption", "not named", "annotated"), examples, note

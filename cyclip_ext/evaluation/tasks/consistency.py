@@ -101,7 +101,7 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
         ),
         "Consistency of image and text space",
         "How often the class of the nearest text is also the class of the k nearest labelled "
-        "training images. Whether either is right does not matter: the score says whether the two "
-        "spaces agree (CyCLIP).",
+        "training images. Whether either is right does not matter: the score measures whether the "
+        "two spaces agree (CyCLIP).",
         data=(train,),
     )

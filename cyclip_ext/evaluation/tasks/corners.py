@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...drawing import BLUE, GREEN, VERMILION
+from ..._plotting import BLUE, GREEN, VERMILION
 from ..embeddings import Embeddings, unit_pairs
 from .base import Metric, Plot, TaskOptions, TaskResult
 

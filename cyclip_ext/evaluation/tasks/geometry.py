@@ -8,7 +8,7 @@ CyCLIP (Goel et al. 2022, their section on alignment and uniformity), in cosines
 in both:
     alignment   mean of <x_i, y_i> over the pairs
     uniformity  log of the mean of exp(-<x_i, y_k>) over i != k
-The second pair is given as the authors compute it. For pairs the two alignments say the same:
+The second pair is given as the authors compute it. For pairs the two alignments are equivalent:
 E |x_i - y_i|^2 = 2 - 2 E <x_i, y_i>.
 
 Liang et al. 2022 (arXiv 2203.02053), modality gap: |mean of x - mean of y|.
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...drawing import line_style, plain
+from ..._plotting import line_style, plain
 from ..embeddings import BLOCK, Embeddings, check_labels, unit_pairs, unit_rows
 from .base import Metric, Plot, TaskOptions, TaskResult
 
@@ -277,7 +277,7 @@ def singular_values(
 
     Centred, the mean row is subtracted first: squares are variances along the principal directions,
     and their sum is 1 - |mean|^2. Uncentred, the squares sum to 1, and the first one is mostly the
-    mean, the axis of the cone in which all rows of a tower lie: it says little about how the rows
+    mean, the axis of the cone in which all rows of a tower lie: it reflects little of how the rows
     differ. Values below the rounding error of the subtraction are 0.
     """
     (rows,) = unit_rows(features=features)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..._files import read_text
+from ..._plotting import BLUE, VERMILION, shorten
 from ...data import Superclasses
-from ...drawing import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import similarity_blocks
@@ -255,7 +255,7 @@ def plot_superclasses(figure: Figure, results: Sequence[SuperclassResult]) -> No
     """Plot fine and coarse accuracy of each superclass with images, best coarse one first.
 
     Each name is followed by its numbers of classes and images. Of more than 20 superclasses the 20
-    with most images are shown, and the axis says so.
+    with most images are shown; the label of the axis mentions it.
     """
     scored = [result for result in results if result.images]
     if not scored:

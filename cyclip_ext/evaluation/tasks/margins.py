@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...drawing import line_style, plain
+from ..._plotting import line_style, plain
 from ..embeddings import BLOCK, Embeddings, check_labels, unit_pairs
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
 

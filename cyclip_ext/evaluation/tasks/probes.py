@@ -20,8 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...drawing import BLUE, VERMILION
-from ...needs import MissingDependency
+from ..._plotting import BLUE, VERMILION
 from ..embeddings import Embeddings, check_labels, require_finite
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .consistency import knn_predictions
@@ -105,11 +104,11 @@ def linear_probe(
 
     A fit, in float32, ends when the gradient has fallen to a hundredth, and starts at that of the
     next smaller C: 3,000 rows of 128 in 1,600 classes take 46 s on one core, all fits together.
-    If every class has a single row there is nothing to choose on: C is 100, and notes say so.
+    If every class has a single row there is nothing to choose on: C is 100, and a note mentions it.
     Test classes without training rows count as errors.
 
     Raises ValueError for shapes that do not fit, features that are not finite, fewer than two
-    classes, and a C that is not above 0; MissingDependency without scikit-learn.
+    classes, and a C that is not above 0; ImportError without scikit-learn.
     """
     train, test = (train_features, train_labels), (test_features, test_labels)
     _check_rows(train, test, validation)
@@ -163,8 +162,8 @@ def knn_probe(
     number of training rows are omitted. All rows, validation included, are searched in the end.
     validation, validation_share, seed: see linear_probe.
 
-    If every class has a single row k is the smallest of ks, and notes say so. Raises ValueError as
-    linear_probe, and if no k, or one below 1, is possible.
+    If every class has a single row k is the smallest of ks, and a note mentions it. Raises
+    ValueError as linear_probe, and if no k, or one below 1, is possible.
     """
     train, test = (train_features, train_labels), (test_features, test_labels)
     _check_rows(train, test, validation)
@@ -370,12 +369,12 @@ def _score(model: Any, rows: Rows, classes: int) -> Classified:
 
 
 def _sklearn() -> Any:
-    """Import scikit-learn. Raises MissingDependency if that fails."""
+    """Import scikit-learn. Raises ImportError if that fails."""
     try:
         import sklearn.exceptions
         import sklearn.linear_model
     except Exception as error:
-        raise MissingDependency(
+        raise ImportError(
             "the linear probe needs scikit-learn: pip install 'cyclip_ext[eval]'; importing it "
             f"failed with: {error}"
         ) from error

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..._plotting import BLUE, shorten
 from ...data import Superclasses
-from ...drawing import BLUE, shorten
 from ..embeddings import Embeddings, check_labels, require_finite
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 

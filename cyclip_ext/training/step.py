@@ -1,0 +1,301 @@
+"""Optimizer steps: forward and backward of a batch, and whether the step was finite.
+
+Nothing here waits for the device. Whether a step was finite is decided on the device, which leaves
+weights and optimizer alone if it was not; the host reads that one step late, while the device
+computes the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data import Batch, as_input
+from ..data.seeding import sample_seed
+from ..grad_cache import cached_backward
+from .config import TrainConfig
+from .objective import Objective
+from .optim import clamp_logit_scale, learning_rate, make_optimizer, set_learning_rate
+from .precision import grad_scaler_for
+from .ranks import Ranks
+
+_DROPOUT_STREAM = 0x44524F50  # so that the model's draws differ from those of the data
+
+Features = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient are not finite; the message has the step and every term."""
+
+
+class Towers(nn.Module):
+    """A model's two towers as one call, which DistributedDataParallel and torch.compile can wrap.
+
+    Features are raw: the losses normalize without rounding to bfloat16 first. The temperature is
+    an output as well, because a wrapper synchronizes the outputs of its forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Features:
+        """[n, 3, s, s], [n, context_length] -> [n, d], [n, d], scalar, scalar or None."""
+        return (
+            self.model.encode_image(images),
+            self.model.encode_text(tokens),
+            self.model.logit_scale.exp(),
+            getattr(self.model, "logit_bias", None),
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on the device: images [n, 3, s, s] and tokens [n, context_length] of `pairs` pairs.
+
+    With two views n is 2 * pairs, and all first views come before all second ones.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    pairs: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that was launched.
+
+    values: float64 [K] on the device, by name: the terms of the loss, then grad_norm and
+    logit_scale before the step. finite: bool scalar on the host, valid once `wait` has returned.
+    moved: whether the weights changed; a float16 overflow is finite, but changes nothing.
+    """
+
+    step: int
+    learning_rate: float
+    names: tuple[str, ...]
+    values: Tensor
+    finite: Tensor
+    done: Any  # torch.cuda.Event, or None on the CPU
+    moved: bool = True
+
+    def wait(self) -> bool:
+        """Wait until the verdict is on the host; whether loss and gradient were finite."""
+        if self.done is not None:
+            self.done.synchronize()
+        return bool(self.finite)
+
+
+class Stepper:
+    """The optimizer steps of one model on one rank.
+
+    model: the module that is trained. ema: its moving average, if there is one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        ema: AveragedModel | None,
+        objective: Objective,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        precision: str,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.ema = ema
+        self.loss = objective.loss
+        self.autocast = autocast
+        self.device = device
+        self.ranks = ranks
+        self.scaler = grad_scaler_for(precision, device)
+        self.towers = self._wrapped_towers()
+        self.optimizer: Any = make_optimizer(model, config.optim)
+        self.pending: StepResult | None = None
+
+    def _wrapped_towers(self) -> Any:
+        towers: Any = Towers(self.model)
+        if self.config.run.torchcompile:
+            towers = torch.compile(towers)
+        if self.ranks.group is None:
+            return towers
+        return DistributedDataParallel(
+            towers,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            process_group=self.ranks.group,
+            gradient_as_bucket_view=True,
+        )
+
+    def launch(self, inputs: Inputs, step: int, total_steps: int) -> StepResult | None:
+        """Launch optimizer step `step` of `total_steps`; the result of the step before it.
+
+        None for the first one. The result of the last step comes from `settle`.
+        """
+        optim = self.config.optim
+        rate = learning_rate(step, total_steps, optim)
+        set_learning_rate(self.optimizer, rate)
+        # The model's draws are a function of the step, so that no generator has to be saved.
+        torch.manual_seed(
+            sample_seed(self.config.run.seed ^ _DROPOUT_STREAM, step, self.ranks.rank)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        # The forward pass updates running statistics, which a skipped step must not.
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if self._may_skip else []
+        terms = cached_backward(
+            self.towers,
+            self.loss,
+            inputs.images,
+            inputs.tokens,
+            chunk_size=self.config.data.batch_size * (len(inputs.images) // inputs.pairs),
+            autocast=self.autocast,
+            scale=self.scaler.scale,
+            per_chunk_statistics=True,
+        )
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, optim.grad_clip_norm or math.inf)
+        scale: Any = self.model.logit_scale
+        named = {**terms, "grad_norm": norm, "logit_scale": scale.detach().exp()}
+        values = torch.stack([value.double() for value in named.values()])
+        finite = values[self._judged(named)].isfinite().all()
+        before = self.settle()  # the average takes the weights as the former step left them
+        moved = self._update(finite, step)
+        clamp_logit_scale(self.model)
+        for buffer, former in zip(self.model.buffers(), statistics, strict=self._may_skip):
+            buffer.copy_(torch.where(finite, buffer, former))
+        self.pending = StepResult(step, rate, tuple(named), values, *self._fetched(finite), moved)
+        return before
+
+    @property
+    def _may_skip(self) -> bool:
+        return self.config.optim.skip_nonfinite
+
+    def settle(self) -> StepResult | None:
+        """Finish the pending step, if there is one: the moving average follows its weights."""
+        result, self.pending = self.pending, None
+        if result is None or self.ema is None:
+            return result
+        if result.wait() and result.moved:
+            self.ema.update_parameters(self.model)
+        else:  # of the average only the running statistics, which follow the model's
+            for own, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+                own.copy_(buffer)
+        return result
+
+    def _judged(self, named: dict[str, Tensor]) -> list[int]:
+        """Return the indices of loss and gradient.
+
+        Measurements may be infinite, such as the margin of a lone pair. The GradScaler handles
+        overflows of a float16 gradient.
+        """
+        return [
+            index
+            for index, name in enumerate(named)
+            if name.endswith("_loss") or (name == "grad_norm" and not self.scaler.is_enabled())
+        ]
+
+    def _update(self, finite: Tensor, step: int) -> bool:
+        """Take the optimizer's step unless it is not finite; whether the scaler let it through."""
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = (~finite).float()  # fused AdamW skips where this is 1
+            self.optimizer.step()
+            return True
+        # In float16 the host has to see the scale after each step anyway.
+        if not finite:
+            self.scaler.update()
+            return False
+        self.scaler.step(self.optimizer)
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        after = self.scaler.get_scale()
+        if after < 1:
+            raise DivergedError(
+                f"the gradient is not finite at step {step} in float16, even scaled by "
+                f"{before:g}; try --precision amp_bf16, a lower --lr, or --grad-clip-norm 1"
+            )
+        return after >= before
+
+    def _fetched(self, flag: Tensor) -> tuple[Tensor, Any]:
+        """Start copying a flag to the host; the copy, and the event that ends it."""
+        if flag.device.type != "cuda":
+            return flag, None
+        copy = flag.to("cpu", non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return copy, event
+
+
+def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of the model's weights; None without a decay."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def restore_modules(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    stepper: Stepper,
+    ema: AveragedModel | None,
+    folder: Path,
+) -> None:
+    """Load weights, optimizer, scaler and average of a checkpoint of the run in `folder`.
+
+    Raises ValueError, in one line, if one of them does not fit.
+    """
+    parts: dict[str, Any] = {"model": model, "optimizer": stepper.optimizer}
+    parts |= {"scaler": stepper.scaler} | ({} if ema is None else {"ema": ema})
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except Exception as error:  # RuntimeError, KeyError, ...: whatever a foreign entry leads to
+            problem = " ".join(str(error).split())[:400]
+            raise ValueError(_misfit(folder, name, problem)) from error
+    for parameter, moments in stepper.optimizer.state.items():
+        shapes = {key: tuple(value.shape) for key, value in moments.items()}
+        shape = tuple(parameter.shape)
+        if shapes != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+            problem = f"the moments of a parameter of shape {shape} are {shapes}"
+            raise ValueError(_misfit(folder, "optimizer", problem))
+
+
+def _misfit(folder: Path, part: str, problem: str) -> str:
+    return (
+        f"the entry {part!r} of the checkpoint in {folder / 'checkpoints'} does not fit this run: "
+        f"{problem}; resume with the version and packages that wrote it, or choose another --name"
+    )
+
+
+class Feeder:
+    """Copies batches to the device.
+
+    On a GPU the copy runs on a stream of its own, from the loader's page-locked memory. The host is
+    one step ahead of the device, so a batch is copied while the device computes the step before it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Inputs:
+        """Return images and tokens on the device."""
+        assert batch.tokens is not None  # of a loader that tokenizes
+        with torch.cuda.stream(self.stream):  # does nothing for None
+            images = batch.images.to(self.device, non_blocking=True)
+            tokens = batch.tokens.to(self.device, non_blocking=True)
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for tensor in (images, tokens):
+                tensor.record_stream(current)  # else its memory could be reused too early
+        return Inputs(as_input(images), tokens, len(batch))

@@ -1,0 +1,449 @@
+"""The loop of a run: batches, steps, log records, validation, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch.profiler import profile, schedule
+from tqdm import tqdm
+
+from .._files import write_atomic
+from ..data import Augment, Batch, Loader, SkipReport, require_usable
+from ..models import CreatedModel, synchronize_batch_norm
+from .assess import SELECTION_METRIC, Assessor
+from .checkpoint import Checkpoints, State
+from .config import TrainConfig
+from .data import RunData
+from .folder import require_same_run
+from .logging import MetricsLog, Tracker, Window, json_number, one_line
+from .objective import ObjectiveFactory, make_objective
+from .optim import fix_logit_scale
+from .precision import autocast_for, choose_device, choose_precision
+from .ranks import ALONE, Ranks
+from .step import DivergedError, Feeder, Stepper, StepResult, moving_average, restore_modules
+from .stopping import StopRequest, listening_for_stop
+
+ENOUGH_RECORDS = 1000  # before the share of bad ones is judged
+UNPROFILED_STEPS = 3  # the first steps allocate and compile
+
+
+class Trainer:
+    """One run, on this process's rank. `fit` trains from the current state to the end.
+
+    A run is a function of its settings and data: order, captions and augmentation come from
+    (seed, epoch, sample), what the model draws from (seed, step, rank), so that a resumed run takes
+    the very steps an uninterrupted one takes. All ranks call the same methods at the same time.
+
+    objective: makes the loss; a custom one needs no setting (docs/training.md).
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: RunData,
+        created: CreatedModel,
+        folder: Path,
+        ranks: Ranks = ALONE,
+        objective: ObjectiveFactory = make_objective,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.created = created
+        self.folder = folder
+        self.ranks = ranks
+        self.device = choose_device(config.run.device)
+        self.precision = choose_precision(config.run.precision, self.device)
+        autocast = autocast_for(self.precision, self.device)
+        self.objective = objective(config, self.global_batch, ranks.group)
+        self.model: Any = created.model.to(self.device)
+        if config.optim.logit_scale_fixed is not None:
+            fix_logit_scale(self.model, config.optim.logit_scale_fixed)
+        if config.loss.loss != "siglip" and getattr(self.model, "logit_bias", None) is not None:
+            self.model.logit_bias.requires_grad_(False)  # it shifts all logits alike
+        if not self.objective.learns_temperature:
+            self.model.logit_scale.requires_grad_(False)
+        # Before batch norm holds a process group, which cannot be copied.
+        self.ema = moving_average(self.model, config.optim.ema_decay)
+        if config.run.grad_checkpointing:
+            cast(Any, self.model).set_grad_checkpointing(True)
+        if config.run.use_bn_sync and ranks.group is not None:
+            self.model = synchronize_batch_norm(self.model, ranks.group)
+        self.stepper = Stepper(
+            config,
+            self.model,
+            self.ema,
+            self.objective,
+            autocast,
+            self.precision,
+            self.device,
+            ranks,
+        )
+        self.feeder = Feeder(self.device)
+        self.loader = Loader(
+            data.train,
+            config.data.pairs_per_step,
+            created.image_size,
+            seed=config.run.seed,
+            augment=Augment() if data.pictures is not None else None,
+            workers=config.data.workers,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            views=2 if config.loss.inmodal else 1,
+            tokenize=created.tokenizer,
+            pin_memory=self.device.type == "cuda",
+        )
+        evaluated = created if self.ema is None else replace(created, model=self.ema.module)
+        self.assessor = Assessor(evaluated, self.device, autocast, notify=tqdm.write)
+        self.checkpoints = Checkpoints(folder)
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.best = -math.inf
+        self.validation_due = False  # an epoch is complete and saved, but not yet validated
+        self.skipped = SkipReport()  # records of the epoch that no rank could read
+        self.skipped_before = SkipReport()  # those of the epoch before this process continued it
+        self.skipped_steps = 0  # steps that were not finite, under skip_nonfinite
+        self.stop = StopRequest()
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0  # of training, before this process continued it
+        self.window = self._new_window()
+        self.launched: tuple[Batch, int] | None = None  # batch and images of the pending step
+        self.log = MetricsLog(folder / "metrics.jsonl")
+        self.trackers: list[Tracker] = [self.log]
+
+    @property
+    def global_batch(self) -> int:
+        """Pairs in a step of all ranks together."""
+        return self.config.data.pairs_per_step * self.ranks.size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return len(self.loader)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.config.run.epochs
+
+    @property
+    def step(self) -> int:
+        """Steps taken since the run's beginning."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in `fit`, by this process and those whose run it continues."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def logit_scale(self) -> float:
+        """The current scale of the logits, exponentiated: 1 / temperature."""
+        scale: float = self.model.logit_scale.exp().item()
+        return scale
+
+    def fit(self) -> bool:
+        """Train to the end: True. False after an interruption; `last.pt` is then up to date.
+
+        Raises DivergedError if loss or gradient are not finite, TooManyBadRecords if too much of
+        the data cannot be read.
+        """
+        self.started = time.perf_counter()
+        with (
+            listening_for_stop(self.ranks.size) as self.stop,
+            self._progress() as progress,
+            self._profiler() as profiler,
+        ):
+            if self.validation_due:
+                self._validate(progress)
+            while self.epoch < self.config.run.epochs:
+                if not self._train_epoch(progress, profiler):
+                    self.save()
+                    return False
+                self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                self._finish_epoch(progress)
+        return True
+
+    def _train_epoch(self, progress: tqdm[Any], profiler: profile | None) -> bool:
+        """Train the rest of an epoch; False if a rank was asked to stop."""
+        self.model.train()
+        self.window, seen = self._new_window(), 0
+        batches = self.loader.epoch(self.epoch, start=self.step_in_epoch)
+        while self.step_in_epoch < self.steps_per_epoch:
+            before = time.perf_counter()
+            batch = next(batches)
+            self.window.waited += time.perf_counter() - before
+            pairs = 0 if batch is None else len(batch)
+            # The ranks agree before any of them begins a step that needs all of them, and as many
+            # forward passes of each.
+            whole = pairs > self.config.data.batch_size * (self.config.data.accum_freq - 1)
+            ready, stop, images, bad = self.ranks.sums(
+                [int(whole), int(bool(self.stop)), pairs, self.loader.skipped.judged]
+            )
+            if stop:
+                return False
+            seen += self.global_batch
+            if seen >= ENOUGH_RECORDS and bad > self.config.data.max_skipped * seen:
+                self._require_usable(seen, self._skipped_by_all())
+            # If a rank could read no record of a part, the step is not taken, but counts.
+            if batch is not None and ready == self.ranks.size:
+                self._take_step(batch, images)
+            self.step_in_epoch += 1
+            progress.update()
+            self._log(progress)
+            if _due(self.step, self.config.run.evaluate_frequency) and self.step < self.total_steps:
+                before = time.perf_counter()
+                self._evaluate()
+                self.window.start += time.perf_counter() - before  # the speed logged is training's
+            # At the end of an epoch that is done anyway.
+            if _due(self.step, self.config.run.save_frequency) and self.step_in_epoch < len(
+                self.loader
+            ):
+                self.save()
+            if profiler is not None:
+                profiler.step()
+        self.skipped = self._skipped_by_all()
+        if self.skipped.total:
+            progress.write(f"  epoch {self.epoch + 1:>3}  training data: {self.skipped}")
+            self.track("skipped", epoch=self.epoch, **self.skipped.to_dict())
+        self._require_usable(seen, self.skipped)
+        self.skipped_before = SkipReport()
+        return True
+
+    def _take_step(self, batch: Batch, images: int) -> None:
+        """Launch a step, then account for the one before it."""
+        inputs = self.feeder(batch)
+        former = self.stepper.launch(inputs, self.step, self.total_steps)
+        launched, self.launched = self.launched, (batch, images)
+        if former is not None and launched is not None:
+            self._account(former, *launched)
+
+    def _settle(self) -> None:
+        """Wait for the step under way and account for it."""
+        last = self.stepper.settle()
+        launched, self.launched = self.launched, None
+        if last is not None and launched is not None:
+            self._account(last, *launched)
+
+    def _account(self, result: StepResult, batch: Batch, images: int) -> None:
+        """Add the numbers of a step to the window; write down one that was not finite."""
+        if result.wait():
+            # The temperature is logged as of the record, not as a mean.
+            self.window.add(result.names[:-1], result.values[:-1], images)
+        else:
+            self._not_finite(result, batch)
+
+    def _not_finite(self, result: StepResult, batch: Batch) -> None:
+        """Write down the contents of the step, then raise or, if so set, go on."""
+        named = dict(zip(result.names, result.values.tolist(), strict=True))
+        scale = named.pop("logit_scale")
+        epoch = result.step // self.steps_per_epoch
+        record = {
+            "step": result.step,
+            "epoch": epoch,
+            "learning_rate": result.learning_rate,
+            "logit_scale": scale,
+            "values": {name: json_number(value) for name, value in named.items()},
+            "records": self.ranks.gathered(
+                {"indices": batch.indices.tolist(), "texts": batch.texts}
+            ),
+        }
+        path = self.folder / f"nonfinite-step-{result.step}.json"
+        if self.ranks.is_main:
+            write_atomic(path, json.dumps(record, indent=2) + "\n")
+        listed = ", ".join(f"{name} {value:g}" for name, value in named.items())
+        message = (
+            f"loss or gradient are not finite at step {result.step} (epoch {epoch}, learning "
+            f"rate {result.learning_rate:g}): {listed}; logit scale {scale:g}; the records of the "
+            f"batch are in {path}"
+        )
+        if not self.config.optim.skip_nonfinite:
+            raise DivergedError(
+                f"{message}. Try a lower --lr, a longer --warmup, --grad-clip-norm 1, or "
+                "--skip-nonfinite; the last checkpoint is older than this step"
+            )
+        self.skipped_steps += 1
+        self.ranks.say(f"step skipped: {message}")
+
+    def _skipped_by_all(self) -> SkipReport:
+        """Return the records of this epoch that any rank could not read."""
+        total = SkipReport()
+        total.merge(self.skipped_before)
+        for report in self.ranks.gathered(self.loader.skipped.to_dict()):
+            total.merge(SkipReport.from_dict(report))
+        return total
+
+    def _require_usable(self, seen: int, skipped: SkipReport) -> None:
+        name = self.data.train.name
+        require_usable(max(seen, 1), skipped, self.config.data.max_skipped, name)
+
+    def _log(self, progress: tqdm[Any]) -> None:
+        """Write the window down if a record is due, and start another one."""
+        due = self.step % self.config.run.log_every_n_steps == 0
+        if not (due or self.step_in_epoch == self.steps_per_epoch):
+            return
+        self._settle()
+        record = {
+            **self.window.record(),
+            "logit_scale": self.logit_scale,
+            "lr": self.stepper.optimizer.param_groups[0]["lr"],
+        }
+        if self.window.steps:
+            self.track("train", epoch=self.epoch, **record)
+            progress.set_postfix_str(one_line(record))
+        self.window = self._new_window()
+
+    def _new_window(self) -> Window:
+        return Window(self.objective.weights)
+
+    def track(self, kind: str, **values: Any) -> None:
+        """Hand a record to the log and the trackers, on the main rank."""
+        if self.ranks.is_main:
+            for tracker in self.trackers:
+                tracker.write(kind, self.step, values)
+
+    def _finish_epoch(self, progress: tqdm[Any]) -> None:
+        """Save, and validate if that is due."""
+        run = self.config.run
+        self.validation_due = self.epoch % run.val_frequency == 0 or self.epoch == run.epochs
+        self.save()  # before validating: an error there must not cost the epoch
+        kept = run.keep_frequency is not None and self.epoch % run.keep_frequency == 0
+        if kept and self.ranks.is_main:
+            with self._write_errors():
+                self.checkpoints.keep(self.state(), self.epoch)
+        if self.validation_due:
+            self._validate(progress)
+
+    def _validate(self, progress: tqdm[Any]) -> None:
+        """Measure on the main rank, save the best weights, and save that it is done."""
+        self.validation_due = False
+        if self.ranks.is_main:
+            metrics = self.assessor.validate(self.data)
+            self.track("validation", epoch=self.epoch, **metrics)
+            listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
+            progress.write(f"  epoch {self.epoch:>3}  validation: {listed}")
+            score = metrics[SELECTION_METRIC[self.data.pictures is not None]]
+            if score > self.best:
+                self.best = score
+                # For use, not to continue from: no optimizer, a third of the size.
+                weights = self.assessor.created.model.state_dict()
+                with self._write_errors():
+                    self.checkpoints.save_best({"config": self.config.to_dict(), "model": weights})
+        self.save()
+        self.ranks.wait()
+
+    def _evaluate(self) -> None:
+        """Log the numbers that the report at the end will have, as of now."""
+        self._settle()
+        if self.ranks.is_main:
+            for name, metrics in self.assessor.evaluate(self.data).items():
+                self.track("evaluation", set=name, **metrics)
+        self.ranks.wait()
+
+    def state(self) -> State:
+        """Return all that a run continues from; loader and dropout follow from the position."""
+        return {
+            "config": self.config.to_dict(),
+            "objective": self.objective.label,
+            "global_batch": self.global_batch,
+            "model": self.model.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "best": self.best,
+            "validation_due": self.validation_due,
+            "fingerprints": self.data.fingerprints,
+            "skipped": self.skipped.to_dict(),
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.seconds,
+        }
+
+    def save(self) -> None:
+        """Write the state to checkpoints/last.pt, on the main rank.
+
+        Raises OSError, naming the folder, if the disk is full; last.pt is then the former one.
+        """
+        self._settle()
+        self.skipped = self._skipped_by_all()
+        if self.ranks.is_main:
+            with self._write_errors():
+                self.checkpoints.save_last(self.state())
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            reason = str(error).partition("\n")[0]
+            raise OSError(
+                f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); the one "
+                f"before is intact: free some space and continue with --resume {self.folder}"
+            ) from error
+
+    def restore(self, state: State) -> None:
+        """Continue from a state that `save` wrote, on any number of ranks with the same batch.
+
+        Raises ValueError if objective, batch of all ranks together, data or model differ. Other
+        data are accepted under `allow_other_data`.
+        """
+        changed = require_same_run(
+            state,
+            objective=self.objective.label,
+            pairs=self.global_batch,
+            fingerprints=self.data.fingerprints,
+            folder=self.folder,
+            allow_other_data=self.config.run.allow_other_data,
+        )
+        restore_modules(state, self.model, self.stepper, self.ema, self.folder)
+        self.epoch = state["epoch"]
+        self.step_in_epoch = min(state["step_in_epoch"], self.steps_per_epoch)
+        self.best = state["best"]
+        self.validation_due = state["validation_due"]
+        self.skipped_before = SkipReport.from_dict(state["skipped"])
+        self.skipped_steps = state["skipped_steps"]
+        self.seconds_before = state["seconds"]
+        if self.ranks.is_main:
+            again = {"validation"} if self.validation_due else set()
+            if self.step == self.total_steps:
+                again.add("evaluation")  # the one at the end
+            self.log.truncate(state["step"], again)
+        if changed:
+            self.ranks.say(f"continuing on other {' and '.join(changed)} records")
+            self.track("other_data", changed=changed, **self.data.counts())
+
+    def _progress(self) -> tqdm[Any]:
+        return tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            desc=self.objective.label,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not self.ranks.is_main,
+        )
+
+    def _profiler(self) -> AbstractContextManager[profile | None]:
+        """Return a profiler of --profile steps, which writes a trace for chrome://tracing."""
+        steps, path = self.config.run.profile, self.folder / "profile.json"
+        if steps is None or not self.ranks.is_main:
+            return nullcontext()
+
+        def write(profiler: profile) -> None:
+            profiler.export_chrome_trace(str(path))
+            tqdm.write(f"  profile of {steps} steps: {path}")
+
+        plan = schedule(wait=UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1)
+        return profile(schedule=plan, on_trace_ready=write)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,143 @@
+"""Studies of one or two settings: size of the data, batch size and temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cyclip_ext.evaluation.tasks import Plot, Table
+from cyclip_ext.training.compare import MARGIN
+from cyclip_ext.training.config import TrainConfig
+
+from . import claims as c
+from .pages import Part, write_page
+from .plots import plot_lines
+from .reproduce import OBJECTIVES, TUNED
+from .reproduction_page import NAMES
+from .runs import Method, Result, over_seeds
+from .values import Value
+
+# The first of these that the runs have are shown; datasets of files have no classes.
+SHOWN = (
+    *(c.SHIFTED, c.HELD_OUT, c.MARGIN, c.CONSISTENCY),
+    Value("text to image R@1", "validation", "image_retrieval_recall@1"),
+    Value("image to text R@1", "validation", "text_retrieval_recall@1"),
+)
+PANELS = 4
+
+Grid = dict[tuple[str, float], Method]  # (line, position) -> settings
+
+
+def data_size(
+    base: TrainConfig,
+    folder: Path,
+    *,
+    fractions: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    objectives: Sequence[str] = ("clip", "cyclip"),
+    same_steps: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 2,
+) -> bool:
+    """Train on fractions of the data, as Goel et al. 2022 in figure 4: page and plot in `folder`.
+
+    Smaller fractions are parts of larger ones. objectives: of OBJECTIVES; those with a margin have
+    base's weight of it, or 0.1. same_steps: more epochs of smaller fractions, so that all take the
+    steps of the whole, but for the incomplete last batches; else all take the same epochs.
+    False after an interruption; the same call continues.
+    """
+    grid: Grid = {}
+    for name in objectives:
+        for fraction in fractions:
+            with_margin = name in TUNED and TUNED[name][0] == ("margin",)
+            method = Method(base).updated(
+                {
+                    "margin": (base.loss.margin or MARGIN) if with_margin else 0.0,
+                    "train_fraction": fraction,
+                    **OBJECTIVES[name],
+                }
+            )
+            if same_steps:
+                method = method.updated({"epochs": round(base.run.epochs / fraction)})
+            grid[NAMES[name], fraction] = method
+    steps = "about equal steps" if same_steps else "equal epochs"
+    intro = f"Trained on fractions of the pairs, the smaller within the larger, {steps} each."
+    return _run(
+        grid, folder, "Size of the data", intro, "fraction of the training pairs", seeds, jobs
+    )
+
+
+def batch_and_temperature(
+    base: TrainConfig,
+    folder: Path,
+    *,
+    batch_sizes: Sequence[int] = (64, 128, 256),
+    scales: Sequence[float] = (10.0, 30.0, 100.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 2,
+) -> bool:
+    """Train at held temperatures with several batch sizes, which Chen et al. 2024 study.
+
+    All take the same epochs and learning rate. Margins are measured in batches of one size, so that
+    they can be compared. scales: of the logits, 1 / temperature. Returns as data_size.
+    """
+    grid = {
+        (f"batch {size}", scale): Method(base).updated(
+            {"batch_size": size, "logit_scale_fixed": scale}
+        )
+        for size in batch_sizes
+        for scale in scales
+    }
+    intro = "The logit scale is held; equal epochs and learning rate for each batch size."
+    return _run(
+        grid,
+        folder,
+        "Batch size and temperature",
+        intro,
+        "logit scale (1 / temperature)",
+        seeds,
+        jobs,
+    )
+
+
+def _run(
+    grid: Grid,
+    folder: Path,
+    title: str,
+    intro: str,
+    xlabel: str,
+    seeds: Sequence[int],
+    jobs: int,
+) -> bool:
+    names = {key: f"{key[0]}-{key[1]:g}".lower().replace(" ", "-") for key in grid}
+    results = over_seeds({names[key]: method for key, method in grid.items()}, folder, seeds, jobs)
+    if results is None:
+        return False
+    runs = {key: results[name] for key, name in names.items()}
+    first = next(iter(runs.values()))[0]
+    values = [value for value in SHOWN if value.has(first)][:PANELS]
+    lines: dict[str, dict[float, list[Result]]] = {}
+    for (line, position), own in runs.items():
+        lines.setdefault(line, {})[position] = own
+    parts: list[Part] = [
+        f"{intro} Mean ± sample deviation over seeds {', '.join(map(str, seeds))}.",
+        Plot(
+            "lines",
+            "Means over seeds, bands of one sample deviation, and seeds as points.",
+            partial(plot_lines, lines=lines, values=values, xlabel=xlabel, log=True),
+            (8.0, 6.4 if len(values) > 2 else 3.6),
+        ),
+        *(_table(lines, value, xlabel) for value in values),
+    ]
+    write_page(folder / "report.md", title, {"": parts})
+    print(f"written to {folder / 'report.md'}")
+    return True
+
+
+def _table(lines: dict[str, dict[float, list[Result]]], value: Value, xlabel: str) -> Table:
+    positions = list(next(iter(lines.values())))
+    rows = tuple(
+        (name, *(value.cell(runs) for runs in own.values())) for name, own in lines.items()
+    )
+    title = value.heading + (", percent" if value.percent else "") + f"; columns: {xlabel}"
+    return Table(title, ("", *(f"{position:g}" for position in positions)), rows)

@@ -1,0 +1,133 @@
+"""Data size, batch size and temperature: which runs, and their page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from reproduction import runs
+from reproduction.__main__ import main
+from reproduction.grids import batch_and_temperature, data_size
+from reproduction.pages import write_page
+
+from cyclip_ext.evaluation.tasks import Plot
+from cyclip_ext.training.config import TrainConfig
+
+from .made_up import Pretender
+
+
+@pytest.fixture
+def pretender(monkeypatch: pytest.MonkeyPatch) -> Pretender:
+    made = Pretender(lambda name, config: {"shifted": config.data.train_fraction / 2})
+    monkeypatch.setattr(runs, "complete", made)
+    return made
+
+
+@pytest.mark.parametrize("same_steps", [False, True])
+def test_fractions(tmp_path: Path, pretender: Pretender, same_steps: bool) -> None:
+    """Wrong: a fraction trains on other than its share, or for other than its epochs."""
+    base = TrainConfig().updated({"epochs": 10})
+    assert data_size(
+        base, tmp_path, fractions=(0.25, 1.0), objectives=("clip", "square"), same_steps=same_steps
+    )
+    assert len(pretender.configs) == 2 * 2 * 3
+    quarter = pretender.configs["square-loss-0.25-seed2"]
+    assert quarter.data.train_fraction == 0.25
+    assert quarter.run.epochs == (40 if same_steps else 10)
+    assert pretender.labels["square-loss-0.25-seed2"] == "square loss"
+    page = (tmp_path / "report.md").read_text()
+    assert "| CLIP | 12.5 ± 0.0 | 50.0 ± 0.0 |" in page
+    assert (tmp_path / "images" / "report" / "lines.png").is_file()
+
+
+def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
+    assert batch_and_temperature(
+        TrainConfig(), tmp_path, batch_sizes=(32, 64), scales=(10.0, 100.0), seeds=(5,)
+    )
+    assert set(pretender.configs) == {
+        *("batch-32-10-seed5", "batch-32-100-seed5", "batch-64-10-seed5", "batch-64-100-seed5")
+    }
+    one = pretender.configs["batch-32-100-seed5"]
+    assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
+
+
+def test_command_line_hands_on_settings(tmp_path: Path, pretender: Pretender) -> None:
+    """Wrong: a flag of training is lost, or a default of it overrides the study's."""
+    words = ["data-size", "--folder", str(tmp_path), "--fractions", "0.5", "--seeds", "3"]
+    assert main([*words, "--objectives", "cyclip", "--lr", "0.01", "--epochs", "7"]) == 0
+    (config,) = pretender.configs.values()
+    assert (config.optim.lr, config.run.epochs, config.run.seed) == (0.01, 7, 3)
+    assert not config.run.tensorboard
+
+
+def test_flags_of_single_runs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
+    assert "--seed applies to a single run; a study has --seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "weight"), [([], 0.1), (["--margin", "0.3"], 0.3)])
+def test_objectives_are_what_they_are_called(
+    tmp_path: Path, pretender: Pretender, words: list[str], weight: float
+) -> None:
+    """Wrong: "CLIP + margin" has none, or "CyCLIP" has one."""
+    own = ["--objectives", "cyclip", "clip-margin", "clip-both-sided", "--fractions", "1"]
+    line = ["data-size", "--folder", str(tmp_path), *own, "--seeds", "0", *words]
+    assert main(line) == 0
+    assert [*pretender.labels.values()] == [
+        *("CyCLIP", f"CLIP + margin {weight}", f"CLIP + both-sided margin {weight}")
+    ]
+
+
+def test_what_a_study_varies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong: a flag is taken and has no effect."""
+    for study, flag, value in (
+        *(("reproduce", "--lr", "0.1"), ("reproduce", "--margin", "0.1")),
+        *(("data-size", "--train-fraction", "0.5"), ("batch-temperature", "--batch-size", "8")),
+    ):
+        assert main([study, "--folder", str(tmp_path), "--jobs", "0", flag, value]) == 1
+        assert f"{study} varies {flag} itself; omit it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fraction", ["0", "-1", "1.5"])
+def test_fractions_out_of_range(
+    tmp_path: Path, fraction: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a division by zero, in the user's face."""
+    words = ["data-size", "--folder", str(tmp_path), "--fractions", fraction, "--same-steps"]
+    assert main(words) == 1
+    assert "--train-fraction must be in (0, 1]" in capsys.readouterr().err
+
+
+def test_auto_is_settled_once(
+    tmp_path: Path, pretender: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a study goes on with real drawings where it began with procedural shapes."""
+    monkeypatch.setattr("cyclip_ext.data.open.emoji_available", lambda: False)
+    assert main(["data-size", "--folder", str(tmp_path), "--seeds", "0"]) == 0
+    assert {config.data.train_data for config in pretender.configs.values()} == {"shapes"}
+
+
+def test_ctrl_c_between_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a traceback instead of the word that the same command continues."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "complete", interrupted)
+    assert main(["data-size", "--folder", str(tmp_path)]) == 130
+    assert "give the same command again" in capsys.readouterr().out
+
+
+def test_pictures_of_a_page_with_spaces_in_its_name(tmp_path: Path) -> None:
+    """Wrong: Markdown ends the address at the space."""
+    plot = Plot("p", "caption", lambda figure: None)
+    write_page(tmp_path / "my ü page.md", "title", {"": [plot]})
+    text = (tmp_path / "my ü page.md").read_text()
+    address = text.split("](")[1].split(")")[0]
+    assert " " not in address
+    assert (tmp_path / unquote(address)).is_file()

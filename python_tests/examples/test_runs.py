@@ -1,0 +1,193 @@
+"""Many trainings side by side: complete, continued, refused, failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reproduction import runs
+from reproduction.runs import Method, Run, RunFailed, complete, over_seeds
+from training.parts import settings
+from training.tiny_run import TESTS
+
+from .conftest import EXAMPLES
+
+pytestmark = pytest.mark.slow  # each run is a process of its own
+
+
+@pytest.fixture(autouse=True)
+def _tiny_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "WORKER", "examples.tiny_worker")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads of so small a model only wait
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(TESTS), str(EXAMPLES), os.getenv("PYTHONPATH", "")])
+    )
+
+
+def method(epochs: int = 1, **values: object) -> Method:
+    return Method(settings(epochs=epochs)).updated({"tensorboard": False, **values})
+
+
+def test_runs_are_trained_once_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a complete run is repeated, seeds are mixed up, weights fill the disk, or a training
+    imports what lies in the current directory (a checkout) instead of what the study imports.
+    """
+    (tmp_path / "cyclip_ext").mkdir()
+    (tmp_path / "cyclip_ext" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    wanted = {"clip": method(loss="clip"), "square": method(loss="clip", ablation="square")}
+    results = over_seeds(wanted, tmp_path, seeds=(0, 1), jobs=2)
+    assert results is not None
+    assert [run["seed"] for run in results["clip"]] == [0, 1]
+    assert [run["label"] for run in results["square"]] == ["square loss"] * 2
+    measures = results["clip"][0]["measures"]["shifted"]
+    assert -1 <= measures["negative_cosine"] < measures["cyclip_alignment"] <= 1
+    assert measures["margin_quantile/050"] == pytest.approx(measures["margin_q50"])
+    assert not list(tmp_path.glob("*/checkpoints"))
+    assert "[4/4]" in capsys.readouterr().out
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/output.txt")}
+    assert over_seeds(wanted, tmp_path, seeds=(0, 1), jobs=1) == results
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(ValueError, match=r"clip-seed0 was made with other settings: lr 0\.002"):
+        over_seeds({"clip": method(loss="clip", lr=1.0)}, tmp_path, seeds=(0,), jobs=1)
+
+
+def test_interrupted_study_continues_where_it_was(tmp_path: Path) -> None:
+    """Wrong: Ctrl-C loses a run's state, or what is continued learns something else."""
+    long = Run("long", method(epochs=6, log_every_n_steps=1))
+    whole = complete([long], tmp_path / "whole", jobs=1)
+    assert whole is not None
+
+    def interrupt() -> None:
+        log = tmp_path / "cut" / "long" / "metrics.jsonl"
+        while not (log.exists() and log.read_text().count('"train"') > 3):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert complete([long], tmp_path / "cut", jobs=1) is None
+    assert (tmp_path / "cut" / "long" / "checkpoints" / "last.pt").is_file()
+    assert not (tmp_path / "cut" / "long" / "result.json").exists()
+    continued = complete([long], tmp_path / "cut", jobs=1)
+    assert continued is not None
+    for part in "metrics", "measures":
+        assert continued["long"][part] == whole["long"][part]
+
+
+def test_failed_run_is_quoted_and_stops_the_others(tmp_path: Path) -> None:
+    """Wrong: a study hangs, goes on for hours, or hides why a run failed."""
+    study = [Run("good", method(epochs=500)), Run("bad", method(lr=666.0))]
+    with pytest.raises(RunFailed, match=r"bad ended with status 1.*\n.*number of the beast"):
+        complete(study, tmp_path, jobs=2)
+    assert not (tmp_path / "good" / "result.json").exists()
+
+
+def test_one_name_for_two_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two runs are called a"):
+        complete([Run("a", method()), Run("a", method(lr=1.0))], tmp_path, jobs=1)
+    with pytest.raises(ValueError, match="seeds must differ, got 1, 1"):
+        over_seeds({"a": method()}, tmp_path, seeds=(1, 1), jobs=1)
+
+
+def test_a_killed_study_leaves_no_training_behind(tmp_path: Path) -> None:
+    """Wrong: what a dead study started trains on, beside what its successor starts."""
+    call = "from pathlib import Path; from training.parts import settings; "
+    call += "from reproduction import runs; runs.WORKER = 'examples.tiny_worker'; "
+    call += f"runs.complete([runs.Run('a', runs.Method(settings(500)))], Path({str(tmp_path)!r}), jobs=2)"
+    study = subprocess.Popen([sys.executable, "-c", call], cwd=tmp_path)  # not the checkout
+    log, output = tmp_path / "a" / "metrics.jsonl", tmp_path / "a" / "output.txt"
+    _wait_for(lambda: log.exists() and '"train"' in log.read_text())
+    study.kill()
+    study.wait()
+    _wait_for(lambda: "interrupted at step" in output.read_text())
+    assert (tmp_path / "a" / "checkpoints" / "last.pt").is_file()
+
+
+def test_two_studies_on_one_folder_train_once(tmp_path: Path) -> None:
+    """Wrong: two processes write one run's log and checkpoints, and both are spoilt."""
+    study = [Run("a", method())]
+    found: list[object] = []
+    other = threading.Thread(target=lambda: found.append(complete(study, tmp_path, jobs=1)))
+    other.start()
+    found.append(complete(study, tmp_path, jobs=1))
+    other.join()
+    assert found[0] == found[1] is not None
+    assert (tmp_path / "a" / "output.txt").read_text().count("epochs of") == 1
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_no_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
+    """Wrong: a study waits for ever, or divides by nothing."""
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        complete([Run("a", method())], tmp_path, jobs=0)
+    with pytest.raises(ValueError, match="seeds is empty"):
+        over_seeds({"a": method()}, tmp_path, seeds=(), jobs=1)
+
+
+@pytest.mark.parametrize("other", [{"train_data": "pairs.csv"}, {"batch_size": 32}])
+def test_complete_run_on_other_data_is_refused(tmp_path: Path, other: dict[str, object]) -> None:
+    """Wrong: results of one data set or batch stand in the table of another."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "study.json").write_text(json.dumps(method().to_dict()))
+    (tmp_path / "a" / "measures.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"now it is .*; choose another --folder"):
+        complete([Run("a", method(**other))], tmp_path, jobs=1)
+
+
+def test_run_of_nobody_s_study_is_refused(tmp_path: Path) -> None:
+    """Wrong: a study takes a single run of that name for its own, and drops its weights."""
+    (tmp_path / "clip-seed0").mkdir()
+    (tmp_path / "clip-seed0" / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run that is not a study's"):
+        over_seeds({"clip": method(loss="clip")}, tmp_path, seeds=(0,), jobs=1)
+
+
+def test_settings_are_written_wholly_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a disk that is full for a moment leaves a folder that no study can read any more."""
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        real(path, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        complete([Run("a", method())], tmp_path, jobs=1)
+    assert not (tmp_path / "a" / "study.json").exists()
+
+
+def test_killed_worker_is_told_from_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "START", "import os; os.kill(os.getpid(), 9)  # {} {}")
+    with pytest.raises(RunFailed, match=r"status -9 \(killed, .* fewer --jobs\)"):
+        complete([Run("a", method())], tmp_path, jobs=1)
+
+
+def test_long_last_words_are_quoted_from_their_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: of a message with a list in it, the line that says what is wrong is cut off."""
+    monkeypatch.setattr(runs, "START", "raise SystemExit('no such file' + 6 * '\\n one')  # {} {}")
+    with pytest.raises(RunFailed, match="no such file"):
+        complete([Run("a", method())], tmp_path, jobs=1)

@@ -1,0 +1,93 @@
+"""The package: what importing it loads, what it exports, and which names its modules share."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import cyclip_ext
+
+
+def test_losses_need_neither_torchvision_nor_open_clip(run_program: Callable[..., str]) -> None:
+    run_program(
+        "import sys\n"
+        "for name in 'torchvision', 'open_clip', 'timm', 'PIL':\n"
+        "    sys.modules[name] = None  # import raises ImportError\n"
+        "import torch, cyclip_ext\n"
+        "x, y = torch.randn(2, 4, 3).requires_grad_()\n"
+        "cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1)(x, y, torch.tensor(10.0)).backward()\n"
+    )
+
+
+def test_import_loads_torch_alone(run_program: Callable[..., str]) -> None:
+    loaded = run_program(
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import cyclip_ext\n"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))\n"
+    ).split()
+    # triton belongs to torch, whose FLOP counter imports it.
+    foreign = set(loaded) - set(sys.stdlib_module_names) - {"cyclip_ext", "torch", "triton"}
+    assert not foreign
+
+
+def test_public_names_are_documented() -> None:
+    for name in (
+        "CLIPLoss",
+        "CyCLIPLoss",
+        "SigLIPLoss",
+        "contrastive_loss",
+        "cycle_consistency",
+        "margin_loss",
+        "hinge_margin_loss",
+        "sigmoid_loss",
+    ):
+        assert callable(getattr(cyclip_ext, name))
+        assert getattr(cyclip_ext, name).__doc__
+
+
+PACKAGE = Path(cyclip_ext.__file__).parent
+MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+def _private_names(module: ast.Module) -> Iterator[str]:
+    """Yield the underscore names that a module takes from other modules, ours or torch's."""
+    imported = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            if not (node.level or origin.split(".")[0] in ("torch", "cyclip_ext")):
+                continue
+            imported |= {alias.asname or alias.name for alias in node.names}
+            for name in (*origin.lstrip(".").split("."), *(alias.name for alias in node.names)):
+                # Modules such as _terms are private to the package, which shares them.
+                if name.startswith("_") and not (node.level and (PACKAGE / f"{name}.py").exists()):
+                    yield f"{origin} {name}"
+        elif isinstance(node, ast.Import):
+            imported |= {
+                (alias.asname or alias.name).split(".")[0]
+                for alias in node.names
+                if alias.name.split(".")[0] in ("torch", "cyclip_ext")
+            }
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in imported and not _is_dunder(node.attr):
+                yield ast.unparse(node)
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_takes_private_names_of_another(name: str) -> None:
+    """Those of torch are all in _torch_compat.py, where the next torch is prepared for."""
+    private = set(_private_names(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))))
+    assert name == "_torch_compat.py" or not private

@@ -1,0 +1,128 @@
+"""What is trained on, what is measured on, and that the two do not overlap."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
+from cyclip_ext.evaluation.encode import unambiguous_captions
+from cyclip_ext.training.assess import Assessor
+from cyclip_ext.training.config import DataConfig
+from cyclip_ext.training.data import fraction_of, open_data, require_readable, split_pairs
+from cyclip_ext.training.report import comparison_table, mean_and_deviation
+
+from .parts import create_tiny, shapes
+
+
+def test_validation_pairs_are_not_trained_on() -> None:
+    pairs = shapes().train
+    train, validation = split_pairs(pairs)
+    assert len(train) + len(validation) == len(pairs)
+    assert len(validation) == int(0.05 * len(pairs))
+    keys = [part[i].image.tobytes() for part in (train, validation) for i in (0, len(part) - 1)]
+    assert len(set(keys)) == 4
+
+
+def test_named_sets_refuse_flags_for_files() -> None:
+    with pytest.raises(ValueError, match='--val-data only applies to files; "shapes" has its own'):
+        open_data(DataConfig(train_data="shapes", val_data="x.csv"))
+
+
+class Broken(ImageDataset):
+    """Four records, of which those from `good` on can be read."""
+
+    name = "broken.csv"
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+        self.skipped = SkipReport()
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < self.good:
+            raise BadRecord("truncated", f"{index}.jpg")
+        image = Image.new("RGB", (16, 16), (60 * index, 9, 9))
+        return Sample(image, str(index), (f"image {index}",))
+
+
+def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
+    lines: list[str] = []
+    assessor = Assessor(create_tiny(), torch.device("cpu"), nullcontext, lines.append)
+    require_readable(Broken(2))
+    assessor.retrieve(Broken(2))
+    assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
+    with pytest.raises(ValueError, match=r"no validation record of broken.csv .*4 truncated"):
+        require_readable(Broken(4))
+    with pytest.raises(ValueError, match=r"no image of broken.csv can be read: 4 skipped"):
+        assessor.retrieve(Broken(4))
+
+
+def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.png\tno\tcaption {i}\n" for i in range(3))
+    (tmp_path / "t.csv").write_text("bild\tcaption\tname\n" + rows)
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    path = str(tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="--csv-img-key"):
+        open_data(DataConfig(train_data=path))
+    data = open_data(
+        DataConfig(train_data=path, csv_separator=r"\t", csv_img_key="bild", csv_caption_key="name")
+    )
+    assert data.train[0].captions == ("caption 1",)
+    with pytest.raises(ValueError, match=r"--first-row. does not apply"):
+        open_data(DataConfig(train_data=path, first_row=1))
+    with pytest.raises(
+        ValueError, match='--csv-img-key only applies to files; "shapes" has its own'
+    ):
+        open_data(DataConfig(train_data="shapes", csv_img_key="bild"))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,a\n" * count + "b.png, \n")
+    message = rf"no usable pairs in .*t\.csv: {count} found.*1 empty caption"
+    with pytest.raises(ValueError, match=message):
+        open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
+
+
+def test_fractions_are_nested_parts_of_the_training_pairs_alone() -> None:
+    """Wrong: a larger share lacks pairs of a smaller one, or the evaluation sets shrink, too."""
+    whole = open_data(DataConfig(train_data="shapes"))
+    half = open_data(DataConfig(train_data="shapes", train_fraction=0.5))
+    assert len(half.train) == round(len(whole.train) / 2)
+    assert half.pictures is not None
+    assert whole.pictures is not None
+    assert len(half.pictures.evaluation["shifted"]) == len(whole.pictures.evaluation["shifted"])
+    assert f"{len(half.train):,} are used" in half.description
+    third, two_thirds = fraction_of(1000, 0.3), fraction_of(1000, 0.6)
+    assert third is not None
+    assert two_thirds is not None
+    assert set(third) < set(two_thirds)
+    assert fraction_of(3, 0.01).tolist() != []
+    index = int(fraction_of(len(whole.train), 0.5)[7])
+    assert half.train[7].captions == whole.train[index].captions
+    assert half.train[7].image.tobytes() == whole.train[index].image.tobytes()
+
+
+def test_captions_of_two_classes_are_no_retrieval_queries() -> None:
+    source = shapes().evaluation["validation"]
+    pictures = InMemoryDataset(
+        "two",
+        source.images[:2],
+        (("a cat", "pet"), ("a dog", "pet", "hound")),
+        labels=torch.tensor([0, 1]),
+        class_names=("a cat", "a dog"),
+    )
+    texts, labels = unambiguous_captions(pictures)
+    assert (texts, labels.tolist()) == (["a cat", "a dog", "hound"], [0, 1, 1])
+
+
+def test_table_shows_mean_and_sample_deviation() -> None:
+    assert mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    runs = {"CLIP": [{"shifted": {"acc1": 0.24}}, {"shifted": {"acc1": 0.26}}]}
+    assert "| CLIP | 2 | 25.0 ± 1.4 |" in comparison_table(runs)
