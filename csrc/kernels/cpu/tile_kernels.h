@@ -70,6 +70,7 @@ struct SoftmaxForward {
   NegativeStatistics<T> col_statistics;  // [cols], updated
   double* positive;                      // [rows], written for the rows whose positive is in the tile
   T* column_scratch;                     // [2, padded(cols)]
+  bool needs_hardest;                    // otherwise the hardest negatives are not updated
 };
 
 // Weights W_ij = row_weight_i 2^(z'_ij - row_shift_i) + col_weight_j 2^(z'_ij - col_shift_j).
