@@ -74,7 +74,7 @@ LOSSES = [
 
 
 def check(device: torch.device) -> Iterator[str]:
-    """What is wrong, one line each."""
+    """Return the errors, one line each."""
     for loss in LOSSES:
         if not ops.has_operator(loss.operator, device.type):
             yield f"{loss.operator}: there is no {device.type} kernel"

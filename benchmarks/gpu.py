@@ -26,8 +26,15 @@ from .correctness import check
 from .family import Family, Peer
 from .inputs import Batch, make_batch
 from .machine import describe
-from .measure import Entrant, Errors, Rounds, errors, gradients, take_turns
-from .memory import gpu_peak_bytes
+from .measure import (
+    Entrant,
+    Errors,
+    Rounds,
+    errors,
+    gpu_peak_bytes,
+    gradients,
+    take_turns,
+)
 from .peers import gpu_families
 from .results import written
 
