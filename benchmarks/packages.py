@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dense import normalized
@@ -62,25 +64,6 @@ def has_open_clip() -> bool:
     return True
 
 
-def linear_cross_entropy(batch: Batch) -> Loss:
-    """Make the CLIP loss of two calls of torch's function, which computes the logits in chunks."""
-    function: Any = getattr(nn.functional, "linear_cross_entropy", None)
-    if function is None:
-        raise Unavailable(f"needs torch 2.14, this is {torch.__version__}")
-    options = nn.LinearCrossEntropyOptions()
-
-    def loss(b: Batch) -> Tensor:
-        image, text = normalized(b)
-        labels = torch.arange(len(image), device=image.device)
-        scale = b.logit_scale.to(image.dtype)
-        rows = function(scale * image, text, labels, options=options)
-        cols = function(scale * text, image, labels, options=options)
-        total: Tensor = (rows + cols) / 2
-        return total
-
-    return loss
-
-
 def multiple_negatives_ranking(batch: Batch) -> Loss:
     """Make sentence_transformers' loss, which is the CLIP loss of the rows alone.
 
@@ -122,6 +105,33 @@ def inf_cl(batch: Batch) -> Loss:
         cols = cal_inf_loss(b.logit_scale * text, image, head_dim=head_dim)
         total: Tensor = (rows + cols) / 2
         return total
+
+    return loss
+
+
+def linear_cross_entropy(batch: Batch) -> Loss:
+    """Make the loss of two calls of torch.nn.functional.linear_cross_entropy, in chunks."""
+    function = getattr(F, "linear_cross_entropy", None)
+    if function is None:
+        raise Unavailable("needs torch 2.13 or later")
+    return _both_directions(partial(function, options=torch.nn.LinearCrossEntropyOptions()), batch)
+
+
+def cut_cross_entropy(batch: Batch) -> Loss:
+    """Make the loss of two calls of Apple's linear_cross_entropy."""
+    function = _import("cut_cross_entropy", "cut-cross-entropy").linear_cross_entropy
+    return _both_directions(function, batch)
+
+
+def _both_directions(cross_entropy: Callable[..., Tensor], batch: Batch) -> Loss:
+    labels = torch.arange(len(batch.image_features), device=batch.image_features.device)
+
+    def loss(b: Batch) -> Tensor:
+        image, text = normalized(b)
+        scale = b.logit_scale.to(image.dtype)
+        rows = cross_entropy(scale * image, text, labels)
+        cols = cross_entropy(scale * text, image, labels)
+        return (rows + cols) / 2
 
     return loss
 

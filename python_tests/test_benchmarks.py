@@ -69,3 +69,42 @@ def test_grad_cache(
     assert figures.error < 1e-5
     assert figures.temperature == pytest.approx(temperature, rel=1e-4)
     assert figures.peak_bytes > 0
+
+
+@pytest.fixture
+def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
+    """Return a plan for tiny batches on the CPU."""
+    gpu = benchmark("gpu")
+    options = gpu.parse(["--device", "cpu", "--sizes", "32", "--widths", "8"])
+    options.peers = ["dense", "cyclip_ext", "cut-cross-entropy", "torch, linear_cross_entropy"]
+    return dataclasses.replace(gpu.plan_of(options), rounds=2, error_rows=32)
+
+
+@needs_native
+@pytest.mark.parametrize("stage", ["facts", "right", "same", "time", "kernels", "peers"])
+def test_stages_of_the_gpu_program(
+    stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
+) -> None:
+    """On a GPU, there is no time to repair the program."""
+    stages = benchmark("gpu_stages")
+    lines = list(stages.STAGES[stage](gpu_plan))
+    assert lines
+    assert all(set(line) == set(stages.COLUMNS) for line in lines)
+    allowed = ("ok", "skipped: needs", "not installed", "needs torch")
+    assert all(str(line["status"]).startswith(allowed) for line in lines), lines
+
+
+@needs_native
+def test_gpu_program_survives_a_stage_that_dies(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sticky error of the device must not cost the results of the other stages."""
+    gpu, results = benchmark("gpu"), benchmark("results")
+    monkeypatch.chdir(ROOT)
+    arguments = ["--device", "cpu", "--stages", "facts", "same", "--families", "clip"]
+    arguments += ["--precisions", "bf16", "--sizes", "-1", "--csv", str(tmp_path / "results.csv")]
+    assert gpu.main(arguments) == 0
+    lines = results.read(tmp_path / "results.csv")
+    assert {line["stage"] for line in lines if line["status"] == "ok"} == {"facts"}
+    assert [line["status"] for line in lines if line["stage"] == "same"] == ["ended with 1"]
+    assert all(line["device"] for line in lines)
