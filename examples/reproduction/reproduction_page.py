@@ -128,7 +128,8 @@ _CHOICE_NOTE = (
 _LIMITS = (
     "The runs have 3,041 training images, a model of 0.7 million image parameters, and batches of "
     "128; the papers train on 2.6 to 12 million pairs. Few seeds show large effects only. Each "
-    "weight was chosen from three values by one run. Natural distribution shifts are drawing styles here."
+    "weight was chosen from three values by one run. Natural distribution shifts are drawing "
+    "styles here."
 )
 
 
