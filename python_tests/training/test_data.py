@@ -26,6 +26,18 @@ def test_validation_pairs_are_not_trained_on() -> None:
     assert len(set(keys)) == 4
 
 
+def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_path: Path) -> None:
+    """A part of 5% would otherwise seem to be mostly bad, and the run would be refused."""
+    rows = "".join(f"{index}.png,caption {index}\n" for index in range(95)) + ",no image\n" * 5
+    (tmp_path / "t.csv").write_text("image,caption\n" + rows)
+    for index in range(95):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    data = open_data(DataConfig(train_data=str(tmp_path / "t.csv"), max_skipped=0.1))
+    assert data.validation is not None
+    assert (len(data.train), data.train.skipped.total) == (91, 5)
+    assert (len(data.validation), data.validation.skipped.total) == (4, 0)
+
+
 def test_named_sets_refuse_flags_for_files() -> None:
     with pytest.raises(ValueError, match='--val-data only applies to files; "shapes" has its own'):
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
