@@ -1,4 +1,4 @@
-"""Makers of tiny files, whole and damaged."""
+"""Makers of tiny files, intact and damaged."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def jpeg() -> bytes:
-    """A JPEG large enough to be cut in the middle of its data."""
+    """Return a JPEG large enough to be cut in the middle of its data."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     return encode(Image.fromarray(noise), "JPEG")
 
 
 def png_bomb(side: int = 15_000) -> bytes:
-    """A valid PNG header of side x side pixels with next to no data behind it."""
+    """Return a valid PNG header of side x side pixels with next to no data behind it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -56,7 +56,7 @@ def png_bomb(side: int = 15_000) -> bytes:
 def write_tar(
     path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT
 ) -> Path:
-    """An archive with these members in this order."""
+    """Write an archive with these members in this order."""
     with tarfile.open(path, "w", format=format) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
