@@ -26,6 +26,18 @@ def test_validation_pairs_are_not_trained_on() -> None:
     assert len(set(keys)) == 4
 
 
+def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_path: Path) -> None:
+    """A part of 5% would otherwise seem to be mostly bad, and the run would be refused."""
+    rows = "".join(f"{index}.png,caption {index}\n" for index in range(95)) + ",no image\n" * 5
+    (tmp_path / "t.csv").write_text("image,caption\n" + rows)
+    for index in range(95):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    data = open_data(DataConfig(train_data=str(tmp_path / "t.csv"), max_skipped=0.1))
+    assert data.validation is not None
+    assert (len(data.train), data.train.skipped.total) == (91, 5)
+    assert (len(data.validation), data.validation.skipped.total) == (4, 0)
+
+
 def test_named_sets_refuse_flags_for_files() -> None:
     with pytest.raises(ValueError, match='--val-data only applies to files; "shapes" has its own'):
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
@@ -82,10 +94,15 @@ def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
         open_data(DataConfig(train_data="shapes", csv_img_key="bild"))
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, r"t\.csv has no record that can be used; .*1 empty caption"),
+        (1, r"no usable pairs in .*t\.csv: 1 found.*1 empty caption"),
+    ],
+)
+def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int, message: str) -> None:
     (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,a\n" * count + "b.png, \n")
-    message = rf"no usable pairs in .*t\.csv: {count} found.*1 empty caption"
     with pytest.raises(ValueError, match=message):
         open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
 
@@ -94,9 +111,9 @@ def test_fractions_are_nested_and_leave_evaluation_alone() -> None:
     whole = open_data(DataConfig(train_data="shapes"))
     half = open_data(DataConfig(train_data="shapes", train_fraction=0.5))
     assert len(half.train) == round(len(whole.train) / 2)
-    assert half.pictures is not None
-    assert whole.pictures is not None
-    assert len(half.pictures.evaluation["shifted"]) == len(whole.pictures.evaluation["shifted"])
+    assert half.splits is not None
+    assert whole.splits is not None
+    assert len(half.splits.evaluation["shifted"]) == len(whole.splits.evaluation["shifted"])
     assert f"{len(half.train):,} are used" in half.description
     third, two_thirds = fraction_of(1000, 0.3), fraction_of(1000, 0.6)
     assert third is not None
