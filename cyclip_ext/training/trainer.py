@@ -375,8 +375,10 @@ class Trainer:
     def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            reason = str(error).partition("\n")[0]
+        except (OSError, RuntimeError) as error:
+            # torch.save raises a RuntimeError about positions after the OSError of the full disk.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = str(cause).partition("\n")[0]
             raise OSError(
                 f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); the one "
                 f"before is intact: free some space and continue with --resume {self.folder}"
