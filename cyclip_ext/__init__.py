@@ -28,13 +28,14 @@ from .functional import (
     margin_loss,
     sigmoid_loss,
 )
-from .losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from .losses import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CLIPLoss",
     "CyCLIPLoss",
+    "MatryoshkaLoss",
     "SigLIPLoss",
     "contrastive_loss",
     "cycle_consistency",
