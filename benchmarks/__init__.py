@@ -3,7 +3,7 @@
     python -m benchmarks loss          the losses beside their peers on the CPU: time, memory, error
     python -m benchmarks report        docs/benchmarks.md and its pictures from the CSV of `loss`
     python -m benchmarks grad_cache    a large batch in chunks: memory, time, whose gradient it is
-    python -m benchmarks gpu           correctness, then time and memory beside the peers, on a GPU
+    python -m benchmarks gpu           the first ten minutes on a GPU
     python -m benchmarks sass_report   what the compiler made of each kernel; nvcc, no GPU
 
 Run from the root of the repository; not installed with the package. README.md says what each of

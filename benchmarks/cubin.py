@@ -1,7 +1,7 @@
-"""Compiles a .cu file for one architecture and reads what the compiler says and wrote.
+"""Compiles a .cu file for one architecture and reads the compiler's output.
 
-Three sources, because none of them has everything: the PTX (launch bounds, dynamic shared memory),
-the messages of ptxas (registers, stack, spills), and the machine code (instructions).
+There are three sources, because none has everything: the PTX (launch bounds, dynamic shared
+memory), the messages of ptxas (registers, stack, spills), and the machine code (instructions).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT / "csrc"))  # as setup.py does
 from build_support.plan import COMMON_FLAGS, NVCC_FLAGS  # noqa: E402
 from build_support.toolchain import CudaToolkit  # noqa: E402
 
+from .control_flow import epilogue_instructions  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -38,17 +40,18 @@ class Kernel:
     static_shared: int
     dynamic_shared: int | None  # None: used, but how much is unknown
     opcodes: Counter[str]
+    epilogue: int | None  # instructions on the shortest way after the product (control_flow.py)
 
     def count(self, pattern: str) -> int:
-        """Instructions whose opcode with its modifiers begins with the regular expression."""
+        """Count the instructions whose opcode with modifiers begins with a regular expression."""
         matches = re.compile(pattern).match
         return sum(count for opcode, count in self.opcodes.items() if matches(opcode))
 
 
 def find_disassembler(toolkit: CudaToolkit) -> Path:
-    """Nvdisasm of PATH, of the toolkit, or of the PyPI package.
+    """Return the nvdisasm of PATH, of the toolkit, or of the PyPI package.
 
-    Raises: RuntimeError with the remedy where it is in none of them.
+    Raises: RuntimeError with the remedy if there is none.
     """
     on_path = shutil.which("nvdisasm")
     candidates = [Path(on_path)] if on_path else []
@@ -67,9 +70,9 @@ def find_disassembler(toolkit: CudaToolkit) -> Path:
 def compile_kernels(
     source: Path, arch: str, toolkit: CudaToolkit, disassembler: Path
 ) -> list[Kernel]:
-    """The kernels of one file for one architecture ("80"), in the order of the PTX.
+    """Return the kernels of one file for one architecture ("80"), in the order of the PTX.
 
-    Raises: RuntimeError with the compiler's messages where it does not compile.
+    Raises: RuntimeError with the compiler's messages if it does not compile.
     """
     with tempfile.TemporaryDirectory(prefix="cyclip-sass-") as scratch:
         cubin = Path(scratch) / "kernels.cubin"
@@ -84,13 +87,13 @@ def compile_kernels(
             *("-cubin", "-o", str(cubin), str(source)),
         )
         ptx = (Path(scratch) / f"{source.stem}.ptx").read_text(encoding="utf-8")
-        opcodes = _opcodes(_run(str(disassembler), "-c", str(cubin)))
+        sections = _sections(_run(str(disassembler), "-c", str(cubin)))
     resources = _resources(messages)
     entries = list(_entries(ptx))
     names = _demangle([mangled for mangled, _ in entries])
     unsized = re.findall(r"^\.extern \.shared .*?([\w$]+)\[\];", ptx, flags=re.MULTILINE)
     return [
-        _kernel(names[mangled], arch, body, unsized, resources[mangled], opcodes[mangled])
+        _kernel(names[mangled], arch, body, unsized, resources[mangled], sections[mangled])
         for mangled, body in entries
     ]
 
@@ -108,7 +111,7 @@ def _kernel(
     ptx: str,
     unsized: list[str],  # arrays in shared memory whose size the launch decides
     resources: dict[str, int],
-    opcodes: Counter[str],
+    disassembly: str,
 ) -> Kernel:
     bounds = re.search(r"^\.maxntid (\d+(?:, \d+)*)", ptx, flags=re.MULTILINE)
     # primitives.cuh leaves this remark where a kernel takes its dynamic shared memory.
@@ -119,13 +122,14 @@ def _kernel(
         arch=arch,
         threads=math.prod(map(int, bounds[1].split(", "))) if bounds else None,
         dynamic_shared=max(stated) if stated else (None if used else 0),
-        opcodes=opcodes,
+        opcodes=_opcodes(disassembly),
+        epilogue=epilogue_instructions(disassembly),
         **resources,
     )
 
 
 def _entries(ptx: str) -> Iterator[tuple[str, str]]:
-    """Mangled name and text of each kernel."""
+    """Yield the mangled name and the text of each kernel."""
     pieces = re.split(r"^(?:\.visible )?\.(entry|func)\b", ptx, flags=re.MULTILINE)
     for kind, text in zip(pieces[1::2], pieces[2::2], strict=True):
         if kind == "entry":
@@ -135,7 +139,7 @@ def _entries(ptx: str) -> Iterator[tuple[str, str]]:
 
 
 def _resources(messages: str) -> dict[str, dict[str, int]]:
-    """By mangled name, from the messages of `ptxas -v`."""
+    """Read the messages of `ptxas -v`, by mangled name."""
     found = {}
     pieces = re.split(r"Compiling entry function '([^']+)'", messages)
     for mangled, text in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -154,26 +158,27 @@ def _resources(messages: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def _opcodes(disassembly: str) -> dict[str, Counter[str]]:
-    """By mangled name; a subroutine counts with the kernel in whose section it lies."""
+def _sections(disassembly: str) -> dict[str, str]:
+    """Return the text of each kernel with its subroutines, by mangled name."""
     pieces = re.split(r"^\.text\.([\w$]+):", disassembly, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def _opcodes(disassembly: str) -> Counter[str]:
     address, predicate = r"^\s*/\*[0-9a-f]{4,}\*/\s+", r"(?:@!?U?P\w+\s+)?"
     opcode = re.compile(rf"{address}(?:\{{\s*)?{predicate}([A-Z][\w.]*)", flags=re.MULTILINE)
-    return {
-        mangled: Counter(opcode.findall(text))
-        for mangled, text in zip(pieces[1::2], pieces[2::2], strict=True)
-    }
+    return Counter(opcode.findall(disassembly))
 
 
 def _demangle(names: list[str]) -> dict[str, str]:
-    """By mangled name, in short; as they are where there is no c++filt."""
+    """Return short names by mangled name; without c++filt, the mangled names."""
     if not names or shutil.which("c++filt") is None:
         return {name: name for name in names}
     return dict(zip(names, map(_shorten, _run("c++filt", *names).splitlines()), strict=True))
 
 
 def _shorten(signature: str) -> str:
-    """Without return type, namespaces, and parameters."""
+    """Remove return type, namespaces and parameters."""
     name = re.sub(r"\(anonymous namespace\)::|cyclip::cuda::", "", signature)
     name = name.removeprefix("void ").replace("> >", ">>")
     depth = 0

@@ -1,179 +1,144 @@
-"""`python -m benchmarks gpu`: correctness, then time and memory of the losses beside their peers.
+"""`python -m benchmarks gpu`: the first ten minutes on a GPU.
 
-For whoever has a GPU. Checks every operator against the float64 formulas, and stops where one is
-wrong. Then times forward and backward of one call, for each dtype and size, in one process, and
-writes a CSV whose every line describes the machine. A peer that is not installed, runs out of
-memory or fails is a line that says so.
+Runs up to six stages, each in a process of its own, so that an error of the device ends one stage
+only:
 
-`--device cpu` is for trying the program itself: its times say nothing about the GPU kernels.
+    facts    the device, the software, and what was built for it
+    right    every operator against the float64 formulas, with small and large tiles
+    same     the same bits twice, on another stream, in a CUDA graph, on a second device
+    time     every operator and direction, beside torch's own product of the same shape
+    kernels  the time of each kernel of one step, by torch.profiler
+    peers    the losses beside other packages: time, memory and error
+
+Each result is printed and written to the CSV at once, with a description of the machine.
+`--device cpu` tries the program itself: its times say nothing about the GPU kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import torch
 
-from cyclip_ext.functional import Backend
 from cyclip_ext.ops import has_operator
 
-from .correctness import check
-from .family import Family, Peer
-from .inputs import Batch, make_batch
+from . import gpu_stages
+from .gpu_stages import COLUMNS, FAMILIES, PRECISIONS, Plan
 from .machine import describe
-from .measure import Entrant, Errors, Rounds, errors, gradients, take_turns
-from .memory import gpu_peak_bytes
-from .peers import gpu_families
 from .results import written
 
-SCALE, BIAS = 50.0, -10.0
+Line = dict[str, object]
+
+# How much of the remaining minutes a stage may take, relative to the stages after it.
+SHARES = {"facts": 1, "right": 8, "same": 3, "time": 12, "kernels": 2, "peers": 20}
+
+_GRACE_SECONDS = 30.0  # for the call that is under way when a stage's time is over
 
 
-@dataclass(frozen=True)
-class Precision:
-    name: str
-    dtype: torch.dtype
-    matmul: str = "highest"  # torch.set_float32_matmul_precision
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    names = tuple(precision.name for precision in PRECISIONS)
+    parser.add_argument("--stages", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--minutes", type=float, default=10.0, help="budget of all stages together")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu for a trial")
+    parser.add_argument("--precisions", nargs="+", choices=names, default=list(names))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="default: all of a family")
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="batch sizes")
+    parser.add_argument("--widths", nargs="+", type=int, metavar="D", help="feature widths")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if torch.device(options.device).type == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("torch sees no GPU; `--device cpu` tries the program alone")
+        if not has_operator("pair_statistics", "cuda"):
+            parser.error(
+                "cyclip_ext has no CUDA kernels here; `python -m cyclip_ext.info` says why"
+            )
+    return options
 
 
-PRECISIONS = (
-    Precision("bf16", torch.bfloat16),
-    Precision("fp16", torch.float16),
-    Precision("float32 highest", torch.float32),
-    Precision("float32 high", torch.float32, "high"),
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    sizes: tuple[int, ...]
-    widths: tuple[int, ...]
-    rounds: int
-    slice_rows: int  # of which errors are measured, in float64
-    precisions: tuple[Precision, ...] = PRECISIONS
-
-
-FULL = Plan(
-    sizes=(4096, 16384, 32768, 65536, 131072), widths=(512, 1024), rounds=21, slice_rows=512
-)
-QUICK = Plan(sizes=(4096, 16384), widths=(512,), rounds=5, slice_rows=256)
-TRIAL = Plan((256,), (64,), rounds=2, slice_rows=64, precisions=PRECISIONS[:1])  # --device cpu
-
-COLUMNS = (
-    *("family", "loss", "precision", "N", "d", "status", "median_ms", "lower_quartile_ms"),
-    *(
-        "upper_quartile_ms",
-        "rounds",
-        "peak_mib",
-        "loss_error",
-        "grad_error",
-        "scalar_grad_error",
-        "note",
-    ),
-)
-
-
-def rows(
-    plan: Plan, device: torch.device, backend: Backend, machine: dict[str, str]
-) -> Iterator[dict[str, object]]:
-    """Lines of the CSV, batch by batch."""
-    for precision in plan.precisions:
-        torch.set_float32_matmul_precision(precision.matmul)
-        for d in plan.widths:
-            for n in plan.sizes:
-                torch._dynamo.reset()
-                batch = make_batch(n, d, SCALE, BIAS, precision.dtype, device)
-                for family in gpu_families(backend):
-                    for row in _family_rows(family, batch, plan):
-                        yield dict(zip(COLUMNS, _cells(row, precision), strict=True)) | machine
-
-
-@dataclass
-class Row:
-    family: Family
-    entrant: Entrant
-    peak_bytes: int | None = None
-    errors: Errors | None = None
-
-
-def _family_rows(family: Family, batch: Batch, plan: Plan) -> list[Row]:
-    rows = [Row(family, Entrant(peer, batch)) for peer in family.peers]
-    for row in rows:
-        peer = row.entrant.peer
-        row.errors = row.entrant.attempt(partial(_errors, family, peer, batch, plan.slice_rows))
-    take_turns([row.entrant for row in rows], Rounds(least=plan.rounds, most=plan.rounds))
-    if batch.image_features.is_cuda:
-        for row in rows:
-            if (loss := row.entrant.loss) is not None:
-                row.peak_bytes = row.entrant.attempt(partial(gpu_peak_bytes, loss, batch))
-    return rows
-
-
-def _errors(family: Family, peer: Peer, batch: Batch, slice_rows: int) -> Errors:
-    small = batch.first(slice_rows)
-    exact = gradients(family.truth, small.in_float64())
-    return errors(gradients(peer.make(small), small), exact)
-
-
-def _cells(row: Row, precision: Precision) -> tuple[object, ...]:
-    entrant = row.entrant
-    n, d = entrant.batch.image_features.shape
-    low, median, high = entrant.quartiles_ms() or (None, None, None)
-    peak_mib = None if row.peak_bytes is None else row.peak_bytes / 2**20
-    return (
-        *(row.family.name, entrant.peer.name, precision.name, n, d, entrant.status),
-        *(_rounded(value, 4) for value in (median, low, high)),
-        *(len(entrant.times_ms), _rounded(peak_mib, 4)),
-        *(_rounded(value, 2) for value in row.errors or (None, None, None)),
-        entrant.peer.note,
+def plan_of(options: argparse.Namespace) -> Plan:
+    is_trial = torch.device(options.device).type == "cpu"
+    return Plan(
+        device=options.device,
+        precisions=tuple(p for p in PRECISIONS if p.name in options.precisions),
+        families=tuple(options.families),
+        peers=None if options.peers is None else frozenset(options.peers),
+        sizes=tuple(options.sizes or ((256,) if is_trial else (4096, 16384, 32768))),
+        widths=tuple(options.widths or ((64,) if is_trial else (512,))),
+        rounds=2 if is_trial else 11,
+        error_rows=64 if is_trial else 1664,
+        large_shapes=() if is_trial else ((1601, 72), (1700, 520)),
+        deadline=time.time() + 60 * options.minutes,
     )
 
 
-def _rounded(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
+def in_child(
+    stage: str, options: argparse.Namespace, arguments: Sequence[str], seconds: float
+) -> Iterator[Line]:
+    """Yield the lines of a stage that runs in a process of its own for at most so many seconds."""
+    command = [sys.executable, "-m", "benchmarks", "gpu", *arguments]
+    command += ["--child", "--stages", stage, "--minutes", str(seconds / 60)]
+    begin = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        timer = Timer(seconds + _GRACE_SECONDS, child.kill)
+        timer.start()
+        assert child.stdout is not None
+        for text in child.stdout:
+            if text.startswith("{"):
+                yield json.loads(text)
+            else:
+                print(text, end="", file=sys.stderr)
+        code = child.wait()
+        timer.cancel()
+    if code:
+        took = time.monotonic() - begin
+        reason = "killed: out of time" if took > seconds + _GRACE_SECONDS else f"ended with {code}"
+        yield gpu_stages.line(stage, "process", status=reason)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--quick", action="store_true", help="two sizes, few rounds")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu for a trial")
-    options = parser.parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(arguments)
+    if options.child:
+        for line in gpu_stages.STAGES[options.stages[0]](plan_of(options)):
+            print(json.dumps(line), flush=True)
+        return 0
 
     device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU; does nvidia-smi? `--device cpu` tries the program alone")
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)
-    native = has_operator("pair_statistics", device.type)
-    if not native and device.type == "cuda":
-        parser.error("cyclip_ext has no CUDA kernels here; `python -m cyclip_ext.info` says why")
-
     machine = describe(device)
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n")
-    if native:
-        wrong = list(check(device))
-        print(*wrong, sep="\n", end="\n" if wrong else "")
-        if wrong:
-            print("not timed: results are wrong", file=sys.stderr)
-            return 1
-        print("all operators agree with the float64 formulas")
-
-    plan = TRIAL if device.type == "cpu" else QUICK if options.quick else FULL
-    lines = rows(plan, device, "native" if native else "auto", machine)
+    lines = run(options, arguments, machine)
     if options.csv is not None:
         lines = written(lines, [*COLUMNS, *machine], options.csv)
-    print(*COLUMNS, sep=" | ")
+    failed = False
     for line in lines:
-        print(*(line[name] for name in COLUMNS), sep=" | ", flush=True)
-    return 0
+        shown = (str(line[name]) for name in COLUMNS)
+        print(" | ".join(text for text in shown if text), flush=True)
+        failed |= line["stage"] in ("right", "same") and str(line["status"]).startswith("wrong")
+    return 1 if failed else 0
+
+
+def run(
+    options: argparse.Namespace, arguments: Sequence[str], machine: dict[str, str]
+) -> Iterator[Line]:
+    deadline = time.monotonic() + 60 * options.minutes
+    stages = [stage for stage in SHARES if stage in options.stages]
+    for place, stage in enumerate(stages):
+        share = SHARES[stage] / sum(SHARES[later] for later in stages[place:])
+        seconds = share * max(0.0, deadline - time.monotonic())
+        for line in in_child(stage, options, arguments, seconds):
+            yield line | machine
 
 
 if __name__ == "__main__":

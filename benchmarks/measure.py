@@ -23,7 +23,7 @@ from .inputs import Batch
 T = TypeVar("T")
 Outcome = tuple[Tensor, list[Tensor | None]]  # the loss and the gradients of the leaves
 
-_FLUSH_BYTES = 256 << 20  # more than any L2 cache
+FLUSH_BYTES = 256 << 20  # more than any L2 cache
 _WARM_UP_MS = 100.0
 _WARM_UP_ROWS = 2048
 
@@ -155,7 +155,7 @@ def _time_ms(loss: Loss, batch: Batch) -> float:
         begin = time.perf_counter()
         gradients(loss, batch)
         return (time.perf_counter() - begin) * 1e3
-    torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
+    torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     started.record()
     gradients(loss, batch)

@@ -1,4 +1,4 @@
-"""How many blocks of a kernel a multiprocessor holds at a time.
+"""How many blocks of a kernel a multiprocessor holds.
 
 Source: CUDA C++ programming guide, technical specifications per compute capability; the granularity
 of allocation is that of NVIDIA's occupancy calculator.
@@ -38,7 +38,7 @@ def _round_up(value: int, unit: int) -> int:
 
 
 def resident_blocks(arch: str, threads: int, registers: int, shared_bytes: int) -> int:
-    """Blocks per multiprocessor of `arch` ("80"); 0 where a block does not fit at all."""
+    """Return the blocks per multiprocessor of `arch` ("80"); 0 if a block does not fit."""
     limits = MULTIPROCESSORS[arch]
     warps = -(-threads // WARP_SIZE)
     warps_by_registers = (
@@ -54,5 +54,5 @@ def resident_blocks(arch: str, threads: int, registers: int, shared_bytes: int) 
 
 
 def occupancy(arch: str, threads: int, blocks: int) -> float:
-    """The share of the warps that a multiprocessor can hold."""
+    """Return the share of the warps that a multiprocessor can hold."""
     return blocks * -(-threads // WARP_SIZE) / MULTIPROCESSORS[arch].warps

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .dense import normalized
@@ -69,6 +72,33 @@ def inf_cl(batch: Batch) -> Loss:
         cols = cal_inf_loss(b.logit_scale * text, image, head_dim=head_dim)
         total: Tensor = (rows + cols) / 2
         return total
+
+    return loss
+
+
+def linear_cross_entropy(batch: Batch) -> Loss:
+    """torch.nn.functional.linear_cross_entropy in chunks, one call for each direction."""
+    function = getattr(F, "linear_cross_entropy", None)
+    if function is None:
+        raise Unavailable("needs torch 2.13 or later")
+    return _both_directions(partial(function, options=torch.nn.LinearCrossEntropyOptions()), batch)
+
+
+def cut_cross_entropy(batch: Batch) -> Loss:
+    """Apple's linear_cross_entropy, one call for each direction."""
+    function = _import("cut_cross_entropy", "cut-cross-entropy").linear_cross_entropy
+    return _both_directions(function, batch)
+
+
+def _both_directions(cross_entropy: Callable[..., Tensor], batch: Batch) -> Loss:
+    labels = torch.arange(len(batch.image_features), device=batch.image_features.device)
+
+    def loss(b: Batch) -> Tensor:
+        image, text = normalized(b)
+        scale = b.logit_scale.to(image.dtype)
+        rows = cross_entropy(scale * image, text, labels)
+        cols = cross_entropy(scale * text, image, labels)
+        return (rows + cols) / 2
 
     return loss
 

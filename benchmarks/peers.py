@@ -279,6 +279,8 @@ def gpu_families(backend: Backend) -> tuple[Family, ...]:
     clip = (
         *_on_gpu(_module(CLIPLoss, backend), dense.clip),
         Peer("open_clip.ClipLoss", packages.open_clip("ClipLoss")),
+        Peer("torch, linear_cross_entropy", packages.linear_cross_entropy, "one direction each"),
+        Peer("cut-cross-entropy", packages.cut_cross_entropy, "one direction each"),
         Peer("Inf-CL", packages.inf_cl, "two passes: one direction each"),
         Peer("memeff", packages.memeff, no_scale),
     )

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.sass_report`: what the compiler made of each CUDA kernel. Needs no GPU.
+"""`python -m benchmarks sass_report`: figures of each CUDA kernel as compiled. Needs no GPU.
 
-Compiles csrc/kernels/cuda/*.cu with the flags of setup.py, prints one line per kernel with the
-figures of the architectures side by side, and ends with status 1 where a kernel
+Compiles csrc/kernels/cuda/*.cu with the flags of setup.py and prints one line per kernel, with the
+figures of the architectures side by side. The exit status is 1 if a kernel
     - spills registers, has a stack frame, or loads or stores local memory
     - has a TileShape for an arithmetic of the tensor cores and no such instruction
     - does not fit a multiprocessor, as far as its shared memory is known
+    - spends more instructions on an entry than EPILOGUE_LIMITS allows
 
 `--check` prints only those.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from itertools import groupby, product
 from pathlib import Path
 
 from .cubin import ROOT, Kernel, compile_kernels, find_disassembler
-from .occupancy import MULTIPROCESSORS, occupancy, resident_blocks
+from .occupancy import MULTIPROCESSORS, WARP_SIZE, occupancy, resident_blocks
 
 from build_support.toolchain import CudaToolkit, find_cuda  # isort: skip  (cubin.py makes it importable)
 
@@ -32,6 +34,12 @@ TENSOR_CORES = {
     "F16": r"HMMA\.16816\.F32(?!\.BF16)",
     "Tf32": r"HMMA\.1688.*TF32",
     "F64": r"DMMA",
+}
+
+# Instructions for each entry after the product, of the large tiles in bfloat16.
+EPILOGUE_LIMITS = {
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 18.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 28.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes
@@ -53,15 +61,18 @@ Where the architectures differ, figures are those of {architectures}.
 
 Shared memory is static + dynamic, in bytes. Blocks are those that one multiprocessor holds at a
 time, and occupancy is the share of its warps that they are. Instructions are counted as written,
-not as executed: a main loop counts once. `cp.async 16 B` and `global load 16 B` are the wide ones;
-"local" are loads and stores of local memory, which must be 0 as stack and spills must.
+not as executed: a main loop counts once. "After the product" is executed: the instructions of a
+thread for each entry that it holds of a tile, from the end of the product on, on the shortest way,
+which is that of a tile inside the matrix and off its diagonal. `cp.async 16 B` and
+`global load 16 B` are the wide ones; "local" are loads and stores of local memory, which must be 0,
+as must stack and spills.
 
 {table}
 """
 
 
 def findings(kernel: Kernel) -> list[str]:
-    """What must not be, in words."""
+    """Return what is wrong with a kernel, in words."""
     found = []
     if kernel.spilled:
         found.append(f"spills {kernel.spilled} bytes of registers")
@@ -75,6 +86,10 @@ def findings(kernel: Kernel) -> list[str]:
             found.append(f"computes in {arithmetic} without an instruction like {pattern}")
     if _blocks(kernel) == 0:
         found.append("does not fit a multiprocessor")
+    per_entry = _after_product(kernel)
+    for pattern, limit in EPILOGUE_LIMITS.items():
+        if per_entry is not None and per_entry > limit and re.fullmatch(pattern, kernel.name):
+            found.append(f"spends {per_entry:.1f} instructions on an entry, more than {limit}")
     return found
 
 
@@ -86,7 +101,7 @@ def _blocks(kernel: Kernel) -> int | None:
 
 
 def row(kernels: Sequence[Kernel]) -> dict[str, str]:
-    """One kernel on every architecture: figures that differ side by side."""
+    """Return the line of one kernel, with figures that differ between architectures side by side."""
     columns = [figures(kernel) for kernel in kernels]
     merged = {"kernel": f"`{kernels[0].name}`"}
     for name in columns[0]:
@@ -98,6 +113,7 @@ def row(kernels: Sequence[Kernel]) -> dict[str, str]:
 def figures(kernel: Kernel) -> dict[str, str]:
     blocks = _blocks(kernel)
     share = "?"
+    after_product = _after_product(kernel)
     if blocks is not None and kernel.threads is not None:
         share = f"{occupancy(kernel.arch, kernel.threads, blocks):.0%}"
     return {
@@ -108,8 +124,19 @@ def figures(kernel: Kernel) -> dict[str, str]:
         "occupancy": share,
         "stack + spills": f"{kernel.stack} + {kernel.spilled}",
         "instructions": str(kernel.opcodes.total()),
+        "after the product": "-" if after_product is None else f"{after_product:.1f}",
         **{name: str(kernel.count(pattern)) for name, pattern in INSTRUCTIONS.items()},
     }
+
+
+def _after_product(kernel: Kernel) -> float | None:
+    """Return the instructions after the product for each entry of a tile that a thread holds."""
+    shape = re.search(r"TileShape<\w+, (\d+), (\d+), (\d+), (\d+)", kernel.name)
+    if shape is None or kernel.epilogue is None:
+        return None
+    rows, cols, warps_down, warps_across = map(int, shape.groups())
+    entries = rows * cols // (warps_down * warps_across * WARP_SIZE)
+    return kernel.epilogue / entries
 
 
 def _or_unknown(value: int | None) -> str:
@@ -117,7 +144,7 @@ def _or_unknown(value: int | None) -> str:
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A table with the first column to the left and numbers to the right."""
+    """Return a table with the first column to the left and numbers to the right."""
     columns = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
 
@@ -135,7 +162,7 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
 def compile_all(
     sources: Sequence[Path], architectures: Sequence[str], toolkit: CudaToolkit, jobs: int
 ) -> list[Kernel]:
-    """Every kernel for every architecture, those of one kernel in a row."""
+    """Return every kernel for every architecture, sorted by name."""
     disassembler = find_disassembler(toolkit)
     with ThreadPoolExecutor(jobs) as pool:
         compiled = pool.map(
@@ -157,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "100", "120"]
     )
-    parser.add_argument("--check", action="store_true", help="print only what must not be")
+    parser.add_argument("--check", action="store_true", help="print only what is wrong")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write docs/kernels.md there")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))
     options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of the benchmarks, which are not installed: last on the path."""
+    """Import a module of the benchmarks, which are not installed: last on the path."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
     def load(name: str) -> ModuleType:
@@ -29,7 +29,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @needs_native
 @pytest.mark.parametrize("family", ["clip", "cyclip", "cycle", "siglip", "hinge", "ranks", "top-k"])
 def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    """Wrong: a peer called with arguments that it does not take, or a page that hides a failure."""
+    """Every peer accepts its arguments, and the page shows failures."""
     loss, results, report = (benchmark(name) for name in ("loss", "results", "report"))
     measure = benchmark("measure")
     plan = dataclasses.replace(
@@ -61,9 +61,48 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
 def test_grad_cache(
     variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
 ) -> None:
-    """Wrong: the table shows another gradient than the ways it compares have."""
+    """The table shows the gradients of the ways that it compares."""
     pytest.importorskip("open_clip", exc_type=Exception)
     (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
     assert figures.error < 1e-5
     assert figures.temperature == pytest.approx(temperature, rel=1e-4)
     assert figures.peak_bytes > 0
+
+
+@pytest.fixture
+def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
+    """Return a plan for tiny batches on the CPU."""
+    gpu = benchmark("gpu")
+    options = gpu.parse(["--device", "cpu", "--sizes", "32", "--widths", "8"])
+    options.peers = ["dense", "cyclip_ext", "cut-cross-entropy", "torch, linear_cross_entropy"]
+    return dataclasses.replace(gpu.plan_of(options), rounds=2, error_rows=32)
+
+
+@needs_native
+@pytest.mark.parametrize("stage", ["facts", "right", "same", "time", "kernels", "peers"])
+def test_stages_of_the_gpu_program(
+    stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
+) -> None:
+    """On a GPU, there is no time to repair the program."""
+    stages = benchmark("gpu_stages")
+    lines = list(stages.STAGES[stage](gpu_plan))
+    assert lines
+    assert all(set(line) == set(stages.COLUMNS) for line in lines)
+    allowed = ("ok", "skipped: needs", "not installed", "needs torch")
+    assert all(str(line["status"]).startswith(allowed) for line in lines), lines
+
+
+@needs_native
+def test_gpu_program_survives_a_stage_that_dies(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sticky error of the device must not cost the results of the other stages."""
+    gpu, results = benchmark("gpu"), benchmark("results")
+    monkeypatch.chdir(ROOT)
+    arguments = ["--device", "cpu", "--stages", "facts", "same", "--families", "clip"]
+    arguments += ["--precisions", "bf16", "--sizes", "-1", "--csv", str(tmp_path / "results.csv")]
+    assert gpu.main(arguments) == 0
+    lines = results.read(tmp_path / "results.csv")
+    assert {line["stage"] for line in lines if line["status"] == "ok"} == {"facts"}
+    assert [line["status"] for line in lines if line["stage"] == "same"] == ["ended with 1"]
+    assert all(line["device"] for line in lines)

@@ -152,6 +152,25 @@ def test_architectures(
     assert toolchain.architectures_for(toolkit) == expected
 
 
+@pytest.mark.parametrize(
+    "device", ["8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1", "13.0"]
+)
+@pytest.mark.parametrize("newest", ["9.0", "12.0"])
+def test_every_device_gets_code(device: str, newest: str) -> None:
+    """Machine code runs on the same major version and a minor one that is not older; PTX on all."""
+    versions = [(8, 0), (9, 0), (10, 0), (11, 0), (12, 0)]
+    known = {f"{a}.{b}" for a, b in versions if (a, b) <= tuple(map(int, newest.split(".")))}
+    toolkit = CudaToolkit(Path("/cuda"), "13.0", frozenset(known))
+    major, minor = map(int, device.split("."))
+    for built in toolchain.architectures_for(toolkit).split(";"):
+        code = tuple(map(int, built.removesuffix("+PTX").split(".")))
+        if code[0] == major and code[1] <= minor:
+            return
+        if built.endswith("+PTX") and code <= (major, minor):
+            return
+    pytest.fail(f"no code for {device}")
+
+
 # ---------------------------------------------------------------- plan
 
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from .caption_json import read_caption_json
 from .dataset import DatasetSplits, FileDataset, ImageDataset
@@ -244,19 +243,3 @@ def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
             f"last number are missing (e.g. number {missing[0]})",
             stacklevel=4,
         )
-
-
-# Former names, until their callers have moved.
-NAMED, load_named = BUILTIN, load_builtin
-
-
-def open_pairs(path: str, **options: Any) -> ImageDataset:
-    """Call open_dataset with the options under their former names."""
-    names = {
-        "separator": "csv_separator",
-        "image_key": "csv_img_key",
-        "caption_key": "csv_caption_key",
-    }
-    if not options.get("first_row"):
-        options.pop("first_row", None)
-    return open_dataset(path, ReadOptions(**{names.get(k, k): v for k, v in options.items()}))

@@ -100,7 +100,7 @@ def _add_open_clip(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pretrained",
-        type=str | None,
+        type=str,
         help="weights: a file, or a tag that open_clip downloads; none with local-dir and hf-hub",
     )
     _add_data(parser, "required")
@@ -119,24 +119,24 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
     )
     group.add_argument(
         "--train-data",
-        type=str | None,
+        type=str,
         metavar="SPEC",
         help="labelled images of the same classes, from which neighbours and probes learn",
     )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
     for name, description in _READ_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
-        kind: Any = int | None if name == "first_row" else str | None
+        kind: Any = int | None if name == "first_row" else str
         group.add_argument(option, type=kind, help=description)
     group.add_argument(
-        "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
+        "--templates", type=str, help="prompts for class names: openai, simple, or a file"
     )
     group.add_argument(
-        "--class-names", type=str | None, help="imagenet, or a file, instead of the dataset's own"
+        "--class-names", type=str, help="imagenet, or a file, instead of the dataset's own"
     )
     group.add_argument(
         "--prompts-key",
-        type=str | None,
+        type=str,
         help="which list of a JSON file of --templates or --class-names",
     )
     group.add_argument(
@@ -152,7 +152,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
 def _add_hierarchy(group: Any) -> None:
     group.add_argument(
         "--hierarchy",
-        type=str | None,
+        type=str,
         metavar="FILE",
         help="superclass of each class: cifar100, a .json or a .csv",
     )
@@ -282,6 +282,8 @@ def _evaluate_model(
     baselines = None if options.baselines is None else read_baselines(options.baselines)
     others = _models_beside(options, title)
     datasets = [_open(options, spec) for spec in specs]
+    if not options.data:
+        _require_own_data(trained, datasets[0])
     train_data = None if options.train_data is None else _open_train(options)
     check_names(
         name
@@ -450,6 +452,22 @@ def _own_data(trained: TrainedModel) -> str:
     return name
 
 
+def _require_own_data(trained: TrainedModel, dataset: AnyDataset) -> None:
+    """Raise ValueError if the built-in dataset of the run has other images on this machine.
+
+    "auto" stands for another dataset if the packages of the default one are missing.
+    """
+    expected = trained.fingerprints.get("validation")
+    if expected is None or not isinstance(dataset, DatasetSplits):
+        return
+    if dataset.evaluation["validation"].fingerprint() != expected:
+        raise ValueError(
+            f"the run was trained and validated on other data than {dataset.name} on this machine: "
+            "another dataset, or another version of its packages; to evaluate it anyway, pass "
+            f"--data {dataset.name}"
+        )
+
+
 def _run_title(trained: TrainedModel) -> str:
     file = Path(trained.weights).resolve()
     run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -466,15 +484,16 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
     scale: Any = getattr(created.model, "logit_scale", None)
     if scale is not None:
         facts["logit scale"] = f"{float(scale.detach().exp()):.1f} (1 / temperature)"
-    if trained.settings:
-        loss, run = trained.settings["loss"], trained.settings["run"]
+    loss, run = (trained.settings.get(name, {}) for name in ("loss", "run"))
+    if loss:
         weights = [
             f"{name} {value:g}"
             for name, value in loss.items()
-            if isinstance(value, float) and value and loss["loss"] == "cyclip"
+            if isinstance(value, float) and value and loss.get("loss") == "cyclip"
         ]
-        facts["loss"] = ", ".join([loss["loss"], *weights])
-        data = trained.settings["data"]["train_data"]
+        facts["loss"] = ", ".join([str(loss.get("loss")), *weights])
+    if {"epochs", "seed"} <= run.keys():
+        data = trained.settings.get("data", {}).get("train_data", "auto")
         data = "the default data" if data == "auto" else data
         facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
     return facts

@@ -116,9 +116,7 @@ class Encoder:
         short = [shorten(text) for text in texts]
         cut = sum(one != other for one, other in zip(short, texts, strict=True))
         if cut:
-            self.notify(
-                f"{cut:,} texts are too long to tokenize, or have words that are; they were cut"
-            )
+            self.notify(f"{cut:,} text(s) cut before tokenizing: too long, or with too long a word")
         rows = []
         with _evaluating(self.model):
             for start in range(0, len(short), TEXT_BATCH):

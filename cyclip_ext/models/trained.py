@@ -33,6 +33,7 @@ class TrainedModel:
         created: Model, tokenizer and image size.
         weights: The checkpoint, or open_clip's tag.
         settings: Settings of the run, as in its config.json; empty for another trainer's weights.
+        fingerprints: Digests of the run's "training" and "validation" records, if it has them.
         transform: Preprocessing of another trainer's model, from an RGB image to [3, h, w]. None
             for a run of this package, which uses cyclip_ext.data.file_transform, and render for
             datasets in memory.
@@ -41,6 +42,7 @@ class TrainedModel:
     created: CreatedModel
     weights: str
     settings: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     transform: Callable[[Image.Image], Tensor] | None = None
 
 
@@ -93,7 +95,7 @@ def load_trained(path: Path) -> TrainedModel:
         raise ImportError(f"{file} was trained with {name} and its tokenizer: {error}") from error
     average = state.get("ema")
     _load(created, unwrapped(weights if average is None else average), file)
-    return TrainedModel(created, str(file), settings or {})
+    return TrainedModel(created, str(file), settings or {}, state.get("fingerprints") or {})
 
 
 def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:

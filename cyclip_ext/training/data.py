@@ -60,11 +60,18 @@ class RunData:
         return {name: dataset.fingerprint() for name, dataset in self.parts.items()}
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return the records of each part that can be used, and those skipped on opening."""
+        """Return the usable records of each part, and those that opening skipped."""
+        opened = {name: dataset.skipped for name, dataset in self.parts.items()}
+        if self.pictures is not None:
+            opened["training"] = self.pictures.skipped
         return {
-            name: {"records": len(dataset), "skipped": dataset.skipped.to_dict()}
-            for name, dataset in self.parts.items()
+            name: record_counts(len(dataset), opened[name]) for name, dataset in self.parts.items()
         }
+
+
+def record_counts(used: int, skipped: SkipReport) -> dict[str, Any]:
+    """Return how many records are used, of how many, and the others by reason with examples."""
+    return {"used": used, "total": used + skipped.total, "skipped": skipped.to_dict()}
 
 
 def open_data(config: DataConfig) -> RunData:
@@ -177,7 +184,9 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
     _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
     held_out = np.arange(count) * (len(pairs) // count)
-    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), Subset(pairs, held_out)
+    validation = Subset(pairs, held_out)
+    validation.skipped = SkipReport()  # the training pairs have the report of the whole
+    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), validation
 
 
 def require_readable(pairs: ImageDataset) -> None:

@@ -16,7 +16,7 @@ from losses.programs import run_program
 from models.tiny import create_tiny
 from PIL import Image
 
-from cyclip_ext.data import DatasetSplits, ImageDataset
+from cyclip_ext.data import DatasetSplits, ImageDataset, load_builtin
 from cyclip_ext.evaluation import Encoder, encode, open_evaluation_dataset
 from cyclip_ext.evaluation.__main__ import main
 from cyclip_ext.evaluation.tasks.margins import batch_margins, margin_metrics
@@ -69,6 +69,20 @@ def test_run_is_measured_on_its_own_data(run: Path, capsys: pytest.CaptureFixtur
     page = (run / "evaluation/report.html").read_text()
     for fact in ("Evaluation of run (tiny)", "3 epochs on shapes, seed 7", "in_modal 0.25"):
         assert fact in page, fact
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_default_data_must_be_those_of_the_run(
+    same: bool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ "auto" is another dataset on a machine without the packages of the default one."""
+    fingerprint = load_builtin("shapes").evaluation["validation"].fingerprint()
+    fingerprints = {"training": "x", "validation": fingerprint if same else "y"}
+    write_checkpoint(run / "checkpoints/best.pt", fingerprints=fingerprints)
+    words = ["run", str(run), "--tasks", "zeroshot_classification"]
+    assert main(words) == (0 if same else 2)
+    assert ("pass --data shapes" in capsys.readouterr().err) != same
+    assert main([*words, "--data", "shapes"]) == 0
 
 
 def test_datasets_from_files(run: Path, colours: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ Shared by the tests (no test functions here):
     test_accuracy.py          error at most twice that of dense PyTorch in the same precision
     test_layouts.py           pitch, alignment, panels, tile sizes; nothing is read beside
     test_policies.py          NaN, infinity, bad scales, zero rows, N = 1
+    test_streams.py           other streams, CUDA graphs, two devices; on a GPU alone
     test_orders.py            the same bits in every run and in every order of the threads
 
 The emulated kernels are built by cmake when the first test asks for them, or found in the folder

@@ -1,9 +1,9 @@
-"""How far rounding may carry each result, to first order: absolute errors, entry by entry.
+"""First-order bounds of the absolute rounding error of each entry of a result.
 
-All follows from the error of one cosine and from that of an operand of a product. So a bound is
-tight enough to show a single missing or misplaced term, in every precision, and knows nothing of
-the order in which a kernel adds. Feature gradients are multiplied by the norms of their rows, as in
-losses/test_accuracy.py, and so are their errors.
+All bounds follow from the errors of one cosine and of an operand of a product. They are tight
+enough to show a single missing or misplaced term in every precision, and do not depend on the order
+of a kernel's sums. Feature gradients and their errors are multiplied by the norms of their rows, as
+in losses/test_accuracy.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FUNCTIONS = 32  # roundings of exponentials, logarithms and sums of a tile, in u
 
 
 def eps_of(precision: Precision) -> float:
-    """Of sums and functions."""
+    """Return the relative rounding of sums and functions."""
     return torch.finfo(precision.accumulation).eps
 
 
 def norms(features: Tensor) -> Tensor:
-    """[n, 1], by which feature gradients are multiplied."""
+    """Return the factors of feature gradients, [n, 1]."""
     return features.double().norm(dim=1, keepdim=True).clamp_min(reference.EPS)
 
 
 def product(a: Tensor, b: Tensor, precision: Precision, operands: float) -> Tensor:
-    """Of |a| |b|' where the operands are rounded by a relative `operands` and the sum in order."""
+    """Bound a b' if operands have the relative error `operands` and terms are added in order."""
     a, b = a.abs(), b.abs()
     terms = a @ b.T
     spread = (a.square() @ b.square().T).sqrt()  # roundings are independent of each other
@@ -40,7 +40,7 @@ def product(a: Tensor, b: Tensor, precision: Precision, operands: float) -> Tens
 
 
 def cosine(image: Tensor, text: Tensor, precision: Precision) -> Tensor:
-    """[n, m]; 16-bit features are multiplied exactly."""
+    """Bound the cosines, [n, m]; 16-bit features are multiplied exactly."""
     operands = precision.operands if precision.allow_tf32 else 0.0
     return product(
         reference.normalize(image.double()), reference.normalize(text.double()), precision, operands
@@ -50,7 +50,7 @@ def cosine(image: Tensor, text: Tensor, precision: Precision) -> Tensor:
 def pair_gradient(
     magnitude: Tensor, scale: float, cosine_error: Tensor, precision: Precision
 ) -> Tensor:
-    """Of G, whose entries are at most `magnitude` and functions of z = s S."""
+    """Bound G, whose entries are at most `magnitude` and functions of z = s S."""
     return magnitude * (abs(scale) * cosine_error + FUNCTIONS * eps_of(precision))
 
 
@@ -62,26 +62,26 @@ def feature_gradient(
     exact: Tensor,  # [n, d], times norms
     precision: Precision,
 ) -> Tensor:
-    """Of the projection of G y^, stored in the dtype of the features."""
+    """Bound the projection of G y^, stored in the dtype of the features."""
     other_unit = reference.normalize(other.double()).abs()
     of_sum = error @ other_unit + product(magnitude, other_unit.T, precision, precision.operands)
     return stored(projected(of_sum, own), own, exact)
 
 
 def projected(error: Tensor, own: Tensor) -> Tensor:
-    """Of g - <g, x^> x^."""
+    """Bound g - <g, x^> x^."""
     unit = reference.normalize(own.double()).abs()
     return error + unit * error.norm(dim=1, keepdim=True)
 
 
 def stored(error: Tensor, own: Tensor, exact: Tensor) -> Tensor:
-    """With the rounding to the dtype of the features, also of numbers below its normal ones."""
+    """Add the rounding to the dtype of the features, including its subnormal numbers."""
     limits = torch.finfo(own.dtype)
     return error + limits.eps * exact.abs() + limits.smallest_normal * limits.eps * norms(own)
 
 
 def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float, what: str) -> None:
-    """Every entry, infinity where the truth has it. NaN, on either side, is never within."""
+    """Compare every entry; infinities must be equal, and NaN is never within a bound."""
     actual, exact = actual.double(), exact.double()
     bound = torch.as_tensor(bound, dtype=torch.float64).expand(exact.shape)
     fine = ((actual - exact).abs() <= bound) | (actual == exact)

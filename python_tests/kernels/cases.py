@@ -26,7 +26,7 @@ class Precision:
 
     @property
     def operands(self) -> float:
-        """Relative rounding of an operand of a product that is not in the features already."""
+        """Relative rounding of an operand of a product that is not one of the features."""
         if self.allow_tf32:
             return 2.0**-11
         return torch.finfo(self.dtype).eps / 2
@@ -49,7 +49,7 @@ LARGE = [(129, 257, 513)]
 def rectangle(
     kind: str, n: int, m: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> Towers:
-    """n images and m texts of one kind, rounded to `dtype`."""
+    """Return n images and m texts of one kind, rounded to `dtype`."""
     image, text = make_features(kind, max(n, m), d, seed, dtype)
     return image[:n], text[:m]
 
@@ -59,7 +59,7 @@ SURROUNDINGS = [(8, 8), (0, 1), (1, 0), (1, 7), (3, 2)]
 
 
 def surrounded(features: Tensor, left: int, right: int) -> Tensor:
-    """The same rows between columns and rows of NaN, `left` elements behind an aligned address."""
+    """Return the same rows amid NaN, `left` elements behind an aligned address."""
     n, d = features.shape
     whole = torch.full((n + 2, left + d + right), torch.nan, dtype=features.dtype)
     whole[1:-1, left : left + d] = features

@@ -21,13 +21,13 @@ NAME = "cyclip_emulation"
 
 @cache
 def emulation() -> ModuleType:
-    """The module `cyclip_emulation`; skips the test, or fails it, where it cannot be had."""
+    """Return the module `cyclip_emulation`; skip or fail the test if it cannot be built."""
     folder = os.environ.get("CYCLIP_EMULATION_DIR")
     return _import_from(Path(folder) if folder else _build())
 
 
 def _build() -> Path:
-    """Lets cmake build what has changed; returns the build folder."""
+    """Build with cmake and return the build folder."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     missing += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
     missing += [] if (ROOT / "CMakeLists.txt").exists() else ["the sources beside the tests"]

@@ -69,7 +69,7 @@ def _in_tf32(dense: rule.Loss) -> rule.Loss:
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", TERMS)
 def test_accuracy(device: Device, name: str, kind: str, precision: Precision) -> None:
-    """Wrong: more than twice the error of dense code, in the loss or in some gradient."""
+    """The loss and its gradients have at most twice the error of dense code."""
     term, cases = TERMS[name]
     term = replace(term, native=device_losses(device, precision.allow_tf32)[name])
     if precision.allow_tf32:

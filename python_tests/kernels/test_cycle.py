@@ -99,7 +99,7 @@ def check_grams(
 def check_direct(
     device: Device, image: Tensor, text: Tensor, precision: Precision, **sizes: int | None
 ) -> None:
-    """The products are never in TF32, nor in 16 bits: P and M are not in the features already."""
+    """Check products in at least float32: TF32 and 16 bits would round P and M."""
     leaves = [t.double().requires_grad_() for t in (image, text)]
     exact = sums(*leaves)
     upstream = as_double(0.7), as_double(-0.4)
@@ -137,14 +137,14 @@ def check_direct(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_grams(device: Device, n: int, d: int, kind: str, precision: Precision) -> None:
-    """Wrong: P'P, M'M or P'M of the normalized rows, or their gradients."""
+    """The Gram matrices of the normalized rows, and their gradients."""
     check_grams(device, *rectangle(kind, n, n, d, precision.dtype), precision)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_direct(device: Device, n: int, d: int, kind: str, precision: Precision) -> None:
-    """Wrong: one of the two sums of squares, or its gradient."""
+    """Both sums of squares, and their gradients."""
     check_direct(device, *rectangle(kind, n, n, d, precision.dtype), precision)
 
 
@@ -154,17 +154,17 @@ def test_direct(device: Device, n: int, d: int, kind: str, precision: Precision)
     [(check_direct, *LARGE[0][1:]), (check_grams, 129, 513), (check_grams, 513, 130)],
 )
 def test_large(device: Device, check, n: int, d: int, precision: Precision) -> None:
-    """Wrong: what needs several tiles and many K-steps."""
+    """Several tiles in both directions, and many steps in depth."""
     check(device, *rectangle("random", n, n, d, precision.dtype), precision)
 
 
 def test_long(device: Device, precision: Precision) -> None:
-    """Wrong: Gram matrices whose sum over the rows is cut into parts."""
+    """The sum over the rows is divided into parts."""
     check_grams(device, *rectangle("random", 2100, 2100, 9, precision.dtype), precision)
 
 
 def test_chunks(device: Device, precision: Precision) -> None:
-    """Wrong: Gram matrices of the last rows only, or gradients of the first rows for all."""
+    """P and M exist for some rows at a time."""
     case = rectangle("random", 300, 300, 9, precision.dtype)
     check_grams(device, *case, precision, panel_bytes=0)
 
@@ -173,7 +173,7 @@ def test_chunks(device: Device, precision: Precision) -> None:
 def test_sparse_cross_gradient(
     device: Device, entry: tuple[int, int] | None, precision: Precision
 ) -> None:
-    """Wrong: equal weights, where <K, K'> drops out; or an entry that is taken for none."""
+    """The products with the gradient of K are skipped only if it is zero."""
     cross_grad = torch.zeros(70, 70, dtype=torch.float64)
     if entry is not None:
         cross_grad[entry] = 3.0
@@ -181,7 +181,7 @@ def test_sparse_cross_gradient(
 
 
 def test_equal_towers(device: Device, precision: Precision) -> None:
-    """Wrong: M = 0 is not exact, or what is multiplied by it."""
+    """M of equal towers is exactly zero."""
     image, _ = rectangle("random", 70, 70, 33, precision.dtype)
     options = {"allow_tf32": precision.allow_tf32}
     assert all(not out.any() for out in device("cycle_direct", image, image.clone(), **options))
@@ -192,7 +192,7 @@ def test_equal_towers(device: Device, precision: Precision) -> None:
 
 @pytest.mark.parametrize("check", [check_grams, check_direct])
 def test_zero_rows(device: Device, check, precision: Precision) -> None:
-    """Wrong: a zero row is divided by its norm."""
+    """A zero row has no direction, and its norm is clamped."""
     if precision.dtype == torch.float16:
         pytest.skip("the gradient of a zero row, g / 1e-12, overflows")
     check(device, *rectangle("zero_rows", 9, 9, 5, precision.dtype), precision)

@@ -18,7 +18,7 @@ from .test_orders import OPERATORS, calls
 @pytest.mark.parametrize("allow_tf32", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_cuda_calls(operator: str, allow_tf32: bool) -> None:
-    """Wrong: arguments that the schema does not take. The CPU operators have the same schemas."""
+    """Without a GPU, the CPU operators check the arguments: they have the same schemas."""
     arguments = calls(9, 12, 4, torch.float32)[operator]
     with mock.patch.object(devices, "_to_cuda", lambda argument: argument):
         outputs = Cuda()(operator, *arguments, allow_tf32=allow_tf32, panel_bytes=0, large_tiles=1)
@@ -28,7 +28,7 @@ def test_cuda_calls(operator: str, allow_tf32: bool) -> None:
 
 
 def test_wrong_arguments(emulated: Emulated) -> None:
-    """Wrong: the module of the emulated kernels takes what it would misread."""
+    """The module of the emulated kernels refuses arguments that it would misread."""
     image, text = rectangle("random", 4, 4, 3, torch.float32)
     with pytest.raises(ValueError, match="unit column stride"):
         emulated("row_norms", image.T)

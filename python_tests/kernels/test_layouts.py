@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_surrounded_by_nan(
     device: Device, d: int, left: int, right: int, precision: Precision
 ) -> None:
-    """Wrong: an operator reads beside its features, which are a slice of something larger."""
+    """Features may be a slice of a larger matrix, whose other entries must not be read."""
     image, text = (
         surrounded(t, left, right) for t in rectangle("random", 70, 70, d, precision.dtype)
     )
@@ -36,7 +36,7 @@ def test_surrounded_by_nan(
 def test_retrieval_surrounded_by_nan(
     device: Device, left: int, right: int, precision: Precision
 ) -> None:
-    """Wrong: the same of the operators of evaluation."""
+    """The same holds for the operators of evaluation."""
     image, text = integer_features(40, 70, 13, precision.dtype)
     labels = torch.arange(40) // 2, torch.arange(70) // 3
     slices = [surrounded(t, left, right) for t in (image, text)]
@@ -48,7 +48,7 @@ def test_retrieval_surrounded_by_nan(
 
 
 def test_rows_that_share_memory(device: Device, precision: Precision) -> None:
-    """Wrong: a pitch of zero (expanded rows) or below d (a sliding window)."""
+    """Rows may share memory: a pitch of zero (expanded), or below d (a sliding window)."""
     image, _ = rectangle("random", 1, 1, 40, precision.dtype)
     one_row = image[:, :20].expand(9, 20)
     window = image[0].unfold(0, 32, 1)
@@ -59,7 +59,7 @@ def test_rows_that_share_memory(device: Device, precision: Precision) -> None:
 
 @pytest.mark.parametrize("rows", [1, 64, 130])
 def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
-    """Wrong: what one panel leaves to the next, and panels that are not a multiple of a tile."""
+    """Panels accumulate into the same gradients, and need not be a multiple of a tile."""
     image, text = rectangle("random", 200, 70, 24, precision.dtype)
     panel_bytes = rows * 70 * image.element_size()
     check(emulated, image, text, 14.3, 3, precision, panel_bytes=panel_bytes)

@@ -70,7 +70,7 @@ def bits(outputs: tuple[Tensor, ...]) -> list[bytes]:
 def test_orders(
     emulated: Emulated, operator: str, precision: Precision, large_tiles: int | None
 ) -> None:
-    """Wrong: a barrier is missing, or the order of a sum depends on who comes first."""
+    """A missing barrier or a sum without a fixed order shows in another order of the threads."""
     for shape in SHAPES:
         arguments = calls(*shape, precision.dtype)[operator]
         options = {"allow_tf32": precision.allow_tf32, "large_tiles": large_tiles}
@@ -86,7 +86,7 @@ def test_orders(
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_runs(device: Device, operator: str, precision: Precision) -> None:
-    """Wrong: two runs on the same device differ."""
+    """Two runs on the same device return the same bits."""
     arguments = calls(40, 70, 24, precision.dtype)[operator]
     first, second = (
         bits(device(operator, *arguments, allow_tf32=precision.allow_tf32)) for _ in range(2)

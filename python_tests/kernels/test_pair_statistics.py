@@ -136,7 +136,7 @@ def check(device: Device, *case, **options) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *MIDDLE], ids=str)
 def test_shapes(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
-    """Wrong: an edge of a tile, of a K-step, or of a row; a scale at which something overflows."""
+    """Shapes end within tiles, steps in depth and rows; scales reach the range of exponents."""
     image, text = rectangle("random", n, m, d, precision.dtype)
     check(device, image, text, scale, 0, precision)
 
@@ -144,14 +144,14 @@ def test_shapes(device: Device, n: int, m: int, d: int, scale: float, precision:
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("n", "m", "d"), LARGE, ids=str)
 def test_large(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
-    """Wrong: what needs several tiles and many K-steps."""
+    """Several tiles in both directions, and many steps in depth."""
     image, text = rectangle("random", n, m, d, precision.dtype)
     check(device, image, text, scale, 100, precision)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2100, 66), (3, 2100)])
 def test_long(device: Device, n: int, m: int, precision: Precision) -> None:
-    """Wrong: several tiles to a block, several parts to a sum, several panels to a gradient."""
+    """A block has several tiles, a sum several parts, a gradient several panels."""
     image, text = rectangle("random", n, m, 9, precision.dtype)
     check(device, image, text, 14.3, 1 - n // 2, precision, panel_bytes=0)
 
@@ -187,7 +187,7 @@ def test_without_hardest(device: Device, precision: Precision) -> None:
     [(5, 9, 4), (5, 9, 6), (9, 5, -3), (70, 66, -64), (66, 70, 65), (4, 4, 7), (4, 4, -4)],
 )
 def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
-    """Wrong: positives off the diagonal, in a corner, or outside of the block."""
+    """Positives lie off the diagonal, in a corner, or outside of the block."""
     check(device, *rectangle("random", n, m, 24, precision.dtype), 14.3, offset, precision)
 
 
@@ -196,7 +196,7 @@ def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precisi
 )
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
 def test_hard_inputs(device: Device, kind: str, scale: float, precision: Precision) -> None:
-    """Wrong: a sum that under- or overflows, a division by the norm of a zero row."""
+    """Sums must not underflow or overflow, and zero rows have no direction."""
     image, text = rectangle(kind, 37, 37, 24, precision.dtype)
     if (
         kind == "zero_rows" and precision.dtype == torch.float16
@@ -207,13 +207,13 @@ def test_hard_inputs(device: Device, kind: str, scale: float, precision: Precisi
 
 
 def test_negative_scale(device: Device, precision: Precision) -> None:
-    """Wrong: the largest logit is taken where the largest cosine is."""
+    """With a negative scale, the smallest cosine has the largest logit."""
     check(device, *rectangle("random", 20, 30, 8, precision.dtype), -14.3, 3, precision)
 
 
 @pytest.mark.parametrize(("n", "m", "offset"), [(40, 70, 0), (140, 70, -30)])
 def test_ties(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
-    """Wrong: of equal cosines another than the first counts, in a tile or between tiles."""
+    """The first of equal cosines counts, within a tile and between tiles."""
     image, text = rectangle("ties", n, m, 24, precision.dtype)
     exact = truth.pair_statistics(image.double(), text.double(), 14.3, offset)
     ours = truth.PairStatistics(
@@ -229,7 +229,7 @@ def test_ties(device: Device, n: int, m: int, offset: int, precision: Precision)
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
 def test_partial_gradients(device: Device, needs: tuple[bool, bool], precision: Precision) -> None:
-    """Wrong: a gradient depends on which others are wanted."""
+    """A gradient does not depend on which others are needed."""
     check_backward(
         device, *rectangle("random", 70, 9, 24, precision.dtype), 14.3, 2, precision, needs
     )

@@ -32,7 +32,7 @@ def _leaves(*tensors: Tensor) -> list[Tensor]:
 def test_one_bad_number_makes_the_loss_nan(
     device: Device, name: str, value: float, precision: Precision
 ) -> None:
-    """Wrong: a poisoned batch gives a finite loss, or its tower gradients without a NaN."""
+    """A NaN or an infinity in the features reaches the loss and the tower's gradient."""
     loss = device_losses(device, precision.allow_tf32)[name]
     for n, d, tower, row in ((1, 3, 0, 0), (6, 4, 1, 5), (70, 17, 0, 66), (70, 17, 1, 0)):
         features = rectangle("random", n, n, d, precision.dtype)
@@ -49,7 +49,7 @@ def test_one_bad_number_makes_the_loss_nan(
 def test_bad_scale_makes_the_loss_not_finite(
     device: Device, name: str, value: float, precision: Precision
 ) -> None:
-    """Wrong: a temperature that has run away goes unnoticed, or overflows an exponent silently."""
+    """A temperature that has diverged must be noticed."""
     loss = device_losses(device, precision.allow_tf32)[name]
     leaves = _leaves(*rectangle("random", 6, 6, 4, precision.dtype), torch.tensor(value))
     result = loss(*leaves)
@@ -58,7 +58,7 @@ def test_bad_scale_makes_the_loss_not_finite(
 
 
 def test_largest_scale(device: Device, precision: Precision) -> None:
-    """Wrong: a scale of 1e6, the largest with a meaning, leaves the range of the exponents."""
+    """Exponents of a scale of 1e6, the largest that is accepted, fit into integers."""
     image, text = rectangle("ties", 20, 20, 8, precision.dtype)
     exact = truth.pair_statistics(image.double(), text.double(), 1e6)
     ours = device(
@@ -70,7 +70,7 @@ def test_largest_scale(device: Device, precision: Precision) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30])
 def test_zero_scale(device: Device, scale: float, precision: Precision) -> None:
-    """Wrong: a scale so small that what is no negative counts as one."""
+    """Masked entries have no weight, however small the scale is."""
     image, text = rectangle("random", 5, 7, 4, precision.dtype)
     stats = truth.PairStatistics(
         *device(
@@ -93,7 +93,7 @@ def test_zero_scale(device: Device, scale: float, precision: Precision) -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
 def test_single_pair(device: Device, scale: float, precision: Precision) -> None:
-    """Wrong: N = 1 has no negatives: statistics of nothing, loss and gradients exactly 0."""
+    """N = 1 has no negatives: the loss and its gradients are exactly 0."""
     for kind in "random", "zero_rows":
         image, text = rectangle(kind, 1, 1, 5, precision.dtype)
         stats = truth.PairStatistics(
@@ -112,7 +112,7 @@ def test_single_pair(device: Device, scale: float, precision: Precision) -> None
 
 
 def test_rows_shorter_than_eps(device: Device, precision: Precision) -> None:
-    """Wrong: rows below eps = 1e-12 are divided by their norm instead of by eps."""
+    """Rows shorter than eps = 1e-12 are divided by eps."""
     if precision.dtype == torch.float16:
         pytest.skip("its smallest number is 6e-8")
     image, text = rectangle("random", 5, 5, 3, precision.dtype)
@@ -127,7 +127,7 @@ def test_rows_shorter_than_eps(device: Device, precision: Precision) -> None:
 
 
 def test_poisoned_statistics(device: Device, precision: Precision) -> None:
-    """Wrong: the hardest negative of a row that holds NaN looks like an ordinary one."""
+    """NaN compares as false, so maxima would pass over it."""
     image, text = rectangle("random", 6, 70, 9, precision.dtype)
     image[2, 4] = torch.nan
     stats = truth.PairStatistics(

@@ -70,7 +70,7 @@ def check_ranks(
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
 @pytest.mark.parametrize("labels", ["pairs", "groups", "strangers"])
 def test_ranks(device: Device, n: int, m: int, d: int, labels: str, precision: Precision) -> None:
-    """Wrong: a tie not counted against the model, a caption skipped, a rank without a partner."""
+    """Ties count against the model; a row without a partner has rank -1."""
     image, text = integer_features(n, m, d, precision.dtype)
     generator = Generator().manual_seed(0)
     large = 2**40  # labels are any 64-bit numbers
@@ -84,7 +84,7 @@ def test_ranks(device: Device, n: int, m: int, d: int, labels: str, precision: P
 
 @pytest.mark.parametrize(("n", "m"), [(6, 9), (70, 130)])
 def test_ranks_of_nan(device: Device, n: int, m: int, precision: Precision) -> None:
-    """Wrong: a label whose cosines are all NaN is taken for one that nobody has, or NaN is best."""
+    """NaN counts as -inf, also if all cosines of a label are NaN."""
     image, text = integer_features(n, m, 8, precision.dtype)
     image[1, 0] = torch.nan
     text[3, 2] = torch.nan
@@ -116,14 +116,14 @@ def check_top_k(
 
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES, ids=str)
 def test_top_k(device: Device, n: int, m: int, d: int, precision: Precision) -> None:
-    """Wrong: an entry lost between tiles, or the order of equal ones."""
+    """Equal entries keep the order of their indices, also across tiles."""
     query, candidate = integer_features(n, m, d, precision.dtype)
     for k in sorted({1, min(5, m), min(33, m), min(m, 150)}):
         check_top_k(device, query, candidate, k, precision)
 
 
 def test_top_k_of_nan(device: Device, precision: Precision) -> None:
-    """Wrong: NaN takes a place, or loses the candidates beside it."""
+    """NaN counts as -inf and comes last."""
     query, candidate = integer_features(6, 9, 8, precision.dtype)
     candidate[3, 2] = torch.nan
     query[1, 0] = torch.nan
@@ -131,7 +131,7 @@ def test_top_k_of_nan(device: Device, precision: Precision) -> None:
 
 
 def test_top_k_of_rounded_cosines(device: Device, precision: Precision) -> None:
-    """Wrong: values that are not those of the indices, or an order that does not fall."""
+    """Values belong to their indices and do not rise."""
     query, candidate = rectangle("random", 20, 70, 40, precision.dtype)
     values, indices = device(
         "similarity_top_k", query, candidate, 10, allow_tf32=precision.allow_tf32

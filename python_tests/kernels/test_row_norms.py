@@ -18,7 +18,7 @@ from .devices import Device
 def test_row_norms(
     device: Device, n: int, d: int, left: int, right: int, precision: Precision
 ) -> None:
-    """Wrong: a norm that overflows or underflows on the way, its floor of 1e-12, its dtype."""
+    """Squares of large and small rows leave the range of float32; zero rows have norm 1e-12."""
     image, _ = rectangle("zero_rows", n, n, d, precision.dtype)
     if precision.dtype != torch.float16 and n > 4:
         image[1] *= 1e25  # squares leave the range of float32

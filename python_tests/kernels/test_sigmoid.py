@@ -86,32 +86,32 @@ def check(
 def test_shapes(
     device: Device, n: int, m: int, d: int, scale: float, bias: float, precision: Precision
 ) -> None:
-    """Wrong: an edge of a tile, or a softplus that overflows or loses its small end."""
+    """Shapes end within tiles, and softplus keeps its digits at both ends."""
     check(device, *rectangle("random", n, m, d, precision.dtype), scale, bias, 0, precision)
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize(("n", "m", "d"), LARGE, ids=str)
 def test_large(device: Device, n: int, m: int, d: int, scale: float, precision: Precision) -> None:
-    """Wrong: what needs several tiles and many K-steps."""
+    """Several tiles in both directions, and many steps in depth."""
     check(device, *rectangle("random", n, m, d, precision.dtype), scale, -5.0, 100, precision)
 
 
 @pytest.mark.parametrize("offset", [100, -70])
 def test_panels(device: Device, offset: int, precision: Precision) -> None:
-    """Wrong: several panels in both directions, and positives counted in each of them."""
+    """Positives are counted once, in whichever panel they lie."""
     case = rectangle("random", 150, 300, 24, precision.dtype)
     check(device, *case, 14.3, -5.0, offset, precision, panel_bytes=0)
 
 
 @pytest.mark.parametrize(("n", "m", "offset"), [(5, 9, 4), (70, 66, -64), (66, 70, 65), (4, 4, 7)])
 def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
-    """Wrong: positives off the diagonal, in a corner, or outside of the block."""
+    """Positives lie off the diagonal, in a corner, or outside of the block."""
     check(device, *rectangle("random", n, m, 24, precision.dtype), 14.3, -5.0, offset, precision)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
 def test_partial_gradients(device: Device, needs: tuple[bool, bool], precision: Precision) -> None:
-    """Wrong: a gradient depends on which others are wanted."""
+    """A gradient does not depend on which others are needed."""
     case = rectangle("random", 70, 9, 24, precision.dtype)
     check(device, *case, 14.3, -5.0, 2, precision, needs)

@@ -20,7 +20,7 @@ EPOCHS, STEPS = 5, 5 * 13  # at least: shards give some pairs to validation
 
 
 def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
-    """The command line of a run in `folder`."""
+    """Return the command line of a run in `folder`."""
     return [
         *("--logs-dir", str(folder), "--name", "run", "--train-data", data, "--precision", "fp32"),
         *(
@@ -39,7 +39,7 @@ def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Returns once the run has logged that many steps."""
+    """Return once the run has logged that many records."""
     log = folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() or log.read_text().count("\n") < step:
@@ -48,7 +48,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def assert_same_end(whole: Path, broken: Path) -> None:
-    """Weights, their average and the optimizer's moments, bit for bit."""
+    """Compare weights, their average and the optimizer's moments bit for bit."""
     ends = [load_checkpoint(folder / "run/checkpoints/last.pt") for folder in (whole, broken)]
     for part in ("model", "ema"):
         first, second = (end[part] for end in ends)

@@ -17,8 +17,8 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclip_ext import needs
 from cyclip_ext.data.__main__ import main as data_main
+from cyclip_ext.models.tokenizers import import_open_clip
 from cyclip_ext.training.__main__ import build_parser, main
 from cyclip_ext.training.config import OptimConfig, TrainConfig
 
@@ -38,27 +38,25 @@ LABELS = {
 
 
 def typed(name: str) -> dict[str, Any]:
-    """What stands in a file, without defaults."""
+    """Return the settings in a file, without defaults."""
     words = ["--config", str(CONFIGS / f"{name}.yaml")]
     return vars(build_parser().parse_args(words, defaults=False))
 
 
 def test_there_is_a_file_for_each_method() -> None:
-    """Wrong: a file was added or renamed, and nothing below looks at it."""
     assert {path.stem for path in CONFIGS.glob("*")} == set(LABELS)
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_file_trains_its_method_and_changes_nothing_else(name: str) -> None:
-    """Wrong: two methods would be compared under different settings, or under a wrong name."""
     config, clip = (TrainConfig().updated(typed(file)) for file in (name, "clip"))
     assert config.label() == LABELS[name]
     assert (config.data, config.optim, config.run) == (clip.data, clip.optim, clip.run)
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_file_does_not_lean_on_defaults(name: str) -> None:
-    """Wrong: another default of ours would change a published setting."""
+def test_file_sets_every_published_setting(name: str) -> None:
+    """Published settings do not change with the defaults of this package."""
     optional = {"logit_scale_fixed", "ema_decay", "skip_nonfinite"}  # off, and nothing when off
     published = set(TrainConfig().to_dict()["optim"]) - optional
     published |= {"model", "epochs", "batch_size", "precision", "loss"}
@@ -72,16 +70,15 @@ def test_file_does_not_lean_on_defaults(name: str) -> None:
 
 
 def commands() -> list[list[str]]:
-    """The words of each command of the page that starts a program of ours."""
+    """Return the words of each command of the page that starts a program of this package."""
     blocks = re.findall(r"(?:^    .*\n)+", PAGE.read_text(), re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if PROGRAM.search(line)]
 
 
-def test_commands_of_the_page_are_understood(
+def test_commands_of_the_page_parse(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: a reader types a command as the page has it, and a flag or file does not exist."""
     monkeypatch.chdir(ROOT)
     seen = set()
     for words in commands():
@@ -99,10 +96,9 @@ def test_commands_of_the_page_are_understood(
 
 
 def test_flags_in_the_text_of_the_page_exist() -> None:
-    """Wrong: the page advises a setting that is spelt otherwise or gone."""
     known = {option for action in build_parser()._actions for option in action.option_strings}
     spans = re.findall(r"`([^`\n]+)`", PAGE.read_text())
-    # What has an underscore is img2dataset's.
+    # Flags with an underscore are img2dataset's.
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*(?![a-z_-])", span)}
     assert len(named) > 10
     assert named <= known
@@ -110,10 +106,10 @@ def test_flags_in_the_text_of_the_page_exist() -> None:
 
 @pytest.fixture
 def tiny_open_clip(tmp_path: Path) -> str:
-    """The name of an RN50 in miniature that open_clip knows."""
+    """Return the name of an RN50 in miniature that is registered with open_clip."""
     try:
-        open_clip = needs.open_clip()
-    except needs.MissingDependency as error:
+        open_clip = import_open_clip()
+    except ImportError as error:
         pytest.skip(str(error))
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
@@ -125,7 +121,6 @@ def tiny_open_clip(tmp_path: Path) -> str:
 
 
 def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_clip: str) -> None:
-    """Wrong: a step of the recipe fails, or its result is of no use elsewhere."""
     random = np.random.default_rng(0)
     members = []
     for i in range(48):
@@ -156,16 +151,15 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
         state = torch.load(tmp_path / "run/checkpoints" / name, weights_only=True)
         torch.save(state["model"], tmp_path / name)
         # With a path it loads the file and nothing else, and is strict about names and shapes.
-        model = needs.open_clip().create_model(tiny_open_clip, pretrained=str(tmp_path / name))
+        model = import_open_clip().create_model(tiny_open_clip, pretrained=str(tmp_path / name))
         for key, value in model.state_dict().items():
             assert torch.equal(value, state["model"][key]), key
 
 
 def test_costs_of_the_page_follow_from_its_figures() -> None:
-    """Wrong: the page's GPU-hours were computed for another model, or wrongly."""
     try:
-        open_clip = needs.open_clip()
-    except needs.MissingDependency as error:
+        open_clip = import_open_clip()
+    except ImportError as error:
         pytest.skip(str(error))
     page = PAGE.read_text()
     flops = []

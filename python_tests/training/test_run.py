@@ -1,4 +1,4 @@
-"""A tiny run from end to end: it learns, leaves a whole folder, resumes exactly, stops cleanly."""
+"""A tiny run from end to end: it learns, writes its folder, resumes exactly, stops cleanly."""
 
 import json
 import signal
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cyclip_ext.data import Batch
-from cyclip_ext.needs import MissingDependency
 from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.assess import Assessor
@@ -245,7 +244,7 @@ def test_resume_finds_the_run_from_anywhere_and_leaves_a_finished_one_alone(
     assert "must lie in the folder checkpoints" in capsys.readouterr().err
 
 
-def test_settings_that_the_machine_cannot_serve_are_one_line(
+def test_settings_that_the_machine_does_not_support_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--logs-dir", str(tmp_path / "logs")]
@@ -257,7 +256,7 @@ def test_settings_that_the_machine_cannot_serve_are_one_line(
     assert "is a file" in capsys.readouterr().err
 
     def create_model(*arguments: object, **options: object) -> None:
-        raise MissingDependency("models need open_clip")
+        raise ImportError("models need open_clip")
 
     monkeypatch.setattr(run, "create_model", create_model)
     words[-1] = str(tmp_path)
@@ -286,8 +285,7 @@ def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None
     assert [len(log.read(kind)) for kind in ("train", "validation")] == [1, 0]
 
 
-def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> None:
-    """Wrong: it leaves a trace in the training, a resume loses it, or the end has it twice."""
+def test_evaluation_during_training_changes_nothing_and_is_logged_once(tmp_path: Path) -> None:
     data = RunData(shapes().train, "shapes", pictures=shapes())
     config = settings(epochs=2)
     plain = run.run_training(config, data, tmp_path / "plain")
@@ -311,8 +309,7 @@ def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> No
     assert logged() == expected[: len(result["metrics"])]
 
 
-def test_speed_is_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: the time of evaluations on the way counts as that of steps."""
+def test_logged_speed_excludes_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asleep, clock = [0.0], time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + asleep[0])
     config = settings(epochs=1).updated({"evaluate_frequency": 2, "log_every_n_steps": 1})
@@ -327,10 +324,7 @@ def test_speed_is_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(record["images_per_second"] > 0.1 for record in trainer.log.read("train"))
 
 
-def test_result_is_there_wholly_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong: a run killed while it writes result.json can be neither read nor finished."""
+def test_result_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.write_bytes
 
     def killed(path: Path, data: bytes) -> int:

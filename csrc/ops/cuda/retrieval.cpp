@@ -19,11 +19,11 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
   const int64_t n = image_features.size(0), m = text_features.size(0);
   const Call call(image_features, allow_tf32);
   const Tower image(image_features), text(text_features);
-  const Vector<int64_t> image_labels_(image_labels, n, "image_labels");
-  const Vector<int64_t> text_labels_(text_labels, m, "text_labels");
+  const Vector<int64_t> row_labels(image_labels, n, "image_labels");
+  const Vector<int64_t> col_labels(text_labels, m, "text_labels");
   const Tensor row_rank = call.empty<int64_t>({n}), col_rank = call.empty<int64_t>({m});
   STD_CUDA_CHECK(
-      launch_retrieval_ranks_forward({image, text, image_labels_.data, text_labels_.data,
+      launch_retrieval_ranks_forward({image, text, row_labels.data, col_labels.data,
                                       row_rank.mutable_data_ptr<int64_t>(), col_rank.mutable_data_ptr<int64_t>()},
                                      call.context()));
   return {row_rank, col_rank};

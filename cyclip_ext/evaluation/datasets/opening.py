@@ -77,7 +77,8 @@ def open_evaluation_dataset(
         return open_torchvision(place, Path(root), options.split)
     if kind == "pairs":
         dataset = open_dataset(place, options)
-        dataset.name = Path(place).resolve().name
+        path = Path(place).resolve()
+        dataset.name = path.stem if path.is_file() else path.name
         return dataset
     path = Path(place)
     if kind in {"csv", "coco"} and not path.exists():

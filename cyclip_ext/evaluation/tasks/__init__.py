@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from ...needs import MissingDependency
 from ..embeddings import Embeddings
 from . import (
     composition,
@@ -90,7 +89,7 @@ def run_tasks(
             continue
         try:
             result = run(embeddings, options)
-        except MissingDependency as error:
+        except ImportError as error:
             title = name.replace("_", " ").capitalize()
             result = TaskResult(embeddings.name, name, {}, (), title, f"Not measured: {error}")
         if result is not None:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..._plotting import BLUE, VERMILION
-from ...needs import MissingDependency
 from ..embeddings import Embeddings, check_labels, require_finite
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .consistency import knn_predictions
@@ -109,7 +108,7 @@ def linear_probe(
     Test classes without training rows count as errors.
 
     Raises ValueError for shapes that do not fit, features that are not finite, fewer than two
-    classes, and a C that is not above 0; MissingDependency without scikit-learn.
+    classes, and a C that is not above 0; ImportError without scikit-learn.
     """
     train, test = (train_features, train_labels), (test_features, test_labels)
     _check_rows(train, test, validation)
@@ -370,12 +369,12 @@ def _score(model: Any, rows: Rows, classes: int) -> Classified:
 
 
 def _sklearn() -> Any:
-    """Import scikit-learn. Raises MissingDependency if that fails."""
+    """Import scikit-learn. Raises ImportError if that fails."""
     try:
         import sklearn.exceptions
         import sklearn.linear_model
     except Exception as error:
-        raise MissingDependency(
+        raise ImportError(
             "the linear probe needs scikit-learn: pip install 'cyclip_ext[eval]'; importing it "
             f"failed with: {error}"
         ) from error

@@ -20,7 +20,6 @@ import torch
 
 from ..._files import read_text
 from ..._plotting import BLUE, VERMILION, shorten
-from ...needs import MissingDependency
 from ..embeddings import Embeddings
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
 from .zero_shot import Classified, classify
@@ -73,7 +72,7 @@ def fit_baseline(points: Sequence[tuple[float, float]]) -> BaselineLine:
     recipe, shares strictly between 0 and 1. `inside` moves 0 and 1 there.
 
     Raises ValueError for other accuracies and for fewer than two different base accuracies, which
-    do not determine a line; MissingDependency without scipy.
+    do not determine a line; ImportError without scipy.
     """
     pairs = [(float(base), float(shifted)) for base, shifted in points]
     if len({base for base, _ in pairs}) < 2:
@@ -165,7 +164,7 @@ def wilson_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[f
     Wilson's score interval stays within 0 .. 1 and is not empty at 0 and 1. It covers the choice of
     images, not that of the training seed. Source: Wilson 1927.
 
-    Raises ValueError for hits outside 0 .. images; MissingDependency without scipy.
+    Raises ValueError for hits outside 0 .. images; ImportError without scipy.
     """
     if not 0 <= hits <= images or images < 1:
         raise ValueError(f"hits must be in 0 .. images and images above 0, got {hits} and {images}")
@@ -177,11 +176,11 @@ def wilson_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[f
 
 
 def _scipy_stats() -> Any:
-    """Import scipy.stats. Raises MissingDependency if that fails."""
+    """Import scipy.stats. Raises ImportError if that fails."""
     try:
         import scipy.stats
     except Exception as error:
-        raise MissingDependency(
+        raise ImportError(
             "intervals and lines of the distribution shift need scipy, which scikit-learn brings: "
             f"pip install 'cyclip_ext[eval]'; importing it failed with: {error}"
         ) from error

@@ -28,7 +28,7 @@ def compare(
     captions: Sequence[Sequence[str]],
     synonyms: Path | Words | None = None,
 ) -> Completeness:
-    """Pictures 0, 1, ... with these objects and captions, in COCO's form."""
+    """Compare images 0, 1, ... with these objects and captions, in COCO's form."""
     names = list(dict.fromkeys(name for own in objects for name in own))
     instances = {
         "categories": [{"id": 10 + i, "name": name} for i, name in enumerate(names)],

@@ -19,7 +19,7 @@ from .cases import LargestTensor, pairs, visible_texts
 def brute_force(
     images: Tensor, texts: Tensor, labels: list[int]
 ) -> tuple[list[float], list[float]]:
-    """Of one batch, both directions; pairs without negatives left out."""
+    """Return the margins of one batch in both directions, of pairs with a negative."""
     similarity = images.double() @ texts.double().T
     to_text, to_image = [], []
     for i, own in enumerate(labels):

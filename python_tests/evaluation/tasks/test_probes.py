@@ -77,7 +77,7 @@ def test_a_class_without_training_rows_is_missed() -> None:
 
 
 def test_c_is_chosen_on_validation_rows() -> None:
-    """A third axis tells the labels of the training rows better than the first two; the validation
+    """A third axis separates the training rows better than the first two; the validation
     rows have it the other way round, the test rows as in training.
     """
     generator = torch.Generator().manual_seed(0)

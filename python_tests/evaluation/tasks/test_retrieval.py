@@ -15,7 +15,7 @@ from cyclip_ext.evaluation import Retrieved, retrieval_metrics, retrieve
 def brute_force_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, ql: list[int], cl: list[int]
 ) -> list[int]:
-    """Position of the first own candidate, from 0, of the queries that have one."""
+    """Return the position of the first match, from 0, of the queries that have one."""
     ranks = []
     for query, label in zip(queries, ql, strict=True):
         order = (candidates @ query).argsort(descending=True).tolist()

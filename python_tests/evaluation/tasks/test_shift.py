@@ -33,7 +33,7 @@ def test_line_is_fitted_to_logits() -> None:
 
 
 def test_line_and_robustness_by_hand() -> None:
-    """Odds of the shifted set are a third of those of the base set: slope 1, intercept -log 3."""
+    """Shifted odds are a third of those on the base: slope 1, intercept -log 3."""
     line = fit_baseline([(1 / 2, 1 / 4), (3 / 4, 1 / 2)])
     assert (line.slope, line.intercept, line.r_squared) == pytest.approx((1, -math.log(3), 1))
     assert line.predict(0.9) == pytest.approx(3 / 4)  # odds 9 become 3

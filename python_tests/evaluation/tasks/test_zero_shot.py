@@ -23,7 +23,7 @@ from .cases import unit
 
 
 def random_case(classes: int = 17) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images that find their class more often than not; the last class has none."""
+    """Return images that are mostly nearest to their class; the last class has none."""
     class_features = unit(classes, 8, seed=1)
     labels = torch.randint(classes - 1, (301,), generator=torch.Generator().manual_seed(2))
     return normalize(class_features[labels] + unit(301, 8), dim=-1), class_features, labels

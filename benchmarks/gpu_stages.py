@@ -1,0 +1,487 @@
+"""The stages of `python -m benchmarks gpu`: each yields lines for the CSV until its deadline."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import time as clock
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from cyclip_ext.functional import Backend
+from cyclip_ext.ops import backend_status, build_record, has_operator
+
+from .correctness import SHAPES, check
+from .family import Family, Loss, Peer
+from .inputs import Batch, make_batch
+from .measure import FLUSH_BYTES, Entrant, Rounds, errors, gradients, take_turns
+from .memory import gpu_peak_bytes
+from .peers import gpu_families
+
+SCALE, BIAS = 50.0, -10.0
+TOP_K = 10
+PANEL_BYTES = 256 << 20  # of Context in csrc/kernels/cuda/operators.h
+
+FAMILIES = ("clip", "cyclip", "siglip")
+
+COLUMNS = (
+    *("stage", "name", "precision", "N", "d", "status"),
+    *("median_ms", "lower_quartile_ms", "upper_quartile_ms", "tflops", "peak_mib"),
+    *("loss_error", "grad_error", "scalar_grad_error", "note"),
+)
+
+
+@dataclass(frozen=True)
+class Precision:
+    name: str
+    dtype: torch.dtype
+    matmul: str = "highest"  # torch.set_float32_matmul_precision
+
+
+PRECISIONS = (
+    Precision("bf16", torch.bfloat16),
+    Precision("fp16", torch.float16),
+    Precision("tf32", torch.float32, "high"),
+    Precision("float32", torch.float32),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; `deadline` is in seconds since the epoch."""
+
+    device: str
+    precisions: tuple[Precision, ...]
+    families: tuple[str, ...]
+    peers: frozenset[str] | None  # None: all
+    sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+    rounds: int
+    error_rows: int  # rows of the batch whose errors are measured in float64
+    large_shapes: tuple[tuple[int, int], ...]  # (N, d) that take the 128 x 128 tiles
+    deadline: float
+
+    def is_over(self) -> bool:
+        return clock.time() > self.deadline
+
+    def batches(self) -> Iterator[tuple[Precision, Batch]]:
+        """Yield a batch for each precision, width and size, until the deadline."""
+        for n in self.sizes:
+            for d in self.widths:
+                for precision in self.precisions:
+                    if self.is_over():
+                        return
+                    torch.set_float32_matmul_precision(precision.matmul)
+                    yield (
+                        precision,
+                        make_batch(n, d, SCALE, BIAS, precision.dtype, torch.device(self.device)),
+                    )
+
+
+Line = dict[str, object]
+
+
+def line(stage: str, name: str, *, status: object = "ok", **values: object) -> Line:
+    """Return a line of the CSV; columns that are not given stay empty."""
+    return dict.fromkeys(COLUMNS, "") | {"stage": stage, "name": name, "status": status} | values
+
+
+def _of_batch(precision: Precision, batch: Batch) -> Line:
+    n, d = batch.image_features.shape
+    return {"precision": precision.name, "N": n, "d": d}
+
+
+def _backend(plan: Plan) -> Backend:
+    is_native = has_operator("pair_statistics", torch.device(plan.device).type)
+    return "native" if is_native else "auto"
+
+
+# ---------------------------------------------------------------- facts
+
+
+def facts(plan: Plan) -> Iterator[Line]:
+    """Yield the properties of the device, and the versions of what is installed."""
+    found: dict[str, object] = {
+        "cuda architectures built": build_record().get("cuda_architectures"),
+        "nvcc": build_record().get("nvcc"),
+        "cuda operators": backend_status()["cuda"].reason or "loaded",
+    }
+    if torch.device(plan.device).type == "cuda":
+        properties = torch.cuda.get_device_properties(plan.device)
+        free, total = torch.cuda.mem_get_info(plan.device)
+        found |= {
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "L2 cache, MiB": properties.L2_cache_size >> 20,
+            "memory, MiB": f"{free >> 20} free of {total >> 20}",
+            "devices": torch.cuda.device_count(),
+            "cuDNN": torch.backends.cudnn.version(),
+        }
+    packages = ("triton", "open_clip_torch", "inf-cl", "memeff", "siglip-kernel")
+    for package in (*packages, "cut-cross-entropy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    for name, value in found.items():
+        yield line("facts", name, note=value)
+
+
+# ---------------------------------------------------------------- right
+
+
+def right(plan: Plan) -> Iterator[Line]:
+    """Yield the largest error of each operator by its bound, for small and for large shapes."""
+    if _backend(plan) != "native":
+        yield line("right", "operators", status="skipped: there are no native operators")
+        return
+    for shape in (*SHAPES, *plan.large_shapes):
+        for finding in check(torch.device(plan.device), shape):
+            yield line(
+                "right",
+                finding.operator,
+                precision=str(finding.dtype).removeprefix("torch."),
+                N=shape[0],
+                d=shape[1],
+                status="ok" if finding.share <= 1 else f"wrong: {finding.quantity}",
+                note=f"{finding.share:.2f} of the bound",
+            )
+            if plan.is_over():
+                yield line("right", "rest", status="skipped: out of time")
+                return
+
+
+# ---------------------------------------------------------------- same
+
+
+def same(plan: Plan) -> Iterator[Line]:
+    """Yield whether losses return the same bits twice, on a stream, in a graph, on a second GPU."""
+    batches = {
+        precision.name: batch for precision, batch in replace(plan, sizes=plan.sizes[:1]).batches()
+    }
+    losses = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
+    for family in plan.families:
+        for precision, batch in batches.items():
+            module = losses[family](backend=_backend(plan))
+
+            def loss(b: Batch, module: Any = module) -> Tensor:
+                value: Tensor = module(
+                    b.image_features, b.text_features, b.logit_scale, b.logit_bias
+                )
+                return value
+
+            for name, compare in SAMENESS.items():
+                n, d = batch.image_features.shape
+                columns: Line = {"precision": precision, "N": n, "d": d}
+                yield line("same", f"{family}, {name}", status=compare(loss, batch), **columns)
+
+
+def _bits(outcome: tuple[Tensor, list[Tensor | None]]) -> list[Tensor]:
+    value, grads = outcome
+    return [value.detach().cpu(), *(grad.cpu() for grad in grads if grad is not None)]
+
+
+def _verdict(expected: list[Tensor], found: list[Tensor]) -> str:
+    return "ok" if all(map(torch.equal, expected, found)) else "wrong: other bits"
+
+
+def _twice(loss: Loss, batch: Batch) -> str:
+    return _verdict(_bits(gradients(loss, batch)), _bits(gradients(loss, batch)))
+
+
+def _on_another_stream(loss: Loss, batch: Batch) -> str:
+    if not batch.image_features.is_cuda:
+        return "skipped: needs a GPU"
+    expected = _bits(gradients(loss, batch))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        outcome = gradients(loss, batch)
+    stream.synchronize()
+    return _verdict(expected, _bits(outcome))
+
+
+def _in_a_graph(loss: Loss, batch: Batch) -> str:
+    """Capture forward and backward, and replay them with other features in the same memory."""
+    if not batch.image_features.is_cuda:
+        return "skipped: needs a GPU"
+    n, d = batch.image_features.shape
+    dtype, device = batch.image_features.dtype, batch.image_features.device
+    other = make_batch(n, d, SCALE / 2, BIAS / 2, dtype, device, seed=1)
+    expected = _bits(gradients(loss, other))
+    static = batch.first(n)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # torch's warm-up before a capture
+        for _ in range(3):
+            gradients(loss, static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outcome = gradients(loss, static)
+    with torch.no_grad():
+        for leaf, value in zip(static.leaves, other.leaves, strict=True):
+            leaf.copy_(value)
+    graph.replay()
+    torch.cuda.synchronize()
+    return _verdict(expected, _bits(outcome))
+
+
+def _on_another_device(loss: Loss, batch: Batch) -> str:
+    if torch.cuda.device_count() < 2 or not batch.image_features.is_cuda:
+        return "skipped: needs two GPUs"
+    here = batch.image_features.device.index
+    device = torch.device("cuda", (here + 1) % torch.cuda.device_count())
+    moved = Batch(*(leaf.detach().to(device).requires_grad_() for leaf in batch.leaves))
+    return _verdict(_bits(gradients(loss, batch)), _bits(gradients(loss, moved)))
+
+
+SAMENESS: dict[str, Callable[[Loss, Batch], str]] = {
+    "twice": _twice,
+    "another stream": _on_another_stream,
+    "graph replayed with other features": _in_a_graph,
+    "another device": _on_another_device,
+}
+
+
+# ---------------------------------------------------------------- time
+
+Call = Callable[[], object]
+
+
+def time(plan: Plan) -> Iterator[Line]:
+    """Yield the time and the rate of each operator and direction, and of torch's own products."""
+    for precision, batch in plan.batches():
+        for name, make in _calls(batch, _backend(plan) == "native").items():
+            yield _timed(plan, precision, batch, name, make)
+            if plan.is_over():
+                yield line("time", "rest", status="skipped: out of time")
+                return
+
+
+def _timed(
+    plan: Plan, precision: Precision, batch: Batch, name: str, make: Callable[[], Call]
+) -> Line:
+    columns = _of_batch(precision, batch)
+    try:
+        call = make()
+        with FlopCounterMode(display=False) as counter:
+            call()
+        times = sorted(milliseconds(call, plan.device) for _ in range(plan.rounds))
+    except Exception as error:  # one operator must not end the stage
+        text = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
+        return line("time", name, status=text, **columns)
+    finally:
+        gc.collect()
+    low, middle, high = quantiles(times, n=4, method="inclusive")
+    return line(
+        "time",
+        name,
+        median_ms=f"{middle:.4g}",
+        lower_quartile_ms=f"{low:.4g}",
+        upper_quartile_ms=f"{high:.4g}",
+        tflops=f"{counter.get_total_flops() / middle / 1e9:.3g}",
+        **columns,
+    )
+
+
+def milliseconds(call: Call, device: str) -> float:
+    """Return the duration of one call, by events on a GPU, with a cold L2 cache."""
+    if torch.device(device).type != "cuda":
+        begin = clock.perf_counter()
+        call()
+        return (clock.perf_counter() - begin) * 1e3
+    torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started.record()
+    call()
+    ended.record()
+    ended.synchronize()
+    return float(started.elapsed_time(ended))
+
+
+def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
+    """Return what is timed, by name: functions that prepare a call and return it."""
+    x, y = batch.image_features.detach(), batch.text_features.detach()
+    scale, bias = batch.logit_scale.detach(), batch.logit_bias.detach()
+    (n, d), device = x.shape, x.device
+    side = max(128, int((PANEL_BYTES // x.element_size()) ** 0.5) // 128 * 128)
+    side = min(side, -(-n // 128) * 128)
+
+    def product(rows: int, depth: int, cols: int) -> Call:
+        left = torch.randn(rows, depth, device=device).to(x.dtype)
+        right = torch.randn(depth, cols, device=device).to(x.dtype)
+        out = torch.empty(rows, cols, dtype=x.dtype, device=device)
+        return lambda: torch.mm(left, right, out=out)
+
+    calls: dict[str, Callable[[], Call]] = {
+        "torch.mm, N x d x N": lambda: product(n, d, n),
+        f"torch.mm, panel {side} x {side} x d": lambda: product(side, side, d),
+    }
+    if not native:
+        return calls
+    operators: Any = torch.ops.cyclip_ext
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and x.dtype == torch.float32
+    labels = torch.arange(n, device=device)
+    ones = torch.ones(n, dtype=torch.float64, device=device)
+
+    def pairs_backward() -> Call:
+        row_lse, col_lse, _, _, _, *indices, dots = operators.pair_statistics(x, y, scale, 0, tf32)
+        grads = ones, ones, -ones, 0 * ones, 0 * ones
+        arguments = (x, y, scale, 0, row_lse, col_lse, *indices, dots, *grads, True, True, tf32)
+        return lambda: operators.pair_statistics_backward(*arguments, False)
+
+    def sigmoid_backward() -> Call:
+        _, dots = operators.sigmoid_rows(x, y, scale, bias, 0, tf32)
+        arguments = (x, y, scale, bias, 0, dots, ones, True, True, tf32)
+        return lambda: operators.sigmoid_rows_backward(*arguments, False)
+
+    def grams_backward() -> Call:
+        plus, minus, _ = operators.cycle_grams(x, y, False)
+        return lambda: operators.cycle_grams_backward(x, y, minus, plus, x.new_empty(0, 0).double())
+
+    def direct_backward() -> Call:
+        return lambda: operators.cycle_direct_backward(x, y, ones[0], ones[0])
+
+    def whole(name: str, *arguments: Any, **options: Any) -> Callable[[], Call]:
+        return lambda: lambda: getattr(operators, name)(*arguments, **options)
+
+    calls |= {
+        "row_norms": whole("row_norms", x),
+        "pair_statistics forward": whole(
+            "pair_statistics", x, y, scale, 0, tf32, needs_hardest=False
+        ),
+        "pair_statistics forward with hardest": whole("pair_statistics", x, y, scale, 0, tf32),
+        "pair_statistics backward": pairs_backward,
+        "sigmoid_rows forward": whole("sigmoid_rows", x, y, scale, bias, 0, tf32),
+        "sigmoid_rows backward": sigmoid_backward,
+        "cycle_grams forward": whole("cycle_grams", x, y, False),
+        "cycle_grams backward": grams_backward,
+        "retrieval_ranks": whole("retrieval_ranks", x, y, labels, labels, tf32),
+        "similarity_top_k": whole("similarity_top_k", x, y, min(TOP_K, n), tf32),
+    }
+    if n < 4096:  # the route for small batches, quadratic in memory
+        calls["cycle_direct forward"] = whole("cycle_direct", x, y)
+        calls["cycle_direct backward"] = direct_backward
+    return calls
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def kernels(plan: Plan) -> Iterator[Line]:
+    """Yield the time of each kernel of one step of the CyCLIP loss, from torch.profiler."""
+    module = CyCLIPLoss(backend=_backend(plan), hinge=0.1)
+    on_gpu = torch.device(plan.device).type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
+
+    def loss(b: Batch) -> Tensor:
+        value: Tensor = module(b.image_features, b.text_features, b.logit_scale, b.logit_bias)
+        return value
+
+    for precision, batch in replace(plan, sizes=plan.sizes[-1:], widths=plan.widths[:1]).batches():
+        gradients(loss, batch)
+        with torch.profiler.profile(activities=activities) as profile:
+            gradients(loss, batch)
+            if on_gpu:
+                torch.cuda.synchronize()
+        spent = [
+            (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event)
+            for event in profile.key_averages()
+            if not on_gpu or event.device_type.name == "CUDA"
+        ]
+        total = sum(microseconds for microseconds, _ in spent) or 1.0
+        for microseconds, event in sorted(spent, key=lambda pair: -pair[0])[:25]:
+            yield line(
+                "kernels",
+                event.key[:200],
+                median_ms=f"{microseconds / 1e3:.4g}",
+                note=f"{event.count} calls, {microseconds / total:.0%}",
+                **_of_batch(precision, batch),
+            )
+
+
+# ---------------------------------------------------------------- peers
+
+
+def peers(plan: Plan) -> Iterator[Line]:
+    """Yield time, memory and error of the losses beside other packages."""
+    compiled: set[str] = set()  # families whose compiled peer has been measured
+    for precision, batch in plan.batches():
+        for family in gpu_families(_backend(plan)):
+            if family.name not in plan.families:
+                continue
+            chosen = tuple(
+                peer for peer in family.peers if _takes_part(peer, family, plan, compiled)
+            )
+            compiled |= {family.name} if any(peer.compiled for peer in chosen) else set()
+            yield from _family_lines(replace(family, peers=chosen), precision, batch, plan)
+            if plan.is_over():
+                yield line("peers", "rest", status="skipped: out of time")
+                return
+
+
+def _takes_part(peer: Peer, family: Family, plan: Plan, compiled: set[str]) -> bool:
+    if peer.compiled and family.name in compiled:  # compiling takes longer than all others together
+        return False
+    return plan.peers is None or peer.name in plan.peers
+
+
+def _family_lines(family: Family, precision: Precision, batch: Batch, plan: Plan) -> Iterator[Line]:
+    entrants = [Entrant(peer, batch) for peer in family.peers]
+    found = [
+        entrant.attempt(partial(_errors, family, entrant.peer, batch, plan.error_rows))
+        for entrant in entrants
+    ]
+    take_turns(entrants, Rounds(least=plan.rounds, most=plan.rounds))
+    for entrant, of_peer in zip(entrants, found, strict=True):
+        peak = None
+        if batch.image_features.is_cuda and entrant.loss is not None:
+            peak = entrant.attempt(partial(gpu_peak_bytes, entrant.loss, batch))
+        low, middle, high = entrant.quartiles_ms() or (None, None, None)
+        flops = family.flops(entrant.peer, *batch.image_features.shape)
+        rate = flops / middle / 1e9 if flops and middle else None
+        yield line(
+            "peers",
+            f"{family.name}, {entrant.peer.name}",
+            status=entrant.status,
+            median_ms=_rounded(middle, 4),
+            lower_quartile_ms=_rounded(low, 4),
+            upper_quartile_ms=_rounded(high, 4),
+            tflops=_rounded(rate, 3),
+            peak_mib=_rounded(None if peak is None else peak / 2**20, 4),
+            loss_error=_rounded(of_peer and of_peer.loss, 2),
+            grad_error=_rounded(of_peer and of_peer.grad, 2),
+            scalar_grad_error=_rounded(of_peer and of_peer.scalar_grad, 2),
+            note=entrant.peer.note,
+            **_of_batch(precision, batch),
+        )
+
+
+def _errors(family: Family, peer: Peer, batch: Batch, rows: int) -> Any:
+    small = batch.first(rows)
+    exact = gradients(family.truth, small.in_float64())
+    return errors(gradients(peer.make(small), small), exact)
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+STAGES: dict[str, Callable[[Plan], Iterator[Line]]] = {
+    "facts": facts,
+    "right": right,
+    "same": same,
+    "time": time,
+    "kernels": kernels,
+    "peers": peers,
+}
