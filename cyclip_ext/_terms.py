@@ -145,6 +145,11 @@ def _same(inputs: Inputs, columns: Batch | None) -> SameLabels:
     return SameLabels(inputs.labels, label, columns.start(columns.rank))
 
 
+# Operators have fewer than 2^31 rows, so every positive would lie left of the first column. Not a
+# function of the shapes, which torch.compile would then fix.
+NO_POSITIVES = 1 - (1 << 31)
+
+
 @dataclass(frozen=True)
 class Unpaired:
     """A block whose rows have no positives."""
@@ -156,7 +161,7 @@ class Unpaired:
         return self.block.differentiable
 
     def __call__(self, inputs: Tensors, offset: int) -> Tensors:
-        return self.block(inputs, inputs[1].shape[0])
+        return self.block(inputs, NO_POSITIVES)
 
     def backward(
         self,
@@ -166,7 +171,7 @@ class Unpaired:
         grads: Tensors,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        return self.block.backward(inputs, inputs[1].shape[0], outputs, grads, needed)
+        return self.block.backward(inputs, NO_POSITIVES, outputs, grads, needed)
 
 
 def _widened(tensors: Tensors, options: Options) -> Tensors:
@@ -240,20 +245,18 @@ def _group_terms(positive: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tens
     """
     batch = inputs.batch
     with without_autocast(inputs.image):
-        image, text = widen(inputs.image), widen(inputs.text)
-        all_labels, all_images, all_texts, start = labels, image, text, 0
+        image, text, own = widen(inputs.image), widen(inputs.text), slice(None)
         if batch is not None:
-            all_labels = distributed.gather_constants(labels, batch)
-            all_images = distributed.gather_rows(inputs.image, batch, image.dtype)
-            all_texts = distributed.gather_rows(inputs.text, batch, text.dtype)
-            start = batch.start(batch.rank)
-        own = slice(start, start + image.shape[0])
-        group, size = _groups(all_labels)
+            own = slice(batch.start(batch.rank), batch.start(batch.rank + 1))
+            labels = distributed.gather_constants(labels, batch)
+            image = distributed.gather_rows(inputs.image, batch, image.dtype)
+            text = distributed.gather_rows(inputs.text, batch, text.dtype)
+        image, text = reference.normalize(image), reference.normalize(text)
+        group, size = _groups(labels)
         terms = []
-        for rows, others in ((image, all_texts), (text, all_images)):
-            sums = _group_sums(reference.normalize(others), group)[own]
-            mean_cosine = (reference.normalize(rows) * sums).sum(dim=1) / size[own]
-            difference = inputs.scale * (positive - mean_cosine)
+        for rows, others in ((image, text), (text, image)):
+            cosines = (rows[own] * _group_sums(others, group)[own]).sum(dim=1)
+            difference = inputs.scale * (positive - cosines / size[own])
             terms.append(difference.where(size[own] > 1, 0))  # to the bit, if there is no group
     return terms[0], terms[1]
 
@@ -268,7 +271,10 @@ def _groups(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _group_sums(rows: Tensor, group: Tensor) -> Tensor:
-    """Return for each row the sum over its group, added in the order of rows; [N, d]."""
+    """Return for each row the sum over its group, to the same bits in every run; [N, d]."""
+    if not rows.is_cuda:
+        return torch.zeros_like(rows).index_add(0, group, rows).index_select(0, group)
+    # On a GPU the sums of index_add, and of index_select's gradient, have no fixed order.
     order = group.argsort(stable=True)
     sizes = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))
     sums = torch.segment_reduce(rows[order], "sum", lengths=sizes, axis=0, unsafe=True)

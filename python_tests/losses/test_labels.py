@@ -194,6 +194,19 @@ def test_distinct_labels_as_positives_change_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.usefixtures("restore_threads")
+def test_bits_with_labels_do_not_depend_on_the_number_of_threads() -> None:
+    runs = []
+    for threads in 1, 2, 3:
+        torch.set_num_threads(threads)
+        x, y = (t.requires_grad_() for t in make_features("random", 700, 64, dtype=torch.float32))
+        labels = torch.arange(700) // 3
+        loss = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
+        runs.append([loss, *_gradients(loss, [x, y])])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
 @pytest.mark.parametrize("same_label", SAME_LABEL)
 def test_gradients_with_labels_match_finite_differences(same_label: str) -> None:
     x, y = make_features("random", 6, 3)
