@@ -140,7 +140,7 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
         raise FileNotFoundError(f"{spec} does not exist; {_ACCEPTED}")
     if path.suffix.lower() == ".json":
         options.refuse_except(spec, "a caption file", "images", "split")
-        return read_caption_json(path, images, options.split or "train")
+        return read_caption_json(path, images, options.split)
     if path.suffix.lower() not in _TEXT_TABLES:
         raise ValueError(f"{spec} is not of a known format; {_ACCEPTED}")
     if is_google_tsv(path):

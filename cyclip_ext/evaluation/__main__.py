@@ -285,6 +285,7 @@ def _evaluate_model(
     if not options.data:
         _require_own_data(trained, datasets[0])
     train_data = None if options.train_data is None else _open_train(options)
+    _check_classes(options, datasets, train_data, prompts)
     check_names(
         name
         for dataset in datasets
@@ -311,7 +312,9 @@ def _evaluate_model(
         else:
             opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
             first = first or opened[-1]
-    train = None if train_data is None else encode(train_data, encoder, captions=False)
+    train = (
+        None if train_data is None else encode(train_data, encoder, prompts=prompts, captions=False)
+    )
     results += _run_on_opened(options, opened, train, baselines)
     if others:
         assert first is not None
@@ -383,6 +386,26 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
             )
     if options.baselines is not None and len(specs) == len(opened) == 1:
         raise ValueError("--baselines needs a second --data: the first is the base of the shift")
+
+
+def _check_classes(
+    options: Namespace,
+    datasets: list[AnyDataset],
+    train_data: ImageDataset | None,
+    prompts: Prompts,
+) -> None:
+    """Raise ValueError if prompts, superclasses or training data do not fit the classes."""
+    for dataset in datasets:
+        if not isinstance(dataset, ImageDataset) or not dataset.class_names:
+            continue
+        names = tuple(entry[0] for entry in prompts.names_for(dataset))
+        if options.hierarchy is not None:
+            superclasses_of(read_superclasses(options.hierarchy), names)
+        if train_data is not None and train_data.class_names != dataset.class_names:
+            raise ValueError(
+                f"--train-data {options.train_data} and {dataset.name} must have the same classes "
+                "in the same order, because labels are indices into them"
+            )
 
 
 def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings:

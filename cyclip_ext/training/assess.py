@@ -60,10 +60,10 @@ class Assessor:
 
     def validate(self, data: RunData) -> Metrics:
         """Measure the validation dataset alone, between epochs."""
-        if data.pictures is None:
+        if data.splits is None:
             assert data.validation is not None
             return self.retrieve(data.validation)
-        dataset = data.pictures.evaluation["validation"]
+        dataset = data.splits.evaluation["validation"]
         embeddings = encode(dataset, self.encoder, captions=False)
         return training_metrics(run_tasks(embeddings, tasks=SHORT[:1], details=False))
 
@@ -72,10 +72,10 @@ class Assessor:
 
         "all_shifted" joins validation and shifted: every drawing style that was not trained on.
         """
-        if data.pictures is None:
+        if data.splits is None:
             assert data.validation is not None
             return {"validation": self.retrieve(data.validation)}
-        train, sets = encode_splits(data.pictures, self.encoder)
+        train, sets = encode_splits(data.splits, self.encoder)
         for name, embeddings in sets.items():
             self.counts[name] = record_counts(embeddings.used, embeddings.skipped)
         found = evaluate_splits(train, sets, tasks=SHORT, details=False)

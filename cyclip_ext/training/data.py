@@ -35,14 +35,14 @@ HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
 class RunData:
     """The datasets of a run.
 
-    train: the training pairs. pictures: evaluation datasets with classes, of a built-in dataset.
-    validation: pairs for retrieval, from files. Exactly one of the two is there. description:
+    train: the training pairs. splits: a built-in dataset, whose evaluation datasets have classes.
+    validation: pairs for retrieval, from files. Exactly one of the two is given. description:
     counts, for the screen.
     """
 
     train: ImageDataset
     description: str
-    pictures: DatasetSplits | None = None
+    splits: DatasetSplits | None = None
     validation: ImageDataset | None = None
 
     @property
@@ -50,8 +50,8 @@ class RunData:
         """The training and the validation records."""
         validation = self.validation
         if validation is None:
-            assert self.pictures is not None
-            validation = self.pictures.evaluation["validation"]
+            assert self.splits is not None
+            validation = self.splits.evaluation["validation"]
         return {"training": self.train, "validation": validation}
 
     @cached_property
@@ -62,8 +62,8 @@ class RunData:
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return the usable records of each part, and those that opening skipped."""
         opened = {name: dataset.skipped for name, dataset in self.parts.items()}
-        if self.pictures is not None:
-            opened["training"] = self.pictures.skipped
+        if self.splits is not None:
+            opened["training"] = self.splits.skipped
         return {
             name: record_counts(len(dataset), opened[name]) for name, dataset in self.parts.items()
         }
@@ -92,11 +92,11 @@ def open_data(config: DataConfig) -> RunData:
                 "training on procedural shapes; for the default data, real drawings: "
                 "pip install 'cyclip_ext[demo]'\n"
             )
-        pictures = load_builtin(name, size=IMAGE_SIZE)
-        chosen = fraction_of(len(pictures.train), config.train_fraction)
-        used = pictures.train if chosen is None else pictures.train.subset(chosen)
-        description = note + pictures.describe() + _fraction_note(used, pictures.train)
-        return RunData(used, description, pictures=pictures)
+        splits = load_builtin(name, size=IMAGE_SIZE)
+        chosen = fraction_of(len(splits.train), config.train_fraction)
+        used = splits.train if chosen is None else splits.train.subset(chosen)
+        description = note + splits.describe() + _fraction_note(used, splits.train)
+        return RunData(used, description, splits=splits)
     pairs = _open_files(name, config, "")
     if config.val_data is not None:
         _require(pairs, 1)

@@ -96,7 +96,7 @@ class Trainer:
             config.data.pairs_per_step,
             created.image_size,
             seed=config.run.seed,
-            augment=Augment() if data.pictures is not None else None,
+            augment=Augment() if data.splits is not None else None,
             workers=config.data.workers,
             rank=ranks.rank,
             world_size=ranks.size,
@@ -321,7 +321,7 @@ class Trainer:
             skipped = self.assessor.counts.get("validation", {}).get("skipped")
             if skipped:
                 self.track("skipped", part="validation", epoch=self.epoch, **skipped)
-            score = metrics[SELECTION_METRIC[self.data.pictures is not None]]
+            score = metrics[SELECTION_METRIC[self.data.splits is not None]]
             if score > self.best:
                 self.best = score
                 # For use, not to continue from: no optimizer, a third of the size.

@@ -62,7 +62,7 @@ def tiny_trainer(folder: Path, config: TrainConfig | None = None) -> Trainer:
     config = config or settings()
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.run.seed)
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     return Trainer(config, data, create_tiny(), folder)
 
 

@@ -106,9 +106,9 @@ def test_fractions_are_nested_and_leave_evaluation_alone() -> None:
     whole = open_data(DataConfig(train_data="shapes"))
     half = open_data(DataConfig(train_data="shapes", train_fraction=0.5))
     assert len(half.train) == round(len(whole.train) / 2)
-    assert half.pictures is not None
-    assert whole.pictures is not None
-    assert len(half.pictures.evaluation["shifted"]) == len(whole.pictures.evaluation["shifted"])
+    assert half.splits is not None
+    assert whole.splits is not None
+    assert len(half.splits.evaluation["shifted"]) == len(whole.splits.evaluation["shifted"])
     assert f"{len(half.train):,} are used" in half.description
     third, two_thirds = fraction_of(1000, 0.3), fraction_of(1000, 0.6)
     assert third is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from cyclip_ext.training.config import OptimConfig, TrainConfig
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples/configs/cc3m"
 PAGE = ROOT / "docs/cc3m.md"
-PROGRAM = re.compile(r"(examples/pretrain_cc3m\.py|cyclip_ext\.data)(?= |$)")
 
 LABELS = {
     "clip": "CLIP",
@@ -67,32 +65,6 @@ def test_file_sets_every_published_setting(name: str) -> None:
     assert TrainConfig().updated(typed(name)).optim == OptimConfig(
         lr=5e-4, beta2=0.999, warmup=10_000, logit_scale_lr=1
     )
-
-
-def commands() -> list[list[str]]:
-    """Return the words of each command of the page that starts a program of this package."""
-    blocks = re.findall(r"(?:^    .*\n)+", PAGE.read_text(), re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if PROGRAM.search(line)]
-
-
-def test_commands_of_the_page_parse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(ROOT)
-    seen = set()
-    for words in commands():
-        program = next(i for i, word in enumerate(words) if PROGRAM.fullmatch(word))
-        seen.add(words[program])
-        arguments = words[program + 1 :]
-        if words[program] == "cyclip_ext.data":
-            # With --help it ends before anything is read, but after what stands before it.
-            with pytest.raises(SystemExit) as exit_info:
-                data_main([*arguments, "--help"])
-            assert exit_info.value.code == 0, capsys.readouterr().err
-        else:
-            TrainConfig().updated(vars(build_parser().parse_args(arguments, defaults=False)))
-    assert seen == {"examples/pretrain_cc3m.py", "cyclip_ext.data"}
 
 
 def test_flags_in_the_text_of_the_page_exist() -> None:
