@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class TextFile:
-    """Lines of a UTF-8 file that end in LF, CR LF, or CR if there is no LF in it.
+    """Lines of a UTF-8 file that end in LF or CR LF, or also in CR if its first line does.
 
     Bytes that are not UTF-8 become surrogates, which `is_text` finds. Raises
     NotRegularFileError for a FIFO or a device, and ValueError if the file is not text.
@@ -55,7 +55,7 @@ class TextFile:
         for mark, encoding in _WIDE.items():
             if start.startswith(mark):
                 raise ValueError(f"{path} is {encoding}: save it as UTF-8")
-        self._mac = b"\r" in start and not self.contains(b"\n")
+        self._mac = b"\r" in start.partition(b"\n")[0].rstrip(b"\r")
         first = re.split(rb"[\r\n]", start, maxsplit=1)[0]
         if len(first) == _MOST_FIRST_LINE:
             raise ValueError(f"{path} is not a table: its first line is longer than 1 MiB")
@@ -87,8 +87,8 @@ class TextFile:
                 return
             rest = b""
             while block := file.read(_CHUNK):
-                *lines, rest = (rest + block).split(b"\r")
-                yield from lines
+                *lines, rest = (rest + block).replace(b"\n", b"\r").split(b"\r")
+                yield from lines  # CR LF is one more blank line
             if rest:
                 yield rest
 
@@ -204,7 +204,13 @@ class DelimitedRows:
         lines = enumerate(self._file, 1)
         if self._header:
             next((line for _, line in lines if line.strip()), None)
-        return lines
+        for number, line in lines:
+            if "\r" in line:  # rows of another system, appended
+                parts = list(filter(str.strip, line.split("\r")))
+                if all(map(self._is_row, parts)):
+                    yield from ((number, part) for part in parts)
+                    continue
+            yield number, line
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():

@@ -335,7 +335,7 @@ def _add(pairs: PairWriter, path: Path, layout: _Layout, row: Row) -> None:
     if row.reason:
         return skip(row.reason)
     fields = row.fields
-    image = fields[layout.image].strip()
+    image = fields[layout.image].strip().removeprefix("\ufeff")  # of a file that was appended
     texts = [clean_caption(fields[i]) for i in layout.captions]
     label = None if layout.label is None else clean_caption(fields[layout.label])
     if not image:

@@ -197,7 +197,7 @@ class _Samples:
 
     def add(self, member: Member) -> None:
         """Take the next member of the archive."""
-        folder, slash, name = member.name.rpartition("/")
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, suffix = name.partition(".")
         # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
         if not stem or not suffix or member.odd == DIRECTORY:

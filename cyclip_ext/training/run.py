@@ -92,8 +92,9 @@ def _announce(trainer: Trainer) -> None:
     ranks.say(f"\n{trainer.objective.label}, seed {config.run.seed} -> {trainer.folder}")
     ranks.say(
         f"  model {created.name}: {created.parameters:,} parameters, images of "
-        f"{created.image_size} pixels; {trainer.precision} on {trainer.device}{processes}, "
-        f"{torch.get_num_threads()} threads; losses: {backend_line(trainer.device)}"
+        f"{created.image_size} pixels, tokenizer {created.tokenizer_name}; "
+        f"{trainer.precision} on {trainer.device}{processes}, {torch.get_num_threads()} threads; "
+        f"losses: {backend_line(trainer.device)}"
     )
     ranks.say(
         f"  {config.run.epochs} epochs of {trainer.steps_per_epoch} steps of "

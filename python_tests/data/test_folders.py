@@ -9,7 +9,7 @@ import pytest
 
 from cyclip_ext.data.folders import ClassFolderDataset, FolderDataset
 
-from .files import numbered, pairing
+from .files import coloured, numbered, pairing
 
 
 def captioned(path: Path, number: int, suffix: str = ".txt") -> None:
@@ -30,6 +30,15 @@ def test_captions_belong_to_the_image_of_their_name(tmp_path: Path) -> None:
     assert pairing(dataset) == {1: 1, 2: 1, 3: 1, 4: 1}
     assert ("number 3 as text",) in [dataset[i].captions for i in range(4)]
     assert dataset.skipped.total == 0
+
+
+def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
+    for number, suffix in enumerate((".heic", ".avif", ".jfif", ".png")):
+        (tmp_path / f"{number}{suffix}").write_bytes(
+            b"no image" if number < 2 else coloured(number)
+        )
+        (tmp_path / f"{number}.txt").write_text(f"number {number}")
+    assert pairing(FolderDataset(tmp_path)) == {2: 1, 3: 1, "not an image": 2}
 
 
 def test_images_that_share_a_caption_file_are_counted(tmp_path: Path) -> None:

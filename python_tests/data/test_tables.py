@@ -59,6 +59,23 @@ def test_line_ends_and_byte_order_marks(folder: Path, end: str, mark: bytes) -> 
     assert pairing(read_table(table)) == dict.fromkeys(range(COUNT), 1)
 
 
+def test_appended_files(folder: Path) -> None:
+    """Of another system, or with a byte order mark: rows would be joined, or names changed."""
+    lines = [f"{n},{c}".encode() for n, c in rows_of()]
+    lines[3] += b" with \r inside"
+    for content in (
+        b"\r".join([b"image,caption", *lines[4:], *lines[:3]])
+        + b"\n"
+        + lines[3].replace(b"\r", b""),
+        b"image,caption\n" + b"\n".join(lines[:5]) + b"\n" + b"\r".join(lines[5:]) + b"\n",
+        b"image,caption\n" + b"\r\n".join(lines[:5]) + b"\n\xef\xbb\xbf" + b"\n".join(lines[5:]),
+    ):
+        (folder / "t.csv").write_bytes(content)
+        dataset = read_table(folder / "t.csv")
+        assert pairing(dataset) == dict.fromkeys(range(COUNT), 1)
+        assert dataset.skipped.total == 0
+
+
 @pytest.mark.parametrize("separator", ["\t", ","])
 @pytest.mark.parametrize("quoting", ["auto", "quoted", "none"])
 def test_stray_quotes_never_swallow_rows(folder: Path, separator: str, quoting: str) -> None:

@@ -374,6 +374,12 @@ TWO_IMAGES, TWO_CAPTIONS = "two images of one key", "two captions of one key"
             id="unknown suffixes",
         ),
         pytest.param(
+            [png("./a.png", 1), txt("a.txt", 1), png("b.png", 2), txt("./b.txt", 2)],
+            {1: 1, 2: 1},
+            {},
+            id="with and without ./",
+        ),
+        pytest.param(
             [png("A.PNG", 1), ("A.TXT", b"number 1"), ("x/", b""), *pair("x/b", 2)],
             {1: 1, 2: 1},
             {},
