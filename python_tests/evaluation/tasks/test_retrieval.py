@@ -2,11 +2,10 @@
 
 import statistics
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
-from losses.backends import needs_native
-from losses.programs import run_program
 from torch.nn.functional import normalize
 
 from cyclip_ext.evaluation import Retrieved, retrieval_metrics, retrieve
@@ -141,10 +140,10 @@ print(grown, *(recalls[f"image_retrieval_recall@{k}"] for k in (1, 4, 5)))
 """
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 @pytest.mark.slow
-def test_memory_of_a_hundred_thousand_pairs_is_linear() -> None:
+def test_memory_of_a_hundred_thousand_pairs_is_linear(run_program: Callable[..., str]) -> None:
     """In float64: neighbours differ by 1e-9 in cosine."""
     grown, *recalls = map(float, run_program(HUNDRED_THOUSAND).split())
     assert grown < 0.5
