@@ -2,11 +2,10 @@
 
 import statistics
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
-from losses.backends import needs_native
-from losses.programs import run_program
 
 from cyclip_ext.evaluation import retrieve
 from cyclip_ext.evaluation.tasks.retrieval import Retrieved
@@ -120,10 +119,10 @@ print(grown, *retrieved["image_retrieval"].recalls((1, 4, 5)).values())
 """
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 @pytest.mark.slow
-def test_memory_of_a_hundred_thousand_pairs_is_linear() -> None:
+def test_memory_of_a_hundred_thousand_pairs_is_linear(run_program: Callable[..., str]) -> None:
     """In float64: neighbours differ by 1e-9 in cosine."""
     grown, *recalls = map(float, run_program(HUNDRED_THOUSAND).split())
     assert grown < 0.5
