@@ -19,11 +19,9 @@ from cyclip_ext.evaluation.report import (
     About,
     check_names,
     describe_data,
-    markdown_table,
-    show,
-    show_value,
     write_report,
 )
+from cyclip_ext.evaluation.tables import markdown_table, show, show_value
 from cyclip_ext.evaluation.tasks import Metric, Plot, Table, TaskResult, Unit
 
 NASTY = '<b>&"pets|'

@@ -132,7 +132,7 @@ def require_same_classes(train: Embeddings, tested: Embeddings) -> None:
 
 
 def in_order(results: Iterable[TaskResult]) -> list[TaskResult]:
-    """Sort by task as in TASKS, others last; the datasets of a task keep their order."""
+    """Sort by task as in TASKS, others last, without changing the order within a task."""
     order = {name: place for place, name in enumerate(TASKS)}
     return sorted(results, key=lambda result: order.get(result.task, len(order)))
 

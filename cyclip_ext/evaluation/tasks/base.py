@@ -64,7 +64,7 @@ class Table:
 class Plot:
     """A figure that is drawn when the report is written.
 
-    name: stem of its file. caption: what it shows and how to read it. draw: draws on the matplotlib
+    name: stem of its file. caption: its contents, and how to read it. draw: draws on the matplotlib
     Figure that it is given. size: inches.
     """
 
