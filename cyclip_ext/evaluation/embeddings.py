@@ -43,7 +43,6 @@ _ARRAYS = {
 }
 _KINDS = {"f": "floats", "iu": "integers", "U": "texts"}
 LEVEL = "levels/"  # "levels/<name>": the superclass of each class, texts [C]
-
 _SIGNATURES = {  # first bytes of files that are often given instead of a .npz
     b"\x93NUMPY": "a .npy file, which holds one array without a name",
     b"PAR1": "a Parquet file",
@@ -173,14 +172,14 @@ class Embeddings:
         captions = self.captions()
         if found is not None:
             images, classes, labels = found
-            pairs = images, classes[labels], labels
+            texts = classes[labels]
         elif captions is not None:
-            images, texts, image_labels, text_labels = captions
-            rows, first = _first_texts(image_labels, text_labels)
-            pairs = images[rows], texts[first], image_labels[rows]
+            images, texts, labels, text_labels = captions
+            rows, first = _first_texts(labels, text_labels)
+            images, texts, labels = images[rows], texts[first], labels[rows]
         else:
             return None
-        return pairs if len(pairs[2].unique()) > 1 else None
+        return (images, texts, labels) if len(labels.unique()) > 1 else None
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
