@@ -64,7 +64,6 @@ class Embeddings:
     """One dataset as arrays, computed by a run or an open_clip model, or read from a file.
 
     Only image_features is required; a task runs if the arrays that it takes are there.
-
     An image's own captions are given by text_owners or by text_labels. With neither of them M must
     be N, and caption i belongs to image i. With quadruple_tags, rows 2i and 2i + 1 of
     image_features and text_features are the two images and two captions of quadruple i

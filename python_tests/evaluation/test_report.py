@@ -281,6 +281,12 @@ def test_folders_of_the_same_names_without_a_report_are_not_replaced(
     assert [path.name for path in tmp_path.rglob("*")] == ["plots", "mine.png"]
 
 
+def test_a_path_below_a_file_is_refused(tmp_path: Path, results: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file is not a writable folder"):
+        write_report(tmp_path / "file" / "report", ABOUT, results())
+
+
 @pytest.mark.parametrize("names", [("a/b", "a-b"), ("Set", "set"), ("x y", "x?y"), ("a", "a")])
 def test_names_that_collide_as_file_names_are_refused(names: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="would have the same file names"):

@@ -168,6 +168,8 @@ def test_shift_compares_datasets_without_domains_whole() -> None:
     assert {"acc1/base", "acc1/c", "acc1_drop/b", "acc1_shifted"} <= set(found.values)
     assert found.tables[0].note == ""
     assert run_tasks(plain[0], tasks=("distribution_shift",)) == []
+    unlabelled = Embeddings(unit(3, 8))
+    assert run_tasks(plain[0], shifted=[unlabelled], tasks=("distribution_shift",)) == []
 
 
 def test_baselines_give_effective_robustness_of_the_measured_accuracies(render: Any) -> None:
