@@ -105,7 +105,7 @@ def open_table(folder: Path, content: bytes, quoting: str = "auto") -> FileDatas
         shutil.rmtree(place)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from([",", "\t", ";"]),
@@ -128,7 +128,7 @@ def test_quoted_tables(
     check(dataset, Counter(row[0] for row in rows), exact=not breaks)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from(["\t", "|"]),
@@ -145,7 +145,7 @@ def test_tables_without_quoting(
         check(open_table(images, content, reading), records, exact=reading != "quoted")
 
 
-@settings(max_examples=200)
+@settings(max_examples=66)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from([",", "\t"]),
@@ -193,7 +193,7 @@ def test_damaged_tables(
     assert bad + dataset.skipped.total >= (records - found).total()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     count=st.integers(1, 20),
     first=st.integers(0, 1),
@@ -271,7 +271,7 @@ def members_of(samples: list[tuple[str, int, str]]) -> list[tuple[str, bytes]]:
     return found
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(samples=parts)
 def test_archives(images: Path, samples: list[tuple[str, str]]) -> None:
     """Keys may occur several times, next to each other or not, in part or whole."""
@@ -294,7 +294,7 @@ def test_archives(images: Path, samples: list[tuple[str, str]]) -> None:
         assert counted == sum({"image": 1, "text": 1, "two": 2}.get(kind, 0) for _, kind in samples)
 
 
-@settings(max_examples=200)
+@settings(max_examples=66)
 @given(
     count=st.integers(1, 12),
     damage=st.sampled_from(["cut", "zeros", "header"]),
@@ -343,7 +343,7 @@ trees = st.dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=33)
 @given(
     tree=trees, damage=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("cdfl")), max_size=3)
 )
@@ -387,7 +387,7 @@ def test_folders(
         assert found.total() + bad == len(dataset)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=20),
     cut=st.sets(st.integers(0, 19), max_size=4),
