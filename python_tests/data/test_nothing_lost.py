@@ -30,7 +30,7 @@ FILES = {number: coloured(number) for number in range(MOST)}
 
 @pytest.fixture(scope="module")
 def images() -> object:
-    """A folder with an image of each number, beside which tables are written."""
+    """Write a folder with an image of each number, beside which tables are written."""
     with tempfile.TemporaryDirectory() as name:
         for number, data in FILES.items():
             (Path(name) / f"{number}.png").write_bytes(data)
@@ -182,11 +182,7 @@ def test_damaged_tables(
         content = content[:at] + inserted.encode("latin-1") + content[at:]
     whole = content.count(b">")
     content = content[: start + int(cut * (len(content) - start))]
-    try:
-        dataset = open_table(images, content)
-    except ValueError as error:
-        assert "columns" in str(error)  # a NUL or a quote in the header
-        return
+    dataset = open_table(images, content)
     found, bad = used(dataset)
     records = Counter(map(int, re.findall(rb"<(\d+)>", content)))
     assert content.count(b">") <= whole
@@ -231,7 +227,7 @@ def test_google_tables(
         if given_first is not None and given_first != first:
             assert 0 in lost or count - 1 in lost  # nothing shows that the claim is wrong
             return
-        check(dataset, Counter({row: 1 for row in range(count)}), exact=False)
+        check(dataset, Counter(dict.fromkeys(range(count), 1)), exact=False)
 
 
 # Archives
@@ -246,7 +242,7 @@ parts = st.lists(
 
 
 def numbers_of(samples: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
-    """Number the samples; a lone image and a lone caption of one key belong together."""
+    """Give each sample a number, the same one to a lone image and a lone caption of one key."""
     return [
         (stem, index if kind in WHOLE else 20 + stems.index(stem), kind)
         for index, (stem, kind) in enumerate(samples)
