@@ -1,4 +1,4 @@
-"""Operators of torch.ops.cyclip_ext in float64: values, gradients, and the error for second ones."""
+"""Operators of torch.ops.cyclip_ext in float64: values, gradients, error for second derivatives."""
 
 from __future__ import annotations
 
