@@ -1,19 +1,18 @@
-"""Measurements of the package, and what can be known of its kernels without running them.
+"""Measurements of the package, and an analysis of its compiled CUDA kernels.
 
-    python -m benchmarks loss          the losses beside their peers on the CPU: time, memory, error
-    python -m benchmarks report        docs/benchmarks.md and its pictures from the CSV of `loss`
-    python -m benchmarks grad_cache    a large batch in chunks: memory, time, whose gradient it is
+    python -m benchmarks loss          time, memory and error of the losses and their peers on a CPU
+    python -m benchmarks report        docs/benchmarks.md and its plots from the CSV of `loss`
+    python -m benchmarks grad_cache    a large batch in chunks: memory, time, gradient
     python -m benchmarks gpu           the first ten minutes on a GPU
-    python -m benchmarks sass_report   what the compiler made of each kernel; nvcc, no GPU
+    python -m benchmarks sass_report   the machine code of each CUDA kernel; nvcc, no GPU
 
-Run from the root of the repository; not installed with the package. README.md says what each of
-them writes.
+Run from the root of the repository. README.md describes the output.
 """
 
 import sys
 from pathlib import Path
 
-# `python -m` puts the repository first on the path, where cyclip_ext lies without its compiled
-# kernels. What is measured is the installed one, where there is one.
+# `python -m` puts the repository first on the path, where cyclip_ext has no compiled kernels. An
+# installed cyclip_ext takes precedence.
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.sort(key=lambda entry: Path(entry).resolve() == _ROOT)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks PROGRAM`: the programs of this folder by name."""
+"""`python -m benchmarks PROGRAM`: runs a program of this folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in PROGRAMS:
         print(benchmarks.__doc__)
         return 0 if list(arguments) in (["-h"], ["--help"]) else 2
-    # Only the one asked for: each has needs of its own.
+    # Only this one is imported: the programs have different dependencies.
     program = importlib.import_module(f"benchmarks.{arguments[0]}")
     status: int = program.main(arguments[1:])
     return status

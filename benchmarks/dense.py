@@ -1,6 +1,6 @@
-"""The losses and retrieval in plain PyTorch, written as their users write them.
+"""The losses and retrieval in plain PyTorch, as users write them.
 
-Every function takes a batch of raw features and normalizes for itself, as cyclip_ext does.
+Every function takes a batch of raw features and normalizes it, as cyclip_ext does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def normalized(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def clip(batch: Batch) -> Tensor:
-    """As open_clip computes it on one device: a product for either direction."""
+    """Compute the loss as open_clip does on one device, with a product for each direction."""
     image, text = normalized(batch)
     per_image = batch.logit_scale * image @ text.T
     per_text = batch.logit_scale * text @ image.T
@@ -44,7 +44,7 @@ def _cross_entropies(per_image: Tensor, per_text: Tensor) -> Tensor:
 
 
 def cyclip(batch: Batch) -> Tensor:
-    """The loss of the paper: squared differences of logits, mean() * N / s^2."""
+    """Compute the loss of the paper: squared differences of logits, mean() * N / s^2."""
     image, text = normalized(batch)
     scale = batch.logit_scale
     per_image = scale * image @ text.T
@@ -53,7 +53,7 @@ def cyclip(batch: Batch) -> Tensor:
 
 
 def cycle(batch: Batch) -> Tensor:
-    """The cycle terms of `cyclip` alone."""
+    """Compute the cycle terms of `cyclip` alone."""
     image, text = normalized(batch)
     per_image = batch.logit_scale * image @ text.T
     return CYCLE_WEIGHT * _cycle(image, text, batch.logit_scale, per_image)
@@ -68,7 +68,7 @@ def _cycle(image: Tensor, text: Tensor, scale: Tensor, per_image: Tensor) -> Ten
 
 
 def cycle_expanded(batch: Batch) -> Tensor:
-    """|X'X|^2 + |Y'Y|^2 - 2 |X'Y|^2 and its like for the other term: no N x N matrix, cancels."""
+    """Expand the squares, |X'X|^2 + |Y'Y|^2 - 2 |X'Y|^2: no N x N matrix, but it cancels."""
     image, text = normalized(batch)
     of_images, of_texts, cross = image.T @ image, text.T @ text, image.T @ text
     in_modal = of_images.square().sum() + of_texts.square().sum() - 2 * cross.square().sum()
@@ -88,7 +88,7 @@ def _recomputed(block: Callable[..., tuple[Tensor, Tensor]], *arguments: object)
 
 
 def clip_in_blocks(batch: Batch) -> Tensor:
-    """Blocks of rows under torch.utils.checkpoint; no N x N matrix in forward or backward."""
+    """Compute blocks of rows under torch.utils.checkpoint, without any N x N matrix."""
     image, text = normalized(batch)
 
     def block(rows: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def clip_in_blocks(batch: Batch) -> Tensor:
 
 
 def cycle_in_blocks(batch: Batch) -> Tensor:
-    """The cycle terms in blocks of rows; every block needs both of its cross products."""
+    """Compute the cycle terms in blocks of rows. Every block needs both of its cross products."""
     image, text = normalized(batch)
 
     def block(rows: Tensor, of: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def cyclip_in_blocks(batch: Batch) -> Tensor:
 
 
 def siglip(batch: Batch) -> Tensor:
-    """As open_clip computes it on one device."""
+    """Compute the loss as open_clip does on one device."""
     image, text = normalized(batch)
     logits = batch.logit_scale * image @ text.T + batch.logit_bias
     labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
@@ -153,7 +153,7 @@ def hinge(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def ranks(batch: Batch) -> Tensor:
-    """How many negatives are at least as near as the positive: of images, then of texts."""
+    """Count the negatives that are at least as near as the positive, of images, then of texts."""
     image, text = normalized(batch)
     cosines = image @ text.T
     positive = cosines.diagonal()
@@ -164,6 +164,6 @@ def ranks(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def top_k(batch: Batch) -> Tensor:
-    """The cosines of the nearest texts of every image."""
+    """Return the cosines of the nearest texts of every image."""
     image, text = normalized(batch)
     return (image @ text.T).topk(min(TOP_K, len(image)), dim=1).values

@@ -1,4 +1,4 @@
-"""What a peer is: one implementation among those of a family, which all compute the same."""
+"""Peers and families. A family is a set of implementations, the peers, of the same function."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .inputs import Batch
 
 Loss = Callable[[Batch], Tensor]  # or a retrieval, whose result has no derivatives
 
-Make = Callable[[Batch], Loss]  # for batches like this one
+Make = Callable[[Batch], Loss]  # for batches of this shape
 
-# What is rounded to bfloat16: nothing; the factors of matrix products; the features themselves.
+# The values that are rounded to bfloat16: none, the factors of matrix products, or the features.
 Arithmetic = Literal["float32", "bf16 products", "bf16 features"]
 
 
 class Unavailable(Exception):
-    """Why a peer is not measured."""
+    """The reason why a peer is not measured."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Peer:
     arithmetic: Arithmetic = "float32"
     ours: bool = False
     compiled: bool = False
-    judged: bool = True  # by its error; what is compiled computes what it is compiled of
-    logit_bytes: float = math.inf  # logits up to this size are kept for the backward pass
+    judged: bool = True  # by its error; a compiled peer has that of the original
+    logit_bytes: float = math.inf  # logits up to this size are stored for the backward pass
     largest: int | None = None  # N beyond which a CPU would take too long
 
     def features(self, batch: Batch) -> Batch:
-        """The batch in the dtype that the peer is measured with."""
+        """Return the batch in the dtype that the peer is measured with."""
         return batch.of_dtype(torch.bfloat16) if self.arithmetic == "bf16 features" else batch
 
 
@@ -46,7 +46,7 @@ class Family:
     name: str
     truth: Loss  # for batches in float64
     peers: tuple[Peer, ...]  # the first one is the baseline
-    # How many N x d x N ones cannot be avoided: where logits are kept, where they are recomputed.
+    # Number of unavoidable N x d x N products: with stored logits, and with recomputed ones.
     products: tuple[int, int] | None
 
     @property
@@ -57,7 +57,7 @@ class Family:
         return next(peer for peer in self.peers if peer.name == name)
 
     def flops(self, peer: Peer, n: int, d: int) -> float | None:
-        """Of the products that cannot be avoided; None where their number is not known."""
+        """Return the flops of the unavoidable products, or None if their number is unknown."""
         if self.products is None:
             return None
         kept = 4 * n * n <= peer.logit_bytes

@@ -22,8 +22,15 @@ from cyclip_ext.ops import backend_status, build_record, has_operator
 from .correctness import SHAPES, check
 from .family import Family, Loss, Peer
 from .inputs import Batch, make_batch
-from .measure import FLUSH_BYTES, Entrant, Rounds, errors, gradients, take_turns
-from .memory import gpu_peak_bytes
+from .measure import (
+    FLUSH_BYTES,
+    Entrant,
+    Rounds,
+    errors,
+    gpu_peak_bytes,
+    gradients,
+    take_turns,
+)
 from .peers import gpu_families
 
 SCALE, BIAS = 50.0, -10.0

@@ -24,8 +24,7 @@ from cyclip_ext.grad_cache import cached_backward
 from cyclip_ext.models import create_model
 
 from .machine import describe
-from .memory import cpu_peak_of
-from .processes import in_fresh_process
+from .measure import cpu_peak_of, in_fresh_process
 
 Backward = Callable[[nn.Module, Tensor, Tensor], Any]
 

@@ -1,4 +1,4 @@
-"""Batches: what a loss is called with, of the kinds that tell good code from bad."""
+"""Batches of features, of kinds that are easy and hard for the losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss is called with; all leaves that require gradients."""
+    """The arguments of a loss, all of them leaves that require gradients."""
 
     image_features: Tensor  # [N, d], raw
     text_features: Tensor  # [N, d]
@@ -24,7 +24,7 @@ class Batch:
         return self.image_features, self.text_features, self.logit_scale, self.logit_bias
 
     def of_dtype(self, features: torch.dtype, scalars: torch.dtype | None = None) -> Batch:
-        """The same numbers, rounded where they have to be, as leaves of their own."""
+        """Return the same numbers, rounded if necessary, as new leaves."""
 
         def leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
             return tensor.detach().to(dtype, copy=True).requires_grad_()
@@ -38,7 +38,7 @@ class Batch:
         return self.of_dtype(torch.float64, torch.float64)
 
     def first(self, rows: int) -> Batch:
-        """A batch of its own of the first rows."""
+        """Return a new batch of the first rows."""
         image, text, scale, bias = (leaf.detach().clone() for leaf in self.leaves)
         parts = (image[:rows].clone(), text[:rows].clone(), scale, bias)
         return Batch(*(tensor.requires_grad_() for tensor in parts))
@@ -75,7 +75,7 @@ def _cone(n: int, d: int, generator: Generator) -> Towers:
 
 
 def _gap(n: int, d: int, generator: Generator) -> Towers:
-    """The towers on opposite sides of the sphere: every cosine is negative."""
+    """Put the towers on opposite sides of the sphere: every cosine is negative."""
     axis = _randn(1, d, generator)
     image, text = _random(n, d, generator)
     return image + 3 * axis, text - 3 * axis

@@ -1,8 +1,8 @@
-"""`python -m benchmarks loss`: the losses beside their peers on the CPU: time, memory, error.
+"""`python -m benchmarks loss`: time, memory and error of the losses and their peers on the CPU.
 
-about 11 minutes on two cores; `--quick` less than one. Every family of losses is timed in a process
-of its own, its peers side by side; every peak of memory is that of a process of its own. A peer
-that is not installed, cannot compile, fails or would take too long is a line that says so.
+It takes about 11 minutes on two cores, and less than one with `--quick`. Every family of losses is
+timed in its own process, and so is every peak of memory. A peer that is not installed, cannot be
+compiled, fails or would take too long gets a line with the reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -21,7 +22,7 @@ import torch
 
 from cyclip_ext.ops import has_operator
 
-from . import criteria, report
+from . import report
 from .family import Family, Peer
 from .inputs import make_batch
 from .machine import describe
@@ -30,16 +31,16 @@ from .measure import (
     Errors,
     Outcome,
     Rounds,
+    cpu_extra_bytes,
     errors,
     gradients,
+    in_fresh_process,
     take_turns,
     times_faster,
 )
-from .memory import cpu_extra_bytes
 from .peers import COMPILED, RECOMPUTE, cpu_families
-from .processes import in_fresh_process
 from .rates import dtype_of_products, product_rates
-from .results import COLUMNS, ERROR_COLUMNS, Line, Results, written
+from .results import COLUMNS, ERROR_COLUMNS, Line, read, written
 
 FAMILIES = cpu_families()
 
@@ -103,7 +104,7 @@ def time_lines(family_name: str, plan: Plan) -> Iterator[Line]:
         entrants = []
         for peer in family.peers:
             entrant = Entrant(peer, peer.features(batch))
-            entrant.status = _left_out(peer, n, plan) or "ok"
+            entrant.status = _skipped(peer, n, plan) or "ok"
             entrants.append(entrant)
         take_turns(entrants, plan.rounds)
         after = product_rates(D)
@@ -118,11 +119,11 @@ def time_lines(family_name: str, plan: Plan) -> Iterator[Line]:
             yield line | _share(family, entrant, n, rates)
 
 
-def _left_out(peer: Peer, n: int, plan: Plan) -> str:
+def _skipped(peer: Peer, n: int, plan: Plan) -> str:
     if peer.compiled and not plan.compiles:
-        return "left out: compiling takes its time"
+        return "skipped: not compiled with --quick"
     if peer.largest is not None and n > peer.largest:
-        return f"left out beyond N = {peer.largest}"
+        return f"skipped beyond N = {peer.largest}"
     return ""
 
 
@@ -138,7 +139,7 @@ def _times(entrant: Entrant) -> Line:
 
 
 def _share(family: Family, entrant: Entrant, n: int, rates: dict[torch.dtype, float]) -> Line:
-    """How much of the measured rate of products the unavoidable ones reach."""
+    """Return the share of the time that the unavoidable products need at the measured rate."""
     quartiles, flops = entrant.quartiles_ms(), family.flops(entrant.peer, n, D)
     rate = rates[dtype_of_products(entrant.peer.arithmetic)]
     share = flops / rate / quartiles[1] * 1e3 if quartiles and flops else None
@@ -146,7 +147,7 @@ def _share(family: Family, entrant: Entrant, n: int, rates: dict[torch.dtype, fl
 
 
 def memory_lines(family_name: str, peer_name: str, n: int) -> Iterator[Line]:
-    """One line. Its time is that of a single call."""
+    """Yield one line, whose time is that of a single call."""
     family = FAMILIES[family_name]
     peer = family.peer(peer_name)
     entrant = Entrant(peer, peer.features(make_batch(n, D, SCALE, BIAS, unit_rows=True)))
@@ -160,10 +161,10 @@ def memory_lines(family_name: str, peer_name: str, n: int) -> Iterator[Line]:
 
 
 def error_lines(family_name: str, plan: Plan) -> Iterator[Line]:
-    """Root mean squares over seeds: a single number can be right by luck."""
+    """Yield root mean squares over seeds, because a single number can be right by chance."""
     family = FAMILIES[family_name]
-    pairwise = family_name in ("clip", "cyclip", "siglip")  # the others know no scale
-    retrieval = family_name in ("ranks", "top-k")  # where exact ties are nobody's error
+    pairwise = family_name in ("clip", "cyclip", "siglip")  # the others have no scale
+    retrieval = family_name in ("ranks", "top-k")  # other inputs have exact ties
     for kind in ("random",) if retrieval else ERROR_KINDS:
         for scale in ERROR_SCALES if pairwise else (1.0,):
             yield from _errors(family, kind, scale, plan)
@@ -237,7 +238,7 @@ def _memory_jobs(plan: Plan) -> Iterator[tuple[str, Peer, int]]:
 
 
 def _survived(lines: Iterator[Line], otherwise: Line) -> Iterator[Line]:
-    """The lines, and one more where their process was killed, as for want of memory."""
+    """Yield the lines, and one more if their process was killed, for example out of memory."""
     try:
         yield from lines
     except ChildProcessError as error:
@@ -263,17 +264,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n")
     lines = measure_all(QUICK if options.quick else FULL)
     path = report.CSV if options.write_docs else options.csv
+    others = _of_other_machines(path, machine) if options.write_docs else []
     if path is not None:
-        lines = written((line | machine for line in lines), [*COLUMNS, *machine], path)
-    measured = []
+        measured = (line | machine for line in lines)
+        lines = written(chain(others, measured), [*COLUMNS, *machine], path)
     for line in lines:
         print(_in_words(line), flush=True)
-        measured.append(line)
     print(f"{time.perf_counter() - begin:.0f} s")
-    print(criteria.table(Results(measured)))
     if options.write_docs:
         report.write_page(path, report.PAGE)
     return 0
+
+
+def _of_other_machines(path: Path, machine: Line) -> list[Line]:
+    """Return the lines of a CSV that were measured on other processors."""
+    lines = read(path) if path.exists() else []
+    return [line for line in lines if report.processor(line) != report.processor(machine)]
 
 
 def _in_words(line: Line) -> str:

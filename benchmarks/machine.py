@@ -1,4 +1,4 @@
-"""What a measurement ran on, as columns of its CSV."""
+"""The machine of a measurement, as columns of its CSV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import cyclip_ext
 from cyclip_ext.info import backend_state
 from cyclip_ext.ops import backend_status
 
-# Fields of nvidia-smi: versions and clocks that torch does not tell.
+# Fields of nvidia-smi: versions and clocks that torch does not return.
 _QUERIES = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Names and versions, clocks of a GPU; an empty value where something cannot be read."""
+    """Return names and versions, and the clocks of a GPU. Values that cannot be read are empty."""
     facts = {
         "date": datetime.date.today().isoformat(),
         "device": _processor(),
@@ -46,14 +46,17 @@ def _processor() -> str:
 
 
 def _instruction_sets() -> str:
-    """What torch dispatches to, and what there is for products in bfloat16."""
+    """Return the instruction sets of torch, of bfloat16 products, and of the kernels."""
     flags = _cpuinfo("flags").split()
     of_bfloat16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *of_bfloat16])
+    in_use = [torch.backends.cpu.get_cpu_capability(), *of_bfloat16]
+    if backend_status()["cpu"].loaded:
+        in_use.append(f"cyclip_ext {str(torch.ops.cyclip_ext.cpu_isa()).partition(' ')[0]}")
+    return " ".join(in_use)
 
 
 def _cpuinfo(field: str) -> str:
-    """The first core's; empty where the system does not tell."""
+    """Return a field of the first core, or an empty string if it cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,18 +1,18 @@
-"""Time and error of losses, forward and backward, beside each other on one batch.
-
-Peers take turns within each round, so that a clock that drifts does so for all of them, and every
-round begins with another one. On a GPU the L2 cache is overwritten before every measurement. What
-runs out of memory or fails is reported and left out of the rounds that follow.
-"""
+"""Time, memory and error of losses, forward and backward, beside each other on one batch."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,25 @@ from .family import Loss, Peer, Unavailable
 from .inputs import Batch
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Outcome = tuple[Tensor, list[Tensor | None]]  # the loss and the gradients of the leaves
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
 _WARM_UP_MS = 100.0
 _WARM_UP_ROWS = 2048
+_SMALL_ROWS = 256
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+# The server imports once and is forked before any thread starts. Not available on Windows.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["benchmarks.loss", "torch._dynamo"])
+
+# ---------------------------------------------------------------- time
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often: until `seconds` have passed, within bounds."""
+    """The number of rounds: as many as fit into `seconds`, within bounds."""
 
     least: int
     most: int
@@ -39,7 +48,7 @@ class Rounds:
 
 @dataclass
 class Entrant:
-    """A peer with a batch, and what has become of it."""
+    """A peer with its batch, status and times."""
 
     peer: Peer
     batch: Batch
@@ -48,7 +57,7 @@ class Entrant:
     times_ms: list[float] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """The result, None where this or anything before failed: no peer ends the benchmark."""
+        """Return the result, or None if this or an earlier call failed: no peer ends the run."""
         if self.status != "ok":
             return None
         try:
@@ -59,13 +68,13 @@ class Entrant:
             self.status = "out of memory"
         except Exception as error:
             self.status = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
-        gc.collect()  # the failed call's tensors hang on its traceback
+        gc.collect()  # the traceback holds the tensors of the failed call
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
     def warm_up(self) -> None:
-        """With part of a batch for which a call takes its time, where nothing is compiled for N."""
+        """Call the loss until the clock has settled, on part of a large batch unless compiled."""
         self.loss = self.peer.make(self.batch)
         part = self.batch if self.peer.compiled else self.batch.first(_WARM_UP_ROWS)
         value, _ = gradients(self.loss, part)
@@ -92,7 +101,11 @@ class Entrant:
 
 
 def take_turns(entrants: Sequence[Entrant], rounds: Rounds) -> None:
-    """Warms up, then measures each of them in every round."""
+    """Warm up, then measure each entrant in every round.
+
+    The entrants take turns, so that a drift of the clock affects all of them, and every round
+    begins with another one. On a GPU, the L2 cache is overwritten before every measurement.
+    """
     for entrant in entrants:
         entrant.attempt(entrant.warm_up)
     begin = time.perf_counter()
@@ -105,16 +118,16 @@ def take_turns(entrants: Sequence[Entrant], rounds: Rounds) -> None:
 
 
 def times_faster(entrant: Entrant, other: Entrant) -> float | None:
-    """Median over the rounds of the other's time by this one's."""
+    """Return the median over the rounds of the ratio of the other's time to this one's."""
     if entrant.status != "ok" or other.status != "ok" or not entrant.times_ms:
         return None
     return median(b / a for a, b in zip(entrant.times_ms, other.times_ms, strict=True))
 
 
 def gradients(loss: Loss, batch: Batch) -> Outcome:
-    """Forward and backward once.
+    """Run forward and backward once.
 
-    A result without derivatives, as of retrieval, comes without gradients.
+    There are no gradients if the result has no derivatives, as for retrieval.
     """
     value = loss(batch)
     if not value.requires_grad:
@@ -123,9 +136,29 @@ def gradients(loss: Loss, batch: Batch) -> Outcome:
     return value.detach(), list(grads)
 
 
+def _time_ms(loss: Loss, batch: Batch) -> float:
+    device = batch.image_features.device
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        gradients(loss, batch)
+        return (time.perf_counter() - begin) * 1e3
+    torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started.record()
+    gradients(loss, batch)
+    ended.record()
+    ended.synchronize()
+    return float(started.elapsed_time(ended))
+
+
+# ---------------------------------------------------------------- error
+
+
 class Errors(NamedTuple):
-    """Against the truth. One number of a gradient that nearly cancels says little of its own size,
-    so scalars' errors are relative to 1, the size of a cosine, where they are smaller than that.
+    """Errors relative to the truth.
+
+    The gradient of a scalar may nearly cancel. It is compared with 1, the size of a cosine, if it
+    is smaller than that.
     """
 
     loss: float  # relative
@@ -149,16 +182,99 @@ def _relative_error(found: Tensor, exact: Tensor, least: float = 0.0) -> float:
     return error / (max(size, least) or 1.0)
 
 
-def _time_ms(loss: Loss, batch: Batch) -> float:
+# ---------------------------------------------------------------- memory
+
+
+def gpu_peak_bytes(loss: Loss, batch: Batch) -> int:
+    """Return the peak of one call on a GPU, including the gradients."""
     device = batch.image_features.device
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        gradients(loss, batch)
-        return (time.perf_counter() - begin) * 1e3
-    torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    started.record()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     gradients(loss, batch)
-    ended.record()
-    ended.synchronize()
-    return float(started.elapsed_time(ended))
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def cpu_extra_bytes(peer: Peer, batch: Batch) -> tuple[int, float]:
+    """Return the peak of one call without the gradients of the features, and its milliseconds.
+
+    Call this in a process that has measured nothing else: the operating system counts the peak of
+    the resident set. A call on a small batch comes first, so that threads, libraries and their
+    workspaces exist already.
+
+    Raises: Unavailable if the operating system does not count (only Linux does).
+    """
+    loss = peer.make(batch)
+    # A compiled loss must be compiled for this size first.
+    gradients(loss, batch if peer.compiled else batch.first(_SMALL_ROWS))
+    (_, grads), peak, spent_ms = cpu_peak_of(lambda: gradients(loss, batch))
+    delivered = sum(grad.nbytes for grad in grads if grad is not None)
+    return max(0, peak - delivered), spent_ms
+
+
+def cpu_peak_of(work: Callable[[], T]) -> tuple[T, int, float]:
+    """Return the result of `work`, the bytes of its peak beyond the present, and its milliseconds.
+
+    Raises: Unavailable if the operating system does not count (only Linux does).
+    """
+    if not _CLEAR_REFS.exists():
+        raise Unavailable("peaks are read from Linux's /proc")
+    _return_freed_memory()
+    _CLEAR_REFS.write_text("5")  # the peak counts from here
+    before = _peak_bytes()
+    begin = time.perf_counter()
+    result = work()
+    spent_ms = (time.perf_counter() - begin) * 1e3
+    return result, _peak_bytes() - before, spent_ms
+
+
+def _peak_bytes() -> int:
+    # Not ru_maxrss, which a child inherits from its parent.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the system: reusing it would hide as much of the next peak."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def in_fresh_process(
+    work: Callable[P, Iterator[T]], *arguments: P.args, **options: P.kwargs
+) -> Iterator[T]:
+    """Yield the items of `work`, a function of a module, as a new process yields them.
+
+    Raises: ChildProcessError if the process ends before the work does.
+    """
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_send, args=(sender, work, arguments, options))
+    process.start()
+    sender.close()
+    try:
+        while True:
+            try:
+                yield receiver.recv()
+            except EOFError:
+                break
+    finally:
+        receiver.close()  # ends a child that has more items
+        process.join()
+    if process.exitcode:
+        raise ChildProcessError(f"its process ended with status {process.exitcode}")
+
+
+def _send(
+    sender: Connection,
+    work: Callable[..., Iterator[T]],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
+    with suppress(BrokenPipeError):  # the parent has stopped reading
+        for item in work(*arguments, **options):
+            sender.send(item)

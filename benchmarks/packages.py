@@ -1,15 +1,16 @@
-"""Losses of other packages, each called as its authors call it; Unavailable where it cannot run."""
+"""Losses of other packages, called as their authors call them. Unavailable if one cannot run."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .dense import normalized
 from .family import Loss, Unavailable
@@ -27,14 +28,22 @@ def _import(module: str, package: str) -> Any:
         raise Unavailable(f"cannot be imported: {error}") from error
 
 
-def open_clip(name: str, *, unit_rows: bool = False) -> Callable[[Batch], Loss]:
-    """ClipLoss or SigLipLoss; `unit_rows`: the features come normalized and are left alone.
+def open_clip(
+    name: str, *, unit_rows: bool = False, chunk_size: int | None = None
+) -> Callable[[Batch], Loss]:
+    """Make ClipLoss or SigLipLoss. With `unit_rows`, the features are normalized already.
 
-    ClipLoss gets no bias: it would change nothing but the time.
+    ClipLoss gets no bias, which would only change its time.
     """
 
     def make(batch: Batch) -> Loss:
-        loss = getattr(_import("open_clip.loss", "open_clip_torch"), name)()
+        module = getattr(_import("open_clip.loss", "open_clip_torch"), name)
+        if chunk_size is None:
+            loss = module()
+        elif "chunk_size" in inspect.signature(module).parameters:
+            loss = module(chunk_size=chunk_size)
+        else:
+            raise Unavailable("the installed open_clip has no chunk_size")
 
         def run(b: Batch) -> Tensor:
             features = (b.image_features, b.text_features) if unit_rows else normalized(b)
@@ -55,8 +64,32 @@ def has_open_clip() -> bool:
     return True
 
 
+def multiple_negatives_ranking(batch: Batch) -> Loss:
+    """Make sentence_transformers' loss, which is the CLIP loss of the rows alone.
+
+    Its cached form adds gradients to the parameters of a model and returns none for features.
+    """
+    losses = _import("sentence_transformers.losses", "sentence-transformers")
+
+    class Features(nn.Module):
+        """A model whose input is its output."""
+
+        def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"sentence_embedding": features["features"]}
+
+    ranking = losses.MultipleNegativesRankingLoss(Features(), scale=float(batch.logit_scale))
+
+    def loss(b: Batch) -> Tensor:
+        value: Tensor = ranking(
+            [{"features": b.image_features}, {"features": b.text_features}], None
+        )
+        return value
+
+    return loss
+
+
 def inf_cl(batch: Batch) -> Loss:
-    """`cal_inf_loss` is one direction of the loss.
+    """Make the CLIP loss of two calls of `cal_inf_loss`, one for each direction.
 
     The scale is multiplied in beforehand: as an argument, its gradient needs a process group.
     """
@@ -77,7 +110,7 @@ def inf_cl(batch: Batch) -> Loss:
 
 
 def linear_cross_entropy(batch: Batch) -> Loss:
-    """torch.nn.functional.linear_cross_entropy in chunks, one call for each direction."""
+    """Make the loss of two calls of torch.nn.functional.linear_cross_entropy, in chunks."""
     function = getattr(F, "linear_cross_entropy", None)
     if function is None:
         raise Unavailable("needs torch 2.13 or later")
@@ -85,7 +118,7 @@ def linear_cross_entropy(batch: Batch) -> Loss:
 
 
 def cut_cross_entropy(batch: Batch) -> Loss:
-    """Apple's linear_cross_entropy, one call for each direction."""
+    """Make the loss of two calls of Apple's linear_cross_entropy."""
     function = _import("cut_cross_entropy", "cut-cross-entropy").linear_cross_entropy
     return _both_directions(function, batch)
 
@@ -104,7 +137,7 @@ def _both_directions(cross_entropy: Callable[..., Tensor], batch: Batch) -> Loss
 
 
 def memeff(batch: Batch) -> Loss:
-    """With stable=False, because the default multiplies the gradient by a constant."""
+    """Make the loss with stable=False: the default multiplies the gradient by a constant."""
     module = _import("memeff", "memeff")
     temperature = 1 / float(batch.logit_scale.detach())
     loss = module.MemoryEfficientCLIPLoss(temperature=temperature, stable=False)

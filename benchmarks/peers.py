@@ -1,12 +1,13 @@
-"""The implementations that are measured beside each other, on a CPU and on a GPU.
+"""The implementations that are compared, on a CPU and on a GPU.
 
-Every peer is called with raw features and learnable scalars and normalizes for itself, as
-cyclip_ext does, unless its name says otherwise; what it does not compute is said in its note.
+Every peer gets raw features and learnable scalars and normalizes the features itself, as cyclip_ext
+does, unless its name says otherwise. Its note lists results that it does not compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ OURS_BF16 = "cyclip_ext, bf16 products"
 OURS_BF16_FEATURES = "cyclip_ext, bf16 features"
 COMPILED = "torch.compile"
 
-# N beyond which a CPU would take too long for what there is to learn.
+# N beyond which a CPU would take too long.
 LARGEST_BASELINE = 8192
 LARGEST_OTHERS = 4096
-LARGEST_UNIT_ROWS = 2048  # beyond it nobody sees the time that normalization takes
+LARGEST_UNIT_ROWS = 2048  # beyond it normalization takes a negligible share
 
 # ---------------------------------------------------------------- the truth, in float64
 
@@ -59,7 +60,7 @@ def _true_hinge(b: Batch) -> Tensor:
 
 # ---------------------------------------------------------------- cyclip_ext
 
-WithOptions = Callable[..., Make]  # options of a loss of cyclip_ext to what makes it
+WithOptions = Callable[..., Make]  # from options of a loss of cyclip_ext to its maker
 
 
 def _module(module: type[Any], backend: Backend) -> WithOptions:
@@ -74,7 +75,7 @@ def _module(module: type[Any], backend: Backend) -> WithOptions:
 
 
 def _function(function: Callable[..., Tensor]) -> WithOptions:
-    """A loss of the features alone."""
+    """Return the maker of a loss of the features alone."""
 
     def with_options(**options: Any) -> Make:
         return lambda batch: (
@@ -178,7 +179,7 @@ def _chunked(loss: Loss) -> Peer:
 
 
 def _of_open_clip(name: str, otherwise: Loss) -> tuple[str, Make]:
-    """open_clip's own where it can be imported, else the same written here, under another name."""
+    """Return open_clip's loss if it can be imported, else the same one written here."""
     if packages.has_open_clip():
         return f"open_clip.{name}", packages.open_clip(name)
     return "dense, as open_clip", _always(otherwise)
@@ -202,10 +203,29 @@ def _clip() -> Family:
         judged=False,
         largest=LARGEST_UNIT_ROWS,
     )
+    chunks = Peer(
+        "torch, linear_cross_entropy",
+        packages.linear_cross_entropy,
+        "two calls, chunked",
+        logit_bytes=0,
+        largest=LARGEST_OTHERS,
+    )
+    ranking = Peer(
+        "sentence_transformers",
+        packages.multiple_negatives_ranking,
+        "MultipleNegativesRankingLoss: rows only, no gradient of the scale",
+        judged=False,
+        largest=LARGEST_BASELINE,
+    )
+    chunks_of_bf16 = replace(
+        chunks, name=f"{chunks.name}, bf16 features", arithmetic="bf16 features"
+    )
     peers = (
         *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
+        *(chunks, ranking),
         *_in_float32(ours),
         *_dense_in_bf16(name, make),
+        chunks_of_bf16,
         *_in_bf16(ours),
     )
     return Family("clip", _true_clip, peers, products=(3, 4))
@@ -226,8 +246,15 @@ def _cyclip() -> Family:
 def _siglip() -> Family:
     name, make = _of_open_clip("SigLipLoss", dense.siglip)
     ours = _module(SigLIPLoss, "native")
+    chunks = Peer(
+        "open_clip.SigLipLoss, chunks",
+        packages.open_clip("SigLipLoss", chunk_size=dense.BLOCK_ROWS),
+        f"chunk_size={dense.BLOCK_ROWS}",
+        logit_bytes=0,
+        largest=LARGEST_BASELINE,
+    )
     peers = (
-        _baseline(name, make),
+        *(_baseline(name, make), chunks),
         *_in_float32(ours),
         *_dense_in_bf16(name, make),
         *_in_bf16(ours),
@@ -274,7 +301,7 @@ def _retrieval() -> tuple[Family, Family]:
 
 
 def gpu_families(backend: Backend) -> tuple[Family, ...]:
-    """cyclip_ext's losses with this backend, beside other packages'."""
+    """Return the families of a GPU, with cyclip_ext's losses on this backend."""
     no_scale = "computes no gradient of the scale"
     clip = (
         *_on_gpu(_module(CLIPLoss, backend), dense.clip),

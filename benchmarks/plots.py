@@ -1,4 +1,4 @@
-"""Pictures of a run of `loss`: time and memory against N, on two logarithmic axes."""
+"""Plots of a run of `loss`: time and memory against N, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from .peers import OURS, OURS_BF16, OURS_BF16_FEATURES, RECOMPUTE
 from .results import Results, exponent
 
-FITTED_FROM = 1024  # below it, calls cost more than work
+FITTED_FROM = 1024  # below it, the overhead of calls dominates
 COLORS = {OURS: "C3", RECOMPUTE: "C1", OURS_BF16: "C4", OURS_BF16_FEATURES: "C6"}
 OTHER_COLORS = ("black", "C0", "C2", "C5", "C7", "C8", "C9")
 
@@ -24,7 +24,7 @@ class Panel:
     label: str
 
 
-PICTURES = {
+PLOTS = {
     "benchmark_time": [
         Panel("Contrastive loss", "time", "clip", "median_ms", "time, ms"),
         Panel("CyCLIP", "time", "cyclip", "median_ms", "time, ms"),
@@ -38,19 +38,14 @@ PICTURES = {
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Writes the pictures and says which.
+    """Write the plots and yield their paths."""
+    import matplotlib
 
-    Raises: ImportError with the remedy where there is no matplotlib.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install ".[bench]"') from error
     matplotlib.use("Agg")
     # Text as text, and the same file from the same CSV.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cyclip_ext"})
     folder.mkdir(parents=True, exist_ok=True)
-    for name, panels in PICTURES.items():
+    for name, panels in PLOTS.items():
         path = folder / f"{name}.svg"
         _draw(results, panels, path)
         yield path

@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: a page and its pictures from the CSV that `loss` wrote.
+"""`python -m benchmarks report`: a page and its plots from the CSV that `loss` wrote.
 
 python -m benchmarks report [docs/benchmarks.csv] [--page docs/benchmarks.md]
 """
@@ -6,15 +6,20 @@ python -m benchmarks report [docs/benchmarks.csv] [--page docs/benchmarks.md]
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import criteria, plots
+from . import plots
 from .results import COLUMNS, ERROR_COLUMNS, Line, Results, number, read
 
 CSV = Path("docs/benchmarks.csv")
 PAGE = Path("docs/benchmarks.md")
+
+ROUNDING = {"float32": 2.0**-23, "bf16 products": 2.0**-23, "bf16 features": 2.0**-8}
+RESULTS = dict(zip(ERROR_COLUMNS, ("loss", "gradients", "scale's gradient"), strict=True))
 
 TITLES = {
     "clip": "Contrastive loss",
@@ -23,54 +28,56 @@ TITLES = {
     "cycle": "Cycle terms alone",
     "hinge": "Hinge margin",
     "ranks": "Retrieval ranks, both directions, no gradient",
-    "top-k": "The 10 most similar, no gradient",
+    "top-k": "The 10 most similar texts, no gradient",
 }
 
-TEXT = """# The losses on a CPU, beside their peers
+TEXT = """# The losses on a CPU, compared with other implementations
 
 Written by `python -m benchmarks report` from [{csv}]({csv}), which `python -m benchmarks loss`
-measured: d = {d}, forward and backward of one call (retrieval: forward), float32 unless a line says
-otherwise. One machine, one day; run it on yours:
+measured with d = {d}: forward and backward of one call (retrieval: forward), in float32 unless a
+line says otherwise. Every table names its processor and the instruction sets that were in use:
 
-{machine}
+{machines}
 
 How it was measured:
 
 - The peers of one family run in a process of their own. After a warm-up they take turns in every
-  round, each round beginning with another one. Figures are medians over {rounds} rounds; a ratio is
-  the median of the rounds' ratios to the first line of its table.
-- Every peer gets raw features and normalizes them, and delivers the gradients of the raw features
-  and of the scale. "unit rows" gets normalized ones and does nothing about their norms.
-- `recompute` is `memory_budget=0`: no logits are kept between forward and backward. By default they
-  are kept up to 256 MiB: up to N = 8,192 in float32.
-- "bf16 products" are made of float32 features: `precision="bf16"`, or autocast. "bf16 features"
-  come in bfloat16, and so do their gradients.
-- Extra memory is the peak of a process during one call beyond what it held before, features
-  included, less the gradients of the features, which everyone has to deliver. Every figure is that
-  of a process of its own. MB = 10^6 bytes.
-- The floor is the time of the matrix products that cannot be avoided, at the rate at which torch
-  multiplies 4096 x {d} x 4096 in the same process, the best of six right before and after. They
-  are 6 N^2 d flops where logits are kept, 8 N^2 d where they are recomputed, 2 N^2 d for the hinge
-  and for retrieval. Those of the cycle terms are not counted. The rates were {rate}.
-- Errors are against the formulas in float64 on the same numbers, root mean squares over seeds: of
-  the loss and of the features' gradients (by norms, the larger one) relative; of the gradients of
-  scale and bias relative to 1 where they are smaller than that.
+  round, and each round begins with another one. Times are medians over {rounds} rounds. A ratio is
+  the median over the rounds of the ratio to the first line of its table.
+- Every peer gets raw features, normalizes them, and returns the gradients of the raw features and
+  of the scale. "unit rows" gets normalized features. "sentence_transformers" is
+  `MultipleNegativesRankingLoss`, which has the rows' half of the loss and no gradient of the scale.
+- `recompute` is `memory_budget=0`: no logits are stored between forward and backward. By default
+  they are stored up to 256 MiB, which is N = 8,192 in float32.
+- "bf16 products" round float32 features (`precision="bf16"`, or autocast). "bf16 features" are
+  bfloat16 tensors, and so are their gradients.
+- Extra memory is the peak of a process during one call beyond its memory before the call, which
+  includes the features, minus the gradients of the features, which every peer must return. Every
+  figure is from a process of its own. MB = 10^6 bytes.
+- The floor is the time of the unavoidable matrix products at the rate at which torch multiplies
+  4096 x {d} x 4096 in the same process, the best of six right before and after. They are 6 N^2 d
+  flops if logits are stored, 8 N^2 d if they are recomputed, and 2 N^2 d for the hinge and for
+  retrieval. Products of the cycle terms are not counted. The rates were {rate}.
+- Errors are relative to the formulas in float64 on the same numbers, as root mean squares over
+  seeds. Those of the features' gradients are by norms, the larger one of both towers. Those of the
+  gradients of scale and bias are relative to 1 if the gradient is smaller than that.
 
-## What is asked for
-
-{criteria}
+Not measured: bfloat16 products on AMX tiles (Intel Xeon since 2023), which are tested against a
+model of the instruction, and all processors of other architectures. The dates above tell which
+version of the code was measured.
 
 ## Where cyclip_ext loses
 
-Every case in which it is slower or needs more memory than a peer of the same arithmetic or of
-float32, by however little, and every error beyond what is asked for.
+Every case in which it is slower or needs more memory than a peer in the same arithmetic or in
+float32, and every error beyond twice that of the dense peer in the same arithmetic and one rounding
+of the result.
 
 {losses}
 
 ## Time
 
-Median in ms, ± half the distance of the quartiles, and in brackets how many times faster than the
-first line.
+Median in ms, ± half the distance of the quartiles, and in brackets the speed relative to the first
+line.
 
 ![Time against N](images/benchmark_time.svg)
 
@@ -90,31 +97,41 @@ Extra memory in MB.
 
 ## Error
 
-Of the loss / of the features' gradients / of the scale's gradient, as far as there are such.
+Error of the loss / of the features' gradients / of the scale's gradient, as far as they exist.
 
 {errors}
 
-## What was not measured
+## Not measured
 
 {missing}
 """
 
 
 def page(results: Results, csv: str) -> str:
+    machines = list(_by_processor(results))
     return TEXT.format(
         csv=csv,
         d=results.lines[0]["d"],
-        machine=_machine(results.lines[0]),
+        machines="\n".join(f"- {_machine(one.lines[0])}" for _, one in machines),
         rounds=_rounds(results),
         rate=_rate(results),
-        criteria=criteria.table(results),
         losses=_losses(results),
-        time=_sections(results, "time", _time_cell),
-        shares=_sections(results, "time", _share_cell),
-        memory=_sections(results, "memory", _memory_cell),
-        errors=_errors(results),
+        time=_sections(machines, "time", _time_cell),
+        shares=_sections(machines, "time", _share_cell),
+        memory=_sections(machines, "memory", _memory_cell),
+        errors="\n\n".join(filter(None, (_errors(one, name) for name, one in machines))),
         missing=_missing(results),
     )
+
+
+def processor(line: Line) -> str:
+    """Return the processor and the instruction sets of a measurement."""
+    return f"{line['device']}, {line['isa']}"
+
+
+def _by_processor(results: Results) -> Iterator[tuple[str, Results]]:
+    for name in dict.fromkeys(map(processor, results.lines)):
+        yield name, Results([line for line in results.lines if processor(line) == name])
 
 
 def _machine(line: Line) -> str:
@@ -143,19 +160,22 @@ def _rate(results: Results) -> str:
 # ---------------------------------------------------------------- tables with a column for every N
 
 
-def _sections(results: Results, measure: str, cell: Callable[[Line], str]) -> str:
+def _sections(
+    machines: Sequence[tuple[str, Results]], measure: str, cell: Callable[[Line], str]
+) -> str:
     parts = []
     for family, title in TITLES.items():
-        rows = list(_grid(results, measure, family, cell))
-        if len(rows) > 2:
-            parts.append("\n".join([f"{title}:", "", *rows]))
+        for name, results in machines:
+            rows = list(_grid(results, measure, family, cell))
+            if len(rows) > 2:
+                parts.append("\n".join([f"{title} ({name}):", "", *rows]))
     return "\n\n".join(parts)
 
 
 def _grid(
     results: Results, measure: str, family: str, cell: Callable[[Line], str]
 ) -> Iterator[str]:
-    """The peers that have something to show."""
+    """Yield a table of the peers that have a value."""
     sizes = results.sizes(measure, family)
     yield "| N | " + " | ".join(f"{n:,}" for n in sizes) + " |"
     yield "| --- |" + " ---: |" * len(sizes)
@@ -187,7 +207,7 @@ def _memory_cell(line: Line) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three of them."""
+    """Format with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -214,6 +234,7 @@ def _worse(results: Results, measure: str, column: str, unit: str) -> Iterator[s
             continue
         for other in results.select(measure, ours["family"]):
             beside = other["N"] == ours["N"] and other["ours"] == "no"
+            beside = beside and processor(other) == processor(ours)
             fair = other["arithmetic"] in (ours["arithmetic"], "float32")
             better = number(other, column)
             if beside and fair and better is not None and better < value:
@@ -223,7 +244,7 @@ def _worse(results: Results, measure: str, column: str, unit: str) -> Iterator[s
 
 
 def _less_exact(results: Results) -> Iterator[str]:
-    for error in criteria.errors(results):
+    for error in errors(results):
         if error.excess > 1:
             where = f"{error.of}, {error.input}, s = {error.scale}"
             yield (
@@ -232,7 +253,54 @@ def _less_exact(results: Results) -> Iterator[str]:
             )
 
 
-def _errors(results: Results) -> str:
+@dataclass(frozen=True)
+class Error:
+    """An error of cyclip_ext and that of the dense peer in the same arithmetic."""
+
+    family: str
+    peer: str
+    input: str
+    scale: str
+    of: str  # one of RESULTS
+    ours: float
+    dense: float
+    rounding: float  # of the result to its dtype
+
+    @property
+    def excess(self) -> float:
+        """The error relative to the bound, which is twice the dense error and one rounding."""
+        if math.isnan(self.ours):
+            return math.inf
+        if math.isnan(self.dense):
+            return 0.0
+        return self.ours / (2 * self.dense + self.rounding)
+
+
+def errors(results: Results) -> Iterator[Error]:
+    """Yield the errors of cyclip_ext that have a dense counterpart."""
+    lines = [line for line in results.lines if line["measure"] == "error"]
+    for line in lines:
+        if line["ours"] != "yes":
+            continue
+        keys = ("family", "arithmetic", "input", "scale", "device", "isa")
+        beside = next(
+            (
+                other
+                for other in lines
+                if other["ours"] == "no" and all(other[key] == line[key] for key in keys)
+            ),
+            None,
+        )
+        for column in ERROR_COLUMNS:
+            ours = number(line, column)
+            dense = None if beside is None else number(beside, column)
+            if ours is not None and dense is not None:
+                where = line["family"], line["peer"], line["input"], line["scale"]
+                rounding = ROUNDING[line["arithmetic"] if column == "grad_error" else "float32"]
+                yield Error(*where, RESULTS[column], ours, dense, rounding)
+
+
+def _errors(results: Results, name: str) -> str:
     lines = [line for line in results.lines if line["measure"] == "error"]
     parts = []
     for family, title in TITLES.items():
@@ -251,7 +319,7 @@ def _errors(results: Results) -> str:
             }
             cells = [_error_cell(by_case[case]) for case in cases]
             rows.append(f"| {peer} | " + " | ".join(cells) + " |")
-        parts.append("\n".join([f"{title}, N = {n}:", "", *rows]))
+        parts.append("\n".join([f"{title}, N = {n} ({name}):", "", *rows]))
     return "\n\n".join(parts)
 
 
@@ -265,7 +333,7 @@ def _missing(results: Results) -> str:
         if line["status"] != "ok":
             missing.setdefault((line["family"], line["peer"], line["status"]), []).append(line["N"])
     if not missing:
-        return "Nothing was left out."
+        return "Nothing was skipped."
     return "\n".join(
         f"- {TITLES[family]}, {peer}, N = {', '.join(dict.fromkeys(sizes))}: {status}"
         for (family, peer, status), sizes in missing.items()
@@ -274,7 +342,7 @@ def _missing(results: Results) -> str:
 
 def write_page(csv: Path, target: Path) -> None:
     results = Results(read(csv))
-    list(plots.draw(results, target.parent / "images"))
+    list(plots.draw(next(iter(_by_processor(results)))[1], target.parent / "images"))
     target.write_text(page(results, csv.name), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Lines of a CSV: writing them, those that `loss` measures, and questions about them."""
+"""The CSV of `loss`: writing, reading and selecting its lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(path: Path) -> list[Line]:
 
 
 def written(lines: Iterable[L], columns: Sequence[str], path: Path) -> Iterator[L]:
-    """Passes each line on once it is in the file, so that nothing is lost."""
+    """Yield each line once it is in the file, so that an interrupted run loses none."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -38,7 +38,7 @@ def written(lines: Iterable[L], columns: Sequence[str], path: Path) -> Iterator[
 
 
 class Results:
-    """Lines of one run."""
+    """Lines of one or several runs."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = lines
@@ -53,26 +53,18 @@ class Results:
         ]
 
     def peers(self, measure: str, family: str) -> list[str]:
-        """In the order of their lines."""
+        """Return the peers in the order of their lines."""
         return list(dict.fromkeys(line["peer"] for line in self.select(measure, family)))
 
     def sizes(self, measure: str, family: str) -> list[int]:
         return sorted({int(line["N"]) for line in self.select(measure, family)})
 
-    def value(self, measure: str, family: str, peer: str, n: int, column: str) -> float | None:
-        for line in self.select(measure, family, peer):
-            if int(line["N"]) == n:
-                return number(line, column)
-        return None
-
-    def curve(
-        self, measure: str, family: str, peer: str, column: str, least: int = 0
-    ) -> list[tuple[int, float]]:
-        """(N, value) of what was measured, from N = `least` on, by N."""
+    def curve(self, measure: str, family: str, peer: str, column: str) -> list[tuple[int, float]]:
+        """Return the measured pairs (N, value), sorted by N."""
         points = [
             (int(line["N"]), value)
             for line in self.select(measure, family, peer)
-            if int(line["N"]) >= least and (value := number(line, column)) is not None
+            if (value := number(line, column)) is not None
         ]
         return sorted(points)
 
@@ -82,7 +74,7 @@ def number(line: Line, column: str) -> float | None:
 
 
 def exponent(curve: Sequence[tuple[int, float]]) -> float | None:
-    """p of value ~ N^p by least squares of the logarithms; None for less than three points."""
+    """Return p of value ~ N^p by least squares of the logarithms; it takes three points."""
     positive = [(math.log(n), math.log(value)) for n, value in curve if value > 0]
     if len(positive) < 3:
         return None

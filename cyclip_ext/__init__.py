@@ -11,14 +11,11 @@
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: what is installed and usable |
 | `data`, `models`, `training` | the pretraining loop |
-| `evaluation`, `analysis` | what a model can do, what its embeddings look like; for any model |
-| `studies` | many trainings, compared over seeds |
-
-Helpers of these: `checks` (of embeddings), `drawing` (colours).
+| `evaluation` | what a model can do, what its embeddings look like; for any model |
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
-Dependencies point one way: ops <- functional <- losses <- training <- studies, and analysis <-
-evaluation <- training; evaluation never imports training.
+Dependencies point one way: ops <- functional <- losses <- training, and data, models <- evaluation
+<- training; evaluation never imports training.
 """
 
 from .functional import (

@@ -27,7 +27,7 @@ that the loss is that of the rounded features, and dL/dS to bfloat16 in the prod
 pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
 products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
 do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
-and -1 for their indices, as without negatives, which is faster on a GPU.
+and -1 for their indices, as without negatives, which is faster.
 
 What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
 """

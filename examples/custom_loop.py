@@ -13,7 +13,7 @@ criterion = CyCLIPLoss(in_modal=0.25, cross_modal=0.25)
 images, texts = torch.randn(256, 32), torch.randn(256, 24)
 
 for step in range(100):
-    loss = criterion(image_tower(images), text_tower(texts), log_scale.exp())  # not normalized
+    loss = criterion(image_tower(images), text_tower(texts), log_scale.exp())  # raw features
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

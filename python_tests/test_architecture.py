@@ -11,19 +11,19 @@ import cyclip_ext
 
 PACKAGE = Path(cyclip_ext.__file__).parent
 
-# Subpackages, and the subpackages that they may import. Modules beside them may import `distributed`.
+# Subpackages and the subpackages that they may import. Modules beside them may use `distributed`.
 MAY_IMPORT = {
     "distributed": set(),
     "grad_cache": {"models"},  # running statistics live beside batch norm
     "data": set(),
     "models": set(),
     "evaluation": {"data", "models"},
-    "training": {"data", "models", "evaluation", "distributed"},
+    "training": {"data", "models", "evaluation", "distributed", "grad_cache"},
 }
 
 
 def modules() -> dict[str, ast.Module]:
-    """All modules of the package by their dotted name below it."""
+    """Return all modules of the package by their dotted names below it."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -33,7 +33,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[tuple[str, str | None]]:
-    """(module, imported name) of every import from within the package that runs at import time."""
+    """Yield (module, imported name) of every import from the package that runs at import time."""
     is_package = (PACKAGE / name.replace(".", "/")).is_dir()
     for node in _executed(tree):
         if not isinstance(node, ast.ImportFrom) or not node.level:

@@ -1,4 +1,4 @@
-"""The benchmarks still measure: tiny batches through the runner, the CSV and the page."""
+"""Tests of the benchmarks: tiny batches through the runner, the CSV and the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Import a module of the benchmarks, which are not installed: last on the path."""
+    """Return a function that imports a module of the benchmarks, which are not installed."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
     def load(name: str) -> ModuleType:
@@ -29,7 +29,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @needs_native
 @pytest.mark.parametrize("family", ["clip", "cyclip", "cycle", "siglip", "hinge", "ranks", "top-k"])
 def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    """Every peer accepts its arguments, and the page shows failures."""
+    """Every peer can be called, and no page hides a failure."""
     loss, results, report = (benchmark(name) for name in ("loss", "results", "report"))
     measure = benchmark("measure")
     plan = dataclasses.replace(
@@ -48,9 +48,11 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
     assert all(float(error) < 1e-2 for error in errors if error)
 
     path = tmp_path / "results.csv"
-    list(results.written(lines, loss.COLUMNS, path))
+    machine = {"device": "a processor", "isa": "a set"}
+    list(results.written((line | machine for line in lines), [*loss.COLUMNS, *machine], path))
     page = report.page(results.Results(results.read(path)), str(path))
     assert "## Where cyclip_ext loses" in page
+    assert "(a processor, a set):" in page
 
 
 @needs_native
@@ -61,7 +63,7 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
 def test_grad_cache(
     variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
 ) -> None:
-    """The table shows the gradients of the ways that it compares."""
+    """Both gradients match the whole batch's, but accumulation scales that of the temperature."""
     pytest.importorskip("open_clip", exc_type=Exception)
     (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
     assert figures.error < 1e-5

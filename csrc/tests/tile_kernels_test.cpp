@@ -125,11 +125,11 @@ struct SoftmaxResult {
   std::vector<double> positive;
   Statistics<T> rows, cols;
 
-  SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem)
+  SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem, bool needs_hardest = true)
       : positive(problem.shape.rows, 0), rows(problem.shape.rows), cols(problem.pitch) {
     std::vector<T> scratch(2 * problem.pitch);
-    kernels.softmax_forward(
-        {problem.tile(), base2_scale<T>(), rows.view(), cols.view(), positive.data(), scratch.data()});
+    kernels.softmax_forward({problem.tile(), base2_scale<T>(), rows.view(), cols.view(), positive.data(),
+                             scratch.data(), needs_hardest});
   }
 };
 
@@ -158,6 +158,16 @@ void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& probl
   };
   expect(result.rows, row_lines, " row");
   expect(result.cols, col_lines, " column");
+
+  const SoftmaxResult<T> sums(kernels, problem, /*needs_hardest=*/false);
+  for (int64_t row = 0; row < rows; ++row) {
+    check_close(sums.rows.sum[row], result.rows.sum[row], 0, name + " row sum without hardest");
+    check_close(sums.rows.index[row], -1, 0, name + " row index without hardest");
+  }
+  for (int64_t col = 0; col < cols; ++col) {
+    check_close(sums.cols.sum[col], result.cols.sum[col], 0, name + " column sum without hardest");
+    check_close(sums.cols.index[col], -1, 0, name + " column index without hardest");
+  }
 }
 
 template <typename T>

@@ -37,16 +37,7 @@ from .dataset import (
 )
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader
-from .open import (
-    BUILTIN,
-    NAMED,
-    ReadOptions,
-    load_builtin,
-    load_named,
-    open_dataset,
-    open_pairs,
-    resolved,
-)
+from .open import BUILTIN, ReadOptions, load_builtin, open_dataset, resolved
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment, as_input, file_transform, render
@@ -54,7 +45,6 @@ from .workers import WorkerDied
 
 __all__ = [
     "BUILTIN",
-    "NAMED",
     "Augment",
     "BadRecord",
     "Batch",
@@ -76,10 +66,8 @@ __all__ = [
     "file_transform",
     "load_builtin",
     "load_emoji",
-    "load_named",
     "load_shapes",
     "open_dataset",
-    "open_pairs",
     "render",
     "require_usable",
     "resolved",

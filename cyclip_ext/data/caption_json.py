@@ -15,7 +15,9 @@ from .skips import MissingData
 from .tables import LOOKED_AT, PairWriter, TableDataset, find_image_folder
 
 
-def read_caption_json(path: Path, images: Path | None, split: str | None) -> TableDataset:
+def read_caption_json(
+    path: Path, images: Path | None, split: str | None, default_split: str = "train"
+) -> TableDataset:
     """Open the images of a captions file, each with all captions that name it.
 
     path: COCO's {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"},
@@ -33,11 +35,12 @@ def read_caption_json(path: Path, images: Path | None, split: str | None) -> Tab
     content = _content(path)
     pairs = PairWriter(None)
     if "annotations" in content:
+        if split is not None:
+            raise ValueError(f"{path} is COCO's and has no splits: split (--split) does not apply")
         name = str(path)
         _add_coco(path, content, pairs)
     else:
-        if split is None:
-            raise ValueError(f"{path} has splits: name one of {_counted(content)} (split)")
+        split = split or default_split
         found = _add_karpathy(path, content, pairs, split)
         name = f"{path} ({split}, {found:,} of {len(content['images']):,} images)"
     if not len(pairs):
@@ -53,11 +56,6 @@ def read_caption_json(path: Path, images: Path | None, split: str | None) -> Tab
             )
     dataset.folder = images
     return dataset
-
-
-def has_splits(path: Path) -> bool:
-    """Return whether a captions file is Karpathy's."""
-    return "annotations" not in _content(path)
 
 
 def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:

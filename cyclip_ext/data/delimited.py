@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class TextFile:
-    """Lines of a UTF-8 file that end in LF, CR LF, or CR if there is no LF in it.
+    """Lines of a UTF-8 file that end in LF or CR LF, or also in CR if its first line does.
 
     Bytes that are not UTF-8 become surrogates, which `is_text` finds. Raises
     NotRegularFileError for a FIFO or a device, and ValueError if the file is not text.
@@ -55,17 +55,18 @@ class TextFile:
         for mark, encoding in _WIDE.items():
             if start.startswith(mark):
                 raise ValueError(f"{path} is {encoding}: save it as UTF-8")
-        self._mac = b"\r" in start and not self._contains_lf()
+        self._mac = b"\r" in start.partition(b"\n")[0].rstrip(b"\r")
         first = re.split(rb"[\r\n]", start, maxsplit=1)[0]
         if len(first) == _MOST_FIRST_LINE:
             raise ValueError(f"{path} is not a table: its first line is longer than 1 MiB")
         if b"\0" in first:
             raise ValueError(f"{path} is not a UTF-8 text: there are NUL bytes in its first line")
 
-    def _contains_lf(self) -> bool:
+    def contains(self, byte: bytes) -> bool:
+        """Return whether a byte occurs anywhere in the file."""
         with self.path.open("rb") as file:
             while block := file.read(_CHUNK):
-                if b"\n" in block:
+                if byte in block:
                     return True
         return False
 
@@ -86,14 +87,14 @@ class TextFile:
                 return
             rest = b""
             while block := file.read(_CHUNK):
-                *lines, rest = (rest + block).split(b"\r")
-                yield from lines
+                *lines, rest = (rest + block).replace(b"\n", b"\r").split(b"\r")
+                yield from lines  # CR LF is one more blank line
             if rest:
                 yield rest
 
     def first_line(self) -> str:
-        """Return the first line, "" if there is none."""
-        return next(iter(self), "")
+        """Return the first line that is not blank, "" if there is none."""
+        return next(filter(str.strip, self), "")
 
 
 @dataclass
@@ -169,7 +170,7 @@ class DelimitedRows:
             raise ValueError(
                 f"csv_quoting (--csv-quoting) must be one of {', '.join(QUOTING)}, got {quoting!r}"
             )
-        if quoting == "none":
+        if quoting == "none" or not self._file.contains(b'"'):
             return Quoting(False)
         doubt = Quoting(True)
         if quoting == "quoted":
@@ -202,8 +203,14 @@ class DelimitedRows:
     def _lines(self) -> Iterator[tuple[int, str]]:
         lines = enumerate(self._file, 1)
         if self._header:
-            next(lines, None)
-        return lines
+            next((line for _, line in lines if line.strip()), None)
+        for number, line in lines:
+            if "\r" in line:  # rows of another system, appended
+                parts = list(filter(str.strip, line.split("\r")))
+                if all(map(self._is_row, parts)):
+                    yield from ((number, part) for part in parts)
+                    continue
+            yield number, line
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():
@@ -230,40 +237,52 @@ class DelimitedRows:
             if following is None:
                 return
             number, line = following
-            if '"' not in line:
-                fields: list[str] | bool | None = line.split(self._separator)
-                lines = [line]
-            else:
-                fields = _split(line, self._separator)
-                lines = [line]
-                while fields is OPEN:
-                    following = again.popleft() if again else next(source, None)
-                    if following is not None:
-                        lines.append(following[1])
-                    if following is None or self._ends_field(lines):
-                        again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
-                        fields, lines = None, lines[:1]
-                    elif '"' in lines[-1]:
-                        fields = _split("\n".join(lines), self._separator)
+            fields, lines = self._row(line, again, source)
             if not isinstance(fields, list):
-                yield Row(number, lines, MISPLACED_QUOTE), lines
+                again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
+                yield Row(number, lines[:1], MISPLACED_QUOTE), lines[:1]
             elif any(map(str.strip, fields)):
                 yield Row(number, fields, _reason(fields, self._columns)), lines
 
+    def _row(
+        self, line: str, again: deque[tuple[int, str]], source: Iterator[tuple[int, str]]
+    ) -> tuple[list[str] | bool | None, list[str]]:
+        """Return the fields of the row that begins in a line, and all lines read for it."""
+        if '"' not in line:
+            return line.split(self._separator), [line]
+        fields, lines = _split(line, self._separator), [line]
+        while fields is OPEN:
+            following = again.popleft() if again else next(source, None)
+            if following is None:
+                return None, lines
+            lines.append(following[1])
+            if self._ends_field(lines):
+                return None, lines
+            if '"' in following[1]:
+                fields = _split("\n".join(lines), self._separator)
+        if len(lines) > 1 and isinstance(fields, list):
+            rows = len(lines) > 2 and all(map(self._is_row, lines[1:]))
+            if rows or _reason(fields, self._columns):
+                return None, lines
+        return fields, lines
+
+    def _is_row(self, line: str) -> bool:
+        return len(line.split(self._separator)) == self._columns
+
     def _ends_field(self, lines: list[str]) -> bool:
         """Whether the last line cannot be inside the quoted field that was opened in the first."""
-        if len(lines) > _MOST_LINES:
-            return True
+        if len(lines) > _MOST_LINES or (self._separator != "," and self._is_row(lines[-1])):
+            return True  # text has commas, but hardly tabs
         own, other = (line.split(self._separator) for line in (lines[0], lines[-1]))
         if len(other) < 2:
             return False
         for index in {self._image, self._image - self._columns}:
             if -len(other) <= index < len(other):
-                cell = other[index].strip()
+                cell = other[index].strip().strip('"')
                 if os.path.splitext(cell)[1].lower() in IMAGE_SUFFIXES:
                     return True
-                known = own[index].strip() if -len(own) <= index < len(own) else ""
-                if cell and '"' not in cell and _shape(cell) == _shape(known):
+                known = own[index].strip().strip('"') if -len(own) <= index < len(own) else ""
+                if cell and _shape(cell) == _shape(known):
                     return True
         return False
 

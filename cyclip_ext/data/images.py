@@ -26,7 +26,11 @@ MAX_PIXELS = 2**26
 MAX_BYTES = 2**29  # such an image in 16-bit RGB, uncompressed
 
 # Suffixes of names; the format is decided by a file's first bytes.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+# Those of formats that cannot be decoded are among them, so that such files are counted.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    + (".avif", ".heic", ".heif")
+)
 
 _EXIF_ORIENTATION = 0x0112
 

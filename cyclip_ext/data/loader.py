@@ -119,14 +119,14 @@ class Loader:
         self.world_size = world_size
         self.skipped = SkipReport()
         self.shortened = 0
-        texts = _Texts(seed, views, tokenize)
+        views_of = _Views(seed, views, tokenize)
         read: Callable[[_Step], Batch]
         if isinstance(dataset, InMemoryDataset):
             if workers:
                 raise ValueError(f"workers must be 0 for {dataset.name}, held in memory")
-            read = _MemoryReader(dataset, image_size, augment or _STILL, texts)
+            read = _MemoryReader(dataset, image_size, augment or _STILL, views_of)
         elif augment is None:
-            read = _FileReader(dataset, image_size, texts)
+            read = _FileReader(dataset, image_size, views_of)
         else:
             raise ValueError(f"augment must be None for files ({dataset.name}): they are cropped")
         self._workers = Workers(read, workers, pin_memory=pin_memory)
@@ -189,20 +189,20 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Chooses and tokenizes the captions of a batch, all first views before all second ones."""
+class _Views:
+    """The texts and random numbers of a batch's views, all first ones before all second ones."""
 
     seed: int
-    views: int
+    count: int
     tokenize: Tokenize | None
 
-    def __call__(
+    def texts(
         self, captions: list[tuple[str, ...]], step: _Step
     ) -> tuple[list[str], Tensor | None, int]:
         """Return texts, tokens, and the number of texts that were cut."""
         owners = list(zip(captions, step.indices.tolist(), strict=True))
         chosen = [choose_caption(own, self.seed, step.epoch, i) for own, i in owners]
-        if self.views == 2:
+        if self.count == 2:
             chosen += [other_caption(own, self.seed, step.epoch, i) for own, i in owners]
         texts = [shorten(text) for text in chosen]
         tokens = self.tokenize(texts) if self.tokenize is not None and texts else None
@@ -211,26 +211,26 @@ class _Texts:
     def draws(self, step: _Step, count: int) -> list[Tensor]:
         """Return float32 [b, count] in [0, 1) for each view."""
         indices = torch.from_numpy(step.indices)
-        streams = _VIEW_STREAM[: self.views]
+        streams = _VIEW_STREAM[: self.count]
         return [uniforms(self.seed ^ stream, step.epoch, indices, count) for stream in streams]
 
 
 @dataclass(frozen=True)
 class _MemoryReader:
-    """Makes a batch of an in-memory dataset, augmented as whole tensors."""
+    """A function that makes batches of an in-memory dataset, augmented as whole tensors."""
 
     dataset: InMemoryDataset
     image_size: int
     augment: Augment
-    texts: _Texts
+    views: _Views
 
     def __call__(self, step: _Step) -> Batch:
         indices = torch.from_numpy(step.indices)
         images = [
             self.augment(self.dataset.images[indices], self.image_size, draws)
-            for draws in self.texts.draws(step, Augment.DRAWS)
+            for draws in self.views.draws(step, Augment.DRAWS)
         ]
-        texts, tokens, shortened = self.texts(
+        texts, tokens, shortened = self.views.texts(
             [self.dataset.captions[i] for i in step.indices], step
         )
         joined = images[0] if len(images) == 1 else torch.cat(images)
@@ -239,16 +239,16 @@ class _MemoryReader:
 
 @dataclass(frozen=True)
 class _FileReader:
-    """Makes a batch of a dataset on disk: decodes and crops, and draws no random numbers."""
+    """A function that makes batches of a dataset on disk: it decodes, crops and tokenizes."""
 
     dataset: ImageDataset
     image_size: int
-    texts: _Texts
+    views: _Views
 
     def __call__(self, step: _Step) -> Batch:
-        size, views = self.image_size, self.texts.views
+        size, views = self.image_size, self.views.count
         pixels = np.empty((views, len(step.indices), 3, size, size), dtype=np.uint8)
-        draws = [view.tolist() for view in self.texts.draws(step, CROP_DRAWS)]
+        draws = [view.tolist() for view in self.views.draws(step, CROP_DRAWS)]
         side = math.ceil(_DECODE_MARGIN * size / CROP_SIDE)
         captions: list[tuple[str, ...]] = []
         good: list[int] = []
@@ -270,7 +270,7 @@ class _FileReader:
             captions.append(sample.captions)
             good.append(row)
         used = replace(step, indices=step.indices[good])
-        texts, tokens, shortened = self.texts(captions, used)
+        texts, tokens, shortened = self.views.texts(captions, used)
         images = torch.from_numpy(pixels[:, : len(good)].reshape(-1, 3, size, size))
         indices = torch.from_numpy(used.indices)
         return Batch(images, texts, indices, tokens, tuple(skipped), shortened)

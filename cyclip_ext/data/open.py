@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from .caption_json import read_caption_json
 from .dataset import DatasetSplits, FileDataset, ImageDataset
 from .debian import load_debian
 from .emoji import emoji_available, load_emoji
-from .folders import FolderDataset, has_images
+from .folders import FolderDataset, has_images, is_image
 from .google_tsv import is_google_tsv, read_google_tsv
 from .manifest import apply_manifest
 from .parquet import read_parquet
@@ -115,6 +115,10 @@ def open_dataset(spec: str, options: ReadOptions | None = None) -> ImageDataset:
     """
     options = options or ReadOptions()
     dataset = _open(spec, options)
+    if not len(dataset):
+        raise ValueError(
+            f"{dataset.name} has no record that can be used; {dataset.skipped}. {_ACCEPTED}"
+        )
     return dataset if options.manifest is None else apply_manifest(dataset, Path(options.manifest))
 
 
@@ -124,7 +128,7 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
     shards = _files(spec, ".tar")
     if shards:
         options.refuse_except(spec, "tar shards")
-        return TarDataset(shards)
+        return _open_shards(spec, shards)
     tables = _files(spec, ".parquet")
     if tables:
         options.refuse_except(spec, "parquet", "images", "csv_img_key", "csv_caption_key")
@@ -141,7 +145,7 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
         raise FileNotFoundError(f"{spec} does not exist; {_ACCEPTED}")
     if path.suffix.lower() == ".json":
         options.refuse_except(spec, "a caption file", "images", "split")
-        return read_caption_json(path, images, options.split or "train")
+        return read_caption_json(path, images, options.split)
     if path.suffix.lower() not in _TEXT_TABLES:
         raise ValueError(f"{spec} is not of a known format; {_ACCEPTED}")
     if is_google_tsv(path):
@@ -173,19 +177,41 @@ def open_table(path: Path, options: ReadOptions, *, labels: bool = False) -> Tab
 
 
 def _open_folder(folder: Path) -> FolderDataset:
-    packed = next((name for s in _PACKED for name in sorted(folder.glob(f"*{s}"))), None)
-    if packed is not None:
-        raise _compressed(packed)
-    pairs = FolderDataset(folder)
-    if len(pairs):
-        return pairs
+    dataset = FolderDataset(folder)
+    if len(dataset):
+        return dataset
+    inside = next(iter(sorted(folder.glob("*/*.tar"))), None)
+    if inside is not None:
+        raise ValueError(
+            f"the .tar files in {folder} are in subfolders ({inside.relative_to(folder)}): name "
+            f"them by a pattern, '{folder}/*/*.tar'"
+        )
     if not has_images(folder):
         raise ValueError(f"{folder} is a folder without .tar files and without images; {_ACCEPTED}")
     raise ValueError(
         f"no image in {folder} has a caption, a .txt or .json of the same name beside it. If its "
-        "subfolders are named after classes: a class name is no caption; write a CSV with the "
+        "subfolders are named after classes: a class name is not a caption; write a CSV with the "
         f"columns image,caption instead. {_ACCEPTED}"
     )
+
+
+def _open_shards(spec: str, shards: list[Path]) -> TarDataset:
+    if len({shard.resolve() for shard in shards}) < len(shards):
+        raise ValueError(f"{spec} names a shard twice")
+    dataset = TarDataset(shards)
+    folder = Path(spec)
+    if not folder.is_dir():
+        return dataset
+    inside = next(iter(sorted(folder.glob("*/*.tar"))), None)
+    if inside is not None:
+        raise ValueError(
+            f"{folder} has .tar files, and others in subfolders ({inside.relative_to(folder)}): "
+            f"name those to read by a pattern, '{folder}/*.tar' or '{folder}/*/*.tar'"
+        )
+    beside = sorted(name for name in os.listdir(folder) if is_image(name) and name[0] != ".")
+    if beside:
+        dataset.skipped.add("image beside shards", str(folder / beside[0]), len(beside))
+    return dataset
 
 
 def _compressed(path: str | Path) -> ValueError:
@@ -221,6 +247,9 @@ def _files(spec: str, suffix: str) -> list[Path]:
     # An existing path is taken by its name, even if it has braces or brackets.
     for name in [spec] if Path(spec).exists() else expand_braces(spec):
         if Path(name).is_dir():
+            packed = [p for s in _PACKED for p in sorted(Path(name).glob(f"*{s}"))]
+            if packed:
+                raise _compressed(packed[0])
             inside = [p for p in sorted(Path(name).glob(f"*{suffix}")) if p.name[0] != "."]
             _warn_of_gaps(Path(name), inside)
             found.extend(inside)
@@ -244,19 +273,3 @@ def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
             f"last number are missing (e.g. number {missing[0]})",
             stacklevel=4,
         )
-
-
-# Former names, until their callers have moved.
-NAMED, load_named = BUILTIN, load_builtin
-
-
-def open_pairs(path: str, **options: Any) -> ImageDataset:
-    """Call open_dataset with the options under their former names."""
-    names = {
-        "separator": "csv_separator",
-        "image_key": "csv_img_key",
-        "caption_key": "csv_caption_key",
-    }
-    if not options.get("first_row"):
-        options.pop("first_row", None)
-    return open_dataset(path, ReadOptions(**{names.get(k, k): v for k, v in options.items()}))

@@ -115,7 +115,7 @@ class PairWriter:
         name = os.path.normpath(image).encode("utf-8", "surrogateescape")
         for caption in captions if self._captioned else ("",):
             self._images.append(name)
-            self._hashes.append(hash(name))
+            self._hashes.append(_hash(name))
             if self._captioned:
                 self._captions.append(caption.encode())
             if label is not None:
@@ -282,10 +282,11 @@ def _texts(
         label = _column(path, header, label_name, label_key, LABEL_KEYS)
     wanted = caption_key is not None or not labels
     captions: list[int] = []
-    if wanted or (label_key is None and _known(header, CAPTION_KEYS)):
-        captions.append(_column(path, header, caption_name, caption_key, CAPTION_KEYS))
     if caption_key is None and (wanted or label_key is None):
         captions += [i for i, name in enumerate(header) if _NUMBERED.fullmatch(name.casefold())]
+    known = caption_key is not None or (label_key is None and _known(header, CAPTION_KEYS))
+    if known or (wanted and not captions):
+        captions.insert(0, _column(path, header, caption_name, caption_key, CAPTION_KEYS))
     if labels and captions and label is not None and None in (caption_key, label_key):
         raise ValueError(
             f"{path} has labels and captions (columns {header}): name the column to evaluate with "
@@ -334,7 +335,7 @@ def _add(pairs: PairWriter, path: Path, layout: _Layout, row: Row) -> None:
     if row.reason:
         return skip(row.reason)
     fields = row.fields
-    image = fields[layout.image].strip()
+    image = fields[layout.image].strip().removeprefix("\ufeff")  # of a file that was appended
     texts = [clean_caption(fields[i]) for i in layout.captions]
     label = None if layout.label is None else clean_caption(fields[layout.label])
     if not image:
@@ -392,7 +393,7 @@ def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
         if not different:
             break
         for row in different:  # a collision of hashes
-            hashes[row] = hash((int(hashes[row]), images.bytes(row)))
+            hashes[row] = _hash(images.bytes(row), int(hashes[row]) + 1)
     number = np.empty(len(first), dtype=np.int64)
     number[np.argsort(first, kind="stable")] = np.arange(len(first))
     group = number[group]
@@ -400,6 +401,11 @@ def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
     starts = np.zeros(len(first) + 1, dtype=np.int64)
     np.cumsum(np.bincount(group), out=starts[1:])
     return starts, rows
+
+
+def _hash(name: bytes, salt: int = 0) -> int:
+    """Return 64 bits; the same in this process only."""
+    return hash((salt, name)) if salt else hash(name)
 
 
 def _label_of_records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -46,7 +47,6 @@ _IMAGE = "image"
 _KINDS = dict.fromkeys(IMAGE_SUFFIXES, _IMAGE) | {s: s for s in (*CAPTION_SUFFIXES, LABEL_SUFFIX)}
 
 Rows = npt.NDArray[Any]
-_Found = dict[str, list[Member]]  # by kind: _IMAGE, or the suffix of a text
 
 
 def tar_index(shards: Sequence[Path]) -> Columns:
@@ -178,7 +178,8 @@ class _Samples:
     - A name with more dots belongs to the sample of its key, and is not its image or caption. But
       if an image and a caption agree in all but the last suffix, they are a sample of their own:
       there are full stops in its key.
-    - A key that occurs again after its sample is complete begins another sample.
+    - Members whose suffixes repeat in the same order (.jpg .txt .jpg .txt) are several samples of
+      one key. If they repeat in another order, it is not known which belong together.
     - An image and a caption of one key that do not follow each other are a sample, too.
     """
 
@@ -188,16 +189,15 @@ class _Samples:
         self._part = part
         self._descriptor = descriptor
         self._key = ""
-        self._again = False  # the key occurred before, with a complete sample
-        self._members: _Found = {}
-        self._dotted: dict[str, _Found] = {}  # by what is between the dots
+        self._members: list[tuple[str, Member]] = []  # with their kinds
+        self._dotted: dict[str, list[tuple[str, Member]]] = {}  # by what is between the dots
         self._suffixes: list[str] = []
         # Parts of samples whose others may follow later, by key; with their names for messages.
-        self._lone: dict[str, tuple[str, _Found]] = {}
+        self._lone: dict[str, tuple[str, list[tuple[str, Member]]]] = {}
 
     def add(self, member: Member) -> None:
         """Take the next member of the archive."""
-        folder, slash, name = member.name.rpartition("/")
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, suffix = name.partition(".")
         # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
         if not stem or not suffix or member.odd == DIRECTORY:
@@ -205,74 +205,86 @@ class _Samples:
         key = folder + slash + stem
         if key != self._key:
             self._end_sample()
-            self._key, self._again = key, False
+            self._key = key
         suffix = dot + suffix.lower()
         kind = _KINDS.get(suffix)
         if kind is not None:
-            if kind in self._members and _is_complete(self._members):
-                self._end_sample()
-                self._again = True
-            self._members.setdefault(kind, []).append(member)
+            self._members.append((kind, member))
         else:
             inner, _, last = suffix.rpartition(".")
             kind = _KINDS.get("." + last) if inner else None
             if kind is not None:
-                self._dotted.setdefault(inner, {}).setdefault(kind, []).append(member)
+                self._dotted.setdefault(inner, []).append((kind, member))
         self._suffixes.append(suffix)
 
     def finish(self) -> None:
         """End the last sample, and join the parts that do not follow each other."""
         self._end_sample()
         for where, members in self._lone.values():
-            if _is_complete(members):
-                self._complete(where, members)
-            else:
-                self._skip(*_missing(members), where)
+            self._add_samples(where, members)
 
     def _end_sample(self) -> None:
         if not self._suffixes:
             return
         members, dotted = self._members, self._dotted
-        where = f"{self._part.shard}:{self._key} (has {', '.join(dict.fromkeys(self._suffixes))})"
+        by_kind = dict(members)
+        if not dotted and _IMAGE in by_kind and 1 < len(by_kind) == len(members):  # nearly all
+            self._add_sample(by_kind)
+        else:
+            self._end_unusual_sample(members, dotted)
+        self._members, self._dotted, self._suffixes = [], {}, []
+
+    def _where(self) -> str:
+        return f"{self._part.shard}:{self._key} (has {', '.join(dict.fromkeys(self._suffixes))})"
+
+    def _end_unusual_sample(
+        self, members: list[tuple[str, Member]], dotted: dict[str, list[tuple[str, Member]]]
+    ) -> None:
+        where = self._where()
         if _is_complete(members):
-            self._complete(where, members)
-        elif members and self._again:
-            self._skip(_TWO_IMAGES if _IMAGE in members else _TWO_TEXTS, 1, where)
+            self._add_samples(where, members)
         elif members:
-            _, lone = self._lone.setdefault(self._key, (where, {}))
-            for kind, found in members.items():
-                lone.setdefault(kind, []).extend(found)
-        loose: _Found = {}
-        for parts in dotted.values():
-            if _is_complete(parts):
-                self._complete(where, parts)
-            elif not members:
-                for kind, found in parts.items():
-                    loose.setdefault(kind, []).extend(found)
+            self._lone.setdefault(self._key, (where, []))[1].extend(members)
+        complete = {inner for inner, found in dotted.items() if _is_complete(found)}
+        for inner in filter(complete.__contains__, dotted):
+            self._add_samples(where, dotted[inner])
+        loose = (
+            [] if members else [found for i, found in dotted.items() if not _extends(i, complete)]
+        )
         if loose:
-            self._skip(*_missing(loose), where)
+            self._add_samples(where, [member for found in loose for member in found], join=False)
         elif not members and not dotted:
             self._skip("no image file", 1, where)
-        self._members, self._dotted, self._suffixes = {}, {}, []
 
-    def _complete(self, where: str, members: _Found) -> None:
-        """Add a sample that has an image and a text or label, if it is unambiguous."""
-        images = len(members[_IMAGE])
-        texts = max(len(found) for kind, found in members.items() if kind != _IMAGE)
-        if images > 1 or texts > 1:
-            reason = _TWO_IMAGES if images > 1 else _TWO_TEXTS
-            self._skip(reason, min(images, texts), where)
-            return
-        odd = next((found[0].odd for found in members.values() if found[0].odd), "")
+    def _add_samples(
+        self, where: str, members: list[tuple[str, Member]], join: bool = True
+    ) -> None:
+        """Add the samples that members of one key make up, or count those that they do not."""
+        kinds = [kind for kind, _ in members]
+        counts = Counter(kinds)
+        images = counts.pop(_IMAGE, 0)
+        texts = max(counts.values(), default=0)
+        period = len(set(kinds))
+        if not images or not texts or not join:
+            missing = "no image file" if texts >= images else "no caption file"
+            self._skip(missing, max(images, texts), where)
+        elif kinds == kinds[:period] * (len(kinds) // period):
+            for start in range(0, len(kinds), period):
+                self._add_sample(dict(members[start : start + period]))
+        else:
+            self._skip(_TWO_IMAGES if images > 1 else _TWO_TEXTS, max(images, texts), where)
+
+    def _add_sample(self, members: dict[str, Member]) -> None:
+        odd = next((member.odd for member in members.values() if member.odd), "")
         if odd:
-            self._skip(f"{odd} in a tar", 1, where)
+            self._skip(f"{odd} in a tar", 1, f"{self._part.shard}:{members[_IMAGE].name}")
             return
-        image = members[_IMAGE][0]
+        image = members[_IMAGE]
         kind = next((kind for kind in CAPTION_SUFFIXES if kind in members), "")
-        at, size = (members[kind][0].offset, members[kind][0].size) if kind else (-1, 0)
+        at, size = (members[kind].offset, members[kind].size) if kind else (-1, 0)
         self.rows.append((image.offset, image.size, at, size, kind == ".json"))
         label = members.get(LABEL_SUFFIX)
-        self.labels.append(self._label(label[0]) if label else NO_LABEL)
+        self.labels.append(self._label(label) if label else NO_LABEL)
 
     def _label(self, member: Member) -> int:
         text = os.pread(self._descriptor, min(member.size, _LONGEST_LABEL), member.offset).strip()
@@ -283,15 +295,14 @@ class _Samples:
         self._part.skipped.add(reason, where, count)
 
 
-def _is_complete(members: _Found) -> bool:
-    return _IMAGE in members and len(members) > 1
+def _is_complete(members: list[tuple[str, Member]]) -> bool:
+    kinds = {kind for kind, _ in members}
+    return _IMAGE in kinds and len(kinds) > 1
 
 
-def _missing(members: _Found) -> tuple[str, int]:
-    """Return what is missing in how many samples."""
-    images = len(members.get(_IMAGE, []))
-    texts = max((len(found) for kind, found in members.items() if kind != _IMAGE), default=0)
-    return ("no image file", texts) if texts >= images else ("no caption file", images)
+def _extends(inner: str, others: set[str]) -> bool:
+    """Whether the name of a member is that of a sample and more, as of a mask."""
+    return any(inner == other or inner.startswith(other + ".") for other in others)
 
 
 def _refuse_compressed(shard: Path) -> None:

@@ -99,7 +99,7 @@ def examine(
 
 @dataclass(frozen=True)
 class _Examiner:
-    """Examines the records from `start` on."""
+    """A function that examines the _CHUNK records from `start` on."""
 
     dataset: FileDataset
 

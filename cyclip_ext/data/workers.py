@@ -94,6 +94,7 @@ class Workers(Generic[Item, Result]):
 
     def _start(self) -> None:
         before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         # A worker starts with these signals blocked, so that none arrives before it ignores them.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -101,6 +102,9 @@ class Workers(Generic[Item, Result]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self._processes += set(multiprocessing.active_children()) - before
+            # The DataLoader's own handler would raise anywhere, such as in the middle of a step.
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
     def _death(self) -> WorkerDied | None:
         for process in self._processes:

@@ -100,7 +100,7 @@ def _add_open_clip(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pretrained",
-        type=str | None,
+        type=str,
         help="weights: a file, or a tag that open_clip downloads; none with local-dir and hf-hub",
     )
     _add_data(parser, "required")
@@ -119,24 +119,24 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
     )
     group.add_argument(
         "--train-data",
-        type=str | None,
+        type=str,
         metavar="SPEC",
         help="labelled images of the same classes, from which neighbours and probes learn",
     )
     group.add_argument("--root", type=Path, default=Path("data"), help="torchvision's files")
     for name, description in _READ_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
-        kind: Any = int | None if name == "first_row" else str | None
+        kind: Any = int | None if name == "first_row" else str
         group.add_argument(option, type=kind, help=description)
     group.add_argument(
-        "--templates", type=str | None, help="prompts for class names: openai, simple, or a file"
+        "--templates", type=str, help="prompts for class names: openai, simple, or a file"
     )
     group.add_argument(
-        "--class-names", type=str | None, help="imagenet, or a file, instead of the dataset's own"
+        "--class-names", type=str, help="imagenet, or a file, instead of the dataset's own"
     )
     group.add_argument(
         "--prompts-key",
-        type=str | None,
+        type=str,
         help="which list of a JSON file of --templates or --class-names",
     )
     group.add_argument(
@@ -152,7 +152,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
 def _add_hierarchy(group: Any) -> None:
     group.add_argument(
         "--hierarchy",
-        type=str | None,
+        type=str,
         metavar="FILE",
         help="superclass of each class: cifar100, a .json or a .csv",
     )
@@ -282,7 +282,10 @@ def _evaluate_model(
     baselines = None if options.baselines is None else read_baselines(options.baselines)
     others = _models_beside(options, title)
     datasets = [_open(options, spec) for spec in specs]
+    if not options.data:
+        _require_own_data(trained, datasets[0])
     train_data = None if options.train_data is None else _open_train(options)
+    _check_classes(options, datasets, train_data, prompts)
     check_names(
         name
         for dataset in datasets
@@ -309,7 +312,9 @@ def _evaluate_model(
         else:
             opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
             first = first or opened[-1]
-    train = None if train_data is None else encode(train_data, encoder, captions=False)
+    train = (
+        None if train_data is None else encode(train_data, encoder, prompts=prompts, captions=False)
+    )
     results += _run_on_opened(options, opened, train, baselines)
     if others:
         assert first is not None
@@ -383,6 +388,26 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
         raise ValueError("--baselines needs a second --data: the first is the base of the shift")
 
 
+def _check_classes(
+    options: Namespace,
+    datasets: list[AnyDataset],
+    train_data: ImageDataset | None,
+    prompts: Prompts,
+) -> None:
+    """Raise ValueError if prompts, superclasses or training data do not fit the classes."""
+    for dataset in datasets:
+        if not isinstance(dataset, ImageDataset) or not dataset.class_names:
+            continue
+        names = tuple(entry[0] for entry in prompts.names_for(dataset))
+        if options.hierarchy is not None:
+            superclasses_of(read_superclasses(options.hierarchy), names)
+        if train_data is not None and train_data.class_names != dataset.class_names:
+            raise ValueError(
+                f"--train-data {options.train_data} and {dataset.name} must have the same classes "
+                "in the same order, because labels are indices into them"
+            )
+
+
 def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings:
     if options.hierarchy is None or not embeddings.classes:
         return embeddings
@@ -448,6 +473,22 @@ def _own_data(trained: TrainedModel) -> str:
             "one with --data"
         )
     return name
+
+
+def _require_own_data(trained: TrainedModel, dataset: AnyDataset) -> None:
+    """Raise ValueError if the built-in dataset of the run has other images on this machine.
+
+    "auto" stands for another dataset if the packages of the default one are missing.
+    """
+    expected = trained.fingerprints.get("validation")
+    if expected is None or not isinstance(dataset, DatasetSplits):
+        return
+    if dataset.evaluation["validation"].fingerprint() != expected:
+        raise ValueError(
+            f"the run was trained and validated on other data than {dataset.name} on this machine: "
+            "another dataset, or another version of its packages; to evaluate it anyway, pass "
+            f"--data {dataset.name}"
+        )
 
 
 def _run_title(trained: TrainedModel) -> str:

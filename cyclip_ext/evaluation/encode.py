@@ -165,10 +165,11 @@ def encode(
     """
     if isinstance(dataset, Quadruples):
         return _encode_quadruples(dataset, encoder)
-    read = _read_images(dataset, encoder)
     found: dict[str, Any] = {}
-    if dataset.class_names:
+    if dataset.class_names:  # before the images: errors in prompts are found early
         found |= _classes(dataset, encoder, prompts or Prompts(), classes_of)
+    read = _read_images(dataset, encoder)
+    if dataset.class_names:
         found["labels"] = read.labels(dataset)
         found["levels"] = dataset.levels
     if dataset.domains is not None:

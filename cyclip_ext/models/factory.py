@@ -86,16 +86,16 @@ def create_model(
         tokens = make_tokenizer(chosen, text.context_length, text.vocab_size)
         return CreatedModel(name, _channels_last(mini), tokens, image.image_size, chosen)
     open_clip = import_open_clip()
-    if tokenizer == "words":
-        raise ValueError(
-            f'tokenizer "words" is for this package\'s own models; {name} takes "open_clip"'
-        )
     if config:
         open_clip.add_model_config(path)
     if name not in open_clip.list_models():
         raise ValueError(
             f"model {name!r} is unknown; this package has {', '.join(list_models())}, and every "
             "name of open_clip.list_models() works"
+        )
+    if tokenizer == "words":
+        raise ValueError(
+            f'tokenizer "words" is for this package\'s own models; {name} takes "open_clip"'
         )
     model = open_clip.create_model(name, output_dict=True, **temperature)
     return CreatedModel(

@@ -1,6 +1,6 @@
-"""A CLIP of about a million parameters for pictures of 48 pixels, with open_clip's interface.
+"""A CLIP of about a million parameters for images of 48 pixels, with open_clip's interface.
 
-open_clip's blocks are made for pictures of 224 pixels; docs/results.md compares them with these.
+open_clip's blocks are made for images of 224 pixels; docs/results.md compares them with these.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PAD = 0  # token id of padding, as in open_clip's SimpleTokenizer
 class ImageConfig:
     """image_size in pixels; widths: channels of each stage.
 
-    The first stage works at a quarter of the picture's resolution, each further one at half of the
-    one before.
+    The first stage works at a quarter of the image's resolution, each further one at half of the
+    previous one.
     """
 
     image_size: int = 48

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class TrainedModel:
         created: Model, tokenizer and image size.
         weights: The checkpoint, or open_clip's tag.
         settings: Settings of the run, as in its config.json; empty for another trainer's weights.
+        fingerprints: Digests of the run's "training" and "validation" records, if it has them.
         transform: Preprocessing of another trainer's model, from an RGB image to [3, h, w]. None
             for a run of this package, which uses cyclip_ext.data.file_transform, and render for
             datasets in memory.
@@ -41,6 +43,7 @@ class TrainedModel:
     created: CreatedModel
     weights: str
     settings: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     transform: Callable[[Image.Image], Tensor] | None = None
 
 
@@ -91,9 +94,11 @@ def load_trained(path: Path) -> TrainedModel:
         created = create_model(name, sigmoid=loss == "siglip", tokenizer=tokenizer)
     except ImportError as error:
         raise ImportError(f"{file} was trained with {name} and its tokenizer: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     average = state.get("ema")
     _load(created, unwrapped(weights if average is None else average), file)
-    return TrainedModel(created, str(file), settings or {})
+    return TrainedModel(created, str(file), settings or {}, state.get("fingerprints") or {})
 
 
 def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
@@ -125,10 +130,12 @@ def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
             f"{SCHEMAS[0]}FOLDER, {SCHEMAS[1]}NAME, or a JSON file with its configuration"
         )
     known = open_clip.list_pretrained_tags_by_model(name)
-    if weights is None or (not Path(weights).is_file() and weights not in known):
+    tags = f"its tags are: {', '.join(known) or 'none'}"
+    if weights is None:
+        raise ValueError(f"{name} needs pretrained weights, a file or one of its tags; {tags}")
+    if not Path(weights).is_file() and weights not in known:
         raise ValueError(
-            f"pretrained weights {weights!r} are neither a file nor a tag of {name}; its tags are: "
-            f"{', '.join(known) or 'none'}"
+            f"pretrained weights {weights!r} are neither a file nor a tag of {name}; {tags}"
         )
     try:
         return _from_open_clip(name, weights)
@@ -193,11 +200,19 @@ def _from_wrapped(name: str, file: Path, error: ValueError) -> TrainedModel:
         try:
             loaded = _from_open_clip(name, str(plain))
         except ValueError:
-            model = import_open_clip().create_model(name)
-            raise ValueError(
-                f"{file} does not fit {name}: {_differences(model, weights) or error}"
-            ) from error
+            found = _differences(_untrained(name), weights)
+            raise ValueError(f"{file} does not fit {name}: {found or error}") from error
     return TrainedModel(loaded.created, str(file), transform=loaded.transform)
+
+
+def _untrained(name: str) -> nn.Module:
+    """Return a model without weights, and without open_clip's warning that it has none."""
+    logging.disable(logging.WARNING)
+    try:
+        model: nn.Module = import_open_clip().create_model(name)
+    finally:
+        logging.disable(logging.NOTSET)
+    return model
 
 
 def _add_config(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from ..evaluation import (
 )
 from ..evaluation.report import describe_data
 from ..models import CreatedModel
-from .data import RunData
+from .data import RunData, record_counts
 
 Metrics = dict[str, float]
 
@@ -34,17 +34,19 @@ SELECTION_METRIC = {True: "acc1", False: "text_retrieval_recall@1"}
 class Assessor:
     """Measures one model.
 
-    autocast: precision context of the image tower, see precision.py. notify: shows a line.
+    autocast: precision context of the image tower, see precision.py. notify: shows a line. counts:
+    records used and skipped of each dataset that was measured, as of its last measurement.
     """
 
     created: CreatedModel
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     notify: Callable[[str], None] = print
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def encoder(self) -> Encoder:
-        """The model as evaluation takes it."""
+        """The model in the form that evaluation takes."""
         created = self.created
         towers: Any = created.model
         return Encoder(
@@ -57,23 +59,25 @@ class Assessor:
         )
 
     def validate(self, data: RunData) -> Metrics:
-        """Measure the validation set alone, quickly: between epochs."""
-        if data.pictures is None:
+        """Measure the validation dataset alone, between epochs."""
+        if data.splits is None:
             assert data.validation is not None
             return self.retrieve(data.validation)
-        dataset = data.pictures.evaluation["validation"]
+        dataset = data.splits.evaluation["validation"]
         embeddings = encode(dataset, self.encoder, captions=False)
         return training_metrics(run_tasks(embeddings, tasks=SHORT[:1], details=False))
 
     def evaluate(self, data: RunData) -> dict[str, Metrics]:
-        """Measure every evaluation set.
+        """Measure every evaluation dataset.
 
         "all_shifted" joins validation and shifted: every drawing style that was not trained on.
         """
-        if data.pictures is None:
+        if data.splits is None:
             assert data.validation is not None
             return {"validation": self.retrieve(data.validation)}
-        train, sets = encode_splits(data.pictures, self.encoder)
+        train, sets = encode_splits(data.splits, self.encoder)
+        for name, embeddings in sets.items():
+            self.counts[name] = record_counts(embeddings.used, embeddings.skipped)
         found = evaluate_splits(train, sets, tasks=SHORT, details=False)
         by_dataset: dict[str, list[TaskResult]] = {}
         for result in found:
@@ -92,6 +96,7 @@ class Assessor:
         Raises ValueError if none can be read.
         """
         embeddings = encode(dataset, self.encoder)
+        self.counts["validation"] = record_counts(embeddings.used, embeddings.skipped)
         if embeddings.skipped.total:
             self.notify(f"  validation data: {describe_data(embeddings)}")
         return training_metrics(run_tasks(embeddings, tasks=SHORT, details=False))

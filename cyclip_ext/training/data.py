@@ -35,14 +35,14 @@ HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
 class RunData:
     """The datasets of a run.
 
-    train: the training pairs. pictures: evaluation datasets with classes, of a built-in dataset.
-    validation: pairs for retrieval, from files. Exactly one of the two is there. description:
+    train: the training pairs. splits: a built-in dataset, whose evaluation datasets have classes.
+    validation: pairs for retrieval, from files. Exactly one of the two is given. description:
     counts, for the screen.
     """
 
     train: ImageDataset
     description: str
-    pictures: DatasetSplits | None = None
+    splits: DatasetSplits | None = None
     validation: ImageDataset | None = None
 
     @property
@@ -50,8 +50,8 @@ class RunData:
         """The training and the validation records."""
         validation = self.validation
         if validation is None:
-            assert self.pictures is not None
-            validation = self.pictures.evaluation["validation"]
+            assert self.splits is not None
+            validation = self.splits.evaluation["validation"]
         return {"training": self.train, "validation": validation}
 
     @cached_property
@@ -60,11 +60,18 @@ class RunData:
         return {name: dataset.fingerprint() for name, dataset in self.parts.items()}
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return the records of each part that can be used, and those skipped on opening."""
+        """Return the usable records of each part, and those that opening skipped."""
+        opened = {name: dataset.skipped for name, dataset in self.parts.items()}
+        if self.splits is not None:
+            opened["training"] = self.splits.skipped
         return {
-            name: {"records": len(dataset), "skipped": dataset.skipped.to_dict()}
-            for name, dataset in self.parts.items()
+            name: record_counts(len(dataset), opened[name]) for name, dataset in self.parts.items()
         }
+
+
+def record_counts(used: int, skipped: SkipReport) -> dict[str, Any]:
+    """Return how many records are used, of how many, and the others by reason with examples."""
+    return {"used": used, "total": used + skipped.total, "skipped": skipped.to_dict()}
 
 
 def open_data(config: DataConfig) -> RunData:
@@ -85,11 +92,11 @@ def open_data(config: DataConfig) -> RunData:
                 "training on procedural shapes; for the default data, real drawings: "
                 "pip install 'cyclip_ext[demo]'\n"
             )
-        pictures = load_builtin(name, size=IMAGE_SIZE)
-        chosen = fraction_of(len(pictures.train), config.train_fraction)
-        used = pictures.train if chosen is None else pictures.train.subset(chosen)
-        description = note + pictures.describe() + _fraction_note(used, pictures.train)
-        return RunData(used, description, pictures=pictures)
+        splits = load_builtin(name, size=IMAGE_SIZE)
+        chosen = fraction_of(len(splits.train), config.train_fraction)
+        used = splits.train if chosen is None else splits.train.subset(chosen)
+        description = note + splits.describe() + _fraction_note(used, splits.train)
+        return RunData(used, description, splits=splits)
     pairs = _open_files(name, config, "")
     if config.val_data is not None:
         _require(pairs, 1)
@@ -177,7 +184,9 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
     _require(pairs, 2)
     count = max(1, min(HELD_OUT_PAIRS, int(len(pairs) * HELD_OUT_SHARE)))
     held_out = np.arange(count) * (len(pairs) // count)
-    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), Subset(pairs, held_out)
+    validation = Subset(pairs, held_out)
+    validation.skipped = SkipReport()  # the training pairs have the report of the whole
+    return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), validation
 
 
 def require_readable(pairs: ImageDataset) -> None:

@@ -225,7 +225,10 @@ def resumed_settings(typed: Mapping[str, Any], state: State, folder: Path) -> Tr
 
     Raises ValueError for a setting that would change what is learned, other than more epochs.
     """
-    stored = TrainConfig.from_dict(state["config"])
+    try:
+        stored = TrainConfig.from_dict(state["config"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the settings in the checkpoint of {folder}: {error}") from error
     epochs = typed.get("epochs", stored.run.epochs)
     if epochs > stored.run.epochs:
         stored = stored.updated({"epochs": epochs})

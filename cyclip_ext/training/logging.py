@@ -1,21 +1,25 @@
-"""Numbers of a run: averages between two records, the log file, TensorBoard, Weights & Biases."""
+"""Numbers of a run: averages between two records, log file, trackers, and a profile of steps."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import profile, schedule
+from tqdm import tqdm
 
 from .._files import read_text, write_atomic
 from .config import SetupError, TrainConfig
 
 Values = dict[str, float]
+
+UNPROFILED_STEPS = 3  # the first steps allocate and compile
 
 
 class Window:
@@ -98,8 +102,8 @@ class Tracker(Protocol):
 class MetricsLog:
     """A file with one JSON object per line: its kind, the step, and values.
 
-    Kinds: "train", "validation" and "evaluation" have numbers; "data", "skipped" and "resumed" say
-    which records were used.
+    Kinds: "train", "validation" and "evaluation" have numbers; "data", "other_data" and "skipped"
+    have counts of records.
     """
 
     def __init__(self, path: Path) -> None:
@@ -205,12 +209,20 @@ def optional_trackers(config: TrainConfig, folder: Path, step: int) -> list[Trac
     return trackers
 
 
+def profiler(steps: int | None, path: Path) -> AbstractContextManager[profile | None]:
+    """Return a profiler of some steps, which writes a trace for Perfetto or chrome://tracing."""
+    if steps is None:
+        return nullcontext()
+
+    def write(profiler: profile) -> None:
+        profiler.export_chrome_trace(str(path))
+        tqdm.write(f"  profile of {steps} steps: {path}")
+
+    plan = schedule(wait=UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1)
+    return profile(schedule=plan, on_trace_ready=write)
+
+
 def _scalars(kind: str, values: Mapping[str, Any]) -> Values:
     """Name numbers kind/name; those of the evaluation on a dataset, kind/dataset/name."""
     group = f"{kind}/{values['set']}" if "set" in values else kind
     return {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
-
-
-def json_number(value: float) -> float | str:
-    """Return the number, or its name if JSON has none for it: NaN and the infinities."""
-    return value if math.isfinite(value) else str(value)

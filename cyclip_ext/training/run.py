@@ -12,10 +12,11 @@ import torch
 
 from .. import ops
 from .._files import write_atomic
+from ..data import SkipReport
 from ..models import create_model
 from .checkpoint import Checkpoints, State
 from .config import TrainConfig
-from .data import RunData
+from .data import RunData, record_counts
 from .folder import RESULT
 from .logging import optional_trackers
 from .objective import ObjectiveFactory, make_objective
@@ -66,6 +67,8 @@ def run_training(
         elif (folder / RESULT).is_file() and trainer.step < trainer.total_steps:
             # Finished once, and continued for more epochs.
             (folder / RESULT).replace(folder / f"result-epoch-{trainer.epoch:04d}.json")
+        if resume is None:
+            trainer.track("data", **data.counts())
         trainer.trackers.extend(optional_trackers(config, folder, trainer.step))
     _announce(trainer)
     try:
@@ -89,8 +92,9 @@ def _announce(trainer: Trainer) -> None:
     ranks.say(f"\n{trainer.objective.label}, seed {config.run.seed} -> {trainer.folder}")
     ranks.say(
         f"  model {created.name}: {created.parameters:,} parameters, images of "
-        f"{created.image_size} pixels; {trainer.precision} on {trainer.device}{processes}, "
-        f"{torch.get_num_threads()} threads; losses: {backend_line(trainer.device)}"
+        f"{created.image_size} pixels, tokenizer {created.tokenizer_name}; "
+        f"{trainer.precision} on {trainer.device}{processes}, {torch.get_num_threads()} threads; "
+        f"losses: {backend_line(trainer.device)}"
     )
     ranks.say(
         f"  {config.run.epochs} epochs of {trainer.steps_per_epoch} steps of "
@@ -110,6 +114,8 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     speed = _median([record["images_per_second"] for record in records])
     data_wait = _median([record["data_wait"] for record in records])
     label = trainer.objective.label
+    counts = _record_counts(trainer)
+    other_data = [record["step"] for record in trainer.log.read("other_data")]
     result = {
         "label": label,
         "seed": config.run.seed,
@@ -118,6 +124,8 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
         "data_wait": data_wait,
         "train_seconds": trained,
         "evaluation_seconds": evaluated,
+        "records": counts,
+        "resumed_on_other_data": other_data,
         "metrics": results,
     }
     plot_training(trainer.log, folder / "training.png", label)
@@ -131,11 +139,31 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
         "the time waiting for data), "
         f"{evaluated:.0f} s evaluation, {trainer.precision} on {trainer.device}",
     }
+    for name, count in counts.items():
+        if name == "training" or count["skipped"]:
+            facts[f"{name} records"] = (
+                f"{count['used']:,} of {count['total']:,} used, "
+                f"{SkipReport.from_dict(count['skipped'])}"
+            )
+    if other_data:
+        facts["resumed on other data"] = f"at step {', '.join(map(str, other_data))}"
     if trainer.skipped_steps:
         facts["steps skipped, not finite"] = str(trainer.skipped_steps)
     write_run_report(folder, label, results, facts)
     write_atomic(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _record_counts(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Return the records used and skipped in training and in each evaluation dataset.
+
+    Training skips those that opening could not use and those that the last epoch could not read.
+    """
+    skipped = SkipReport()
+    skipped.merge(SkipReport.from_dict(trainer.data.counts()["training"]["skipped"]))
+    skipped.merge(trainer.skipped)
+    used = len(trainer.data.train) - trainer.skipped.total
+    return {"training": record_counts(used, skipped), **trainer.assessor.counts}
 
 
 def _median(values: list[float]) -> float:

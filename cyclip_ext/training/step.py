@@ -7,6 +7,7 @@ computes the next one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .._files import write_atomic
 from ..data import Batch, as_input
 from ..data.seeding import sample_seed
 from ..grad_cache import cached_backward
@@ -233,6 +235,33 @@ class Stepper:
         event = torch.cuda.Event()
         event.record()
         return copy, event
+
+
+def report_not_finite(
+    result: StepResult, epoch: int, records: list[dict[str, Any]], path: Path | None
+) -> str:
+    """Write the contents of a step to a JSON file, if a path is given, and return them in a line.
+
+    records: of the batch, by rank.
+    """
+    named = dict(zip(result.names, result.values.tolist(), strict=True))
+    scale = named.pop("logit_scale")
+    if path is not None:
+        record = {
+            "step": result.step,
+            "epoch": epoch,
+            "learning_rate": result.learning_rate,
+            "logit_scale": scale,
+            # JSON has no NaN and no infinity.
+            "values": {k: v if math.isfinite(v) else str(v) for k, v in named.items()},
+            "records": records,
+        }
+        write_atomic(path, json.dumps(record, indent=2) + "\n")
+    listed = ", ".join(f"{name} {value:g}" for name, value in named.items())
+    return (
+        f"loss or gradient are not finite at step {result.step} (epoch {epoch}, learning rate "
+        f"{result.learning_rate:g}): {listed}; logit scale {scale:g}"
+    )
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

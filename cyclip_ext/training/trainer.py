@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch.profiler import profile, schedule
+from torch.profiler import profile
 from tqdm import tqdm
 
-from .._files import write_atomic
 from ..data import Augment, Batch, Loader, SkipReport, require_usable
 from ..models import CreatedModel, synchronize_batch_norm
 from .assess import SELECTION_METRIC, Assessor
@@ -22,16 +20,23 @@ from .checkpoint import Checkpoints, State
 from .config import TrainConfig
 from .data import RunData
 from .folder import require_same_run
-from .logging import MetricsLog, Tracker, Window, json_number, one_line
+from .logging import MetricsLog, Tracker, Window, one_line, profiler
 from .objective import ObjectiveFactory, make_objective
 from .optim import fix_logit_scale
 from .precision import autocast_for, choose_device, choose_precision
 from .ranks import ALONE, Ranks
-from .step import DivergedError, Feeder, Stepper, StepResult, moving_average, restore_modules
+from .step import (
+    DivergedError,
+    Feeder,
+    Stepper,
+    StepResult,
+    moving_average,
+    report_not_finite,
+    restore_modules,
+)
 from .stopping import StopRequest, listening_for_stop
 
 ENOUGH_RECORDS = 1000  # before the share of bad ones is judged
-UNPROFILED_STEPS = 3  # the first steps allocate and compile
 
 
 class Trainer:
@@ -91,7 +96,7 @@ class Trainer:
             config.data.pairs_per_step,
             created.image_size,
             seed=config.run.seed,
-            augment=Augment() if data.pictures is not None else None,
+            augment=Augment() if data.splits is not None else None,
             workers=config.data.workers,
             rank=ranks.rank,
             world_size=ranks.size,
@@ -155,22 +160,23 @@ class Trainer:
         the data cannot be read.
         """
         self.started = time.perf_counter()
+        profiled = self.config.run.profile if self.ranks.is_main else None
         with (
             listening_for_stop(self.ranks.size) as self.stop,
             self._progress() as progress,
-            self._profiler() as profiler,
+            profiler(profiled, self.folder / "profile.json") as profile,
         ):
             if self.validation_due:
                 self._validate(progress)
             while self.epoch < self.config.run.epochs:
-                if not self._train_epoch(progress, profiler):
+                if not self._train_epoch(progress, profile):
                     self.save()
                     return False
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._finish_epoch(progress)
         return True
 
-    def _train_epoch(self, progress: tqdm[Any], profiler: profile | None) -> bool:
+    def _train_epoch(self, progress: tqdm[Any], profile: profile | None) -> bool:
         """Train the rest of an epoch; False if a rank was asked to stop."""
         self.model.train()
         self.window, seen = self._new_window(), 0
@@ -206,12 +212,12 @@ class Trainer:
                 self.loader
             ):
                 self.save()
-            if profiler is not None:
-                profiler.step()
+            if profile is not None:
+                profile.step()
         self.skipped = self._skipped_by_all()
         if self.skipped.total:
             progress.write(f"  epoch {self.epoch + 1:>3}  training data: {self.skipped}")
-            self.track("skipped", epoch=self.epoch, **self.skipped.to_dict())
+            self.track("skipped", part="training", epoch=self.epoch, **self.skipped.to_dict())
         self._require_usable(seen, self.skipped)
         self.skipped_before = SkipReport()
         return True
@@ -241,35 +247,19 @@ class Trainer:
 
     def _not_finite(self, result: StepResult, batch: Batch) -> None:
         """Write down the contents of the step, then raise or, if so set, go on."""
-        named = dict(zip(result.names, result.values.tolist(), strict=True))
-        scale = named.pop("logit_scale")
-        epoch = result.step // self.steps_per_epoch
-        record = {
-            "step": result.step,
-            "epoch": epoch,
-            "learning_rate": result.learning_rate,
-            "logit_scale": scale,
-            "values": {name: json_number(value) for name, value in named.items()},
-            "records": self.ranks.gathered(
-                {"indices": batch.indices.tolist(), "texts": batch.texts}
-            ),
-        }
         path = self.folder / f"nonfinite-step-{result.step}.json"
-        if self.ranks.is_main:
-            write_atomic(path, json.dumps(record, indent=2) + "\n")
-        listed = ", ".join(f"{name} {value:g}" for name, value in named.items())
-        message = (
-            f"loss or gradient are not finite at step {result.step} (epoch {epoch}, learning "
-            f"rate {result.learning_rate:g}): {listed}; logit scale {scale:g}; the records of the "
-            f"batch are in {path}"
-        )
+        own = {"indices": batch.indices.tolist(), "texts": batch.texts}
+        records = self.ranks.gathered(own)
+        epoch = result.step // self.steps_per_epoch
+        line = report_not_finite(result, epoch, records, path if self.ranks.is_main else None)
+        line += f"; the records of the batch are in {path}"
         if not self.config.optim.skip_nonfinite:
             raise DivergedError(
-                f"{message}. Try a lower --lr, a longer --warmup, --grad-clip-norm 1, or "
+                f"{line}. Try a lower --lr, a longer --warmup, --grad-clip-norm 1, or "
                 "--skip-nonfinite; the last checkpoint is older than this step"
             )
         self.skipped_steps += 1
-        self.ranks.say(f"step skipped: {message}")
+        self.ranks.say(f"step skipped: {line}")
 
     def _skipped_by_all(self) -> SkipReport:
         """Return the records of this epoch that any rank could not read."""
@@ -328,7 +318,10 @@ class Trainer:
             self.track("validation", epoch=self.epoch, **metrics)
             listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
             progress.write(f"  epoch {self.epoch:>3}  validation: {listed}")
-            score = metrics[SELECTION_METRIC[self.data.pictures is not None]]
+            skipped = self.assessor.counts.get("validation", {}).get("skipped")
+            if skipped:
+                self.track("skipped", part="validation", epoch=self.epoch, **skipped)
+            score = metrics[SELECTION_METRIC[self.data.splits is not None]]
             if score > self.best:
                 self.best = score
                 # For use, not to continue from: no optimizer, a third of the size.
@@ -430,19 +423,6 @@ class Trainer:
             mininterval=0.5,
             disable=not self.ranks.is_main,
         )
-
-    def _profiler(self) -> AbstractContextManager[profile | None]:
-        """Return a profiler of --profile steps, which writes a trace for chrome://tracing."""
-        steps, path = self.config.run.profile, self.folder / "profile.json"
-        if steps is None or not self.ranks.is_main:
-            return nullcontext()
-
-        def write(profiler: profile) -> None:
-            profiler.export_chrome_trace(str(path))
-            tqdm.write(f"  profile of {steps} steps: {path}")
-
-        plan = schedule(wait=UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1)
-        return profile(schedule=plan, on_trace_ready=write)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the papers say of a model beside its accuracy: consistency, levels, geometry, margins."""
+"""Measures of a model besides its accuracy: consistency, levels, geometry, margins."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def measure(folder: Path, data: RunData) -> Measures:
     classes), fine_acc1 and coarse_acc1 by subgroup, effective_rank_image and _text, margin_... of
     images against the prompts of batches of 128, and margin_quantile/000 to /100.
     """
-    if data.pictures is None:
+    if data.splits is None:
         return {}
     trained = load_trained(folder / "checkpoints" / "last.pt")
     run = trained.settings["run"]
     device = choose_device(run["device"])
     autocast = autocast_for(choose_precision(run["precision"], device), device)
     encoder = Encoder.of(trained, device, autocast=autocast)
-    train, evaluation = encode_splits(data.pictures, encoder)
+    train, evaluation = encode_splits(data.splits, encoder)
     return {name: _of_set(evaluation[name], train) for name in SETS if name in evaluation}
 
 

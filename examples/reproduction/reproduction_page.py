@@ -54,7 +54,7 @@ def write_reproduction(
         "Reproduction on the default data",
         {
             "": [_opening(found, seeds, settings or {})],
-            "What the papers claim, and what is seen here": [
+            "The claims of the papers, and the results here": [
                 c.claims_table(c.CLAIMS, runs, NAMES),
                 _VERDICTS,
                 _differences_plot(named),
@@ -83,10 +83,10 @@ def _opening(found: Reproduction, seeds: Sequence[str], settings: Mapping[str, o
         "    python examples/reproduce.py\n\n"
         f"Written by that command{f' with {other}' if other else ''}, which trains "
         f"{_trained(found)} small models and can be interrupted and called again. "
-        f"Seeds {', '.join(seeds)}; mean ± sample deviation over them. Trained are 1,601 "
-        'concepts in two vendors\' drawings ([data.md](data.md)); "shifted" are the same concepts '
-        'drawn by four other vendors, "held-out" 204 concepts without a training picture, drawn '
-        "by those four. Settings were chosen on a fifth vendor, with another seed."
+        f"Seeds {', '.join(seeds)}; mean ± sample deviation over them. The models are trained on "
+        '1,601 concepts in two vendors\' drawings ([data.md](data.md)); "shifted" are the same '
+        'concepts drawn by four other vendors, "held-out" 204 concepts without a training image, '
+        "drawn by those four. Settings were chosen on a fifth vendor, with another seed."
     )
 
 
@@ -100,17 +100,18 @@ def _trained(found: Reproduction) -> int:
 _VERDICTS = (
     "*shown*: the 95% t interval of the paired differences has the claimed sign; *every seed*: "
     "all seeds have it, and the interval contains zero; *opposite*: the interval has the other "
-    "sign; *not shown*: none of these. What is shown is shown for this model and these pictures; "
+    "sign; *not shown*: none of these. A verdict applies to this model and these images; "
     f"of {len(c.CLAIMS)} claims one may be by chance. Intervals of few seeds are wide: of three, "
-    "2.5 sample deviations to either side. Source -: no paper's claim, a question of ours."
+    "2.5 sample deviations to either side. Source -: our own question, claimed by neither paper."
 )
 _ACCURACY_NOTE = (
     "Percent. Coarse: the right one of the subgroups, each as near as its nearest concept; fine: "
-    "the right concept among those of the true subgroup. Consistency: zero-shot and 1-nearest "
-    "training picture give the same concept, right or wrong. Retrieval on the shifted vendors."
+    "the right concept among those of the true subgroup. Consistency: zero-shot and the "
+    "nearest training image give the same concept, right or wrong. Retrieval on the shifted "
+    "vendors."
 )
 _GEOMETRY_NOTE = (
-    "On the shifted vendors; pictures against the names of their concepts. Uniformity is Wang and "
+    "On the shifted vendors; images against the names of their concepts. Uniformity is Wang and "
     "Isola's (lower is more uniform), the gap Liang et al.'s, the effective rank Roy and "
     "Vetterli's. Margins are S_ii - max S_ij in batches of 128, as in Chen et al.'s figure 3."
 )
@@ -125,9 +126,10 @@ _CHOICE_NOTE = (
     "of one run."
 )
 _LIMITS = (
-    "3,041 training pictures, a model of 0.7 million image parameters, batches of 128: the papers "
-    "train on 2.6 to 12 million pairs. Few seeds show large effects only. Each weight was chosen "
-    "from three values by one run. Natural distribution shifts are drawing styles here."
+    "The runs have 3,041 training images, a model of 0.7 million image parameters, and batches of "
+    "128; the papers train on 2.6 to 12 million pairs. Few seeds show large effects only. Each "
+    "weight was chosen from three values by one run. Natural distribution shifts are drawing "
+    "styles here."
 )
 
 
@@ -153,7 +155,7 @@ def _differences_plot(named: Mapping[str, Sequence[Result]]) -> Plot:
     return Plot(
         "differences",
         "Difference to CLIP: points are seeds, the bar their mean, the line its 95% interval. The "
-        "square loss is left out: it is far below.",
+        "square loss is omitted: it is far below.",
         lambda figure: plot_differences(
             figure,
             {name: own for name, own in named.items() if name != NAMES["square"]},
@@ -167,8 +169,8 @@ def _differences_plot(named: Mapping[str, Sequence[Result]]) -> Plot:
 def _margins_plot(named: Mapping[str, Sequence[Result]]) -> Plot:
     return Plot(
         "margins",
-        "Share of shifted pictures with a margin below the value, in batches of 128; further right "
-        "is better, and what is left of zero is misclassified in its batch.",
+        "Share of shifted images with a margin below the value, in batches of 128. Further right "
+        "is better; images left of zero are misclassified in their batch.",
         partial(plot_margin_shares, runs=named, dataset="shifted"),
         (7.0, 4.4),
     )

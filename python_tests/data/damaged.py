@@ -101,7 +101,7 @@ def bad_cases() -> list[Case]:
 
 
 def with_gamma(png: bytes) -> bytes:
-    """The same PNG with a gAMA chunk that says 1.0: a viewer would show it darker."""
+    """Return the PNG with a gAMA chunk of 1.0, which a viewer would show darker."""
     body = b"gAMA" + struct.pack(">I", 100_000)
     after_header = 8 + 25
     chunk = struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body))

@@ -1,15 +1,19 @@
-"""Makers of tiny files, whole and damaged."""
+"""Makers of tiny files, intact and damaged."""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tarfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from cyclip_ext.data import BadRecord, ImageDataset
 
 RED, BLUE = (220, 30, 40), (20, 40, 230)
 
@@ -22,20 +26,20 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def jpeg() -> bytes:
-    """A JPEG large enough to be cut in the middle of its data."""
+    """Return a JPEG large enough to be cut in the middle of its data."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     return encode(Image.fromarray(noise), "JPEG")
 
 
 def png_bomb(side: int = 15_000) -> bytes:
-    """A valid PNG header of side x side pixels with next to no data behind it."""
+    """Return a valid PNG header of side x side pixels with next to no data behind it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -52,10 +56,49 @@ def png_bomb(side: int = 15_000) -> bytes:
 def write_tar(
     path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT
 ) -> Path:
-    """An archive with these members in this order."""
+    """Write an archive with these members in this order."""
     with tarfile.open(path, "w", format=format) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """Return the colour by which image `number` is recognized."""
+    return (number * 37 % 256, number * 91 % 256, 40 + number % 200)
+
+
+def coloured(number: int, format: str = "PNG") -> bytes:
+    """Return an image file of one colour."""
+    return encode(Image.new("RGB", (16, 16), colour(number)), format)
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Write the image of a number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(coloured(number))
+    return path
+
+
+def pairing(dataset: ImageDataset) -> dict[int | str, int]:
+    """Count the captions of each image by number, and records that cannot be used by reason.
+
+    Every caption has "number N" in it; the image must be that of N.
+    """
+    found: Counter[int | str] = Counter()
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except BadRecord as bad:
+            found[bad.reason] += 1
+            continue
+        for caption in sample.captions:
+            match = re.search(r"number (\d+)", caption)
+            assert match is not None, caption
+            number = int(match[1])
+            pixel = np.array(sample.image.getpixel((0, 0)))
+            assert np.abs(pixel - colour(number)).max() < 8, f"{sample.key} has {caption[:40]}"
+            found[number] += 1
+    return dict(found)

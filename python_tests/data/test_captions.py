@@ -1,4 +1,4 @@
-"""Which caption a view gets: each of a record's own in turn, or a disturbed copy, never nothing."""
+"""Captions of each view: one of the record's own, or a perturbed copy, never an empty one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .files import encode, halves, write_tar
 WORDS = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=12)
 
 
-def test_captions_vary_over_epochs_evenly() -> None:
+def test_each_caption_is_drawn_equally_often() -> None:
     captions = ("a", "b", "c")
     drawn = [choose_caption(captions, 0, epoch, 5) for epoch in range(600)]
     assert all(150 < drawn.count(caption) < 250 for caption in captions)
 
 
-def test_the_other_caption_is_another_one_evenly() -> None:
+def test_the_second_view_has_another_caption_each_equally_often() -> None:
     captions = ("a", "b", "b", "c")
     pairs = [
         (choose_caption(captions, 1, epoch, 7), other_caption(captions, 1, epoch, 7))
@@ -34,7 +34,9 @@ def test_the_other_caption_is_another_one_evenly() -> None:
 
 
 @given(WORDS, st.integers(0, 2**40), st.integers(0, 100))
-def test_a_disturbed_caption_keeps_to_its_words(words: list[str], seed: int, index: int) -> None:
+def test_a_perturbed_caption_has_no_words_of_its_own(
+    words: list[str], seed: int, index: int
+) -> None:
     """Empty text, or words that the caption does not have, would train on noise."""
     caption = " ".join(words)
     other = other_caption((caption, caption), seed, 3, index)
@@ -45,11 +47,11 @@ def test_a_disturbed_caption_keeps_to_its_words(words: list[str], seed: int, ind
         left.remove(word)  # ValueError for a word too many
 
 
-def test_words_are_deleted_and_swapped_as_often_as_stated() -> None:
+def test_words_are_deleted_and_swapped_with_the_documented_probabilities() -> None:
     words = [f"w{i}" for i in range(10)]
     others = [other_caption((" ".join(words),), 0, epoch, 0).split() for epoch in range(1000)]
-    left_out = sum(10 - len(other) for other in others) / 10_000
-    assert 0.09 < left_out < 0.11
+    deleted = sum(10 - len(other) for other in others) / 10_000
+    assert 0.09 < deleted < 0.11
     for other in others:
         out_of_place = sum(a != b for a, b in zip(other, sorted(other), strict=True))
         assert out_of_place == 2  # one swap of two different places
@@ -57,7 +59,7 @@ def test_words_are_deleted_and_swapped_as_often_as_stated() -> None:
     assert len(first) == 10  # any place may take part
 
 
-def test_nul_is_a_bad_encoding_and_a_byte_order_mark_is_nothing_in_every_format(
+def test_every_format_refuses_nul_and_drops_byte_order_marks(
     tmp_path: Path,
 ) -> None:
     """UTF-16 text read as UTF-8 would be trained on, and the mark is a token of its own."""

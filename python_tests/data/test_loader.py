@@ -226,6 +226,19 @@ def test_bad_files_are_skipped_and_counted(table: str, workers: int) -> None:
     assert [batch is None for batch in tail] == [batch is None for batch in batches[11:]]
 
 
+def test_images_and_tokens_are_pinned_on_request(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    options = {"seed": 1, "tokenize": tokenize}
+    batch = next(Loader(open_dataset(table), 5, 16, **options, pin_memory=True).epoch(0))  # type: ignore[arg-type]
+    assert batch is not None
+    assert {id(tensor) for tensor in pinned} == {id(batch.images), id(batch.tokens)}
+    next(Loader(open_dataset(table), 5, 16, **options).epoch(0))  # type: ignore[arg-type]
+    assert len(pinned) == 2
+
+
 def test_skipped_is_of_the_current_epoch(table: str) -> None:
     loader = Loader(open_dataset(table), 23, 16)
     list(loader.epoch(0))

@@ -53,6 +53,44 @@ def test_what_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
         assert open_dataset(str(path))[0].captions == ("hello",)
 
 
+def test_files_beside_shards_are_not_lost(shards: Path) -> None:
+    (shards / "9.png").write_bytes(PNG)
+    assert open_dataset(str(shards)).skipped.counts == {"image beside shards": 1}
+    (shards / "00002.tar").rename(shards / "00005.tar")
+    with pytest.warns(UserWarning, match=r"has 3 shards, but 3 between .* missing .e.g. number 2"):
+        assert len(open_dataset(str(shards))) == 3
+    (shards / "00007.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"00007.tar.gz is a compressed archive"):
+        open_dataset(str(shards))
+
+
+def test_shards_in_subfolders_are_refused(shards: Path) -> None:
+    (shards / "more").mkdir()
+    (shards / "00002.tar").rename(shards / "more" / "00002.tar")
+    with pytest.raises(ValueError, match=r"and others in subfolders .more/00002.tar.: name those"):
+        open_dataset(str(shards))
+    for number in range(2):
+        (shards / f"0000{number}.tar").unlink()
+    with pytest.raises(ValueError, match=r"are in subfolders .*: name them by a pattern"):
+        open_dataset(str(shards))
+    assert len(open_dataset(f"{shards}/*/*.tar")) == 1
+
+
+def test_a_shard_named_twice_is_refused(shards: Path) -> None:
+    with pytest.raises(ValueError, match="names a shard twice"):
+        open_dataset(f"{shards}/0000{{0,1,0}}.tar")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.csv", "a.tsv"])
+def test_datasets_without_a_record_are_refused(tmp_path: Path, name: str) -> None:
+    if name == "a.tar":
+        write_tar(tmp_path / name, [("no_suffix", PNG), ("text", b"x")])
+    else:
+        (tmp_path / name).write_text("image,caption\na.png, \n")
+    with pytest.raises(ValueError, match="has no record that can be used; "):
+        open_dataset(str(tmp_path / name))
+
+
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "t.csv").write_text("image,caption\na.png,hello\n")

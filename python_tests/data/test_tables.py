@@ -1,186 +1,353 @@
-"""Tables: each convention finds its images, never a neighbour's; bad rows are counted."""
+"""Tables: each row is used with its own image and caption, or counted."""
 
 from __future__ import annotations
 
-import hashlib
-import zlib
+import os
+import pickle
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data.google_tsv import read_google_tsv
+from cyclip_ext.data import FileDataset, ReadOptions, open_dataset
 from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tables import read_table
 
-from .files import encode, halves
+from .files import encode, halves, numbered, pairing
 
-URLS = [f"http://host/{i}.jpg" for i in range(12)]
+COUNT = 20
 
 
-def google_table(path: Path) -> Path:
-    path.write_text("".join(f'a "quoted caption {i}\t{url}\n' for i, url in enumerate(URLS)))
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with numbered images."""
+    (tmp_path / "images").mkdir()
+    for i in range(COUNT):
+        numbered(tmp_path / "images" / f"{i:04d}.png", i)
+    return tmp_path
+
+
+def name(i: int) -> str:
+    return f"images/{i:04d}.png"
+
+
+def write(path: Path, rows: list[list[str]], separator: str = ",", end: str = "\n") -> Path:
+    path.write_bytes("".join(separator.join(row) + end for row in rows).encode())
     return path
 
 
-def picture(path: Path, width: int = 40) -> None:
-    """Write an image whose width identifies its row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(halves(size=(width, 20))))
+def rows_of(count: int = COUNT) -> list[list[str]]:
+    return [[name(i), f"number {i}"] for i in range(count)]
 
 
-NAMES = {
-    "plain": lambda i: f"{i}.jpg",
-    "padded": lambda i: f"{i:08d}.png",
-    "nested": lambda i: f"{i // 5:05d}/{i:08d}.jpg",
-    "crc32, no suffix": lambda i: f"{i}_{zlib.crc32(URLS[i].encode())}",
-    "md5": lambda i: hashlib.md5(URLS[i].encode()).hexdigest() + ".jpg",
-    "sha1": lambda i: hashlib.sha1(URLS[i].encode()).hexdigest() + ".jpg",
-    "sha256": lambda i: hashlib.sha256(URLS[i].encode()).hexdigest() + ".JPEG",
-}
-
-
-@pytest.mark.parametrize("convention", NAMES)
-def test_google_namings(tmp_path: Path, convention: str) -> None:
-    for i in range(12):
-        if i != 3:
-            picture(tmp_path / "images" / NAMES[convention](i), width=20 + i)
-    (tmp_path / "images" / "failed.log").write_text("noise")
-    pairs = read_google_tsv(google_table(tmp_path / "t.tsv"), tmp_path / "images")
-    assert len(pairs) == 11
-    assert pairs.skipped.counts == {"not downloaded": 1}
-    for index in range(len(pairs)):
-        record = pairs[index]
-        row = int(record.captions[0].split()[-1])
-        assert record.captions[0] == f'a "quoted caption {row}'
-        assert record.image.width == 20 + row
-
-
-def test_google_rows_counted_from_one_are_refused_then_read(tmp_path: Path) -> None:
-    for i in range(12):
-        picture(tmp_path / "images" / f"{i + 1}.jpg", width=20 + i)
-    table = google_table(tmp_path / "t.tsv")
-    with pytest.raises(ValueError, match="first_row=1"):
-        read_google_tsv(table, tmp_path / "images")
-    pairs = read_google_tsv(table, tmp_path / "images", first_row=1)
-    assert [pairs[i].image.width for i in range(12)] == [20 + i for i in range(12)]
-
-
-def test_google_foreign_names_say_what_is_known(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "cat.jpg")
-    with pytest.raises(ValueError, match=r"named after a row.*known namings: row number, "):
-        read_google_tsv(google_table(tmp_path / "t.tsv"), tmp_path / "images")
-
-
-def test_google_bad_lines_keep_the_numbering(tmp_path: Path) -> None:
-    lines = [b"zero\thttp://h/0", b"no address", b"  \thttp://h/2", b"\xff\thttp://h/3"]
-    (tmp_path / "t.tsv").write_bytes(b"\n".join([*lines, b"four\thttp://h/4"]) + b"\n")
-    for i in range(5):
-        picture(tmp_path / "images" / f"{i}.jpg", width=20 + i)
-    pairs = read_google_tsv(tmp_path / "t.tsv", tmp_path / "images")
-    assert [(pairs[i].captions[0], pairs[i].image.width) for i in range(2)] == [
-        ("zero", 20),
-        ("four", 24),
-    ]
-    assert pairs.skipped.counts == {"not two columns": 1, "empty caption": 1, "bad encoding": 1}
-
-
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", ", ", " | "])
 @pytest.mark.parametrize(
-    ("name", "header", "separator"),
-    [
-        ("t.csv", "image,caption", ","),
-        ("t.csv", "filepath\ttitle", "\t"),
-        ("t.tsv", "id\ttext\tpath", "\t"),
-    ],
+    "header", [("image", "caption"), ("FilePath", " Title "), ("path", "text")]
 )
-def test_headers(tmp_path: Path, name: str, header: str, separator: str) -> None:
-    columns = header.split(separator)
-    values = {"image": "sub/a.png", "filepath": "sub/a.png", "path": "sub/a.png", "id": "7"}
-    row = separator.join(values.get(column, "a caption") for column in columns)
-    (tmp_path / name).write_text(f"{header}\n{row}\n", encoding="utf-8-sig")
-    picture(tmp_path / "sub" / "a.png")
-    record = read_table(tmp_path / name)[0]
-    assert record.captions == ("a caption",)
-    assert record.image.size == (40, 20)
+def test_separators_and_headers(folder: Path, separator: str, header: tuple[str, str]) -> None:
+    table = write(folder / "t.csv", [[*header], *rows_of()], separator)
+    dataset = read_table(table)
+    assert pairing(dataset) == dict.fromkeys(range(COUNT), 1)
+    assert dataset.skipped.total == 0
 
 
-def test_quoted_captions_and_bad_rows(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(
-        b'image,caption\na.png,"commas, and\nlines"\nb.png, \nc.png\n,no image\nd.png,\xff\n'
-        b"gone.png,missing picture\n\n"
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_and_byte_order_marks(folder: Path, end: str, mark: bytes) -> None:
+    table = write(folder / "t.csv", [["image", "caption"], *rows_of()], end=end)
+    table.write_bytes(mark + table.read_bytes())
+    assert pairing(read_table(table)) == dict.fromkeys(range(COUNT), 1)
+
+
+def test_appended_files(folder: Path) -> None:
+    """Of another system, or with a byte order mark: rows would be joined, or names changed."""
+    lines = [f"{n},{c}".encode() for n, c in rows_of()]
+    lines[3] += b" with \r inside"
+    for content in (
+        b"\r".join([b"image,caption", *lines[4:], *lines[:3]])
+        + b"\n"
+        + lines[3].replace(b"\r", b""),
+        b"image,caption\n" + b"\n".join(lines[:5]) + b"\n" + b"\r".join(lines[5:]) + b"\n",
+        b"image,caption\n" + b"\r\n".join(lines[:5]) + b"\n\xef\xbb\xbf" + b"\n".join(lines[5:]),
+    ):
+        (folder / "t.csv").write_bytes(content)
+        dataset = read_table(folder / "t.csv")
+        assert pairing(dataset) == dict.fromkeys(range(COUNT), 1)
+        assert dataset.skipped.total == 0
+
+
+@pytest.mark.parametrize("separator", ["\t", ","])
+@pytest.mark.parametrize("quoting", ["auto", "quoted", "none"])
+def test_stray_quotes_never_swallow_rows(folder: Path, separator: str, quoting: str) -> None:
+    rows = rows_of()
+    rows[3][1] = '"number 3" on paper'  # closes inside
+    rows[5][1] = '"number 5 of the day'  # opens here, and closes 11 rows below
+    rows[16][1] = 'number 16 that says "sale"'
+    table = write(folder / "t.csv", [["filepath", "title"], *rows], separator)
+    options = ReadOptions(csv_quoting=quoting)
+    if quoting == "none":
+        dataset = open_dataset(str(table), options)
+    else:
+        with pytest.warns(UserWarning, match=r"t\.csv: in 2 row.* \(lines 5, 7\)"):
+            dataset = open_dataset(str(table), options)
+    bad = {3, 5} if quoting == "quoted" else set()
+    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i not in bad}
+    assert dataset.skipped.counts == ({"misplaced quote": 2} if bad else {})
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_row(folder: Path) -> None:
+    rows = [["image", "caption"], *([n, f'"{c}, quoted"'] for n, c in rows_of())]
+    rows[4][1] = '"number 3, open'
+    table = write(folder / "t.csv", rows)
+    with pytest.warns(UserWarning, match=r"in 1 row.* \(lines 5\); these rows are skipped"):
+        dataset = read_table(table)
+    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
+    assert dataset.skipped.counts == {"misplaced quote": 1}
+    with pytest.warns(UserWarning, match="line"):  # as loud when it is opened again
+        assert read_table(table).skipped.to_dict() == dataset.skipped.to_dict()
+
+
+def test_quoted_fields(folder: Path) -> None:
+    captions = [
+        '"number 0, and a comma"',
+        '"number 1 says ""hello"""',
+        '"number 2\nof two lines"',
+        ' "number 3, after a blank" ',
+        '"number 4\n\n\nwith blank lines, and\na, comma"',
+        'number 5 with a "quote" inside',
+    ]
+    rows = [[name(i), caption] for i, caption in enumerate(captions)]
+    dataset = read_table(write(folder / "t.csv", [["image", '"caption"'], *rows]))
+    assert [dataset[i].captions[0] for i in range(6)] == [
+        "number 0, and a comma",
+        'number 1 says "hello"',
+        "number 2 of two lines",
+        "number 3, after a blank",
+        "number 4 with blank lines, and a, comma",
+        'number 5 with a "quote" inside',
+    ]
+    assert pairing(dataset) == dict.fromkeys(range(6), 1)
+
+
+def test_every_field_quoted(folder: Path) -> None:
+    """With one stray quote: reading the others without quoting would put quotes into names."""
+    rows = [[f'"{field}"' for field in row] for row in [["image", "caption"], *rows_of()]]
+    rows[7][1] = '"number 6'
+    with pytest.warns(UserWarning, match="lines 8"):
+        dataset = read_table(write(folder / "t.csv", rows))
+    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 6}
+
+
+def test_long_captions(folder: Path) -> None:
+    rows = rows_of()
+    rows[3][1] = "number 3" + " long" * 40_000  # beyond the csv module's limit
+    rows[4][1] = '"number 4' + ", longer" * 200_000 + '"'
+    dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
+    assert len(dataset[3].captions[0]) == 200_008
+    assert pairing(dataset) == dict.fromkeys(range(COUNT), 1)
+
+
+def test_bad_rows_are_counted(folder: Path) -> None:
+    table = folder / "t.csv"
+    table.write_bytes(
+        b'image,caption\nimages/0000.png,"number 0, and\nmore"\nimages/0001.png, \n'
+        b"images/0002.png\n,number 3\nimages/0004.png,\xff\nimages/0005.png,number 5, or not\n"
+        b"images/0006.png,number 6,,\n\n , \ngone.png,number 7\nimages/0008.png,nul\0\n"
     )
-    picture(tmp_path / "a.png")
-    pairs = read_table(tmp_path / "t.csv")
-    assert pairs[0].captions == ("commas, and lines",)
-    assert pairs.skipped.counts == {
+    dataset = read_table(table)
+    assert pairing(dataset) == {0: 1, 6: 1, "missing": 1}
+    assert dataset.skipped.counts == {
         "empty caption": 1,
         "too few columns": 1,
         "no image named": 1,
-        "bad encoding": 1,
+        "bad encoding": 2,
+        "too many columns": 1,
     }
-    assert len(pairs) == 2
-    with pytest.raises(BadRecord, match="missing"):
-        pairs[1]
+    assert dataset.skipped.examples["too many columns"] == [f"{table}:8"]
 
 
-def test_keys_and_separator_can_be_set(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("bild;text;caption\na.png;hallo;hello\n")
-    picture(tmp_path / "a.png")
-    pairs = read_table(tmp_path / "t.csv", separator=";", image_key="bild", caption_key="text")
-    assert pairs[0].captions == ("hallo",)
-    with pytest.raises(
-        ValueError, match=r"columns \['bild', 'text', 'caption'\], but image_key .--csv-img-key. is"
-    ):
-        read_table(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match=r"--csv-separator. must be one character, got '::'"):
-        read_table(tmp_path / "t.csv", separator="::")
-    with pytest.raises(ValueError, match=r"--csv-caption-key. is 'titel'"):
-        read_table(tmp_path / "t.csv", separator=";", image_key="bild", caption_key="titel")
-
-
-def test_rows_of_one_image_are_one_record(tmp_path: Path) -> None:
+def test_rows_of_one_image_are_one_record(folder: Path) -> None:
     """Otherwise retrieval counts four of five right captions as wrong, and the split leaks."""
-    rows = [(f"{i}.png", f"caption {i} {k}") for k in range(5) for i in range(20)]
-    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{a},{b}\n" for a, b in rows))
-    for i in range(20):
-        picture(tmp_path / f"{i}.png")
-    pairs = read_table(tmp_path / "t.csv")
-    assert len(pairs) == 20
-    assert [pairs[i].captions for i in range(20)] == [
-        tuple(f"caption {i} {k}" for k in range(5)) for i in range(20)
+    rows = [
+        [f"{'./' * (k % 2)}{name(i)}", f"number {i} as {k}"] for k in range(5) for i in range(COUNT)
+    ]
+    dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
+    assert len(dataset) == COUNT
+    assert [dataset[i].captions for i in range(COUNT)] == [
+        tuple(f"number {i} as {k}" for k in range(5)) for i in range(COUNT)
+    ]
+    assert pairing(dataset) == dict.fromkeys(range(COUNT), 5)
+
+
+def test_flickr30k(folder: Path) -> None:
+    """Kaggle's results.csv and the original token file, images in a folder beside them."""
+    kaggle = [["image_name", " comment_number", " comment"]]
+    kaggle += [
+        [f"{i:04d}.png", f" {k}", f" number {i} as {k}"] for i in range(20) for k in range(5)
+    ]
+    kaggle.insert(40, ["0001.png", " 4   number 1 without a bar"])  # there is such a row
+    token = [[f"{i:04d}.png#{k}", f'"number {i}" as {k}'] for i in range(20) for k in range(5)]
+    for table, bad in (
+        (write(folder / "results.csv", kaggle, "|"), {"too few columns": 1}),
+        (write(folder / "results_20130124.token", token, "\t"), {}),
+    ):
+        dataset = open_dataset(str(table))
+        assert pairing(dataset) == dict.fromkeys(range(20), 5)
+        assert dataset.skipped.counts == bad
+
+
+def test_captions_in_several_columns(folder: Path) -> None:
+    """A column that merely begins with "caption" is not one."""
+    header = ["image", "caption_0", "caption_1", "caption_source"]
+    rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
+    dataset = read_table(write(folder / "t.csv", rows), caption_key=None)
+    assert [dataset[i].captions for i in range(2)] == [
+        ("number 0", "also number 0"),
+        ("number 1",),
     ]
 
 
-def test_google_rows_of_one_address_are_one_record(tmp_path: Path) -> None:
-    (tmp_path / "t.tsv").write_text("".join(f"caption {k}\t{URLS[0]}\n" for k in range(3)))
-    picture(tmp_path / "images" / NAMES["md5"](0))
-    pairs = read_google_tsv(tmp_path / "t.tsv", tmp_path / "images")
-    assert [pairs[i].captions for i in range(len(pairs))] == [
-        ("caption 0", "caption 1", "caption 2")
-    ]
+def test_keys_and_separator_can_be_set(folder: Path) -> None:
+    rows = [["bild", "text", "caption"], [name(0), "number 0", "hello"]]
+    table = write(folder / "t.csv", rows, ";")
+    dataset = read_table(table, separator=";", image_key="bild", caption_key="text")
+    assert pairing(dataset) == {0: 1}
+    for options, message in (
+        ({}, r"columns \['bild', 'text', 'caption'\], but image_key .--csv-img-key. is one of"),
+        ({"separator": "::"}, r"--csv-separator. must be one character, got '::'"),
+        ({"image_key": "bild", "caption_key": "titel"}, r"--csv-caption-key. is 'titel'"),
+        ({"quoting": "maybe"}, r"--csv-quoting. must be one of auto, quoted, none, got 'maybe'"),
+        ({"image_key": "bild", "separator": "\t"}, r"has the columns \['bild;text;caption'\]"),
+    ):
+        options = {"image_key": "bild", **options} if "quoting" in options else options
+        with pytest.raises(ValueError, match=message):
+            read_table(table, **options)  # type: ignore[arg-type]
+    write(table, [["image", "image", "caption"], ["a", "b", "c"]])
+    with pytest.raises(ValueError, match="several columns called 'image'"):
+        read_table(table)
+
+
+def test_files_that_are_not_text(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    for content, message in (
+        ("image,caption\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("image,caption\n".encode("utf-16-le"), "NUL bytes in its first line"),
+        (b"x" * 2**21, "first line is longer than 1 MiB"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_table(table)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_table(path)
+
+
+def test_images_are_looked_for_near_the_table(folder: Path) -> None:
+    rows = [["image", "caption"], *([f"{i:04d}.png", f"number {i}"] for i in range(3))]
+    table = write(folder / "t.csv", rows)
+    expected = {0: 1, 1: 1, 2: 1}
+    assert pairing(read_table(table)) == expected
+    (folder / "other").mkdir()
+    numbered(folder / "other" / "0000.png", 7)
+    with pytest.raises(ValueError, match=r"images and .*other both have .*\(--images\)"):
+        read_table(table)
+    assert pairing(read_table(table, images=folder / "images")) == expected
+    numbered(folder / "0001.png", 1)  # beside the table: no other folder counts
+    assert pairing(read_table(table)) == {1: 1, "missing": 2}
 
 
 def test_absolute_paths(tmp_path: Path) -> None:
-    picture(tmp_path / "far" / "a.png")
+    numbered(tmp_path / "far.png", 3)
     (tmp_path / "near").mkdir()
-    (tmp_path / "near" / "t.csv").write_text(f"image,caption\n{tmp_path}/far/a.png,hello\n")
-    assert read_table(tmp_path / "near" / "t.csv")[0].captions == ("hello",)
+    table = write(
+        tmp_path / "near" / "t.csv", [["image", "caption"], [f"{tmp_path}/far.png", "number 3"]]
+    )
+    assert pairing(read_table(table)) == {3: 1}
 
 
-def test_google_numbers_above_the_last_row_are_refused(tmp_path: Path) -> None:
-    """img2dataset with 5 samples per shard calls row 5 "10": row 10 would get its picture."""
-    table = google_table(tmp_path / "t.tsv")
-    for i in range(12):
-        picture(tmp_path / "images" / f"{i // 5:05d}" / f"{i // 5:05d}{i % 5}.jpg")
-    with pytest.raises(ValueError, match=r"5 file.s. .*above 11, .*a power of ten"):
-        read_google_tsv(table, tmp_path / "images")
-    # A last row that cannot be used has its number all the same.
-    table.write_text(table.read_text() + " \thttp://host/x\n" * 10)
-    assert len(read_google_tsv(table, tmp_path / "images")) == 7
+def test_special_files_are_counted(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(30 * 2**30)  # sparse: takes no room
+    names = [name(0), "pipe.png", "huge.png", "/dev/zero", "images"]
+    rows = [[each, "number 0"] for each in names]
+    dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
+    assert pairing(dataset) == {0: 1, "not a regular file": 3, "too large": 1}
 
 
-def test_one_image_spelt_in_two_ways_is_one_record(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("image,caption\na.png,one\n./a.png,two\n  ,three\n")
-    picture(tmp_path / "a.png")
-    pairs = read_table(tmp_path / "t.csv")
-    assert [pairs[i].captions for i in range(len(pairs))] == [("one", "two")]
-    assert pairs.skipped.counts == {"no image named": 1}
+# The stored columns
+
+
+def opened(table: Path, **options: object) -> FileDataset:
+    return read_table(table, **options)  # type: ignore[arg-type]
+
+
+def test_columns_are_stored_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of()
+    rows[2][1] = ""
+    table = write(folder / "t.csv", [["image", "caption"], *rows])
+    first = opened(table)
+    with monkeypatch.context() as patch:
+        patch.setattr("cyclip_ext.data.tables._columns", lambda *a: pytest.fail("read again"))
+        again = opened(table)
+        copy = pickle.loads(pickle.dumps(again))
+    assert len(pickle.dumps(again)) < 10_000  # workers map the file, they do not copy it
+    for dataset in (again, copy):
+        assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 2}
+        assert dataset.skipped.to_dict() == first.skipped.to_dict()
+        assert dataset.fingerprint() == first.fingerprint()
+    assert len(list(folder.glob(".cyclip_ext-*.index"))) == 1
+
+
+@pytest.mark.parametrize("change", ["content", "options", "damage", "time"])
+def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
+    table = write(
+        folder / "t.csv", [["image", "caption", "other"], *([*r, "x"] for r in rows_of())]
+    )
+    before = opened(table).fingerprint()
+    status = table.stat()
+    options = {"caption_key": "other"} if change == "options" else {}
+    if change == "content":
+        write(table, [["image", "caption", "other"], *([*r, "x"] for r in rows_of(7))])
+    elif change == "time":
+        text = table.read_text().replace("number 3", "number 4")
+        table.write_text(text)
+        os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    elif change == "damage":
+        (place,) = folder.glob(".cyclip_ext-*.index")
+        content = bytearray(place.read_bytes())
+        content[-100] ^= 1
+        place.unlink()
+        place.write_bytes(content)
+    after = opened(table, **options)
+    assert (after.fingerprint() == before) == (change == "damage")
+    assert len(after) == (7 if change == "content" else COUNT)
+    if change == "time":
+        with pytest.raises(AssertionError, match="number 4"):
+            pairing(after)
+
+
+def test_fingerprints_tell_the_order(folder: Path) -> None:
+    rows = rows_of()
+    one = opened(write(folder / "a.csv", [["image", "caption"], *rows])).fingerprint()
+    same = opened(write(folder / "b.tsv", [["path", "text"], *rows], "\t")).fingerprint()
+    other = opened(write(folder / "c.csv", [["image", "caption"], *reversed(rows)])).fingerprint()
+    assert one == same
+    assert one != other
+
+
+def test_colliding_hashes_do_not_mix_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cyclip_ext.data.tables._hash", lambda name, salt=0: salt)
+    rows = [*rows_of(), *([name(i), f"also number {i}"] for i in range(0, COUNT, 3))]
+    dataset = opened(write(folder / "t.csv", [["image", "caption"], *rows]))
+    assert pairing(dataset) == {i: 2 - bool(i % 3) for i in range(COUNT)}
+
+
+def test_missing_images_are_bad_records(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", [["image", "caption"], ["gone.png", "x"]])
+    with pytest.raises(BadRecord, match="missing"):
+        read_table(table)[0]
+    assert Counter(read_table(table).skipped.counts) == {}
+    (tmp_path / "gone.png").write_bytes(encode(halves()))
+    assert read_table(table)[0].captions == ("x",)

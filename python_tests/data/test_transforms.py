@@ -34,7 +34,7 @@ def raw(images: torch.Tensor) -> torch.Tensor:
 
 
 def disc(size: int = 32) -> torch.Tensor:
-    """An orange disc in the middle; around it, invisible green."""
+    """Return an orange disc in the middle of invisible green."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     inside = ((x - (size - 1) / 2) ** 2 + (y - (size - 1) / 2) ** 2) < (size / 4) ** 2
     image = torch.tensor([0, 255, 0, 0], dtype=torch.uint8)[:, None, None].repeat(1, size, size)

@@ -1,4 +1,4 @@
-"""Workers: results in order, and an end with a message instead of a hang, however they end."""
+"""Workers: results in order; however a process ends, an error instead of a hang."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def kill_at_5(x: int) -> int:
 def test_a_killed_worker_is_an_error_not_a_hang() -> None:
     results = ordered_map(kill_at_5, range(100), 2)
     with pytest.raises(WorkerDied, match=r"killed by SIGKILL; if memory ran out, use fewer"):
+        list(results)
+
+
+def test_a_worker_killed_between_results_is_an_error_of_the_next_one() -> None:
+    """Not of whatever the main process does at that moment, such as writing a checkpoint."""
+    pool = Workers(pid, 1)
+    results = pool.map(range(100))
+    os.kill(next(results), signal.SIGKILL)
+    for _ in range(20):
+        time.sleep(0.01)
+    with pytest.raises(WorkerDied, match="killed by SIGKILL"):
         list(results)
 
 

@@ -30,7 +30,7 @@ def assessor() -> Assessor:
 
 @pytest.fixture
 def data() -> RunData:
-    return RunData(shapes().train, "", pictures=shapes())
+    return RunData(shapes().train, "", splits=shapes())
 
 
 def test_every_task_is_run_in_order(results: list[TaskResult]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation sets from disk, whole and damaged."""
+"""Evaluation datasets from disk, whole and damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cyclip_ext.data import BadRecord, FileDataset, ImageDataset, MissingData, R
 from cyclip_ext.evaluation.datasets import Quadruples, open_evaluation_dataset
 
 
-def picture(grey: int, kind: str = "PNG") -> bytes:
+def image(grey: int, kind: str = "PNG") -> bytes:
     return encode(Image.new("L", (8, 6), grey), kind)
 
 
@@ -70,7 +70,7 @@ def greys(data: ImageDataset) -> list[int | str]:
 
 
 def named(data: ImageDataset) -> dict[int | str, str]:
-    """Class name by grey: what must hold in whatever order pictures come."""
+    """Return class names by grey, which do not depend on the order of the images."""
     names = [data.class_names[label] for label in data.labels.tolist()]
     return dict(zip(greys(data), names, strict=True))
 
@@ -81,14 +81,14 @@ def named(data: ImageDataset) -> dict[int | str, str]:
 def test_folder_of_classes(tmp_path: Path) -> None:
     """An empty class must not shift labels, and hidden and other files are not images."""
     folder = tmp_path / "größe"
-    write(folder / "b_cat" / "1.png", picture(1))
-    write(folder / "b_cat" / "deeper" / "2.JPG", picture(2, "JPEG"))
-    write(folder / "b_cat" / "notes.txt", "no picture")
+    write(folder / "b_cat" / "1.png", image(1))
+    write(folder / "b_cat" / "deeper" / "2.JPG", image(2, "JPEG"))
+    write(folder / "b_cat" / "notes.txt", "not an image")
     write(folder / "b_cat" / "._3.png", "macOS")
     (folder / "a_empty").mkdir()
-    write(folder / "猫" / "4.png", picture(4))
-    write(folder / "猫" / "5.png", picture(5)[:-30])
-    write(folder / ".git" / "6.png", picture(6))
+    write(folder / "猫" / "4.png", image(4))
+    write(folder / "猫" / "5.png", image(5)[:-30])
+    write(folder / ".git" / "6.png", image(6))
     for spec in (f"folder:{folder}", folder):
         data = classified(spec)
         assert data.name == "größe"
@@ -100,7 +100,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
 
 def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     for number in (0, 2, 10):
-        write(tmp_path / "set" / str(number) / "x.png", picture(number))
+        write(tmp_path / "set" / str(number) / "x.png", image(number))
     assert classified(tmp_path / "set").class_names == ("0", "2", "10")
     write(tmp_path / "set" / "classnames.txt", "\n".join(f"name {i}" for i in range(12)) + "\n\n")
     data = classified(tmp_path / "set")
@@ -113,7 +113,7 @@ def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
 
 def test_names_of_folders(tmp_path: Path) -> None:
     for name in ("n01", "n02"):
-        write(tmp_path / name / "x.png", picture(int(name[1:])))
+        write(tmp_path / name / "x.png", image(int(name[1:])))
     names = tmp_path / "classnames.txt"
     write(names, "\ufefftench\r\ngoldfish\r\n")
     assert named(classified(tmp_path)) == {1: "tench", 2: "goldfish"}
@@ -140,7 +140,7 @@ def test_names_of_folders(tmp_path: Path) -> None:
 def test_folders_of_one_name_are_refused(tmp_path: Path) -> None:
     """Two classes with one name tie on every image, so that none of theirs is ever right."""
     for name in ("big_cat", "big cat"):
-        write(tmp_path / name / "x.png", picture(1))
+        write(tmp_path / name / "x.png", image(1))
     with pytest.raises(ValueError, match="'big cat' and 'big_cat' are both called 'big cat'"):
         classified(tmp_path)
     write(tmp_path / "classnames.txt", "big_cat\tlion\nbig cat\ttiger\n")
@@ -148,9 +148,9 @@ def test_folders_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_links_in_folders_are_followed(tmp_path: Path) -> None:
-    write(tmp_path / "store" / "deeper" / "1.png", picture(1))
+    write(tmp_path / "store" / "deeper" / "1.png", image(1))
     folder = tmp_path / "set"
-    write(folder / "cat" / "2.png", picture(2))
+    write(folder / "cat" / "2.png", image(2))
     (folder / "cat" / "more").symlink_to(tmp_path / "store", target_is_directory=True)
     (folder / "cat" / "circle").symlink_to(folder / "cat", target_is_directory=True)
     (folder / "dog").symlink_to(tmp_path / "store", target_is_directory=True)
@@ -158,7 +158,7 @@ def test_links_in_folders_are_followed(tmp_path: Path) -> None:
     assert sorted(zip(greys(data), data.labels.tolist(), strict=True)) == [(1, 0), (1, 1), (2, 0)]
 
 
-def test_pictures_of_every_mode(tmp_path: Path) -> None:
+def test_images_of_every_mode(tmp_path: Path) -> None:
     for mode, name in (("L", "a.PNG"), ("1", "b.png"), ("I;16", "c.TIFF"), ("CMYK", "d.JPEG")):
         (tmp_path / "a").mkdir(exist_ok=True)
         Image.new(mode, (8, 6)).save(tmp_path / "a" / name)
@@ -166,7 +166,7 @@ def test_pictures_of_every_mode(tmp_path: Path) -> None:
     assert greys(classified(tmp_path)) == [0, 0, 0, 255]
 
 
-def test_folders_without_classes_or_pictures(tmp_path: Path) -> None:
+def test_folders_without_classes_or_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no subfolder"):
         open_evaluation_dataset(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
@@ -180,7 +180,7 @@ def test_folders_without_classes_or_pictures(tmp_path: Path) -> None:
 def test_table_of_labels(tmp_path: Path) -> None:
     """Skipped rows must not shift the labels of those after them."""
     for grey in (1, 2, 3):
-        write(tmp_path / f"ü {grey}.png", picture(grey))
+        write(tmp_path / f"ü {grey}.png", image(grey))
     table = write(
         tmp_path / "test.csv",
         "filepath,label,other\r\n"
@@ -245,7 +245,7 @@ def test_table_of_captions(tmp_path: Path) -> None:
         b"d.png,nul\0,five\n",
     )
     for name in "ab":
-        write(tmp_path / f"{name}.png", picture(1))
+        write(tmp_path / f"{name}.png", image(1))
     data = captioned(table)
     assert captions(data) == [("one", "two lines", "four"), ("three",)]
     assert data.skipped.counts == {"bad encoding": 2}
@@ -267,12 +267,12 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 
 
 def shards(folder: Path, split: str = "test") -> Path:
-    """11 shards of one picture each, k in shard k: 10 comes before 2 in the alphabet."""
+    """11 shards of one image each, k in shard k: 10 comes before 2 in the alphabet."""
     (folder / split).mkdir(parents=True)
     for number in range(11):
         write_tar(
             folder / split / f"{number}.tar",
-            [(f"s{number}.cls", str(number % 3).encode()), (f"s{number}.png", picture(number))],
+            [(f"s{number}.cls", str(number % 3).encode()), (f"s{number}.png", image(number))],
         )
     write(folder / split / "nshards.txt", "11\n")
     write(folder / "classnames.txt", "ant\nbee\ncat\nunused\n")
@@ -301,20 +301,20 @@ def test_damaged_shards(tmp_path: Path) -> None:
     write_tar(
         folder / "test" / "0.tar",
         [
-            ("a.png", picture(100)),  # no label
-            ("b.cls", b"1"),  # no picture
-            ("c.png", picture(101)),
+            ("a.png", image(100)),  # no label
+            ("b.cls", b"1"),  # no image
+            ("c.png", image(101)),
             ("c.cls", b"two"),
             ("._d.png", b"macOS"),
             ("d.webp", encode(Image.new("RGB", (8, 8), (102,) * 3), "WEBP", lossless=True)),
             ("d.cls", b" 2\n"),
             ("d.json", b"{}"),
-            ("e.jpg", picture(103)[:-30]),
+            ("e.jpg", image(103)[:-30]),
             ("e.cls", b"0"),
         ],
     )
     broken = folder / "test" / "1.tar"
-    broken.write_bytes(broken.read_bytes()[:1100])  # in the header of the picture
+    broken.write_bytes(broken.read_bytes()[:1100])  # in the header of the image
     data = classified(folder)
     expected = {102: "cat", "truncated": "ant"} | {
         k: ("ant", "bee", "cat")[k % 3] for k in range(2, 11)
@@ -353,13 +353,13 @@ def test_retrieval_shards(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "test" / "0.tar",
         [
-            ("0.jpg", picture(1)),
+            ("0.jpg", image(1)),
             ("0.txt", "one\n two  words\n\nünï\n".encode()),
-            ("1.jpg", picture(2)),
+            ("1.jpg", image(2)),
             ("1.txt", b"\n"),
-            ("2.jpg", picture(3)),
+            ("2.jpg", image(3)),
             ("2.txt", b"\xff"),
-            ("3.jpg", picture(4)),
+            ("3.jpg", image(4)),
             ("3.txt", b"last"),
         ],
     )
@@ -377,7 +377,7 @@ def test_the_kind_of_shards(tmp_path: Path) -> None:
     """Samples of a retrieval dataset may have a class as well."""
     (tmp_path / "test").mkdir()
     write_tar(
-        tmp_path / "test" / "0.tar", [("0.jpg", picture(1)), ("0.cls", b"0"), ("0.txt", b"a cat")]
+        tmp_path / "test" / "0.tar", [("0.jpg", image(1)), ("0.cls", b"0"), ("0.txt", b"a cat")]
     )
     write(tmp_path / "classnames.txt", "cat")
     assert classified(tmp_path).labels.tolist() == [0]
@@ -391,7 +391,7 @@ def test_the_kind_of_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("beside", [("0.npy", b"1"), ("0.cls", b"first")])
 def test_shards_without_a_usable_sample(tmp_path: Path, beside: tuple[str, bytes]) -> None:
     (tmp_path / "test").mkdir()
-    write_tar(tmp_path / "test" / "0.tar", [("0.jpg", picture(1)), beside])
+    write_tar(tmp_path / "test" / "0.tar", [("0.jpg", image(1)), beside])
     write(tmp_path / "classnames.txt", "cat")
     with pytest.raises(ValueError, match=r"no usable sample for .*: 1 skipped"):
         open_evaluation_dataset(str(tmp_path))
@@ -402,7 +402,7 @@ def test_shards_without_a_usable_sample(tmp_path: Path, beside: tuple[str, bytes
 
 def test_coco(tmp_path: Path) -> None:
     for grey, name in ((1, "x.png"), (2, "y.png")):
-        write(tmp_path / "val2017" / name, picture(grey))
+        write(tmp_path / "val2017" / name, image(grey))
     content = {
         "images": [
             {"id": 9, "file_name": "x.png"},
@@ -462,7 +462,7 @@ def test_json_that_is_not_cocos(tmp_path: Path, content: str, message: str) -> N
 
 def test_winoground(tmp_path: Path) -> None:
     for grey in range(4):
-        write(tmp_path / "images" / f"ex_{grey}.png", picture(grey))
+        write(tmp_path / "images" / f"ex_{grey}.png", image(grey))
     lines = [
         {"id": 0, "caption_0": "a b", "caption_1": "b a", "image_0": "ex_0", "image_1": "ex_1.png"},
         {"caption_0": "c", "image_0": "ex_0", "image_1": "ex_1"},
@@ -495,8 +495,8 @@ def test_torchvision_sets_of_folders(tmp_path: Path) -> None:
     """Labels are read without opening images, so they could be those of other images."""
     pytest.importorskip("torchvision")
     for place, grey in (("AnnualCrop", 1), ("Forest", 2), ("SeaLake", 3)):
-        write(tmp_path / "eurosat" / "2750" / place / "x.png", picture(grey))
-    write(tmp_path / "eurosat" / "2750" / "SeaLake" / "y.png", picture(4)[:-30])
+        write(tmp_path / "eurosat" / "2750" / place / "x.png", image(grey))
+    write(tmp_path / "eurosat" / "2750" / "SeaLake" / "y.png", image(4)[:-30])
     data = classified("torchvision:eurosat", root=tmp_path)
     assert data.class_names == ("annual crops", "forest", "sea or lake")
     assert named(data) == {
@@ -506,13 +506,13 @@ def test_torchvision_sets_of_folders(tmp_path: Path) -> None:
         "unreadable (OSError)": "sea or lake",
     }
     for code, grey in (("AD", 5), ("ZW", 6)):
-        write(tmp_path / "country211" / "valid" / code / "x.png", picture(grey))
+        write(tmp_path / "country211" / "valid" / code / "x.png", image(grey))
     assert named(classified("torchvision:country211", root=tmp_path, split="val")) == {
         5: "AD",
         6: "ZW",
     }
     for mood, grey in (("negative", 7), ("positive", 8)):
-        write(tmp_path / "rendered-sst2" / "test" / mood / "x.png", picture(grey))
+        write(tmp_path / "rendered-sst2" / "test" / mood / "x.png", image(grey))
     assert named(classified("torchvision:rendered_sst2", root=tmp_path)) == {
         7: "negative",
         8: "positive",
@@ -523,7 +523,7 @@ def test_torchvision_sets_with_lists(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     gtsrb = tmp_path / "gtsrb"
     for name, grey in (("0.ppm", 1), ("1.ppm", 2)):
-        write(gtsrb / "GTSRB" / "Final_Test" / "Images" / name, picture(grey, "PPM"))
+        write(gtsrb / "GTSRB" / "Final_Test" / "Images" / name, image(grey, "PPM"))
     write(gtsrb / "GT-final_test.csv", "Filename;ClassId\n0.ppm;14\n1.ppm;42\n")
     data = classified("torchvision:gtsrb", root=tmp_path)
     assert len(data.class_names) == 43
@@ -531,13 +531,13 @@ def test_torchvision_sets_with_lists(tmp_path: Path) -> None:
 
     dtd = tmp_path / "dtd" / "dtd"
     write(dtd / "labels" / "test1.txt", "zig_zag/b.jpg\nbanded/a.jpg\n")
-    write(dtd / "images" / "zig_zag" / "b.jpg", picture(3))
-    write(dtd / "images" / "banded" / "a.jpg", picture(4))
+    write(dtd / "images" / "zig_zag" / "b.jpg", image(3))
+    write(dtd / "images" / "banded" / "a.jpg", image(4))
     assert named(classified("torchvision:dtd", root=tmp_path)) == {3: "zig zag", 4: "banded"}
 
     food = tmp_path / "food-101"
     write(food / "meta" / "test.json", json.dumps({"apple_pie": ["apple_pie/1"], "sushi": []}))
-    write(food / "images" / "apple_pie" / "1.jpg", picture(5))
+    write(food / "images" / "apple_pie" / "1.jpg", image(5))
     data = classified("torchvision:food101", root=tmp_path)
     assert data.class_names == ("apple pie", "sushi")
     assert named(data) == {5: "apple pie"}
@@ -608,7 +608,7 @@ def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
     for spec in ("csv:/nowhere", "coco:/nowhere", f"winoground:{tmp_path}"):
         with pytest.raises(FileNotFoundError, match="is not a file"):
             open_evaluation_dataset(spec)
-    write(tmp_path / "a" / "x.png", picture(1))
+    write(tmp_path / "a" / "x.png", image(1))
     for options in (ReadOptions(split="train"), ReadOptions(images=tmp_path)):
         with pytest.raises(ValueError, match=r"of the kind folder: .* does not apply"):
             open_evaluation_dataset(f"folder:{tmp_path}", options)
@@ -618,10 +618,10 @@ def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
 
 def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
     for name in "ab":
-        write(tmp_path / "set" / name / "x.png", picture(1))
+        write(tmp_path / "set" / name / "x.png", image(1))
     before = classified(tmp_path / "set").fingerprint()
     assert before == classified(tmp_path / "set").fingerprint()
-    write(tmp_path / "set" / "a" / "y.png", picture(1))
+    write(tmp_path / "set" / "a" / "y.png", image(1))
     assert classified(tmp_path / "set").fingerprint() != before
     folder = shards(tmp_path / "wds")
     in_shards = classified(folder)

@@ -16,7 +16,7 @@ from losses.programs import run_program
 from models.tiny import create_tiny
 from PIL import Image
 
-from cyclip_ext.data import DatasetSplits, ImageDataset
+from cyclip_ext.data import DatasetSplits, ImageDataset, load_builtin
 from cyclip_ext.evaluation import Encoder, encode, open_evaluation_dataset
 from cyclip_ext.evaluation.__main__ import main
 from cyclip_ext.evaluation.tasks.margins import batch_margins, margin_metrics
@@ -69,6 +69,20 @@ def test_run_is_measured_on_its_own_data(run: Path, capsys: pytest.CaptureFixtur
     page = (run / "evaluation/report.html").read_text()
     for fact in ("Evaluation of run (tiny)", "3 epochs on shapes, seed 7", "in_modal 0.25"):
         assert fact in page, fact
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_default_data_must_be_those_of_the_run(
+    same: bool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the packages of the default dataset, "auto" is another one."""
+    fingerprint = load_builtin("shapes").evaluation["validation"].fingerprint()
+    fingerprints = {"training": "x", "validation": fingerprint if same else "y"}
+    write_checkpoint(run / "checkpoints/best.pt", fingerprints=fingerprints)
+    words = ["run", str(run), "--tasks", "zeroshot_classification"]
+    assert main(words) == (0 if same else 2)
+    assert ("pass --data shapes" in capsys.readouterr().err) != same
+    assert main([*words, "--data", "shapes"]) == 0
 
 
 def test_datasets_from_files(run: Path, colours: Path, tmp_path: Path) -> None:
@@ -173,6 +187,16 @@ def test_completeness_of_captions(tmp_path: Path) -> None:
     assert values["missing_per_caption"] == 1
 
 
+def test_class_names_and_training_data_go_together(
+    run: Path, colours: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("azure|blue\nlime\ncrimson\n")
+    words = ["run", str(run), "--data", str(colours), "--train-data", str(colours)]
+    words += ["--class-names", str(tmp_path / "names.txt"), "--tasks", "knn_probe"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert values_of(tmp_path / "out")["colours", "knn_probe"]["knn_acc1"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -235,7 +259,7 @@ def test_errors_are_one_line_and_leave_no_report(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("problem", ["output", "names"])
+@pytest.mark.parametrize("problem", ["output", "names", "prompts", "hierarchy", "train"])
 def test_problems_are_found_before_anything_is_measured(
     problem: str,
     run: Path,
@@ -249,13 +273,26 @@ def test_problems_are_found_before_anything_is_measured(
 
     monkeypatch.setattr("cyclip_ext.evaluation.__main__.encode", measured)
     words = ["run", str(run), "--data", str(colours)]
+    (tmp_path / "two.txt").write_text("one\ntwo\n")
+    (tmp_path / "h.csv").write_text("class,superclass\nred,warm\n")
     if problem == "output":
         (run / "file").touch()
         words += ["--output", str(run / "file/report")]
         message = f"{run / 'file'} is not a writable folder"
-    else:
+    elif problem == "names":
         words += ["--data", str(write_classes(tmp_path / "other/colours"))]
         message = "would have the same file names"
+    elif problem == "prompts":
+        words += ["--class-names", str(tmp_path / "two.txt")]
+        message = "there are 2 class names for the 3 classes of colours"
+    elif problem == "hierarchy":
+        words += ["--hierarchy", str(tmp_path / "h.csv")]
+        message = "green"
+    else:
+        other = write_classes(tmp_path / "other")
+        (other / "red").rename(other / "yellow")
+        words += ["--train-data", str(other)]
+        message = "must have the same classes"
     assert main(words) == 2
     assert message in capsys.readouterr().err
 

@@ -26,7 +26,6 @@ def pretender(monkeypatch: pytest.MonkeyPatch) -> Pretender:
 
 @pytest.mark.parametrize("same_steps", [False, True])
 def test_fractions(tmp_path: Path, pretender: Pretender, same_steps: bool) -> None:
-    """Wrong: a fraction trains on other than its share, or for other than its epochs."""
     base = TrainConfig().updated({"epochs": 10})
     assert data_size(
         base, tmp_path, fractions=(0.25, 1.0), objectives=("clip", "square"), same_steps=same_steps
@@ -52,8 +51,7 @@ def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
     assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
 
 
-def test_command_line_hands_on_settings(tmp_path: Path, pretender: Pretender) -> None:
-    """Wrong: a flag of training is lost, or a default of it overrides the study's."""
+def test_command_line_passes_settings_on(tmp_path: Path, pretender: Pretender) -> None:
     words = ["data-size", "--folder", str(tmp_path), "--fractions", "0.5", "--seeds", "3"]
     assert main([*words, "--objectives", "cyclip", "--lr", "0.01", "--epochs", "7"]) == 0
     (config,) = pretender.configs.values()
@@ -69,10 +67,9 @@ def test_flags_of_single_runs_are_refused(
 
 
 @pytest.mark.parametrize(("words", "weight"), [([], 0.1), (["--margin", "0.3"], 0.3)])
-def test_objectives_are_what_they_are_called(
+def test_objectives_have_the_margins_of_their_names(
     tmp_path: Path, pretender: Pretender, words: list[str], weight: float
 ) -> None:
-    """Wrong: "CLIP + margin" has none, or "CyCLIP" has one."""
     own = ["--objectives", "cyclip", "clip-margin", "clip-both-sided", "--fractions", "1"]
     line = ["data-size", "--folder", str(tmp_path), *own, "--seeds", "0", *words]
     assert main(line) == 0
@@ -81,8 +78,9 @@ def test_objectives_are_what_they_are_called(
     ]
 
 
-def test_what_a_study_varies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong: a flag is taken and has no effect."""
+def test_flags_that_a_study_varies_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for study, flag, value in (
         *(("reproduce", "--lr", "0.1"), ("reproduce", "--margin", "0.1")),
         *(("data-size", "--train-fraction", "0.5"), ("batch-temperature", "--batch-size", "8")),
@@ -95,16 +93,14 @@ def test_what_a_study_varies_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 def test_fractions_out_of_range(
     tmp_path: Path, fraction: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: a division by zero, in the user's face."""
     words = ["data-size", "--folder", str(tmp_path), "--fractions", fraction, "--same-steps"]
     assert main(words) == 1
     assert "--train-fraction must be in (0, 1]" in capsys.readouterr().err
 
 
-def test_auto_is_settled_once(
+def test_auto_is_resolved_when_a_study_starts(
     tmp_path: Path, pretender: Pretender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: a study goes on with real drawings where it began with procedural shapes."""
     monkeypatch.setattr("cyclip_ext.data.open.emoji_available", lambda: False)
     assert main(["data-size", "--folder", str(tmp_path), "--seeds", "0"]) == 0
     assert {config.data.train_data for config in pretender.configs.values()} == {"shapes"}
@@ -113,7 +109,6 @@ def test_auto_is_settled_once(
 def test_ctrl_c_between_trainings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: a traceback instead of the word that the same command continues."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -123,8 +118,7 @@ def test_ctrl_c_between_trainings(
     assert "give the same command again" in capsys.readouterr().out
 
 
-def test_pictures_of_a_page_with_spaces_in_its_name(tmp_path: Path) -> None:
-    """Wrong: Markdown ends the address at the space."""
+def test_plots_of_a_page_with_spaces_in_its_name(tmp_path: Path) -> None:
     plot = Plot("p", "caption", lambda figure: None)
     write_page(tmp_path / "my ü page.md", "title", {"": [plot]})
     text = (tmp_path / "my ü page.md").read_text()

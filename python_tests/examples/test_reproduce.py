@@ -1,4 +1,4 @@
-"""The reproduction: what is chosen by what, what is then trained, and what the page says."""
+"""The reproduction: how settings are chosen, which runs follow, and the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, accuracy: Accuracy, stop_at: str = 
 
 
 def accuracy(name: str, config: TrainConfig) -> dict[str, float]:
-    """Best on validation: rate 0.004, cycle 0.5, margin 0.03; on the test sets, the opposite."""
+    """Rate 0.004, cycle 0.5 and margin 0.03 are best on validation and worst on test data."""
     good = (config.optim.lr == 4e-3) + (config.loss.margin == 0.03)
     good += max(config.loss.in_modal, config.loss.cross_modal) == 0.5
     return {"validation": 0.1 * good, "shifted": 0.5 - 0.1 * good}
@@ -35,7 +35,6 @@ def accuracy(name: str, config: TrainConfig) -> dict[str, float]:
 def test_settings_are_chosen_by_validation_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: test sets choose, seeds of the report choose, or a choice is not used."""
     pretender = pretend(monkeypatch, accuracy)
     found = reproduce(TrainConfig(), tmp_path, seeds=(0, 1))
     assert found is not None
@@ -77,7 +76,6 @@ def test_interruption_is_passed_on(
 def test_page_has_every_objective_and_differences_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: seeds are paired with others, signs turned, or a claim judged by another number."""
     tops = {"clip": (0.20, 0.22), "cyclip": (0.26, 0.27), "square": (0.01, 0.01)}
 
     def top1(name: str, config: TrainConfig) -> dict[str, float]:
@@ -112,13 +110,11 @@ def test_page_has_every_objective_and_differences_by_hand(
         assert (tmp_path / "images" / "page" / f"{picture}.png").is_file()
 
 
-def test_nothing_is_claimed_by_the_data_that_chose() -> None:
-    """Wrong: an objective whose weight was chosen on the validation vendor is praised there."""
+def test_claims_are_not_judged_on_the_data_that_chose_the_settings() -> None:
     assert "validation" not in {claim.value.dataset for claim in CLAIMS}
 
 
 def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: a page of other settings is given out for the default's."""
     pretend(monkeypatch, accuracy)
     page = tmp_path / "page.md"
     own = ["--folder", str(tmp_path), "--page", str(page), "--train-data", "emoji", "--seeds", "4"]
@@ -129,17 +125,15 @@ def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_other_data_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: a page about emoji is written from other pictures, or fails after six trainings."""
     pretender = pretend(monkeypatch, accuracy)
     assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "pairs.csv"]) == 1
     assert "reproduce takes the default data" in capsys.readouterr().err
     assert not pretender.methods
 
 
-def test_missing_scipy_is_told_before_training(
+def test_missing_scipy_is_reported_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: it is told after two hours."""
     pretender = pretend(monkeypatch, accuracy)
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "emoji"]) == 2

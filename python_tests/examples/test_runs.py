@@ -39,9 +39,6 @@ def method(epochs: int = 1, **values: object) -> Method:
 def test_runs_are_trained_once_and_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wrong: a complete run is repeated, seeds are mixed up, weights fill the disk, or a training
-    imports what lies in the current directory (a checkout) instead of what the study imports.
-    """
     (tmp_path / "cyclip_ext").mkdir()
     (tmp_path / "cyclip_ext" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
@@ -65,7 +62,6 @@ def test_runs_are_trained_once_and_measured(
 
 
 def test_interrupted_study_continues_where_it_was(tmp_path: Path) -> None:
-    """Wrong: Ctrl-C loses a run's state, or what is continued learns something else."""
     long = Run("long", method(epochs=6, log_every_n_steps=1))
     whole = complete([long], tmp_path / "whole", jobs=1)
     assert whole is not None
@@ -87,7 +83,6 @@ def test_interrupted_study_continues_where_it_was(tmp_path: Path) -> None:
 
 
 def test_failed_run_is_quoted_and_stops_the_others(tmp_path: Path) -> None:
-    """Wrong: a study hangs, goes on for hours, or hides why a run failed."""
     study = [Run("good", method(epochs=500)), Run("bad", method(lr=666.0))]
     with pytest.raises(RunFailed, match=r"bad ended with status 1.*\n.*number of the beast"):
         complete(study, tmp_path, jobs=2)
@@ -102,10 +97,10 @@ def test_one_name_for_two_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_study_leaves_no_training_behind(tmp_path: Path) -> None:
-    """Wrong: what a dead study started trains on, beside what its successor starts."""
     call = "from pathlib import Path; from training.parts import settings; "
     call += "from reproduction import runs; runs.WORKER = 'examples.tiny_worker'; "
-    call += f"runs.complete([runs.Run('a', runs.Method(settings(500)))], Path({str(tmp_path)!r}), jobs=2)"
+    call += "run = runs.Run('a', runs.Method(settings(500))); "
+    call += f"runs.complete([run], Path({str(tmp_path)!r}), jobs=2)"
     study = subprocess.Popen([sys.executable, "-c", call], cwd=tmp_path)  # not the checkout
     log, output = tmp_path / "a" / "metrics.jsonl", tmp_path / "a" / "output.txt"
     _wait_for(lambda: log.exists() and '"train"' in log.read_text())
@@ -116,7 +111,6 @@ def test_a_killed_study_leaves_no_training_behind(tmp_path: Path) -> None:
 
 
 def test_two_studies_on_one_folder_train_once(tmp_path: Path) -> None:
-    """Wrong: two processes write one run's log and checkpoints, and both are spoilt."""
     study = [Run("a", method())]
     found: list[object] = []
     other = threading.Thread(target=lambda: found.append(complete(study, tmp_path, jobs=1)))
@@ -134,8 +128,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_no_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
-    """Wrong: a study waits for ever, or divides by nothing."""
+def test_zero_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         complete([Run("a", method())], tmp_path, jobs=0)
     with pytest.raises(ValueError, match="seeds is empty"):
@@ -144,7 +137,6 @@ def test_no_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"train_data": "pairs.csv"}, {"batch_size": 32}])
 def test_complete_run_on_other_data_is_refused(tmp_path: Path, other: dict[str, object]) -> None:
-    """Wrong: results of one data set or batch stand in the table of another."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.json").write_text(json.dumps(method().to_dict()))
     (tmp_path / "a" / "measures.json").write_text("{}")
@@ -152,18 +144,14 @@ def test_complete_run_on_other_data_is_refused(tmp_path: Path, other: dict[str, 
         complete([Run("a", method(**other))], tmp_path, jobs=1)
 
 
-def test_run_of_nobody_s_study_is_refused(tmp_path: Path) -> None:
-    """Wrong: a study takes a single run of that name for its own, and drops its weights."""
+def test_run_that_is_not_of_a_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clip-seed0").mkdir()
     (tmp_path / "clip-seed0" / "result.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a run that is not a study's"):
         over_seeds({"clip": method(loss="clip")}, tmp_path, seeds=(0,), jobs=1)
 
 
-def test_settings_are_written_wholly_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong: a disk that is full for a moment leaves a folder that no study can read any more."""
+def test_settings_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.write_bytes
 
     def full(path: Path, data: bytes) -> None:
@@ -176,7 +164,7 @@ def test_settings_are_written_wholly_or_not_at_all(
     assert not (tmp_path / "a" / "study.json").exists()
 
 
-def test_killed_worker_is_told_from_a_failed_one(
+def test_killed_worker_is_reported_as_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "START", "import os; os.kill(os.getpid(), 9)  # {} {}")
@@ -184,10 +172,9 @@ def test_killed_worker_is_told_from_a_failed_one(
         complete([Run("a", method())], tmp_path, jobs=1)
 
 
-def test_long_last_words_are_quoted_from_their_beginning(
+def test_long_error_messages_are_quoted_from_their_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: of a message with a list in it, the line that says what is wrong is cut off."""
     monkeypatch.setattr(runs, "START", "raise SystemExit('no such file' + 6 * '\\n one')  # {} {}")
     with pytest.raises(RunFailed, match="no such file"):
         complete([Run("a", method())], tmp_path, jobs=1)

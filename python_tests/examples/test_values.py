@@ -13,7 +13,6 @@ def runs(*values: float) -> list[dict]:
 
 
 def test_cells() -> None:
-    """Wrong: percent of what is none, or a deviation over n."""
     assert Value("", "a", "acc1").cell(runs(0.1, 0.3)) == "20.0 ± 14.1"
     assert Value("", "a", "acc1").cell(runs(0.25)) == "25.0"
     assert Value("", "a", "gap", percent=False).cell(runs(0.1, 0.3)) == "0.200 ± 0.141"

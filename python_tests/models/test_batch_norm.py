@@ -39,7 +39,7 @@ def _norm(kind: str) -> nn.Module:
 
 
 def _inputs(kind: str, rows: int, *, offset: float = 3.0) -> tuple[Tensor, Tensor]:
-    """The input, and what comes back as its output's gradient."""
+    """Return the input and the gradient of its output."""
     torch.manual_seed(1)
     shape = (rows, *SHAPES[kind])
     x = torch.randn(shape, dtype=torch.float64) + offset
@@ -71,8 +71,9 @@ def _steps_of_rank(rank: int, kind: str, rows: list[int]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", ROWS)
 @pytest.mark.parametrize("kind", MAKE)
-def test_as_one_process_with_all_rows(kind: str, size: int, worlds: dict[int, World]) -> None:
-    """Wrong: statistics, gradients or running statistics of another batch than the whole one."""
+def test_ranks_equal_one_process_with_all_rows(
+    kind: str, size: int, worlds: dict[int, World]
+) -> None:
     rows = ROWS[size]
     expected = _steps(_norm(kind), *_inputs(kind, sum(rows)))
     outcomes = worlds[size].results(_steps_of_rank, kind, rows)
@@ -105,7 +106,7 @@ def _net(dtype: torch.dtype = torch.float64) -> _Net:
     return _Net().to(dtype)
 
 
-def _pictures() -> Tensor:
+def _images() -> Tensor:
     torch.manual_seed(2)
     return torch.randn(7, 3, 8, 8, dtype=torch.float64)
 
@@ -118,7 +119,7 @@ def _whole_loss(features: Tensor) -> Tensor:
 def _ddp_gradients(rank: int, rows: list[int]) -> dict[str, Tensor]:
     model = synchronize_batch_norm(_net(), dist.group.WORLD)
     ddp = nn.parallel.DistributedDataParallel(model)
-    own = ddp(_pictures().split(rows)[rank])
+    own = ddp(_images().split(rows)[rank])
     everyone = [torch.empty(n, 5, dtype=own.dtype) for n in rows]
     everyone[rank].copy_(own.detach())
     for source, features in enumerate(everyone):
@@ -130,9 +131,9 @@ def _ddp_gradients(rank: int, rows: list[int]) -> dict[str, Tensor]:
 
 
 def test_gradients_after_averaging(worlds: dict[int, World]) -> None:
-    """Wrong: under DDP and a whole-batch loss, some factor is missing or counted twice."""
+    """DDP averages gradients of a whole-batch loss, so a factor could be missing or doubled."""
     net = _net()
-    _whole_loss(net(_pictures())).backward()
+    _whole_loss(net(_images())).backward()
     for outcome in worlds[2].results(_ddp_gradients, [2, 5]):
         for name, parameter in net.named_parameters():
             torch.testing.assert_close(
@@ -147,13 +148,12 @@ def _narrow(rank: int, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]
     normalized = norm(own)
     net = synchronize_batch_norm(_net(torch.float32), dist.group.WORLD)
     with torch.autocast("cpu", torch.bfloat16):
-        features = net(_pictures().float().split([3, 4])[rank])
+        features = net(_images().float().split([3, 4])[rank])
     features.float().square().sum().backward()
     return normalized.detach(), norm.running_var, features.detach(), net.body[1].weight.grad
 
 
-def test_precision(worlds: dict[int, World]) -> None:
-    """Wrong: variance loses its digits beside a large mean, or autocast rounds statistics."""
+def test_variance_beside_a_large_mean_and_under_autocast(worlds: dict[int, World]) -> None:
     rows = [3, 30]
     outcomes = worlds[2].results(_narrow, rows)
     x, _ = _inputs("1d", sum(rows), offset=1000.0)
@@ -168,8 +168,8 @@ def test_precision(worlds: dict[int, World]) -> None:
 
     net = _net(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = net(_pictures().float())
-    whole = _net()(_pictures())
+        plain = net(_images().float())
+    whole = _net()(_images())
     actual = torch.cat([features for _, _, features, _ in outcomes])
     assert actual.dtype == plain.dtype
     assert (actual - whole).abs().max() <= 2 * (plain - whole).abs().max()
@@ -192,8 +192,7 @@ def _errors(rank: int) -> None:
         synchronize_batch_norm(net, dist.group.WORLD)
 
 
-def test_errors(worlds: dict[int, World]) -> None:
-    """Wrong: infinite variance, or a foreign layer that loses what it does beside normalizing."""
+def test_single_values_and_foreign_layers_are_refused(worlds: dict[int, World]) -> None:
     worlds[1].results(_errors)
 
 
@@ -209,8 +208,8 @@ def _replaced(rank: int) -> tuple[list[str], list[str], bool]:
     return list(before), list(model.state_dict()), set(kinds) == {"GroupBatchNorm"}
 
 
-def test_replacing(worlds: dict[int, World]) -> None:
-    """Wrong: checkpoints of one process and of several do not fit each other."""
+def test_replaced_layers_keep_parameters_and_names(worlds: dict[int, World]) -> None:
+    """Checkpoints of one process and of several must fit each other."""
     ((before, after, all_replaced),) = worlds[1].results(_replaced)
     assert before == after
     assert all_replaced

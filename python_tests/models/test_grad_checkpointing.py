@@ -28,8 +28,7 @@ def _loss(model: MiniCLIP) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_same_bits(autocast: bool) -> None:
-    """Wrong: gradients differ, or the second pass over a stage moves running statistics again."""
+def test_gradients_and_running_statistics_are_the_same_to_the_bit(autocast: bool) -> None:
     plain, checkpointed = _model(False), _model(True)
     for _ in range(2):
         for model in plain, checkpointed:
@@ -44,8 +43,8 @@ def test_same_bits(autocast: bool) -> None:
     assert plain.visual.stem_norm.num_batches_tracked == 2
 
 
-def test_backward_between_and_after() -> None:
-    """Wrong: two forward passes and one backward, as with two views, find changed tensors."""
+def test_two_forward_passes_and_one_backward() -> None:
+    """With two views, a recomputed pass must not find tensors that have changed."""
     gradients = []
     for checkpointed in False, True:
         model = _model(checkpointed)
@@ -72,8 +71,7 @@ def _saved_bytes(model: MiniCLIP) -> int:
     return sum(saved.values())
 
 
-def test_saves_less() -> None:
-    """Wrong: the switch does nothing, or cannot be turned off."""
+def test_fewer_activations_are_saved_until_it_is_switched_off() -> None:
     model = _model(False)
     plain = _saved_bytes(model)
     model.set_grad_checkpointing()
@@ -83,8 +81,7 @@ def test_saves_less() -> None:
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
-    """Wrong: torch.compile refuses checkpointed towers, or moves running statistics twice."""
+def test_compiled_towers_update_running_statistics_once() -> None:
     plain, checkpointed = _model(False), _model(True)
     _loss(plain).backward()
     _loss(torch.compile(checkpointed, backend="aot_eager")).backward()

@@ -193,6 +193,14 @@ def test_tokenizer_of_the_run_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
                 load_trained(path)
 
 
+@pytest.mark.usefixtures("open_clip")
+def test_unknown_model_of_a_run_is_named_with_the_file(tmp_path: Path) -> None:
+    config = {**SETTINGS, "run": {**SETTINGS["run"], "model": "nonesuch"}}
+    write_checkpoint(tmp_path / "x.pt", config=config)
+    with pytest.raises(ValueError, match=r"x\.pt: model 'nonesuch' is unknown"):
+        load_trained(tmp_path / "x.pt")
+
+
 def test_unknown_names_and_weights_of_open_clip(
     architecture: Path, open_clip: ModuleType, tmp_path: Path
 ) -> None:
@@ -203,7 +211,7 @@ def test_unknown_names_and_weights_of_open_clip(
     for name, weights, message in (
         ("no such model", "x", r"not one of open_clip.list_models\(\)"),
         ("RN50", str(tmp_path / "x.pt"), "neither a file nor a tag of RN50; its tags are: openai"),
-        ("RN50", None, "neither a file nor a tag"),
+        ("RN50", None, "RN50 needs pretrained weights, a file or one of its tags; its tags are: o"),
         ("local-dir:x", "y", "brings its own weights; got pretrained 'y'"),
         (f"local-dir:{tmp_path}/x", None, "open_clip cannot load local-dir:"),
         (str(tmp_path / "x.json"), "y", "does not exist"),

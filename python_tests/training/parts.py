@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +19,12 @@ from cyclip_ext.training.trainer import Trainer
 
 @lru_cache
 def shapes() -> DatasetSplits:
-    """The procedural set, made once."""
+    """Return the procedural dataset, made once."""
     return load_shapes(size=16)
 
 
 def write_shards(folder: Path, pairs: ImageDataset, count: int) -> Path:
-    """The pairs as `count` img2dataset shards in a folder."""
+    """Write the pairs as `count` img2dataset shards in a folder."""
     folder.mkdir()
     for shard in range(count):
         members = []
@@ -35,8 +36,20 @@ def write_shards(folder: Path, pairs: ImageDataset, count: int) -> Path:
     return folder
 
 
+def write_table(folder: Path, order: Sequence[int]) -> str:
+    """Write images of shapes and table.csv with a row for each, in this order; return its path."""
+    folder.mkdir(exist_ok=True)
+    rows = ["image,caption"]
+    for index in order:
+        sample = shapes().train[index]
+        sample.image.save(folder / f"{index}.png")
+        rows.append(f"{index}.png,{sample.captions[0]}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return str(folder / "table.csv")
+
+
 def settings(epochs: int = 2, **optim: float) -> TrainConfig:
-    """The configuration of a tiny run."""
+    """Return the settings of a tiny run."""
     return TrainConfig(
         data=DataConfig(train_data="shapes", batch_size=64),
         optim=OptimConfig(warmup=5, **optim),  # type: ignore[arg-type]
@@ -45,14 +58,14 @@ def settings(epochs: int = 2, **optim: float) -> TrainConfig:
 
 
 def tiny_trainer(folder: Path, config: TrainConfig | None = None) -> Trainer:
-    """A Trainer on shapes, at its first step."""
+    """Return a Trainer on shapes, at its first step."""
     config = config or settings()
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.run.seed)
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     return Trainer(config, data, create_tiny(), folder)
 
 
 def with_loss(config: TrainConfig, **changes: object) -> TrainConfig:
-    """The same run with another loss."""
+    """Return the same run with another loss."""
     return replace(config, loss=replace(config.loss, **changes))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from cyclip_ext.training.config import LossConfig, OptimConfig, TrainConfig
 
 
 def typed(*words: str) -> dict[str, object]:
-    """What stands on a command line, without defaults."""
+    """Parse a command line without defaults."""
     return vars(build_parser().parse_args(words, defaults=False))
 
 

@@ -1,4 +1,4 @@
-"""What is trained on, what is measured on, and that the two do not overlap."""
+"""Datasets of a run: options, fractions, and validation that does not overlap."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +14,7 @@ from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.data import fraction_of, open_data, require_readable, split_pairs
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
 
-from .parts import create_tiny, shapes
+from .parts import create_tiny, shapes, write_shards, write_table
 
 
 def test_validation_pairs_are_not_trained_on() -> None:
@@ -24,6 +24,18 @@ def test_validation_pairs_are_not_trained_on() -> None:
     assert len(validation) == int(0.05 * len(pairs))
     keys = [part[i].image.tobytes() for part in (train, validation) for i in (0, len(part) - 1)]
     assert len(set(keys)) == 4
+
+
+def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_path: Path) -> None:
+    """A part of 5% would otherwise seem to be mostly bad, and the run would be refused."""
+    rows = "".join(f"{index}.png,caption {index}\n" for index in range(95)) + ",no image\n" * 5
+    (tmp_path / "t.csv").write_text("image,caption\n" + rows)
+    for index in range(95):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    data = open_data(DataConfig(train_data=str(tmp_path / "t.csv"), max_skipped=0.1))
+    assert data.validation is not None
+    assert (len(data.train), data.train.skipped.total) == (91, 5)
+    assert (len(data.validation), data.validation.skipped.total) == (4, 0)
 
 
 def test_named_sets_refuse_flags_for_files() -> None:
@@ -90,14 +102,13 @@ def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int) -> None:
         open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
 
 
-def test_fractions_are_nested_parts_of_the_training_pairs_alone() -> None:
-    """Wrong: a larger share lacks pairs of a smaller one, or the evaluation sets shrink, too."""
+def test_fractions_are_nested_and_leave_evaluation_alone() -> None:
     whole = open_data(DataConfig(train_data="shapes"))
     half = open_data(DataConfig(train_data="shapes", train_fraction=0.5))
     assert len(half.train) == round(len(whole.train) / 2)
-    assert half.pictures is not None
-    assert whole.pictures is not None
-    assert len(half.pictures.evaluation["shifted"]) == len(whole.pictures.evaluation["shifted"])
+    assert half.splits is not None
+    assert whole.splits is not None
+    assert len(half.splits.evaluation["shifted"]) == len(whole.splits.evaluation["shifted"])
     assert f"{len(half.train):,} are used" in half.description
     third, two_thirds = fraction_of(1000, 0.3), fraction_of(1000, 0.6)
     assert third is not None
@@ -126,3 +137,23 @@ def test_table_shows_mean_and_sample_deviation() -> None:
     assert mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
     runs = {"CLIP": [{"shifted": {"acc1": 0.24}}, {"shifted": {"acc1": 0.26}}]}
     assert "| CLIP | 2 | 25.0 ± 1.4 |" in comparison_table(runs)
+
+
+def test_validation_pairs_have_their_own_options(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "val", range(6))
+    (tmp_path / "val/table.csv").rename(tmp_path / "val/other.csv")
+    text = (tmp_path / "val/other.csv").read_text().replace("image,caption", "bild,caption")
+    Path(table).write_text(text)
+    shards = str(write_shards(tmp_path / "shards", shapes().train, 1))
+    data = open_data(DataConfig(train_data=shards, val_data=table, val_csv_img_key="bild"))
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation)) == (len(shapes().train), 6)
+    # The options of training data are not those of validation data, and the message names the flag.
+    with pytest.raises(ValueError, match="--val-csv-img-key"):
+        open_data(DataConfig(train_data=shards, val_data=table))
+    with pytest.raises(ValueError, match=r"--val-first-row. does not apply"):
+        open_data(DataConfig(train_data=shards, val_data=table, val_first_row=1))
+    with pytest.raises(ValueError, match="--val-images applies to --val-data, which is not given"):
+        open_data(DataConfig(train_data=shards, val_images="x"))
+    with pytest.raises(ValueError, match="--val-manifest only applies to files"):
+        open_data(DataConfig(train_data="shapes", val_manifest="x"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from cyclip_ext.training.checkpoint import load_checkpoint
+from cyclip_ext.training.logging import MetricsLog
 
 from .parts import shapes, write_shards
 from .tiny_run import finish, start
@@ -20,7 +20,7 @@ EPOCHS, STEPS = 5, 5 * 13  # at least: shards give some pairs to validation
 
 
 def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
-    """The command line of a run in `folder`."""
+    """Return the command line of a run in `folder`."""
     return [
         *("--logs-dir", str(folder), "--name", "run", "--train-data", data, "--precision", "fp32"),
         *(
@@ -39,16 +39,16 @@ def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Returns once the run has logged that many steps."""
+    """Return once the run has logged that many records."""
     log = folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("\n") < step:
+    while not log.exists() or log.read_text().count('"train"') < step:
         assert time.monotonic() < deadline, f"step {step} was never reached"
         time.sleep(0.002)
 
 
 def assert_same_end(whole: Path, broken: Path) -> None:
-    """Weights, their average and the optimizer's moments, bit for bit."""
+    """Compare weights, their average and the optimizer's moments bit for bit."""
     ends = [load_checkpoint(folder / "run/checkpoints/last.pt") for folder in (whole, broken)]
     for part in ("model", "ema"):
         first, second = (end[part] for end in ends)
@@ -95,8 +95,8 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
         assert process.returncode == 1
     shown = finish(start([*job(tmp_path, "shapes", 32), "--resume", "auto"], ranks=2))[0]
     assert "2 processes" in shown
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert steps[: 14 * EPOCHS] == list(range(1, 14 * EPOCHS + 1))
+    records = MetricsLog(tmp_path / "run/metrics.jsonl").read("train")
+    assert [record["step"] for record in records] == [*range(1, 14 * EPOCHS + 1)]
 
 
 @pytest.mark.slow
@@ -136,5 +136,5 @@ def test_signal_to_one_rank_saves_and_stops_all(tmp_path: Path, number: signal.S
     shown = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [130, 130], shown
     state = load_checkpoint(tmp_path / "run/checkpoints/last.pt")
-    logged = (tmp_path / "run/metrics.jsonl").read_text().count("\n")
-    assert state["epoch"] * 14 + state["step_in_epoch"] == logged  # nothing lost, nothing repeated
+    records = MetricsLog(tmp_path / "run/metrics.jsonl").read("train")
+    assert [record["step"] for record in records] == [*range(1, state["step"] + 1)]

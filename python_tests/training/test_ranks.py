@@ -26,7 +26,7 @@ from cyclip_ext.training.trainer import Trainer
 def train(
     rank: int, world: int, port: int, config: TrainConfig, folder: Path, dtype: Any, steps: int
 ) -> None:
-    """The first steps of a run, as one of its ranks; what is left is checkpoints/last.pt."""
+    """Take the first steps of a run as one of its ranks, and leave checkpoints/last.pt."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -52,7 +52,7 @@ def train(
 def weights_after(
     steps: int, config: TrainConfig, folder: Path, world: int, dtype: Any = torch.float32
 ) -> dict[str, Tensor]:
-    """The parameters (not the running statistics) that `world` ranks leave."""
+    """Return the parameters, without running statistics, that `world` ranks leave."""
     (folder / "checkpoints").mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ PARAMETERS = frozenset(name for name, _ in create_model("mini").model.named_para
 
 @pytest.fixture
 def default_run() -> TrainConfig:
-    """The default run, in float32."""
+    """Return the settings of the default run, in float32."""
     if not emoji_available():
         pytest.skip("the default data are not installed (extra `demo`)")
     config = TrainConfig()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from cyclip_ext.training.config import OptimConfig, TrainConfig
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples/configs/cc3m"
 PAGE = ROOT / "docs/cc3m.md"
-PROGRAM = re.compile(r"(examples/pretrain_cc3m\.py|cyclip_ext\.data)(?= |$)")
 
 LABELS = {
     "clip": "CLIP",
@@ -38,27 +36,25 @@ LABELS = {
 
 
 def typed(name: str) -> dict[str, Any]:
-    """What stands in a file, without defaults."""
+    """Return the settings in a file, without defaults."""
     words = ["--config", str(CONFIGS / f"{name}.yaml")]
     return vars(build_parser().parse_args(words, defaults=False))
 
 
 def test_there_is_a_file_for_each_method() -> None:
-    """Wrong: a file was added or renamed, and nothing below looks at it."""
     assert {path.stem for path in CONFIGS.glob("*")} == set(LABELS)
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_file_trains_its_method_and_changes_nothing_else(name: str) -> None:
-    """Wrong: two methods would be compared under different settings, or under a wrong name."""
     config, clip = (TrainConfig().updated(typed(file)) for file in (name, "clip"))
     assert config.label() == LABELS[name]
     assert (config.data, config.optim, config.run) == (clip.data, clip.optim, clip.run)
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_file_does_not_lean_on_defaults(name: str) -> None:
-    """Wrong: another default of ours would change a published setting."""
+def test_file_sets_every_published_setting(name: str) -> None:
+    """Published settings do not change with the defaults of this package."""
     optional = {"logit_scale_fixed", "ema_decay", "skip_nonfinite"}  # off, and nothing when off
     published = set(TrainConfig().to_dict()["optim"]) - optional
     published |= {"model", "epochs", "batch_size", "precision", "loss"}
@@ -71,38 +67,10 @@ def test_file_does_not_lean_on_defaults(name: str) -> None:
     )
 
 
-def commands() -> list[list[str]]:
-    """The words of each command of the page that starts a program of ours."""
-    blocks = re.findall(r"(?:^    .*\n)+", PAGE.read_text(), re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if PROGRAM.search(line)]
-
-
-def test_commands_of_the_page_are_understood(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Wrong: a reader types a command as the page has it, and a flag or file does not exist."""
-    monkeypatch.chdir(ROOT)
-    seen = set()
-    for words in commands():
-        program = next(i for i, word in enumerate(words) if PROGRAM.fullmatch(word))
-        seen.add(words[program])
-        arguments = words[program + 1 :]
-        if words[program] == "cyclip_ext.data":
-            # With --help it ends before anything is read, but after what stands before it.
-            with pytest.raises(SystemExit) as exit_info:
-                data_main([*arguments, "--help"])
-            assert exit_info.value.code == 0, capsys.readouterr().err
-        else:
-            TrainConfig().updated(vars(build_parser().parse_args(arguments, defaults=False)))
-    assert seen == {"examples/pretrain_cc3m.py", "cyclip_ext.data"}
-
-
 def test_flags_in_the_text_of_the_page_exist() -> None:
-    """Wrong: the page advises a setting that is spelt otherwise or gone."""
     known = {option for action in build_parser()._actions for option in action.option_strings}
     spans = re.findall(r"`([^`\n]+)`", PAGE.read_text())
-    # What has an underscore is img2dataset's.
+    # Flags with an underscore are img2dataset's.
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*(?![a-z_-])", span)}
     assert len(named) > 10
     assert named <= known
@@ -110,7 +78,7 @@ def test_flags_in_the_text_of_the_page_exist() -> None:
 
 @pytest.fixture
 def tiny_open_clip(tmp_path: Path) -> str:
-    """The name of an RN50 in miniature that open_clip knows."""
+    """Return the name of an RN50 in miniature that is registered with open_clip."""
     try:
         open_clip = import_open_clip()
     except ImportError as error:
@@ -125,7 +93,6 @@ def tiny_open_clip(tmp_path: Path) -> str:
 
 
 def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_clip: str) -> None:
-    """Wrong: a step of the recipe fails, or its result is of no use elsewhere."""
     random = np.random.default_rng(0)
     members = []
     for i in range(48):
@@ -162,7 +129,6 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
 
 
 def test_costs_of_the_page_follow_from_its_figures() -> None:
-    """Wrong: the page's GPU-hours were computed for another model, or wrongly."""
     try:
         open_clip = import_open_clip()
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A tiny run from end to end: it learns, leaves a whole folder, resumes exactly, stops cleanly."""
+"""A tiny run from end to end: it learns, writes its folder, resumes exactly, stops cleanly."""
 
 import json
 import signal
@@ -158,7 +158,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> No
 )
 def test_other_losses_train(tmp_path: Path, loss: dict[str, Any]) -> None:
     config = with_loss(settings(epochs=1), **loss)
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     result = run.run_training(config, data, tmp_path)
     assert result is not None
     assert result["label"] == config.label()
@@ -167,7 +167,7 @@ def test_other_losses_train(tmp_path: Path, loss: dict[str, Any]) -> None:
 def test_comparison_is_complete_and_does_not_repeat_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     config = settings(epochs=1)
     assert run_comparison(config, data, tmp_path, [0, 1])
     report = (tmp_path / "report.md").read_text()
@@ -181,7 +181,7 @@ def test_comparison_is_complete_and_does_not_repeat_itself(
 
 
 def test_comparison_refuses_repeated_seeds(tmp_path: Path) -> None:
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     with pytest.raises(ValueError, match="--seeds must differ, got 0, 1, 0"):
         run_comparison(settings(epochs=1), data, tmp_path, [0, 1, 0])
 
@@ -190,7 +190,7 @@ def test_interrupted_comparison_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda self: False)
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     assert not run_comparison(settings(epochs=1), data, tmp_path, [0])
     shown = capsys.readouterr().out
     assert "the same --compare command again" in shown
@@ -201,7 +201,7 @@ def test_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> N
     (tmp_path / "checkpoints").mkdir()
     stale = MetricsLog(tmp_path / "metrics.jsonl")
     stale.write("train", 10, {"loss": -1.0})
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     assert run.run_training(settings(epochs=1), data, tmp_path) is not None
     assert all(record["loss"] > 0 for record in stale.read("train"))
 
@@ -244,7 +244,7 @@ def test_resume_finds_the_run_from_anywhere_and_leaves_a_finished_one_alone(
     assert "must lie in the folder checkpoints" in capsys.readouterr().err
 
 
-def test_settings_that_the_machine_cannot_serve_are_one_line(
+def test_settings_that_the_machine_does_not_support_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--logs-dir", str(tmp_path / "logs")]
@@ -285,9 +285,8 @@ def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None
     assert [len(log.read(kind)) for kind in ("train", "validation")] == [1, 0]
 
 
-def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> None:
-    """Wrong: it leaves a trace in the training, a resume loses it, or the end has it twice."""
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+def test_evaluation_during_training_changes_nothing_and_is_logged_once(tmp_path: Path) -> None:
+    data = RunData(shapes().train, "shapes", splits=shapes())
     config = settings(epochs=2)
     plain = run.run_training(config, data, tmp_path / "plain")
     steps = len(shapes().train) // 64
@@ -310,8 +309,7 @@ def test_evaluation_on_the_way_changes_nothing_and_is_kept(tmp_path: Path) -> No
     assert logged() == expected[: len(result["metrics"])]
 
 
-def test_speed_is_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: the time of evaluations on the way counts as that of steps."""
+def test_logged_speed_excludes_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asleep, clock = [0.0], time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + asleep[0])
     config = settings(epochs=1).updated({"evaluate_frequency": 2, "log_every_n_steps": 1})
@@ -326,10 +324,7 @@ def test_speed_is_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(record["images_per_second"] > 0.1 for record in trainer.log.read("train"))
 
 
-def test_result_is_there_wholly_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong: a run killed while it writes result.json can be neither read nor finished."""
+def test_result_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.write_bytes
 
     def killed(path: Path, data: bytes) -> int:
@@ -339,7 +334,7 @@ def test_result_is_there_wholly_or_not_at_all(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_bytes", killed)
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     with pytest.raises(KeyboardInterrupt):
         run.run_training(settings(epochs=1), data, tmp_path)
     assert read_result(tmp_path) is None
@@ -349,6 +344,6 @@ def test_run_killed_between_two_renames_is_not_overwritten(tmp_path: Path) -> No
     """For a moment previous.pt is the only checkpoint."""
     tiny_trainer(tmp_path).save()
     (tmp_path / "checkpoints/last.pt").rename(tmp_path / "checkpoints/previous.pt")
-    data = RunData(shapes().train, "shapes", pictures=shapes())
+    data = RunData(shapes().train, "shapes", splits=shapes())
     with pytest.raises(FileExistsError, match="continue it with --resume"):
         run.run_training(settings(epochs=1), data, tmp_path)

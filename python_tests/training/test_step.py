@@ -23,6 +23,7 @@ from cyclip_ext.data import Batch
 from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.config import LossConfig, TrainConfig
+from cyclip_ext.training.logging import MetricsLog
 from cyclip_ext.training.objective import make_loss, term_weights
 from cyclip_ext.training.step import DivergedError, Stepper, StepResult
 from cyclip_ext.training.trainer import Trainer
@@ -31,7 +32,7 @@ from .parts import create_tiny, settings, shapes, tiny_trainer, write_shards
 
 
 def changed(section: str, config: TrainConfig | None = None, **values: Any) -> TrainConfig:
-    """The tiny run with other settings in one section."""
+    """Return the tiny run with other settings in one section."""
     config = config or settings(epochs=1)
     return replace(config, **{section: replace(getattr(config, section), **values)})
 
@@ -62,7 +63,7 @@ def test_first_step_has_the_first_rate_of_the_warmup(tmp_path: Path) -> None:
     assert rates == {1e-2 / 5, 10 * 1e-2 / 5}
 
 
-def test_record_has_what_one_watches(tmp_path: Path) -> None:
+def test_record_has_terms_speed_and_statistics(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("run", log_every_n_steps=2))
     assert trainer.fit()
     records = trainer.log.read("train")
@@ -110,7 +111,7 @@ def test_views_train(tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch)
     words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "64", "--inmodal"]
     words += ["--loss", loss, "--logs-dir", str(tmp_path), "--name", "r", "--accum-freq", "2"]
     assert main(words) == 0
-    record = json.loads((tmp_path / "r/metrics.jsonl").read_text().splitlines()[0])
+    record = MetricsLog(tmp_path / "r/metrics.jsonl").read("train")[0]
     assert record["image_views_loss_raw"] == pytest.approx(4 * record["image_views_loss"])
     assert record["contrastive_loss_raw"] == pytest.approx(2 * record["contrastive_loss"])
 
@@ -357,7 +358,7 @@ def test_wandb_gets_project_and_numbers(
     assert logged[-1] == ({}, -1)
 
 
-def test_bad_records_are_reported_each_epoch_and_stop_a_run_that_has_too_many(
+def test_bad_records_are_reported_and_too_many_stop_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "create_model", create_tiny)
@@ -365,7 +366,7 @@ def test_bad_records_are_reported_each_epoch_and_stop_a_run_that_has_too_many(
     shard = bytearray((folder / "00000.tar").read_bytes())
     at, spoilt = 0, 0
     while (at := shard.find(b"IDAT", at + 1)) > 0:
-        if (spoilt := spoilt + 1) % 8 == 0:  # every eighth picture
+        if (spoilt := spoilt + 1) % 8 == 1:  # every eighth image
             shard[at + 8 : at + 40] = b"x" * 32
     (folder / "00000.tar").write_bytes(shard)
     words = ["--train-data", str(folder), "--epochs", "2", "--batch-size", "64", "--warmup", "1"]
@@ -375,7 +376,24 @@ def test_bad_records_are_reported_each_epoch_and_stop_a_run_that_has_too_many(
     assert "records are bad" in shown.err
     assert "--max-skipped" in shown.err
     assert main([*words, "goes-on", "--max-skipped", "0.3"]) == 0
-    records = [json.loads(line) for line in (tmp_path / "goes-on/metrics.jsonl").open()]
-    skipped = [record for record in records if record["kind"] == "skipped"]
+    records = MetricsLog(tmp_path / "goes-on/metrics.jsonl").read("skipped")
+    skipped = [record for record in records if record["part"] == "training"]
     assert [record["epoch"] for record in skipped] == [0, 1]
     assert 80 < skipped[0]["truncated"]["count"] < 115
+    counts = json.loads((tmp_path / "goes-on/result.json").read_text())["records"]
+    for part in ("training", "validation"):
+        found = counts[part]["skipped"]["truncated"]
+        assert found["count"] == counts[part]["total"] - counts[part]["used"] > 0
+        assert "00000.tar at byte" in found["examples"][0]
+        line = f"- {part} records: {counts[part]['used']:,} of {counts[part]['total']:,} used, "
+        assert line in (tmp_path / "goes-on/report.md").read_text()
+        assert any(record["part"] == part for record in records)
+
+
+def test_profile_covers_the_steps_asked_for(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, changed("run", profile=2))
+    assert trainer.fit()
+    trace = json.loads((tmp_path / "profile.json").read_text())
+    names = {event["name"] for event in trace["traceEvents"]}
+    assert {"ProfilerStep#3", "ProfilerStep#4"} <= names
+    assert "ProfilerStep#5" not in names

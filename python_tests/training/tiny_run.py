@@ -1,8 +1,8 @@
-"""The job with the tiny model, as a program: what tests start, kill and start again.
+"""Training with the tiny model as a program, for tests that start and kill it.
 
     python -m training.tiny_run --train-data shapes ...      (python_tests on the path)
 
-Of the model called "dropout" a resumed run must draw what the killed one would have drawn.
+The model called "dropout" draws random numbers, which a resumed run must draw again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TESTS = Path(__file__).parents[1]
 def create(
     name: str, *, sigmoid: bool = False, tokenizer: TokenizerName | None = None
 ) -> CreatedModel:
-    """The tiny model; as "dropout" a tenth of its picture features are dropped."""
+    """Create the tiny model; "dropout" drops a tenth of its image features."""
     created = create_tiny(name, sigmoid=sigmoid, tokenizer=tokenizer)
     if name == "dropout":
         visual: nn.Module = created.model.visual  # type: ignore[assignment]
@@ -36,7 +36,7 @@ def create(
 
 
 def start(words: list[str], ranks: int = 1) -> list[subprocess.Popen[str]]:
-    """The processes of a run, as torchrun would start them."""
+    """Start the processes of a run as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +59,7 @@ def start(words: list[str], ranks: int = 1) -> list[subprocess.Popen[str]]:
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """What the processes printed; every one must have ended well."""
+    """Wait for the processes, which must succeed, and return their output."""
     shown = [process.communicate(timeout=300)[0] for process in processes]
     for process, text in zip(processes, shown, strict=True):
         assert process.returncode == 0, text

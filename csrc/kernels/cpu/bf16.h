@@ -15,8 +15,8 @@ void pair_columns(const Bf16* x, int64_t rows, int64_t d, Bf16Pair* pairs);
 // pairs[p * panel_stride + k * panel_cols + c]. Columns from d on are zero.
 void pair_rows(const Bf16* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride, Bf16Pair* pairs);
 
-// A tile of float, rounded to bfloat16 and paired in both ways. Whole vectors are read and written, so up to
-// 31 columns behind the last one.
+// Rounds a tile of float to bfloat16 and pairs it in both ways. Whole vectors are read and written, so up to 31
+// columns beyond the last one.
 struct RoundTile {
   const float* values;
   int64_t pitch;
@@ -32,7 +32,7 @@ struct Bf16Kernels {
   void (*round_tile)(const RoundTile&);
 };
 
-// Null where the processor has no instructions for it.
+// Returns null if the processor has no instructions for bfloat16.
 const Bf16Kernels* bf16_kernels();
 
 }  // namespace cyclip::cpu

@@ -2,7 +2,7 @@
 // dL/dP and dL/dM back to the features. One table per instruction set, as in tile_kernels.h.
 //
 // *Deflated*, P_ = P - (P q) q' and M_ = M - (M q) q' lack their parts along kDirections orthonormal
-// directions q, [kDirections, d]; a direction may also be zero. Those parts are kept in double: `along` holds
+// directions q, [kDirections, d]; a direction may also be zero. Those parts are stored in double: `along` holds
 // for each row <p, q_0>, <p, q_1>, <m, q_0>, <m, q_1>. T is float or double; matrices are row-major without
 // padding.
 
@@ -77,7 +77,7 @@ struct CycleRowKernels {
   void (*factors_backward)(const CycleFactorsBackward<T>&);
 };
 
-// The best table that this processor can run.
+// Returns the best table that this processor can run.
 template <typename T>
 const CycleRowKernels<T>& cycle_row_kernels();
 

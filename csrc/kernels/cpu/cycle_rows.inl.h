@@ -1,4 +1,4 @@
-// The row-wise kernels of cycle_rows.h: everything in double, rounded to T where it is stored.
+// The row-wise kernels of cycle_rows.h: the arithmetic is in double, and results are rounded to T.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 

@@ -14,6 +14,7 @@ namespace cyclip::cpu {
   extern const TileKernels<double> double_kernels;           \
   extern const CycleRowKernels<float> float_cycle_kernels;   \
   extern const CycleRowKernels<double> double_cycle_kernels; \
+  extern const RowNormKernels row_norm_kernels;              \
   }
 #define CYCLIP_DECLARE_PRODUCTS(isa)                 \
   namespace isa {                                    \
@@ -78,6 +79,8 @@ template <>
 const CycleRowKernels<double>& cycle_row_kernels<double>() {
   return CYCLIP_BEST(double_cycle_kernels);
 }
+
+const RowNormKernels& row_norm_kernels() { return CYCLIP_BEST(row_norm_kernels); }
 
 template <>
 const ProductKernel<float>* product_kernel<float>() {

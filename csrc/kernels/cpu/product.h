@@ -1,9 +1,9 @@
 // Matrix products out = left * right, blocked for the caches, on one thread.
 //
-// An operand is made of *words*, which lie along the depth, the dimension that is summed over: one number of
+// An operand consists of *words* along the depth, the dimension that is summed over. A word is one number of type
 // T, or a pair of neighbouring bfloat16 numbers. Products of bfloat16 are exact and are added in float32; the
-// processor takes numbers below 1e-38 for zero. The right operand comes in *panels* of as many columns as the
-// registers hold; where its rows are contiguous, panels are simply pieces of them.
+// processor treats numbers below 1e-38 as zero. The right operand comes in *panels* of as many columns as the
+// registers hold. If its rows are contiguous, panels are simply pieces of them.
 
 #pragma once
 
@@ -59,8 +59,7 @@ struct ProductKernel {
   LeftOperand<Word> (*gather)(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 };
 
-// The best kernel that this processor can run; null where there is none, and for T then the library's
-// product has to serve.
+// Returns the best kernel that this processor can run, or null if there is none. The library multiplies then.
 template <typename Word>
 const ProductKernel<Word>* product_kernel();
 
@@ -76,7 +75,7 @@ inline constexpr int64_t kProductWorkspace = (kDepthBlock / sizeof(Word)) * (kRo
 template <typename Word>
 LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 
-// Computes a product of any size. `workspace` may be null where left.depth_stride is 1.
+// Computes a product of any size. `workspace` may be null if left.depth_stride is 1.
 template <typename Word>
 void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& product, Word* workspace);
 

@@ -10,7 +10,7 @@ inline Vec<T> comparable_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   return s == s ? s : splat(-static_cast<T>(__builtin_inf()));
 }
 
-// Where the labels of `row` and of the columns from `col` on are equal; a vector of 0 and -1.
+// Compares the label of `row` with those of the columns from `col` on: -1 if they are equal, else 0.
 template <typename T>
 inline IntVec<T> same_label(const Labels<T>& labels, int64_t row, int64_t col) {
   return load<IntVec<T>>(labels.col + col) == splat_int<T>(labels.row[row]);
@@ -25,7 +25,7 @@ void own_best(const OwnBest<T>& args) {
       const Vec<T> s = comparable_cosine(tile, row, col);
       const IntVec<T> own = choose(mask, same_label(args.labels, row, col), IntVec<T>{});
       const Vec<T> col_best = load<Vec<T>>(args.col_best + col);
-      // Not "greater": that would never replace NaN.
+      // Not "greater": it would never replace NaN.
       row_best = own & ~(s <= row_best) ? s : row_best;
       store(args.col_best + col, own & ~(s <= col_best) ? s : col_best);
     });

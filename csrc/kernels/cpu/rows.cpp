@@ -18,7 +18,7 @@ double widened(Bf16 x) {
   return wide;
 }
 
-// Eight chains, so that the additions do not wait for one another; fixed order.
+// Sums in eight chains, so that the additions do not wait for one another, in a fixed order.
 template <typename A, typename B>
 double dot(const A* a, const B* b, int64_t d) {
   constexpr int kChains = 8;
@@ -43,8 +43,18 @@ double projection(const X* x, const T* gradient, double norm, int64_t d) {
 
 }  // namespace
 
-template <typename X>
-void row_norms(const X* x, int64_t rows, int64_t d, double* norms) {
+template <>
+void row_norms<float>(const float* x, int64_t rows, int64_t d, double* norms) {
+  row_norm_kernels().of_float(x, rows, d, norms);
+}
+
+template <>
+void row_norms<Bf16>(const Bf16* x, int64_t rows, int64_t d, double* norms) {
+  row_norm_kernels().of_bf16(x, rows, d, norms);
+}
+
+template <>
+void row_norms<double>(const double* x, int64_t rows, int64_t d, double* norms) {
   for (int64_t i = 0; i < rows; ++i) {
     const double norm = std::sqrt(dot(x + i * d, x + i * d, d));
     norms[i] = norm < kEps ? kEps : norm;  // keeps NaN
@@ -60,11 +70,8 @@ void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t 
   }
 }
 
-#define CYCLIP_INSTANTIATE(X, T)                                   \
-  template void row_norms<X>(const X*, int64_t, int64_t, double*); \
-  template void subtract_projection<X, T>(const X*, const double*, int64_t, int64_t, T*);
-CYCLIP_INSTANTIATE(float, float)
-CYCLIP_INSTANTIATE(double, double)
-CYCLIP_INSTANTIATE(Bf16, float)
+template void subtract_projection<float, float>(const float*, const double*, int64_t, int64_t, float*);
+template void subtract_projection<double, double>(const double*, const double*, int64_t, int64_t, double*);
+template void subtract_projection<Bf16, float>(const Bf16*, const double*, int64_t, int64_t, float*);
 
 }  // namespace cyclip::cpu

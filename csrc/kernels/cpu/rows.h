@@ -10,12 +10,21 @@ namespace cyclip::cpu {
 
 inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
+// One instruction set's kernels for the norms of float and of Bf16 rows.
+struct RowNormKernels {
+  void (*of_float)(const float* x, int64_t rows, int64_t d, double* norms);
+  void (*of_bf16)(const Bf16* x, int64_t rows, int64_t d, double* norms);
+};
+
+// Returns the best kernels that this processor can run.
+const RowNormKernels& row_norm_kernels();
+
 // norms[i] = max(|x_i|, eps), accumulated in double: squares of floats neither overflow nor underflow.
 template <typename X>
 void row_norms(const X* x, int64_t rows, int64_t d, double* norms);
 
-// gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. Where |x_i| <= eps the norm is
-// the constant eps and the gradient stays as it is.
+// gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. If |x_i| <= eps, the norm is
+// the constant eps, and the gradient does not change.
 template <typename X, typename T>
 void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, T* gradient);
 

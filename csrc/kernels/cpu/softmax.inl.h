@@ -25,9 +25,9 @@ inline bool in_tile(const Tile<T>& tile, int64_t col) {
   return col >= 0 && col < tile.cols;
 }
 
-// First pass over one row: returns the row's largest z' and updates the columns' largest z' (in
-// column_scratch) and hardest negatives.
-template <typename T>
+// First pass over one row: returns the row's largest z', and its largest cosine if kHardest, and updates the
+// columns' largest z' (in column_scratch) and hardest negatives.
+template <bool kHardest, typename T>
 inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit, T* largest_cosine) {
   const Tile<T>& tile = args.tile;
   const NegativeStatistics<T>& columns = args.col_statistics;
@@ -38,10 +38,11 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
   for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
     const Vec<T> s = cosine(tile, row, col);
     const Vec<T> logit = choose(mask, s * args.scale.hi, lowest);
-    const Vec<T> negative = choose(mask, s, lowest);
     row_logit = maximum(logit, row_logit);
-    row_cosine = maximum(negative, row_cosine);
     store(col_largest + col, maximum(logit, load<Vec<T>>(col_largest + col)));
+    if constexpr (!kHardest) return;
+    const Vec<T> negative = choose(mask, s, lowest);
+    row_cosine = maximum(negative, row_cosine);
     const Vec<T> hardest = load<Vec<T>>(columns.hardest + col);
     const IntVec<T> harder = negative > hardest;
     store(columns.hardest + col, harder ? negative : hardest);
@@ -49,10 +50,10 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
     store(columns.hardest_index + col, harder ? splat_int<T>(row_index) : index);
   });
   *largest_logit = largest_lane<T>(row_logit);
-  *largest_cosine = largest_lane<T>(row_cosine);
+  if constexpr (kHardest) *largest_cosine = largest_lane<T>(row_cosine);
 }
 
-// Of tied negatives the first counts; tiles arrive in column order, hence the strict comparison.
+// The first of several equal negatives counts. Tiles arrive in column order, hence the strict comparison.
 template <typename T>
 inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T candidate) {
   const Tile<T>& tile = args.tile;
@@ -67,7 +68,7 @@ inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T can
 template <typename T>
 inline LaneInt<T> raise_shift(LaneInt<T>* shift, double* sum, LaneInt<T> candidate) {
   if (candidate > *shift) {
-    // A sum over nothing stays zero, whatever the distance.
+    // An empty sum stays zero, whatever the distance.
     *sum = *sum == 0 ? 0 : __builtin_ldexp(*sum, static_cast<int>(*shift - candidate));
     *shift = candidate;
   }
@@ -90,8 +91,12 @@ void softmax_forward(const SoftmaxForward<T>& args) {
 
   for (int64_t row = 0; row < tile.rows; ++row) {
     T largest_logit, largest_cosine;
-    maxima(args, row, &largest_logit, &largest_cosine);
-    update_row_hardest(args, row, largest_cosine);
+    if (args.needs_hardest) {
+      maxima<true>(args, row, &largest_logit, &largest_cosine);
+      update_row_hardest(args, row, largest_cosine);
+    } else {
+      maxima<false>(args, row, &largest_logit, &largest_cosine);
+    }
     if (largest_logit > static_cast<T>(kNoShift)) {
       const LaneInt<T> shift = nearest_integer<T>(splat(largest_logit))[0];
       raise_shift<T>(rows.shift + row, rows.sum + row, shift);

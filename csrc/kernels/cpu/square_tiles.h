@@ -18,7 +18,7 @@ struct LowRank {
   const double* cols;
 };
 
-// Copies what is below the diagonal to above it.
+// Copies the lower triangle to the upper one.
 void mirror_lower(double* matrix, int64_t n, int64_t begin, int64_t end);
 
 // matrix += low rank; no mirror images.

@@ -1,8 +1,8 @@
-// The CPU kernels as seen from outside: argument structs, and a table of function pointers that is
-// filled once per instruction set (isa/*.cpp) and chosen at run time (dispatch.cpp).
+// The interface of the CPU kernels: argument structs, and a table of function pointers for each instruction set
+// (isa/*.cpp), chosen at run time (dispatch.cpp).
 //
-// A *tile* is a small block of the similarity matrix, rows = images, columns = texts, that a matrix
-// product has just written and that is still in cache. T is the compute type, float or double.
+// A *tile* is a small block of the similarity matrix, rows = images, columns = texts, still in cache after the
+// matrix product that wrote it. T is the compute type, float or double.
 // Symbols follow docs/gradients.md: S cosine, s logit scale, z = s S, W softmax weight, G = dL/dS.
 
 #pragma once
@@ -11,7 +11,7 @@
 
 namespace cyclip::cpu {
 
-// Integer lane that goes with T: exponents of powers of two are kept and applied as integers.
+// The integer as wide as T: exponents of powers of two are stored and applied as integers.
 template <typename T>
 struct LaneOf;
 template <>
@@ -68,8 +68,9 @@ struct SoftmaxForward {
   Base2Scale<T> scale;
   NegativeStatistics<T> row_statistics;  // [rows], updated
   NegativeStatistics<T> col_statistics;  // [cols], updated
-  double* positive;                      // [rows], written where the positive lies in the tile
+  double* positive;                      // [rows], written for the rows whose positive is in the tile
   T* column_scratch;                     // [2, padded(cols)]
+  bool needs_hardest;                    // otherwise the hardest negatives are not updated
 };
 
 // Weights W_ij = row_weight_i 2^(z'_ij - row_shift_i) + col_weight_j 2^(z'_ij - col_shift_j).
@@ -86,7 +87,7 @@ struct ScalarGradients {
   double scale = 0, bias = 0;
 };
 
-// Where a tile's H_ij = G_ij / (|x_i| |y_j|) goes; may be the place of its dot products.
+// The destination of a tile's H_ij = G_ij / (|x_i| |y_j|). It may overwrite the dot products.
 template <typename T>
 struct GradientTile {
   T* values;
@@ -119,7 +120,7 @@ struct SigmoidBackward {
   ScalarGradients* scalars;  // added to
 };
 
-// An image and a text belong together where their labels are equal.
+// An image and a text with equal labels belong together.
 template <typename T>
 struct Labels {
   const LaneInt<T>* row;  // [rows]
@@ -146,7 +147,7 @@ struct ForeignCount {
   LaneInt<T>* col_count;  // [cols], added to
 };
 
-// For each row the `capacity` largest cosines, in falling order, and their global columns. NaN: a free place.
+// For each row the `capacity` largest cosines, in falling order, and their global columns. NaN: a free entry.
 template <typename T>
 struct TopK {
   Tile<T> tile;
@@ -169,7 +170,7 @@ struct TileKernels {
   void (*top_k)(const TopK<T>&);
 };
 
-// The best table that this processor can run.
+// Returns the best table that this processor can run.
 template <typename T>
 const TileKernels<T>& tile_kernels();
 

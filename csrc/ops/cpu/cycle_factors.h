@@ -1,4 +1,5 @@
-// What both routes of the cycle terms start from and end with (docs/cycle.md): P = X^ + Y^ and M = X^ - Y^.
+// The factors P = X^ + Y^ and M = X^ - Y^ of both routes of the cycle terms (docs/cycle.md), and the way back from
+// their gradients.
 
 #pragma once
 
@@ -25,7 +26,7 @@ struct Towers {
   }
 };
 
-// Rows of P and M; with `directions` deflated, their parts along these apart.
+// Rows of P and M, or of P_ and M_ with their parts along the directions q.
 template <typename T>
 struct Factors {
   int64_t rows, d;
@@ -55,7 +56,7 @@ struct TowerGradients {
   explicit TowerGradients(const Towers<T>& towers)
       : image(empty<T>({towers.rows, towers.d})), text(empty<T>({towers.rows, towers.d})) {}
 
-  // Of the rows [begin, end), from dL/dP and dL/dM.
+  // Writes the rows [begin, end), from dL/dP and dL/dM.
   void finish(const Towers<T>& towers, int64_t begin, int64_t end, const T* plus, const T* minus,
               const CycleDeflation<T>* deflation) {
     const int64_t d = towers.d;

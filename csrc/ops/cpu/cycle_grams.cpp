@@ -27,9 +27,9 @@ void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Facto
     if (q == nullptr) return;
     const Moments part(parts.data() + i / kFactorRows * size, d);
     const double* along = factors->along.data() + i * kAlong;
-    cycle_row_kernels<T>().along_products(along, factors->plus().data + i * d, j - i, d, part.plus);
-    cycle_row_kernels<T>().along_products(along, factors->minus().data + i * d, j - i, d, part.minus);
-    cycle_row_kernels<double>().along_products(along, along, j - i, kAlong, part.along);
+    cycle_row_kernels<T>().along_products(along, factors->plus().data + i * d, j - i, d, part.along_plus);
+    cycle_row_kernels<T>().along_products(along, factors->minus().data + i * d, j - i, d, part.along_minus);
+    cycle_row_kernels<double>().along_products(along, along, j - i, kAlong, part.along_along);
   });
   if (q == nullptr) return;
   for (int64_t from = 0; from < parts.size(); from += size) {
@@ -37,8 +37,8 @@ void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Facto
   }
 }
 
-// grams += P_'M_, if there is room for it, P_'P_ and M_'M_; of the last two what is not above the diagonal.
-// The largest tasks come first.
+// grams += P_'M_ (unless its pointer is null), P_'P_ and M_'M_. The last two are symmetric: only their lower
+// triangles are written. The largest tasks come first.
 template <typename T>
 void add_products(const Factors<T>& factors, bool first_rows, const std::array<double*, 3>& grams) {
   const Matrix<const T> p = factors.plus(), m = factors.minus();
@@ -89,12 +89,10 @@ std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, con
       mirror_lower(b, d, begin, end);
     });
     if (q == nullptr) return;
-    // Of `along`, P has the first kDirections columns and M the others.
     const Moments moments(sums.data(), d);
-    const double *plus_minus = moments.plus + kDirections * d, *minus_minus = moments.minus + kDirections * d;
-    restore(a, q, d, moments.plus, moments.plus, moments.core(0, 0));
-    restore(b, q, d, minus_minus, minus_minus, moments.core(kDirections, kDirections));
-    if (cross) restore(k, q, d, moments.minus, plus_minus, moments.core(0, kDirections));
+    restore(a, q, d, moments.p_plus(), moments.p_plus(), moments.p_p());
+    restore(b, q, d, moments.m_minus(), moments.m_minus(), moments.m_m());
+    if (cross) restore(k, q, d, moments.p_minus(), moments.m_plus(), moments.p_m());
   });
   return {plus, minus, crossed};
 }
@@ -138,10 +136,10 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
       CycleDeflation<T> deflation;
       if (q != nullptr) {
         deflation = {q,
-                     a.sides->right.data(),
-                     b.sides->right.data(),
-                     cross ? cross->sides->right.data() : nullptr,
-                     cross ? cross->sides->left.data() : nullptr,
+                     a.sides->g_q.data(),
+                     b.sides->g_q.data(),
+                     cross ? cross->sides->g_q.data() : nullptr,
+                     cross ? cross->sides->q_g.data() : nullptr,
                      factors.plus().data,
                      factors.minus().data,
                      factors.along.data()};

@@ -1,9 +1,9 @@
-// Deflation (docs/cycle.md). Where all images and texts lie in a narrow cone, A = P'P has one large direction in
-// which B = M'M has next to nothing; then <A, B> is small beside |A||B|, and an entry rounded to float would
-// show. So P and M go without their parts along the main directions of both towers into products in T, and these
-// parts, of rank kDirections, are put back in double.
+// Deflation (docs/cycle.md, whose names are used here). If all images and texts are in a narrow cone, A = P'P has
+// one large direction in which B = M'M is almost zero. Then <A, B> is small compared with |A||B|, and the rounding
+// of an entry to float would matter. So the products in T are those of P_ and M_, without the parts p q' and m q'
+// along the main directions of both towers. These parts have rank kDirections and are added in double.
 //
-// Directions q, [kDirections, d], and v of the same shape are plain pointers; q may be null: no cone.
+// q is [kDirections, d], the transpose of q in docs/cycle.md, and null if there is no cone.
 
 #pragma once
 
@@ -17,9 +17,9 @@
 
 namespace cyclip::cpu {
 
-// Mean square of a tower's rows along its main direction, above which they form a cone; and what a first look
-// has to find for a second.
-inline constexpr double kCone = 0.75, kPerhapsCone = 0.2;
+// A tower is a cone if the mean square of its rows along the main direction exceeds kCone. The first of two steps
+// must find at least kPossibleCone.
+inline constexpr double kCone = 0.75, kPossibleCone = 0.2;
 
 inline double dot(const double* a, const double* b, int64_t d) {
   double sum = 0;
@@ -46,16 +46,16 @@ Buffer<double> weighted_sums(const Towers<T>& towers, const double* v) {
   return sums;
 }
 
-// v /= |v|, or zero where that is no more than `tolerance`.
+// v /= |v|, or zero if |v| is at most `tolerance`.
 inline void make_unit(double* v, int64_t d, double tolerance) {
   const double norm = std::sqrt(dot(v, v, d));
   for (int64_t k = 0; k < d; ++k) v[k] = norm > tolerance ? v[k] / norm : 0;
 }
 
-// The main directions of both towers, orthonormal; one that has nothing of its own is zero, which deflates
-// nothing. Without a cone there are none: deflation would only round what may be exact. Two steps of the power
-// method from the sum of the rows, with the first one counted twice: where rows lie at both ends of a line
-// their sum may vanish.
+// Returns q, the main directions of both towers, orthonormal. A direction that depends on the other one is zero
+// and deflates nothing. Without a cone there are none, because deflation would only round numbers that may be
+// exact. Two steps of the power method start at the sum of the rows, in which the first row counts twice: the sum
+// of rows at both ends of a line may vanish.
 template <typename T>
 std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
   const int64_t d = towers.d;
@@ -66,7 +66,7 @@ std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
     q[d + k] += first_rows.text[k] / first_rows.text_norms[0];
   }
   double *first = q.data(), *second = first + d;
-  for (const double least : {kPerhapsCone, kCone}) {
+  for (const double least : {kPossibleCone, kCone}) {
     make_unit(first, d, 0);
     make_unit(second, d, 0);
     const Buffer<double> next = weighted_sums(towers, q.data());
@@ -107,68 +107,83 @@ inline Core along_directions(const double* v, const double* q, int64_t d) {
   return result;
 }
 
-// q g and q g', [kDirections, d] both.
+// The products q G and (G q)', [kDirections, d] each, with a d x d matrix G.
 struct Sides {
-  Buffer<double> left, right;
+  Buffer<double> q_g, g_q;
 
-  Sides(const double* g, const double* q, int64_t d) : left(kDirections * d), right(kDirections * d) {
+  Sides(const double* g, const double* q, int64_t d) : q_g(kDirections * d), g_q(kDirections * d) {
     const Matrix<const double> directions = {q, kDirections, d, d}, matrix = {g, d, d, d};
     for_each_block(d, kFactorRows, [&](int64_t begin, int64_t end) {
       const Matrix<const double> rows = matrix.row_block(begin, end);
       const Matrix<const double> cols = matrix.col_block(begin, end);
-      gemm<double>({left.data() + begin, kDirections, end - begin, d}, directions, cols);
-      gemm<double>({right.data() + begin, kDirections, end - begin, d}, directions, rows.transposed());
+      gemm<double>({q_g.data() + begin, kDirections, end - begin, d}, directions, cols);
+      gemm<double>({g_q.data() + begin, kDirections, end - begin, d}, directions, rows.transposed());
     });
   }
 };
 
-// What deflation keeps apart, summed over rows: along'P_ and along'M_, [kAlong, d] each, and along'along.
+// Sums over rows of the parts p = P q and m = M q, which `along` = (p m) holds: (p m)'P_ and (p m)'M_, [kAlong, d]
+// each, and (p m)'(p m).
 struct Moments {
-  double *plus, *minus, *along;
+  double *along_plus, *along_minus, *along_along;
+  int64_t d;
 
   static int64_t size(int64_t d) { return 2 * kAlong * d + kAlong * kAlong; }
-  Moments(double* data, int64_t d) : plus(data), minus(data + kAlong * d), along(data + 2 * kAlong * d) {}
+  Moments(double* data, int64_t d)
+      : along_plus(data), along_minus(data + kAlong * d), along_along(data + 2 * kAlong * d), d(d) {}
 
+  // p'P_, p'M_, m'P_ and m'M_, [kDirections, d] each.
+  const double* p_plus() const { return along_plus; }
+  const double* p_minus() const { return along_minus; }
+  const double* m_plus() const { return along_plus + kDirections * d; }
+  const double* m_minus() const { return along_minus + kDirections * d; }
+
+  Core p_p() const { return core(0, 0); }
+  Core p_m() const { return core(0, kDirections); }
+  Core m_m() const { return core(kDirections, kDirections); }
+
+ private:
   Core core(int64_t row, int64_t col) const {
     Core part;
     for (int64_t r = 0; r < kDirections; ++r) {
-      for (int64_t s = 0; s < kDirections; ++s) part[r * kDirections + s] = along[(row + r) * kAlong + col + s];
+      for (int64_t s = 0; s < kDirections; ++s) {
+        part[r * kDirections + s] = along_along[(row + r) * kAlong + col + s];
+      }
     }
     return part;
   }
 };
 
-// From g = L_'R_ with its rounding errors to L'R: takes out what it has along q, which should be nothing, and
-// puts in l'R_, r'L_ (`rows` and `cols`, [kDirections, d]) and l'r (`core`), where l = L q and r = R q.
-inline void restore(double* g, const double* q, int64_t d, const double* rows, const double* cols, Core core) {
-  Sides sides(g, q, d);
-  const Core error = along_directions(sides.left.data(), q, d);
-  for (size_t r = 0; r < core.size(); ++r) core[r] -= error[r];
+// Turns `gram` = L_'R_, a product in T, into L'R, where L and R are P or M with l = L q and r = R q. It removes
+// the part of `gram` along q, which is only its rounding error, and adds the terms with l'R_, r'L_ and l'r.
+inline void restore(double* gram, const double* q, int64_t d, const double* l_right, const double* r_left,
+                    Core l_r) {
+  Sides sides(gram, q, d);
+  double *left = sides.q_g.data(), *right = sides.g_q.data();
+  const Core error = along_directions(left, q, d);
+  for (size_t r = 0; r < l_r.size(); ++r) l_r[r] -= error[r];
   for (int64_t k = 0; k < kDirections * d; ++k) {
-    sides.left[k] = rows[k] - sides.left[k];
-    sides.right[k] = cols[k] - sides.right[k];
+    left[k] = l_right[k] - left[k];
+    right[k] = r_left[k] - right[k];
   }
-  for (double* side : {sides.left.data(), sides.right.data()}) {
-    add_combination(-1, along_directions(side, q, d), q, d, side);
-  }
-  add_combination(1, core, q, d, sides.left.data());
-  for_each_block(d, kTriangleRows, [&](int64_t begin, int64_t end) {
-    add_low_rank(g, d, {q, sides.left.data(), sides.right.data()}, begin, end);
-  });
+  for (double* side : {left, right}) add_combination(-1, along_directions(side, q, d), q, d, side);
+  add_combination(1, l_r, q, d, left);
+  for_each_block(d, kTriangleRows,
+                 [&](int64_t begin, int64_t end) { add_low_rank(gram, d, {q, left, right}, begin, end); });
 }
 
-// An upstream gradient g, or g + g', without what it has along q, in T.
+// G_ = (1 - qq') G (1 - qq') in T, for an upstream gradient G = g, or G = g + g' if `symmetric`.
 template <typename T>
 struct DeflatedGradient {
-  std::optional<Sides> sides;  // q g and q g', or the sum of both twice
-  Buffer<T> rest;              // [d, d]
+  std::optional<Sides> sides;  // of G
+  Buffer<T> deflated;          // G_, [d, d]
 
-  DeflatedGradient(const double* g, const double* q, int64_t d, bool symmetric) : rest(d * d) {
+  DeflatedGradient(const double* g, const double* q, int64_t d, bool symmetric) : deflated(d * d) {
     std::optional<LowRank> low_rank;
     Buffer<double> rows(kDirections * d);
     if (q != nullptr) {
       sides.emplace(g, q, d);
-      double *left = sides->left.data(), *right = sides->right.data();
+      double *left = sides->q_g.data(), *right = sides->g_q.data();
       if (symmetric) {
         for (int64_t k = 0; k < kDirections * d; ++k) left[k] = right[k] += left[k];
       }
@@ -178,11 +193,11 @@ struct DeflatedGradient {
     }
     const auto pass = symmetric ? symmetrize<T> : subtract_low_rank<T>;
     for_each_triangle_block(d, [&](int64_t begin, int64_t end) {
-      pass(g, d, low_rank ? &*low_rank : nullptr, begin, end, rest.data());
+      pass(g, d, low_rank ? &*low_rank : nullptr, begin, end, deflated.data());
     });
   }
 
-  Matrix<const T> matrix(int64_t d) const { return {rest.data(), d, d, d}; }
+  Matrix<const T> matrix(int64_t d) const { return {deflated.data(), d, d, d}; }
 };
 
 }  // namespace cyclip::cpu

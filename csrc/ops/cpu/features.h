@@ -39,7 +39,7 @@ struct Features {
 
   const X* row(int64_t i) const { return data + i * d; }
 
-  // Converts features unless they are Bf16, for which no conversion exists here.
+  // Bf16 features have their type already.
   static Tensor in_memory_type(const Tensor& features) {
     if constexpr (std::is_same_v<X, Bf16>)
       return features;
@@ -47,8 +47,8 @@ struct Features {
       return torch::stable::to(features, kDtype<T>);
   }
 
-  // The library's matrix products add in another order where memory is aligned otherwise, so a view into
-  // a larger tensor would give other last bits than its clone. Fresh memory is aligned to 64 bytes.
+  // The order of the additions in the library's matrix products depends on the alignment of memory, so a view into
+  // a larger tensor would differ in its last bits from its clone. Fresh memory is aligned to 64 bytes.
   static Tensor aligned(const Tensor& features) {
     const auto address = reinterpret_cast<uintptr_t>(features.const_data_ptr());
     return address % 64 == 0 ? features : torch::stable::clone(features);

@@ -1,5 +1,5 @@
-// Matrix products on raw memory: by the kernels of this package where the processor has them, which are as
-// fast as its arithmetic and need no preparation for the shapes in use here; by torch's elsewhere.
+// Matrix products on raw memory: by the kernels of this package if the processor supports them, else by torch's.
+// The former need no preparation for the shapes in use here and are as fast as the arithmetic units.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace cyclip::cpu {
 
-// A strided matrix in somebody else's memory.
+// A view of a strided matrix.
 template <typename T>
 struct Matrix {
   T* data;
@@ -25,8 +25,8 @@ struct Matrix {
   Matrix col_block(int64_t begin, int64_t end) const { return transposed().row_block(begin, end).transposed(); }
 };
 
-// It enters torch below the dispatcher: the worker threads of the pool know nothing of the caller's autograd
-// state. Called inside a task it runs on that task's thread alone.
+// Calls torch below the dispatcher, because worker threads do not have the autograd state of the caller. Inside a
+// task, it runs on the thread of that task alone.
 template <typename T>
 void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate) {
   const auto view = [](const auto& m) {

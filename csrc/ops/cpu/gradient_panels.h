@@ -4,10 +4,10 @@
 //
 //     dL/dx_i = g_i - <g_i, x^_i> x^_i,    g_i = sum_j H_ij y_j        and the same for y.
 //
-// H is made panel by panel, a panel being as many rows as the workspace holds: tiles of dot products, kept
-// or computed again, become tiles of H, then two matrix products consume the panel. No more of H ever
-// exists. The projection is taken from g_i itself, not from sums of G_ij S_ij made on the way: what is left
-// of g_i along x_i by rounding then goes, too.
+// H is computed panel by panel. A panel has as many rows as the workspace holds: tiles of dot products, stored by
+// the forward pass or computed again, become tiles of H, and two matrix products consume the panel. No other part
+// of H exists at that time. The projection is computed from g_i itself, not from sums of G_ij S_ij: this also
+// removes the rounding errors of g_i along x_i.
 
 #pragma once
 
@@ -24,7 +24,7 @@ struct WantedGradients {
 };
 
 // fill(tile, gradient tile, scalars) makes H of a tile and adds to the scalars' gradients. The outputs, [rows, d]
-// each, are written whole where wanted.
+// each, are overwritten if they are wanted.
 template <typename Products, typename T = NumberOf<Products>, typename Fill>
 ScalarGradients feature_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
                                   WantedGradients wanted, T* image_grad, T* text_grad, const Fill& fill) {
@@ -70,7 +70,7 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
       scalars.bias += tile_scalars[task].bias;
     }
 
-    // Both towers' blocks in one go, so that no thread waits at the end of the shorter list.
+    // The blocks of both towers form one list, so that no thread waits at the end of the shorter one.
     const int64_t image_block = row_block(rows), text_block = row_block(m);
     const int64_t image_tasks = wanted.image ? ceil_div(rows, image_block) : 0;
     const int64_t text_tasks = wanted.text ? ceil_div(m, text_block) : 0;
@@ -94,7 +94,7 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
   return scalars;
 }
 
-// The outputs of a backward operator: gradients in the compute type, handed back in the inputs' dtype.
+// The outputs of a backward operator: gradients in the compute type, returned in the dtype of the inputs.
 template <typename T>
 struct FeatureGradients {
   Tensor image, text;

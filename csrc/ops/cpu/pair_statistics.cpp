@@ -35,17 +35,17 @@ class PartialStatistics {
   }
 
   // Merges the parts of each entry, in order. Parts come in order of index, so of tied hardest negatives
-  // the first wins.
-  void merge(int64_t size, double* lse, double* hardest, int64_t* hardest_index) {
+  // the first wins. Without `needs_hardest` they are -inf, with index -1.
+  void merge(int64_t size, bool needs_hardest, double* lse, double* hardest, int64_t* hardest_index) {
     for_each_block(size, 1024, [&](int64_t begin, int64_t end) {
       for (int64_t entry = begin; entry < end; ++entry) {
-        merge_entry(entry, lse + entry, hardest + entry, hardest_index + entry);
+        merge_entry(entry, needs_hardest, lse + entry, hardest + entry, hardest_index + entry);
       }
     });
   }
 
  private:
-  void merge_entry(int64_t entry, double* lse, double* hardest, int64_t* hardest_index) {
+  void merge_entry(int64_t entry, bool needs_hardest, double* lse, double* hardest, int64_t* hardest_index) {
     LaneInt<T> shift = kNoShift;
     for (int64_t part = 0; part < parts_; ++part) shift = std::max(shift, shift_[part * pitch_ + entry]);
     double sum = 0;
@@ -59,8 +59,8 @@ class PartialStatistics {
       }
     }
     *lse = sum == 0 ? -kInfinity : kLn2 * (static_cast<double>(shift) + std::log2(sum));
-    // Comparisons pass over NaN; the sum does not.
-    if (std::isnan(sum)) *hardest = sum;
+    // A comparison with NaN is false, so the sum must report it.
+    if (std::isnan(sum) && needs_hardest) *hardest = sum;
   }
 
   int64_t parts_, pitch_;
@@ -89,24 +89,16 @@ Statistics forward(const Products& products, double scale, int64_t offset, int64
   regions.for_each_tile(products, offset, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
     Buffer<T> scratch(2 * padded(tile.cols));
     kernels.softmax_forward({tile, base2, row_parts.at(j, tile.row_begin), col_parts.at(i, tile.col_begin),
-                             positive_data + tile.row_begin, scratch.data()});
+                             positive_data + tile.row_begin, scratch.data(), needs_hardest});
   });
 
   Tensor row_lse = empty<double>({n}), col_lse = empty<double>({m});
   Tensor row_hardest = empty<double>({n}), col_hardest = empty<double>({m});
   Tensor row_index = empty<int64_t>({n}), col_index = empty<int64_t>({m});
-  row_parts.merge(n, row_lse.mutable_data_ptr<double>(), row_hardest.mutable_data_ptr<double>(),
+  row_parts.merge(n, needs_hardest, row_lse.mutable_data_ptr<double>(), row_hardest.mutable_data_ptr<double>(),
                   row_index.mutable_data_ptr<int64_t>());
-  col_parts.merge(m, col_lse.mutable_data_ptr<double>(), col_hardest.mutable_data_ptr<double>(),
+  col_parts.merge(m, needs_hardest, col_lse.mutable_data_ptr<double>(), col_hardest.mutable_data_ptr<double>(),
                   col_index.mutable_data_ptr<int64_t>());
-  if (!needs_hardest) {  // as without negatives; they cost too little here to leave them out
-    for (const Tensor& hardest : {row_hardest, col_hardest}) {
-      std::fill_n(hardest.mutable_data_ptr<double>(), hardest.numel(), -kInfinity);
-    }
-    for (const Tensor& index : {row_index, col_index}) {
-      std::fill_n(index.mutable_data_ptr<int64_t>(), index.numel(), int64_t{-1});
-    }
-  }
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, kept.tensor()};
 }
 
@@ -155,13 +147,13 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);
-  const Vector<double> row_lse_(row_lse, n, "row_lse"), col_lse_(col_lse, m, "col_lse");
-  const Vector<int64_t> row_index_(row_hardest_index, n, "row_hardest_index");
-  const Vector<int64_t> col_index_(col_hardest_index, m, "col_hardest_index");
-  const Vector<double> grad_row_(grad_row_lse, n, "grad_row_lse"), grad_col_(grad_col_lse, m, "grad_col_lse");
-  const Vector<double> grad_positive_(grad_positive, n, "grad_positive");
-  const Vector<double> grad_row_hardest_(grad_row_hardest, n, "grad_row_hardest");
-  const Vector<double> grad_col_hardest_(grad_col_hardest, m, "grad_col_hardest");
+  const Vector<double> row_lse_values(row_lse, n, "row_lse"), col_lse_values(col_lse, m, "col_lse");
+  const Vector<int64_t> row_indices(row_hardest_index, n, "row_hardest_index");
+  const Vector<int64_t> col_indices(col_hardest_index, m, "col_hardest_index");
+  const Vector<double> row_grads(grad_row_lse, n, "grad_row_lse"), col_grads(grad_col_lse, m, "grad_col_lse");
+  const Vector<double> positive_grads(grad_positive, n, "grad_positive");
+  const Vector<double> row_hardest_grads(grad_row_hardest, n, "grad_row_hardest");
+  const Vector<double> col_hardest_grads(grad_col_hardest, m, "grad_col_hardest");
   const double scale = scalar_value(logit_scale, "logit_scale");
 
   return with_products(
@@ -169,7 +161,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
       [&](const auto& products) -> std::tuple<Tensor, Tensor, Tensor> {
         using T = NumberOf<std::decay_t<decltype(products)>>;
         const KeptDots<T> kept(n, m, dots);
-        const Weights<T> rows(row_lse_.data, grad_row_.data, n), cols(col_lse_.data, grad_col_.data, m);
+        const Weights<T> rows(row_lse_values.data, row_grads.data, n),
+            cols(col_lse_values.data, col_grads.data, m);
         const WantedGradients wanted = {needs_image_grad, needs_text_grad};
         FeatureGradients<T> grads(products.image, products.text, wanted);
         const TileKernels<T>& kernels = tile_kernels<T>();
@@ -179,8 +172,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
           const int64_t r = tile.row_begin, c = tile.col_begin;
           const SoftmaxWeights<T> weights = {rows.shift.data() + r, rows.weight.data() + r, cols.shift.data() + c,
                                              cols.weight.data() + c};
-          const SparseGradients sparse = {grad_positive_.data + r, grad_row_hardest_.data + r, row_index_.data + r,
-                                          grad_col_hardest_.data + c, col_index_.data + c};
+          const SparseGradients sparse = {positive_grads.data + r, row_hardest_grads.data + r,
+                                          row_indices.data + r, col_hardest_grads.data + c, col_indices.data + c};
           kernels.softmax_backward({tile, out, base2, scale, weights, scalars});
           add_sparse_gradients(tile, out, sparse);
         };

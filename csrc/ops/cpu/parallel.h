@@ -8,16 +8,17 @@
 #include <atomic>
 
 #include "../../kernels/common.h"
+#include "../../kernels/cpu/product.h"
 
 namespace cyclip::cpu {
 
 // Runs f(0) ... f(count - 1), each task on one thread, the first ones first. A thread takes the next task when it
-// is done with one, so tasks may differ in size. Results must not depend on who runs what: then they do not
-// depend on the number of threads either. Two things serve that: callers cut their work by shape alone, and
-// the range below is never of one, so that a library's matrix product inside a task finds itself in a
-// parallel region and stays on its thread.
+// has finished one, so tasks may differ in size. Results do not depend on the number of threads, for two reasons:
+// callers divide their work by shape alone, and a library's matrix product inside a task runs on the thread of the
+// task, because it is called from a parallel region. Without library products, a single task needs no region.
 template <typename F>
 void for_each_task(int64_t count, const F& f) {
+  if (count == 1 && product_kernel<float>() != nullptr) return f(0);
   const int64_t workers = std::max<int64_t>(std::min<int64_t>(torch::stable::get_num_threads(), count), 2);
   std::atomic<int64_t> next = 0;
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {

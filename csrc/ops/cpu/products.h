@@ -1,4 +1,4 @@
-// The products that a pairwise loss is made of, in two precisions: dot products of all pairs, and from a
+// The products of a pairwise loss, in two precisions: dot products of all pairs, and from a
 // panel of H the gradients of both towers.
 //
 //   ExactProducts<T>  T = float or double throughout; 16-bit features widened
@@ -222,7 +222,7 @@ class Bf16Products {
 
 struct ProductOptions {
   bool allow_bf16 = false;  // float32 features may be rounded to bfloat16: the loss is that of the rounded ones
-  bool needs_dots = true;   // not where they are kept
+  bool needs_dots = true;   // false if the forward pass stored them
 };
 
 // Calls f with the products for these features. Processors without bfloat16 multiply in float32.

@@ -1,5 +1,5 @@
-// Retrieval ranks in both directions: two passes over the tiles, the best own entries, then the foreign
-// ones that reach them.
+// Retrieval ranks in both directions, in two passes over the tiles: the first finds the best own entries, the
+// second counts the foreign entries that reach them.
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,7 +15,10 @@ namespace cyclip::cpu {
 
 namespace {
 
-// Labels as wide as T, for vector comparisons: equal where the given ones are.
+// The dot products are kept for the second pass if they fit into this.
+constexpr int64_t kKeptBytes = int64_t{64} << 20;
+
+// Labels as wide as T, for vector comparisons. Two of them are equal if and only if the given ones are.
 template <typename T>
 struct DenseLabels {
   Buffer<LaneInt<T>> image, text;
@@ -45,7 +48,7 @@ struct Parts {
   E* at(int64_t part, int64_t entry) { return data.data() + part * padded(size) + entry; }
 };
 
-// The largest of the parts, of which NaN ones have nothing to say, into all of them.
+// Broadcasts the maximum over all parts, ignoring NaN.
 template <typename T>
 void share_best(Parts<T>& best) {
   for (int64_t entry = 0; entry < best.size; ++entry) {
@@ -74,13 +77,13 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
                                            bool /*allow_tf32*/) {
   check_feature_pair(image_features, text_features);
   const int64_t n = image_features.size(0), m = text_features.size(0);
-  const Vector<int64_t> image_labels_(image_labels, n, "image_labels");
-  const Vector<int64_t> text_labels_(text_labels, m, "text_labels");
+  const Vector<int64_t> image_label_values(image_labels, n, "image_labels");
+  const Vector<int64_t> text_label_values(text_labels, m, "text_labels");
   const Regions regions(n, m);
   return with_products(image_features, text_features, {}, [&](const auto& products) -> std::tuple<Tensor, Tensor> {
     using T = NumberOf<std::decay_t<decltype(products)>>;
-    const KeptDots<T> none(n, m, 0);
-    const DenseLabels<T> labels(image_labels_, n, text_labels_, m);
+    const KeptDots<T> kept(n, m, kKeptBytes);
+    const DenseLabels<T> labels(image_label_values, n, text_label_values, m);
     const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
       return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
     };
@@ -88,17 +91,21 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
 
     constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
     Parts<T> row_best(regions.across, n, kNone), col_best(regions.down, m, kNone);
-    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
+    regions.for_each_tile(products, 0, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
       kernels.own_best({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
     });
     share_best(row_best);
     share_best(col_best);
 
     Parts<LaneInt<T>> row_count(regions.across, n, 0), col_count(regions.down, m, 0);
-    regions.for_each_tile(products, 0, none, [&](int64_t i, int64_t j, const Tile<T>& tile) {
-      kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin),
-                             row_count.at(j, tile.row_begin), col_count.at(i, tile.col_begin)});
-    });
+    regions.for_each_tile(
+        products, 0, kept,
+        [&](int64_t i, int64_t j, const Tile<T>& tile) {
+          kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin),
+                                 col_best.at(i, tile.col_begin), row_count.at(j, tile.row_begin),
+                                 col_count.at(i, tile.col_begin)});
+        },
+        /*are_computed=*/!kept.is_empty());
     return {ranks(row_best, row_count), ranks(col_best, col_count)};
   });
 }

@@ -17,11 +17,11 @@ namespace {
 template <typename T>
 struct RegionLists {
   int64_t regions, rows, capacity;
-  Buffer<T> values;  // [regions, rows, capacity]; NaN: a free place
+  Buffer<T> values;  // [regions, rows, capacity]; NaN: a free entry
   Buffer<LaneInt<T>> indices;
 
-  // A list is never longer than its region is wide, so all of them together take no more than a row of the
-  // matrix, or 8 k where that is less.
+  // A list is never longer than its region is wide, so the lists of one row together hold at most a row of the
+  // matrix, or 8 k entries if that is less.
   RegionLists(const Regions& shape, int64_t k)
       : regions(shape.across),
         rows(shape.rows),
@@ -31,7 +31,7 @@ struct RegionLists {
 
   int64_t at(int64_t region, int64_t row) const { return (region * rows + row) * capacity; }
 
-  // Of equal entries the first column wins: regions are looked at in order, and the comparison is strict.
+  // Equal entries are ordered by column: regions are visited in order, and the comparison is strict.
   void merge(int64_t row, int64_t k, double* out_values, int64_t* out_indices) const {
     std::array<int64_t, Regions::kMost> taken = {};
     for (int64_t place = 0; place < k; ++place) {

@@ -43,9 +43,8 @@ Tile<T> make_tile(const Products& products, const TileRange& range, int64_t offs
 }
 
 // The dot products of all pairs, which the forward pass may keep for the backward pass: an output of the
-// operator, [rows, cols rounded up to kTileColumns], empty if they are not kept. Inside, tile follows tile, each
-// with a pitch of its own: rows of a whole matrix would lie a power of two apart and push each other out of the
-// cache.
+// operator, [rows, cols rounded up to kTileColumns], empty if they are not stored. Tile follows tile, each with
+// its own pitch: rows of a whole matrix would be a power of two apart and evict each other from the cache.
 template <typename T>
 class KeptDots {
  public:
@@ -55,7 +54,7 @@ class KeptDots {
     if (kept && cols < width_) clear_last_columns();
   }
 
-  // As they come back in the backward pass.
+  // Wraps the output of the forward pass for the backward pass.
   KeptDots(int64_t rows, int64_t cols, const Tensor& dots) : KeptDots(rows, cols) {
     tensor_ = dots;
     STD_TORCH_CHECK(
@@ -64,7 +63,7 @@ class KeptDots {
   }
 
   bool is_empty() const { return tensor_.numel() == 0; }
-  // Both of a range within one tile.
+  // The pitch and the address of a range within one tile.
   int64_t pitch(const TileRange& range) const {
     return std::min(tile_cols_, width_ - range.col_begin / tile_cols_ * tile_cols_);
   }
@@ -116,9 +115,11 @@ struct Regions {
   }
 
   // Calls visit(down index, across index, tile) for each tile; tiles of one region come in order, from left to
-  // right and then down, on one thread. The dot products stay in `kept` where it is not empty.
+  // right and then down, on one thread. The dot products are stored in `kept` unless it is empty; `are_computed`
+  // means that they are stored already.
   template <typename Products, typename T = NumberOf<Products>, typename Visit>
-  void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit) const {
+  void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit,
+                     bool are_computed = false) const {
     for_each_task(down * across, [&](int64_t region) {
       const int64_t i = region / across, j = region % across;
       Buffer<T> values(kept.is_empty() ? tile_rows * tile_cols : 0);
@@ -130,7 +131,7 @@ struct Regions {
                                    std::min(col + tile_cols, last_col)};
           T* dots = kept.is_empty() ? values.data() : kept.at(range);
           const int64_t pitch = kept.is_empty() ? tile_cols : kept.pitch(range);
-          products.dots(range, dots, pitch);
+          if (!are_computed) products.dots(range, dots, pitch);
           visit(i, j, make_tile(products, range, offset, dots, pitch));
         }
       }

@@ -92,7 +92,7 @@ def open_evaluation_dataset(
     if kind == "wds":
         return open_webdataset(path, split)
     if kind == "coco":
-        captions = read_caption_json(path, _path(options.images), split)
+        captions = read_caption_json(path, _path(options.images), options.split, "test")
         captions.name = path.stem
         return captions
     if not (path / EXAMPLES_FILE).is_file():

@@ -42,8 +42,7 @@ def open_webdataset(folder: Path, split: str = "test") -> TarDataset:
             dataset = TarDataset(shards, labelled=True)
     if not len(dataset):
         raise ValueError(
-            f"the shards of {folder / split} have no usable sample for {kind}: "
-            f"{dataset.skipped}"
+            f"the shards of {folder / split} have no usable sample for {kind}: {dataset.skipped}"
         )
     dataset.name = folder.resolve().name
     if kind != RETRIEVAL:

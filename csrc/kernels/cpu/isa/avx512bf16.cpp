@@ -1,4 +1,4 @@
-// bfloat16 products of AVX-512, two multiply-adds per lane with a sum in float32.
+// bfloat16 products with AVX-512: two multiply-adds per lane and a sum in float32.
 
 #if defined(__x86_64__)
 

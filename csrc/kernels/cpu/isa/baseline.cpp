@@ -1,4 +1,4 @@
-// What every processor of the architecture can run (SSE2 on x86-64, NEON on arm64).
+// Kernels for every processor of the architecture (SSE2 on x86-64, NEON on arm64).
 
 #include "../cycle_rows.h"
 #include "../tile_kernels.h"

@@ -7,6 +7,7 @@
 #include "../ranks.inl.h"
 #include "../top_k.inl.h"
 #include "../cycle_rows.inl.h"
+#include "../rows.inl.h"
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -31,5 +32,8 @@ extern const CycleRowKernels<float> float_cycle_kernels;
 extern const CycleRowKernels<double> double_cycle_kernels;
 const CycleRowKernels<float> float_cycle_kernels = kCycleTable<float>;
 const CycleRowKernels<double> double_cycle_kernels = kCycleTable<double>;
+
+extern const RowNormKernels row_norm_kernels;
+const RowNormKernels row_norm_kernels = {row_norms<float>, row_norms<Bf16>};
 
 }  // namespace cyclip::cpu::CYCLIP_ISA

@@ -1,0 +1,138 @@
+"""Folders: images with captions beside them, and folders of classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cyclip_ext.data.folders import ClassFolderDataset, FolderDataset
+
+from .files import coloured, numbered, pairing
+
+
+def captioned(path: Path, number: int, suffix: str = ".txt") -> None:
+    numbered(path, number)
+    text = f"number {number}"
+    path.with_suffix(suffix).write_text(
+        f'{{"caption": "{text}"}}' if "j" in suffix.lower() else text
+    )
+
+
+def test_captions_belong_to_the_image_of_their_name(tmp_path: Path) -> None:
+    captioned(tmp_path / "a.png", 1)
+    captioned(tmp_path / "photo v1.0.png", 2, ".TXT")
+    captioned(tmp_path / "sub" / "a.PNG", 3, ".json")
+    captioned(tmp_path / "sub" / "photo v1.4.png", 4, ".Json")
+    (tmp_path / "sub" / "a.txt").write_text("number 3 as text")  # preferred
+    dataset = FolderDataset(tmp_path)
+    assert pairing(dataset) == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert ("number 3 as text",) in [dataset[i].captions for i in range(4)]
+    assert dataset.skipped.total == 0
+
+
+def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
+    for number, suffix in enumerate((".heic", ".avif", ".jfif", ".png")):
+        (tmp_path / f"{number}{suffix}").write_bytes(
+            b"no image" if number < 2 else coloured(number)
+        )
+        (tmp_path / f"{number}.txt").write_text(f"number {number}")
+    assert pairing(FolderDataset(tmp_path)) == {2: 1, 3: 1, "not an image": 2}
+
+
+def test_images_that_share_a_caption_file_are_counted(tmp_path: Path) -> None:
+    captioned(tmp_path / "a.png", 1)
+    numbered(tmp_path / "a.jpg", 2)
+    captioned(tmp_path / "b.png", 3)
+    numbered(tmp_path / "c.png", 4)
+    (tmp_path / "d.txt").write_text("number 5")
+    captioned(tmp_path / "._e.png", 6)  # macOS
+    (tmp_path / "00000_stats.json").write_text("{}")
+    dataset = FolderDataset(tmp_path)
+    assert pairing(dataset) == {3: 1}
+    assert dataset.skipped.counts == {
+        "two images of one caption file": 2,
+        "no caption file": 1,
+        "no image file": 1,
+    }
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    captioned(tmp_path / "store" / "a.png", 1)
+    captioned(tmp_path / "set" / "b.png", 2)
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "set" / "circle").symlink_to(tmp_path / "set", target_is_directory=True)
+    assert pairing(FolderDataset(tmp_path / "set")) == {1: 1, 2: 1}
+
+
+def test_folders_that_cannot_be_read_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioned(tmp_path / "a.png", 1)
+    (tmp_path / "locked").mkdir()
+    scan = os.scandir
+
+    def refused(place: str) -> object:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert FolderDataset(tmp_path).skipped.counts == {"unreadable folder (PermissionError)": 1}
+
+
+def test_classes(tmp_path: Path) -> None:
+    for i in range(6):
+        numbered(tmp_path / ("red", "blue_ish")[i % 2] / f"{i}.png", i)
+    numbered(tmp_path / "loose.png", 7)
+    dataset = ClassFolderDataset(tmp_path)
+    assert dataset.class_names == ("blue ish", "red")
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [dataset[i].label for i in (0, 5)] == [0, 1]
+    assert dataset.skipped.counts == {"image in no class folder": 1}
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val"), ("Train", "test", "dev"), ("train2017", "val2017"), ("training",)]
+)
+def test_splits_are_not_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """A dataset's root would be two classes, called train and val: 50% for any model."""
+    for i, name in enumerate(names):
+        for label in ("red", "blue"):
+            numbered(tmp_path / name / label / f"{i}.png", i)
+    with pytest.raises(ValueError, match="are splits of a dataset .*name the split to evaluate"):
+        ClassFolderDataset(tmp_path)
+    assert ClassFolderDataset(tmp_path / names[0]).class_names == ("blue", "red")
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for i, name in enumerate(("train", "car", "test_tube")):
+        numbered(tmp_path / name / f"{i}.png", i)
+    assert ClassFolderDataset(tmp_path).class_names == ("car", "test tube", "train")
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    """Every answer is right: 100% for any model."""
+    for i in range(3):
+        numbered(tmp_path / "flat" / f"{i}.png", i)
+    with pytest.raises(ValueError, match="must have a subfolder for each class"):
+        ClassFolderDataset(tmp_path / "flat")
+    with pytest.raises(ValueError, match="has a single subfolder, flat: with one class every"):
+        ClassFolderDataset(tmp_path)
+    (tmp_path / "classnames.txt").write_text("flat\tplain\nother\tother\n")
+    assert ClassFolderDataset(tmp_path).class_names == ("plain", "other")
+
+
+def test_wordnet_ids_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ("n01855672", "n02091244", "n07697537")
+    for i, name in enumerate(ids):
+        numbered(tmp_path / name / f"{i}.png", i)
+    pytest.importorskip("open_clip")
+    dataset = ClassFolderDataset(tmp_path)
+    assert dataset.class_names == ("goose", "Ibizan Hound", "hot dog")
+    assert dataset.class_ids == ids
+    monkeypatch.setattr("cyclip_ext.data.folders.wordnet_names", lambda ids: None)
+    with pytest.warns(UserWarning, match=r"called by WordNet ids .n01855672.*--class-names"):
+        assert ClassFolderDataset(tmp_path).class_names == ids

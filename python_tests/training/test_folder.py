@@ -1,0 +1,245 @@
+"""The run folder: its lock, and the states that a run continues from or refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.tiny import create_tiny
+
+from cyclip_ext.training import run
+from cyclip_ext.training.__main__ import main
+from cyclip_ext.training.checkpoint import load_checkpoint
+from cyclip_ext.training.folder import locked
+from cyclip_ext.training.logging import MetricsLog
+from cyclip_ext.training.ranks import ALONE
+from cyclip_ext.training.trainer import Trainer
+
+from .parts import settings, tiny_trainer, write_table
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "create_model", create_tiny)
+
+
+# Holds the lock of the folder argv[1], with a child process that outlives it.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from cyclip_ext.training.folder import locked
+from cyclip_ext.training.ranks import ALONE
+
+with locked(Path(sys.argv[1]), ALONE):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    yield process, child
+    for number in (process.pid, child):
+        subprocess.run(["kill", "-9", str(number)], check=False, stderr=subprocess.DEVNULL)
+    process.wait()
+
+
+def test_folder_of_another_process_is_refused_at_once(
+    tmp_path: Path,
+    holder: tuple[subprocess.Popen[str], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--train-data", "shapes", "--logs-dir", str(tmp_path), "--name", "run"]
+    assert main([*words, "--resume", "auto"]) == 1
+    error = capsys.readouterr().err
+    assert f"run is in use by process {holder[0].pid} on" in error
+    assert "choose another --name" in error
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_killed_process_holds_no_lock_although_its_child_lives(
+    tmp_path: Path, holder: tuple[subprocess.Popen[str], int]
+) -> None:
+    holder[0].send_signal(signal.SIGKILL)
+    holder[0].wait()
+    with locked(tmp_path / "run", ALONE):
+        (tmp_path / "run" / "something").touch()
+
+
+def test_settings_that_cannot_work_leave_no_folder(tmp_path: Path) -> None:
+    words = ["--train-data", str(tmp_path / "none.csv"), "--logs-dir", str(tmp_path), "--name", "r"]
+    assert main(words) == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Train on 24 records of a table in tmp_path/r; return the command line."""
+    words = ["--logs-dir", str(tmp_path), "--name", "r", "--epochs", "2", "--batch-size", "4"]
+    words += ["--warmup", "1", "--no-tensorboard", "--precision", "fp32"]
+    words += ["--train-data", write_table(tmp_path / "data", range(24))]
+    assert main(words) == 0
+    capsys.readouterr()
+    return words
+
+
+@pytest.mark.parametrize(
+    "order", [range(1, 25), range(23, -1, -1), range(30)], ids=["others", "reversed", "more"]
+)
+def test_other_data_are_refused_on_resume_unless_allowed(
+    tmp_path: Path, finished: list[str], order: range, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "data", order)
+    resume = ["--resume", str(tmp_path / "r"), "--epochs", "3"]
+    assert main(resume) == 1
+    error = capsys.readouterr().err
+    assert "records are not those of the run in" in error
+    assert "--allow-other-data" in error
+    assert main([*resume, "--allow-other-data"]) == 0
+    assert "continuing on other training" in capsys.readouterr().out
+    (record,) = MetricsLog(tmp_path / "r/metrics.jsonl").read("other_data")
+    assert record["changed"] == ["training", "validation"]
+    result = json.loads((tmp_path / "r/result.json").read_text())
+    assert result["resumed_on_other_data"] == [record["step"]]
+    assert "resumed on other data" in (tmp_path / "r/report.md").read_text()
+    # The permission is for one time.
+    write_table(tmp_path / "data", range(24))
+    assert main([*resume[:2], "--epochs", "4"]) == 1
+
+
+def test_more_epochs_continue_a_finished_run(
+    tmp_path: Path, finished: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path / "r/metrics.jsonl")
+    before = log.read("train")
+    assert main(["--resume", str(tmp_path / "r"), "--epochs", "3"]) == 0
+    after = log.read("train")
+    assert after[: len(before)] == before
+    assert after[-1]["epoch"] == 2
+    assert [record["epoch"] for record in log.read("validation")] == [2, 3]
+    assert (tmp_path / "r/result-epoch-0002.json").is_file()
+    assert main(["--resume", str(tmp_path / "r"), "--epochs", "2"]) == 1
+    assert "epochs 3 (now 2)" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+    assert "is finished: 3 epochs" in capsys.readouterr().out
+
+
+def rename(state: dict[str, Any]) -> None:
+    state["moments"] = state.pop("optimizer")
+
+
+def drop_best(state: dict[str, Any]) -> None:
+    del state["best"]
+
+
+def add_entry(state: dict[str, Any]) -> None:
+    state["loader"] = 1
+
+
+def damage_epoch(state: dict[str, Any]) -> None:
+    state["epoch"] = "two"
+
+
+def foreign_setting(state: dict[str, Any]) -> None:
+    state["config"]["loss"]["margin_pairs"] = "both"
+
+
+def other_model(state: dict[str, Any]) -> None:
+    state["model"] = {"visual.weight": torch.zeros(2)}
+
+
+def lost_moments(state: dict[str, Any]) -> None:
+    for moments in state["optimizer"]["state"].values():
+        del moments["exp_avg"]
+
+
+def other_groups(state: dict[str, Any]) -> None:
+    state["optimizer"]["param_groups"].pop()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (rename, "weights only"),
+        (drop_best, "lacks best"),
+        (add_entry, "has unknown loader"),
+        (damage_epoch, "has damaged epoch"),
+        (foreign_setting, "unknown settings margin_pairs"),
+        (other_model, "the entry 'model' .* does not fit this run"),
+        (lost_moments, "the entry 'optimizer' .* does not fit this run"),
+        (other_groups, "the entry 'optimizer' .* does not fit this run"),
+    ],
+)
+def test_checkpoint_with_wrong_entries_is_refused_in_one_line(
+    tmp_path: Path,
+    finished: list[str],
+    damage: Callable[[dict[str, Any]], None],
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "r/checkpoints/last.pt"
+    state = load_checkpoint(path)
+    damage(state)
+    torch.save(state, path)
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    content = path.read_bytes()
+    assert main(["--resume", str(tmp_path / "r"), "--epochs", "3"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "r") in error
+    assert re.search(problem, error), error
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"label": "CyCLIP"}'])
+def test_damaged_result_is_named(
+    tmp_path: Path, finished: list[str], content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "r/result.json"
+    result.write_text(content)
+    assert main(["--resume", str(tmp_path / "r")]) == 1
+    error = capsys.readouterr().err
+    assert str(result) in error
+    assert error.count("\n") == 1
+    result.rename(tmp_path / "r/damaged.json")  # the remedy of the message
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+    assert json.loads(result.read_text())["metrics"]
+
+
+def test_full_disk_while_saving_leaves_the_former_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(tmp_path, settings(epochs=1))
+    trainer.save()
+    before = (tmp_path / "checkpoints/last.pt").read_bytes()
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed\n...")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"no checkpoint could be written to .* free some space"):
+        trainer.fit()
+    assert (tmp_path / "checkpoints/last.pt").read_bytes() == before
+
+
+def test_full_disk_names_the_log(tmp_path: Path) -> None:
+    log = MetricsLog(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        log.write("train", 1, {"loss": 1.0})
