@@ -5,17 +5,19 @@
 | module | what lives there |
 | --- | --- |
 | `losses`, `functional` | the public losses, as modules and as functions |
+| `_inputs`, `_dispatch`, `_terms` | their arguments, options and terms; which implementation runs |
 | `reference` | the same losses as dense formulas: the specification |
 | `ops` | the native operators: loading, shapes, derivatives |
-| `distributed` | what the losses do where their batch is spread over processes |
+| `distributed` | the losses of a batch that is spread over processes |
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: what is installed and usable |
+| `_torch_compat` | every use of an undocumented name of torch |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | what a model can do, what its embeddings look like; for any model |
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
-Dependencies point one way: ops <- functional <- losses <- training, and data, models <- evaluation
-<- training; evaluation never imports training.
+Dependencies point one way: ops, distributed <- _dispatch <- _inputs <- _terms <- functional, losses
+<- training, and data, models <- evaluation <- training; evaluation never imports training.
 """
 
 from .functional import (
@@ -25,13 +27,14 @@ from .functional import (
     margin_loss,
     sigmoid_loss,
 )
-from .losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from .losses import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CLIPLoss",
     "CyCLIPLoss",
+    "MatryoshkaLoss",
     "SigLIPLoss",
     "contrastive_loss",
     "cycle_consistency",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "native", "reference"]
 Reduction = Literal["batchmean", "mean"]
 Precision = Literal["auto", "bf16"]
+SameLabel = Literal["mask", "positive"]
 Directions = Literal["both", "image_to_text", "text_to_image"]
 
 DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
@@ -35,6 +36,7 @@ class PairOptions(TypedDict, total=False):
     memory_budget: int | None
     group: Group | None
     exchange: Exchange
+    same_label: SameLabel
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Options:
     exchange: Exchange = "gather"
     reduction: Reduction = "batchmean"
     directions: Directions = "both"
+    same_label: SameLabel = "mask"
 
     def check(self) -> None:
         """Raise ValueError or TypeError for a value that no loss accepts."""
@@ -55,6 +58,7 @@ class Options:
         _check_choice("precision", self.precision, Precision)
         _check_choice("exchange", self.exchange, Exchange)
         _check_choice("directions", self.directions, Directions)
+        _check_choice("same_label", self.same_label, SameLabel)
         if self.reduction not in get_args(Reduction):
             raise ValueError(
                 f"reduction must be 'batchmean' (sum/N) or 'mean' (sum/N^2), got {self.reduction!r}"
@@ -84,8 +88,12 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 # ------------------------------------------------- which implementation
 
 
-def use_native(operator: str, features: Tensor, options: Options) -> bool:
+def use_native(
+    operator: str, features: Tensor, options: Options, *, labelled: bool = False
+) -> bool:
     """Return whether the native operator computes this; if not, the reference does.
+
+    `labelled`: there are labels that the operator would have to look at.
 
     Raises: RuntimeError if backend="native" cannot be had.
     """
@@ -93,6 +101,10 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
         return False
     device = features.device.type
     unsupported = _unsupported_derivatives()
+    if labelled and not unsupported:
+        unsupported = f"has no {operator} that takes labels"
+        if options.backend == "auto":
+            _warn(operator, device, f"{operator} takes no labels in this version")
     if unsupported:
         if options.backend == "native":
             raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
@@ -104,7 +116,7 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
             f"backend='native': {_why_missing(operator, device)}. "
             "`python -m cyclip_ext.info` shows what is installed; backend='reference' runs anywhere"
         )
-    _warn_once(operator, device)
+    _warn(operator, device, _why_missing(operator, device))
     return False
 
 
@@ -124,11 +136,15 @@ def _why_missing(operator: str, device: str) -> str:
     return status.reason or f"{operator} has no {device} kernel in this version"
 
 
+@constant_when_compiled
+def _warn(operator: str, device: str, reason: str) -> None:
+    _warn_once(operator, device, reason)
+
+
 @functools.cache
-def _warn_once(operator: str, device: str) -> None:
+def _warn_once(operator: str, device: str, reason: str) -> None:
     warnings.warn(
-        f"cyclip_ext computes with the dense PyTorch reference, in O(N^2) memory: "
-        f"{_why_missing(operator, device)}",
+        f"cyclip_ext computes with the dense PyTorch reference, in O(N^2) memory: {reason}",
         stacklevel=2,
     )
 

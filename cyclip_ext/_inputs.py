@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -19,11 +19,14 @@ PAIR_OPERATORS = "pair_statistics", "sigmoid_rows"
 class Inputs:
     """What a loss computes with."""
 
-    image: Tensor  # [n, d], of one dtype with `text`
+    image: Tensor  # [n, d], all features of one dtype
     text: Tensor  # [n, d]
     scale: Tensor  # scalar, float64
     bias: Tensor | None = None  # scalar, float64
     batch: Batch | None = None  # where the rows lie in a group's batch
+    labels: Tensor | None = None  # int64 [n]
+    negative_text: Tensor | None = None  # [m, d]
+    negative_image: Tensor | None = None  # [k, d]
 
 
 def prepare(
@@ -35,6 +38,9 @@ def prepare(
     options: Options,
     operators: tuple[str, ...] = (),
     needs_bias: bool = False,
+    labels: Tensor | None = None,
+    negative_text_features: Tensor | None = None,
+    negative_image_features: Tensor | None = None,
 ) -> Inputs:
     """Check the arguments of a loss, turn scalars into 0-dim tensors, and meet the other ranks.
 
@@ -42,7 +48,7 @@ def prepare(
     here, before the first collective, so that no other rank is left waiting.
     """
 
-    def check() -> list[Tensor]:
+    def check() -> distributed.Arguments:
         options.check()
         image, text = check_towers(image_features=image_features, text_features=text_features)
         if image.shape != text.shape:
@@ -51,31 +57,88 @@ def prepare(
                 f"{list(image.shape)} and {list(text.shape)}; row i of one must pair "
                 "with row i of the other"
             )
+        if labels is not None:
+            check_labels(labels, "labels", image, "image_features")
+        negatives = {
+            "negative_text_features": negative_text_features,
+            "negative_image_features": negative_image_features,
+        }
+        for name, features in negatives.items():
+            if features is not None:  # as if it were a tower, for the names in the message
+                image, _ = check_towers(**{"image_features": image, name: features})
         if needs_bias and logit_bias is None:
             raise ValueError(
                 "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
             )
         for operator in operators:
-            if use_native(operator, image, options) and operator in PAIR_OPERATORS:
+            labelled = needs_labels(operator, options) and labels is not None
+            native = use_native(operator, image, options, labelled=labelled)
+            if native and operator in PAIR_OPERATORS:
                 memory_budget(options)
-        tensors = [image, text, _scalar(logit_scale, "logit_scale", image)]
-        if logit_bias is not None:
-            tensors.append(_scalar(logit_bias, "logit_bias", image))
-        return tensors
+        bias = None if logit_bias is None else _scalar(logit_bias, "logit_bias", image)
+        return {
+            "image_features": image,
+            "text_features": text.to(image.dtype),
+            "logit_scale": _scalar(logit_scale, "logit_scale", image),
+            "logit_bias": bias,
+            **{n: t if t is None else t.to(image.dtype) for n, t in negatives.items()},
+            "labels": labels,
+        }
 
-    batch = None
     group = distributed.groups.resolve(options.group)
     if group is None:
-        tensors = check()
-    else:
-        tensors, batch = distributed.agree(check, group, options.exchange)
-    image, text, scale, *bias = tensors
-    if batch is not None and options.exchange == "replicate":  # from here on as one process
-        wide = torch.promote_types(image.dtype, torch.float32)  # for W times a gradient
-        image = distributed.replicate_rows(image, batch, wide)
-        text = distributed.replicate_rows(text, batch, wide)
-        batch = None
-    return Inputs(image, text, scale, bias[0] if bias else None, batch)
+        return _inputs(check(), None)
+    arguments, batch = distributed.agree(check, group, options.exchange)
+    if options.exchange != "replicate":
+        return _inputs(arguments, batch)
+    return _inputs(_replicate(arguments, batch), None)  # from here on as one process
+
+
+def needs_labels(operator: str, options: Options) -> bool:
+    """Return whether an operator has to look at labels, if there are any."""
+    if operator == "pair_statistics":
+        return options.same_label == "mask"
+    return operator == "sigmoid_rows"
+
+
+def _inputs(arguments: distributed.Arguments, batch: Batch | None) -> Inputs:
+    image, text, scale = (
+        arguments[name] for name in ("image_features", "text_features", "logit_scale")
+    )
+    assert image is not None
+    assert text is not None
+    assert scale is not None
+    return Inputs(
+        image,
+        text,
+        scale,
+        arguments["logit_bias"],
+        batch,
+        arguments["labels"],
+        arguments["negative_text_features"],
+        arguments["negative_image_features"],
+    )
+
+
+def _replicate(arguments: distributed.Arguments, batch: Batch) -> distributed.Arguments:
+    """Return the arguments with the rows of all ranks."""
+    counts = {
+        "image_features": batch.counts,
+        "text_features": batch.counts,
+        "negative_text_features": batch.negative_texts,
+        "negative_image_features": batch.negative_images,
+    }
+    replicated = dict(arguments)
+    for name, rows in counts.items():
+        features = arguments[name]
+        if features is not None:
+            wide = torch.promote_types(features.dtype, torch.float32)  # for W times a gradient
+            of_these = replace(batch, counts=rows)
+            replicated[name] = distributed.replicate_rows(features, of_these, wide)
+    labels = arguments["labels"]
+    if labels is not None:
+        replicated["labels"] = distributed.gather_constants(labels, batch)
+    return replicated
 
 
 def check_towers(**towers: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,12 @@ DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
 def png(draw: Callable[[Figure], None], size: tuple[float, float], dpi: int = DPI) -> bytes:
     """Return a plot as a PNG file on white. Equal plots are equal files.
 
-    draw: draws on an empty figure of `size` inches.
+    draw: draws on an empty figure of `size` inches, whose layout is computed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=dpi, facecolor="white")
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure)
     file = io.BytesIO()

@@ -6,15 +6,15 @@ Terms are unrounded and unweighted; cyclip_ext.functional and cyclip_ext.losses 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import distributed, reference
-from ._dispatch import Directions, Options, pair_operator, use_native, widen, without_autocast
-from ._inputs import Inputs
+from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._inputs import Inputs, needs_labels
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
 
@@ -39,15 +39,60 @@ def pair_statistics(
 
     Without `needs_hardest`, the hardest negatives may be -inf.
     """
-    tensors, batch = (inputs.image, inputs.text, inputs.scale), inputs.batch
-    if use_native("pair_statistics", inputs.image, options):
+    texts, columns = _with_negatives(inputs)
+    tensors: Tensors = inputs.image, texts, inputs.scale
+    images = inputs.negative_image
+    labelled = inputs.labels is not None and needs_labels("pair_statistics", options)
+    block: Block
+    if use_native("pair_statistics", inputs.image, options, labelled=labelled):
         block = pair_operator(
-            "pair_statistics", options, batch, *tensors, needs_hardest=needs_hardest
+            "pair_statistics", options, inputs.batch, *tensors, needs_hardest=needs_hardest
         )
-        return _merged_statistics(block, tensors, batch)
-    with without_autocast(inputs.image):
-        dense = DenseBlock(reference.pair_statistics, 5)
-        return _merged_statistics(dense, _widened(tensors, options), batch)
+        rows = _merged_statistics(block, tensors, columns)
+        statistics = _of_pairs(rows, block, tensors, images, inputs.batch)
+    else:
+        with without_autocast(inputs.image):
+            tensors = _widened(tensors, options)
+            dense = DenseBlock(reference.pair_statistics, 5)
+            block = replace(dense, same=_same(inputs, columns)) if labelled else dense
+            rows = _merged_statistics(block, tensors, columns)
+            images = None if images is None else widen(images, options.precision)
+            statistics = _of_pairs(rows, dense, tensors, images, inputs.batch)
+    if inputs.labels is None or labelled or not needs_hardest:
+        return statistics
+    # Pairs of equal labels are positives, and the hardest negative is none of them.
+    masked = pair_statistics(inputs, replace(options, same_label="mask"))
+    return statistics._replace(row_hardest=masked.row_hardest, col_hardest=masked.col_hardest)
+
+
+def _with_negatives(inputs: Inputs) -> tuple[Tensor, Batch | None]:
+    """Return this rank's texts, further ones last, and where all such columns lie."""
+    batch = inputs.batch
+    if inputs.negative_text is None:
+        return inputs.text, batch
+    if batch is not None:
+        counts = zip(batch.counts, batch.negative_texts, strict=True)
+        batch = replace(batch, counts=tuple(n + m for n, m in counts))
+    return torch.cat([inputs.text, inputs.negative_text]), batch
+
+
+def _of_pairs(
+    rows: PairStatistics,
+    block: Block,
+    tensors: Tensors,
+    images: Tensor | None,
+    batch: Batch | None,
+) -> PairStatistics:
+    """Return the statistics of the pairs: not of further texts, but with further images."""
+    row_lse, col_lse, positive, row_hardest, col_hardest = rows
+    image, texts, scale = tensors
+    n = image.shape[0]
+    col_lse, col_hardest = col_lse[:n], col_hardest[:n]
+    if images is not None:
+        further = _merged_statistics(Unpaired(block), (images, texts[:n], scale), batch)
+        col_lse = torch.logaddexp(col_lse, further.col_lse)
+        col_hardest = torch.maximum(col_hardest, further.col_hardest)
+    return PairStatistics(row_lse, col_lse, positive, row_hardest, col_hardest)
 
 
 def _merged_statistics(block: Block, tensors: Tensors, batch: Batch | None) -> PairStatistics:
@@ -74,6 +119,61 @@ def _merged_statistics(block: Block, tensors: Tensors, batch: Batch | None) -> P
     )
 
 
+@dataclass(frozen=True)
+class SameLabels:
+    """Where rows and columns have equal labels, for any block of the similarity matrix."""
+
+    rows: Tensor  # int64 [n], of this rank
+    columns: Tensor  # int64 [M, 2], of all ranks: the label, and whether there is one
+    start: int  # where this rank's columns begin
+
+    def of(self, offset: int, m: int) -> Tensor:
+        """Return the bool [n, m] of the block in which row 0 pairs with column `offset`."""
+        begin = self.start - offset
+        labels, labelled = self.columns[begin : begin + m].unbind(dim=1)
+        return reference.same_labels(self.rows, labels) & (labelled == 1)
+
+
+def _same(inputs: Inputs, columns: Batch | None) -> SameLabels:
+    assert inputs.labels is not None
+    label = torch.stack([inputs.labels, torch.ones_like(inputs.labels)], dim=1)
+    if inputs.negative_text is not None:
+        label = torch.cat([label, label.new_zeros(inputs.negative_text.shape[0], 2)])
+    if columns is None:
+        return SameLabels(inputs.labels, label, 0)
+    label = distributed.gather_constants(label, columns)
+    return SameLabels(inputs.labels, label, columns.start(columns.rank))
+
+
+# Operators have fewer than 2^31 rows, so every positive would lie left of the first column. Not a
+# function of the shapes, which torch.compile would then fix.
+NO_POSITIVES = 1 - (1 << 31)
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A block whose rows have no positives."""
+
+    block: Block
+
+    @property
+    def differentiable(self) -> int:
+        return self.block.differentiable
+
+    def __call__(self, inputs: Tensors, offset: int) -> Tensors:
+        return self.block(inputs, NO_POSITIVES)
+
+    def backward(
+        self,
+        inputs: Tensors,
+        offset: int,
+        outputs: Tensors,
+        grads: Tensors,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        return self.block.backward(inputs, NO_POSITIVES, outputs, grads, needed)
+
+
 def _widened(tensors: Tensors, options: Options) -> Tensors:
     image, text, *scalars = tensors
     return widen(image, options.precision), widen(text, options.precision), *scalars
@@ -85,9 +185,11 @@ class DenseBlock:
 
     function: Callable[..., Tensors]
     differentiable: int  # the number of outputs
+    same: SameLabels | None = None
 
     def __call__(self, inputs: Tensors, offset: int) -> Tensors:
-        return self.function(*inputs, offset)
+        same = None if self.same is None else self.same.of(offset, inputs[1].shape[0])
+        return self.function(*inputs, offset, same)
 
     def backward(
         self,
@@ -113,9 +215,7 @@ class DenseBlock:
         return tuple(next(results) if n else None for n in needed)
 
 
-def contrastive(
-    statistics: PairStatistics, inputs: Inputs, directions: Directions = "both"
-) -> Tensor:
+def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) -> Tensor:
     """Return the cross-entropy of the positives, in one direction or the mean of both.
 
     -log softmax of the positive is softplus(lse - z): no cancellation, however small.
@@ -123,14 +223,62 @@ def contrastive(
     batch = inputs.batch
     logit = inputs.scale * statistics.positive
     zero = 0 * logit  # keeps NaN
-    if holds_for_all_sizes((logit.numel() if batch is None else batch.rows) == 1):
+    alone = holds_for_all_sizes((logit.numel() if batch is None else batch.rows) == 1)
+    if alone and inputs.negative_text is None and inputs.negative_image is None:
         # No negatives: lse = -inf, which second derivatives would not survive.
         return mean(zero, batch)
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
-    if directions == "both":
+    if inputs.labels is not None and options.same_label == "positive":
+        row_groups, col_groups = _group_terms(statistics.positive, inputs, inputs.labels)
+        image_to_text, text_to_image = image_to_text + row_groups, text_to_image + col_groups
+    if options.directions == "both":
         return mean(image_to_text + text_to_image, batch) / 2
-    return mean(image_to_text if directions == "image_to_text" else text_to_image, batch)
+    one = image_to_text if options.directions == "image_to_text" else text_to_image
+    return mean(one, batch)
+
+
+def _group_terms(positive: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z_ii minus the mean of z_ip over the pairs p of equal label, and z_jj likewise.
+
+    The mean is s times the cosine with the mean of the group's rows: O(N d).
+    """
+    batch = inputs.batch
+    with without_autocast(inputs.image):
+        image, text, own = widen(inputs.image), widen(inputs.text), slice(None)
+        if batch is not None:
+            own = slice(batch.start(batch.rank), batch.start(batch.rank + 1))
+            labels = distributed.gather_constants(labels, batch)
+            image = distributed.gather_rows(inputs.image, batch, image.dtype)
+            text = distributed.gather_rows(inputs.text, batch, text.dtype)
+        image, text = reference.normalize(image), reference.normalize(text)
+        group, size = _groups(labels)
+        terms = []
+        for rows, others in ((image, text), (text, image)):
+            cosines = (rows[own] * _group_sums(others, group)[own]).sum(dim=1)
+            difference = inputs.scale * (positive - cosines / size[own])
+            terms.append(difference.where(size[own] > 1, 0))  # to the bit, if there is no group
+    return terms[0], terms[1]
+
+
+def _groups(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's group, an index below N, and its number of rows; [N] each."""
+    ordered, order = labels.sort(stable=True)
+    begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
+    group = torch.empty_like(labels).scatter(0, order, begins.cumsum(0))
+    sizes = torch.zeros_like(labels).index_add(0, group, torch.ones_like(labels))
+    return group, sizes[group]
+
+
+def _group_sums(rows: Tensor, group: Tensor) -> Tensor:
+    """Return for each row the sum over its group, to the same bits in every run; [N, d]."""
+    if not rows.is_cuda:
+        return torch.zeros_like(rows).index_add(0, group, rows).index_select(0, group)
+    # On a GPU the sums of index_add, and of index_select's gradient, have no fixed order.
+    order = group.argsort(stable=True)
+    sizes = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))
+    sums = torch.segment_reduce(rows[order], "sum", lengths=sizes, axis=0, unsafe=True)
+    return sums[group]
 
 
 def hinge(statistics: PairStatistics, hinge_margin: float, inputs: Inputs) -> Tensor:
@@ -149,14 +297,41 @@ def margin(statistics: PairStatistics, inputs: Inputs) -> Tensor:
 def sigmoid(inputs: Inputs, options: Options) -> Tensor:
     """Return the sigmoid loss; `inputs.bias` must be there."""
     assert inputs.bias is not None
-    tensors = inputs.image, inputs.text, inputs.scale, inputs.bias
-    batch = inputs.batch
-    if use_native("sigmoid_rows", inputs.image, options):
-        block = pair_operator("sigmoid_rows", options, batch, *tensors)
-        return mean(_merged_rows(block, tensors, batch), batch)
+    texts, columns = _with_negatives(inputs)
+    tensors = inputs.image, texts, inputs.scale, inputs.bias
+    images = inputs.negative_image
+    labelled = inputs.labels is not None
+    if use_native("sigmoid_rows", inputs.image, options, labelled=labelled):
+        block = pair_operator("sigmoid_rows", options, inputs.batch, *tensors)
+        rows = _merged_rows(block, tensors, columns)
+        return _with_images(rows, block, tensors, images, inputs.batch)
+
+    def dense_rows(
+        x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, offset: int, same: Tensor | None
+    ) -> Tensors:
+        return (reference.sigmoid_rows(x, y, scale, bias, offset, same, options.same_label),)
+
     with without_autocast(inputs.image):
-        dense = DenseBlock(lambda *args: (reference.sigmoid_rows(*args),), 1)
-        return mean(_merged_rows(dense, _widened(tensors, options), batch), batch)
+        dense = DenseBlock(dense_rows, 1)
+        of_labels = replace(dense, same=_same(inputs, columns)) if labelled else dense
+        rows = _merged_rows(of_labels, _widened(tensors, options), columns)
+        images = None if images is None else widen(images, options.precision)
+        return _with_images(rows, dense, _widened(tensors, options), images, inputs.batch)
+
+
+def _with_images(
+    rows: Tensor, block: Block, tensors: Tensors, images: Tensor | None, batch: Batch | None
+) -> Tensor:
+    """Return the sum over the rows of the pairs and of further images, divided by the pairs."""
+    loss = mean(rows, batch)
+    if images is None:
+        return loss
+    image, texts, *scalars = tensors
+    n = image.shape[0]
+    further = _sum(_merged_rows(Unpaired(block), (images, texts[:n], *scalars), batch))
+    if batch is None:
+        return loss + further / n
+    return loss + distributed.all_sum(further, batch) / batch.rows
 
 
 def _merged_rows(block: Block, tensors: Tensors, batch: Batch | None) -> Tensor:

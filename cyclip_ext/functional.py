@@ -43,6 +43,15 @@ invalid, all ranks raise.
                  process, nothing sent in the backward pass; for small batches
 Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
 
+Three more arguments say what is known of the pairs:
+
+`labels`, int64 [N]: rows of equal labels belong together. `same_label` chooses the meaning:
+    "mask"       pairs of equal labels, other than the pair itself, are no negatives
+    "positive"   every pair of equal labels is a positive
+`negative_text_features`, [M, d], and `negative_image_features`, [K, d], are negatives of every
+image and of every text. They get gradients; with a group, those of all ranks count.
+docs/losses.md has the formulas, and which of these run without the native operators for now.
+
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
 """
 
@@ -92,6 +101,9 @@ def contrastive_loss(
     logit_scale: Tensor | float,
     *,
     directions: Directions = "both",
+    labels: Tensor | None = None,  # int64 [N]
+    negative_text_features: Tensor | None = None,  # [M, d]
+    negative_image_features: Tensor | None = None,  # [K, d]
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Return the symmetric cross-entropy over cosines times `logit_scale` (exponentiated).
@@ -102,17 +114,25 @@ def contrastive_loss(
     Args:
         directions: "both", or one of the two terms without its factor 1/2: "image_to_text", the
             mean of LSE_j z_ij - z_ii, or "text_to_image".
-        options: backend, precision, memory_budget, group, exchange; see the module.
+        labels, negative_text_features, negative_image_features: see the module.
+        options: backend, precision, memory_budget, group, exchange, same_label; see the module.
 
     Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
     Source: Radford et al. 2021; Goel et al. 2022.
     """
     chosen = Options(directions=directions, **options)
     inputs = prepare(
-        image_features, text_features, logit_scale, options=chosen, operators=("pair_statistics",)
+        image_features,
+        text_features,
+        logit_scale,
+        options=chosen,
+        operators=("pair_statistics",),
+        labels=labels,
+        negative_text_features=negative_text_features,
+        negative_image_features=negative_image_features,
     )
     statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
-    return _terms.as_loss(_terms.contrastive(statistics, inputs, directions), inputs)
+    return _terms.as_loss(_terms.contrastive(statistics, inputs, chosen), inputs)
 
 
 def cycle_consistency(
@@ -166,6 +186,10 @@ def hinge_margin_loss(
     image_features: Tensor,  # [N, d]
     text_features: Tensor,  # [N, d]
     hinge_margin: float = 0.2,
+    *,
+    labels: Tensor | None = None,  # int64 [N]
+    negative_text_features: Tensor | None = None,  # [M, d]
+    negative_image_features: Tensor | None = None,  # [K, d]
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Return 1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts.
@@ -173,10 +197,20 @@ def hinge_margin_loss(
     g is `hinge_margin`. Of tied hardest negatives the first counts. Zero for N = 1.
 
     Args:
-        options: backend, precision, memory_budget, group, exchange; see the module.
+        labels, negative_text_features, negative_image_features: see the module; a pair of equal
+            labels is no hardest negative, whatever `same_label` says.
+        options: backend, precision, memory_budget, group, exchange, same_label; see the module.
     """
     chosen = Options(**options)
-    inputs = prepare(image_features, text_features, options=chosen, operators=("pair_statistics",))
+    inputs = prepare(
+        image_features,
+        text_features,
+        options=chosen,
+        operators=("pair_statistics",),
+        labels=labels,
+        negative_text_features=negative_text_features,
+        negative_image_features=negative_image_features,
+    )
     statistics = _terms.pair_statistics(inputs, chosen)
     return _terms.as_loss(_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
@@ -186,12 +220,17 @@ def sigmoid_loss(
     text_features: Tensor,  # [N, d]
     logit_scale: Tensor | float,
     logit_bias: Tensor | float,
+    *,
+    labels: Tensor | None = None,  # int64 [N]
+    negative_text_features: Tensor | None = None,  # [M, d]
+    negative_image_features: Tensor | None = None,  # [K, d]
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Return 1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
     Args:
-        options: backend, precision, memory_budget, group, exchange; see the module.
+        labels, negative_text_features, negative_image_features: see the module.
+        options: backend, precision, memory_budget, group, exchange, same_label; see the module.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
@@ -204,6 +243,9 @@ def sigmoid_loss(
         options=chosen,
         operators=("sigmoid_rows",),
         needs_bias=True,
+        labels=labels,
+        negative_text_features=negative_text_features,
+        negative_image_features=negative_image_features,
     )
     return _terms.as_loss(_terms.sigmoid(inputs, chosen), inputs)
 

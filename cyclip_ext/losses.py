@@ -14,7 +14,8 @@ return the loss and the statistics of the whole batch (docs/distributed.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class PairwiseLoss(nn.Module):
 
     Args:
         statistics: add measurements of the batch to the dictionary.
-        options: backend, precision, memory_budget, group, exchange; see cyclip_ext.functional.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
         reduction: of the cycle terms, for the loss that has them.
     """
 
@@ -61,6 +63,10 @@ class PairwiseLoss(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
+        *,
+        labels: Tensor | None = None,  # int64 [N]
+        negative_text_features: Tensor | None = None,  # [M, d]
+        negative_image_features: Tensor | None = None,  # [K, d]
     ) -> Tensor | Terms:
         """Return the loss of a batch of pairs.
 
@@ -72,6 +78,8 @@ class PairwiseLoss(nn.Module):
                 it if a model has one, and it changes nothing, because every logit shifts alike: it
                 gets the gradient 0, for which DistributedDataParallel would wait.
             output_dict: return the weighted terms by name instead of their sum.
+            labels, negative_text_features, negative_image_features: for the terms that look at all
+                pairs; see cyclip_ext.functional.
 
         Raises: ValueError or TypeError naming the argument that does not fit.
         """
@@ -83,6 +91,9 @@ class PairwiseLoss(nn.Module):
             options=self.options,
             operators=self.operators(),
             needs_bias=self.needs_bias,
+            labels=labels,
+            negative_text_features=negative_text_features,
+            negative_image_features=negative_image_features,
         )
         terms, statistics = self.terms(inputs, apart=output_dict)
         if inputs.bias is not None and not self.needs_bias:
@@ -106,7 +117,7 @@ class PairwiseLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """List the options by name."""
-        names = "backend", "precision", "memory_budget", "group", "exchange"
+        names = "backend", "precision", "memory_budget", "group", "exchange", "same_label"
         shared = {name: getattr(self.options, name) for name in names}
         values = {**self.own_options(), "statistics": self.statistics, **shared}
         return ", ".join(f"{name}={value!r}" for name, value in values.items())
@@ -128,7 +139,7 @@ class CLIPLoss(PairwiseLoss):
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the contrastive loss."""
         pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
-        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs)}
+        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs, self.options)}
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
 
@@ -146,7 +157,8 @@ class CyCLIPLoss(PairwiseLoss):
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
         statistics: add measurements of the batch to the dictionary.
-        options: backend, precision, memory_budget, group, exchange; see cyclip_ext.functional.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     def __init__(
@@ -168,6 +180,38 @@ class CyCLIPLoss(PairwiseLoss):
         self.hinge = hinge
         self.hinge_margin = hinge_margin
 
+    @classmethod
+    def for_batch(
+        cls,
+        batch_size: int,
+        reference_batch: int = 128,
+        *,
+        in_modal: float = 0.25,
+        cross_modal: float = 0.25,
+        reduction: Reduction = "batchmean",
+        **others: Any,
+    ) -> CyCLIPLoss:
+        """Return the loss whose cycle terms weigh as much as in batches of `reference_batch`.
+
+        A cycle term is a sum over N (N - 1) pairs, divided by N ("batchmean") or N^2 ("mean").
+        Weights that were chosen at one batch size in the default reduction, like CyCLIP's 0.25 at
+        128, are scaled such that the average pair keeps its weight.
+
+        Args:
+            batch_size: pairs of a batch, of all ranks together.
+            reference_batch: the batch size that the weights belong to, in "batchmean".
+            in_modal, cross_modal: weights at that batch size.
+            reduction: of the returned loss.
+            others: further arguments of CyCLIPLoss.
+        """
+        for name, size in ("batch_size", batch_size), ("reference_batch", reference_batch):
+            if size < 2:
+                raise ValueError(f"{name} must be at least 2, got {size}; one pair has no cycles")
+        factor = (reference_batch - 1) / (batch_size - 1)
+        if reduction == "mean":
+            factor *= batch_size
+        return cls(factor * in_modal, factor * cross_modal, reduction=reduction, **others)
+
     def operators(self) -> tuple[str, ...]:
         """Return those of the terms of nonzero weight."""
         cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
@@ -180,7 +224,7 @@ class CyCLIPLoss(PairwiseLoss):
         cycle = self._cycle_losses(inputs, apart)
         needs_hardest = self.statistics or self.hinge != 0
         pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
-        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs), **cycle}
+        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs, self.options), **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * _terms.margin(pairs, inputs)
         if self.hinge:
@@ -232,6 +276,87 @@ class SigLIPLoss(PairwiseLoss):
                 pairs = _terms.pair_statistics(inputs, self.options)
                 statistics = _batch_statistics(pairs, inputs)
         return terms, statistics
+
+
+class MatryoshkaLoss(nn.Module):
+    """A loss of nested widths: the weighted sum of a loss on prefixes of the features.
+
+    L = sum_w weights[w] loss(x[:, :w], y[:, :w]). Each prefix takes the memory of the loss itself.
+    In the dictionary, names end in the width: "contrastive_64_loss", "image_margin_64".
+
+    Args:
+        loss: a loss of this module, or one with the same call.
+        widths: of the prefixes; none may be wider than the features.
+        weights: one for each width; 1 by default.
+
+    Source: Kusupati et al. 2022 (arXiv 2205.13147).
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        weights = [1.0] * len(widths) if weights is None else list(weights)
+        if not widths or min(widths) < 1 or len(set(widths)) < len(widths):
+            raise ValueError(f"widths must be different positive numbers, got {list(widths)}")
+        if len(weights) != len(widths):
+            raise ValueError(
+                f"weights must be one for each of the {len(widths)} widths, got {len(weights)}"
+            )
+        self.loss = loss
+        self.widths = tuple(widths)
+        self.weights = tuple(weights)
+
+    def forward(
+        self,
+        image_features: Tensor,  # [N, d]
+        text_features: Tensor,  # [N, d]
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        *,
+        negative_text_features: Tensor | None = None,  # [M, d]
+        negative_image_features: Tensor | None = None,  # [K, d]
+        **others: Any,
+    ) -> Tensor | Terms:
+        """Return the weighted sum over the widths, or every term of every width by name.
+
+        Arguments and errors are those of the loss; further ones are passed on to it.
+        """
+        d = min(image_features.shape[-1], text_features.shape[-1])
+        if max(self.widths) > d:
+            raise ValueError(f"widths must not exceed the features' width {d}, got {self.widths}")
+        terms: Terms = {}
+        for width, weight in zip(self.widths, self.weights, strict=True):
+            of_width: Terms = self.loss(
+                image_features[:, :width],
+                text_features[:, :width],
+                logit_scale,
+                logit_bias,
+                output_dict=True,
+                negative_text_features=_prefix(negative_text_features, width),
+                negative_image_features=_prefix(negative_image_features, width),
+                **others,
+            )
+            for name, value in of_width.items():
+                if name.endswith("_loss"):
+                    terms[f"{name.removesuffix('_loss')}_{width}_loss"] = weight * value
+                else:
+                    terms[f"{name}_{width}"] = value
+        if output_dict:
+            return terms
+        return torch.stack([v for name, v in terms.items() if name.endswith("_loss")]).sum()
+
+    def extra_repr(self) -> str:
+        """List widths and weights."""
+        return f"widths={self.widths}, weights={self.weights}"
+
+
+def _prefix(features: Tensor | None, width: int) -> Tensor | None:
+    return None if features is None else features[:, :width]
 
 
 def _batch_statistics(pairs: _terms.PairStatistics, inputs: Inputs) -> Terms:

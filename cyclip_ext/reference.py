@@ -35,21 +35,51 @@ def contrastive_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     directions: str = "both",
+    *,
+    labels: Tensor | None = None,  # int64 [N]
+    same_label: str = "mask",
+    negative_text_features: Tensor | None = None,  # [M, d]
+    negative_image_features: Tensor | None = None,  # [K, d]
 ) -> Tensor:
     """Symmetric InfoNCE: 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj].
 
     With `directions="image_to_text"` or "text_to_image" one of the two terms, times 2.
 
-    Source: Radford et al. 2021; Goel et al. 2022.
+    With labels, G(i) = {j: l_j = l_i}. "mask": j and i run over pairs outside of G(i) and over the
+    pair itself. "positive": z_ii is replaced by the mean of z_ip over p in G(i), z_jj likewise.
+    Further texts are more j in the first term, further images more i in the second.
+
+    Source: Radford et al. 2021; Goel et al. 2022; labels as positives: Yang et al. 2022 (UniCL).
     """
     logits = logit_scale * similarity(image_features, text_features)
-    positive = logits.diagonal()
-    image_to_text = (logits.logsumexp(dim=1) - positive).mean()
-    text_to_image = (logits.logsumexp(dim=0) - positive).mean()
+    rows, cols = logits, logits.T
+    row_positive = col_positive = logits.diagonal()
+    if labels is not None:
+        same = same_labels(labels, labels)
+        if same_label == "mask":
+            others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+            rows, cols = (matrix.masked_fill(others, -torch.inf) for matrix in (rows, cols))
+        else:
+            row_positive, col_positive = (
+                matrix.where(same, 0).sum(dim=1) / same.sum(dim=1) for matrix in (rows, cols)
+            )
+    if negative_text_features is not None:
+        further = logit_scale * similarity(image_features, negative_text_features)
+        rows = torch.cat([rows, further], dim=1)
+    if negative_image_features is not None:
+        further = logit_scale * similarity(text_features, negative_image_features)
+        cols = torch.cat([cols, further], dim=1)
+    image_to_text = (rows.logsumexp(dim=1) - row_positive).mean()
+    text_to_image = (cols.logsumexp(dim=1) - col_positive).mean()
     both = (image_to_text + text_to_image) / 2
     return {"both": both, "image_to_text": image_to_text, "text_to_image": text_to_image}[
         directions
     ]
+
+
+def same_labels(row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    """Return where labels are equal; [n], [m] -> bool [n, m]."""
+    return row_labels[:, None] == col_labels[None, :]
 
 
 def cross_modal_loss(
@@ -106,12 +136,29 @@ def sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float,
+    *,
+    labels: Tensor | None = None,  # int64 [N]
+    same_label: str = "mask",
+    negative_text_features: Tensor | None = None,  # [M, d]
+    negative_image_features: Tensor | None = None,  # [K, d]
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
+    Other pairs of equal labels are left out of the sum ("mask"), or have l = 1 ("positive").
+    Further texts are more j, further images more i, with l = -1.
+
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
-    return sigmoid_rows(image_features, text_features, logit_scale, logit_bias).mean()
+    scalars = logit_scale, logit_bias
+    same = None if labels is None else same_labels(labels, labels)
+    n = image_features.shape[0]
+    total = sigmoid_rows(image_features, text_features, *scalars, 0, same, same_label).sum()
+    if negative_text_features is not None:
+        m = negative_text_features.shape[0]  # an offset that leaves no positives
+        total = total + sigmoid_rows(image_features, negative_text_features, *scalars, m).sum()
+    if negative_image_features is not None:
+        total = total + sigmoid_rows(negative_image_features, text_features, *scalars, n).sum()
+    return total / n
 
 
 def square_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -161,18 +208,21 @@ def pair_statistics(
     text_features: Tensor,  # [m, d]
     logit_scale: Tensor | float,
     offset: int = 0,
+    same: Tensor | None = None,  # bool [n, m]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return row_lse, col_lse, positive and both hardest of a rectangle, for softmax and hinge.
 
     row_lse, [n], and col_lse, [m]: log sum of e^z over negatives. positive, [n]: S at the positive,
     0 without one. row_hardest, [n], and col_hardest, [m]: the largest S of a negative; of tied ones
-    the first counts, in value and gradient. Without negatives: -inf.
+    the first counts, in value and gradient. Without negatives: -inf. Pairs of the `same` label are
+    no negatives.
     """
     sim = similarity(image_features, text_features)
     rows, cols = (torch.arange(size, device=sim.device) for size in sim.shape)
     positive = cols[None, :] == rows[:, None] + offset
-    row_lse, row_hardest = _over_negatives(sim, logit_scale, positive)
-    col_lse, col_hardest = _over_negatives(sim.T, logit_scale, positive.T)
+    excluded = positive if same is None else positive | same
+    row_lse, row_hardest = _over_negatives(sim, logit_scale, excluded)
+    col_lse, col_hardest = _over_negatives(sim.T, logit_scale, excluded.T)
     return row_lse, col_lse, sim.where(positive, 0).sum(dim=1), row_hardest, col_hardest
 
 
@@ -182,12 +232,18 @@ def sigmoid_rows(
     logit_scale: Tensor | float,
     logit_bias: Tensor | float,
     offset: int = 0,
+    same: Tensor | None = None,  # bool [n, m]
+    same_label: str = "mask",
 ) -> Tensor:
     """sum_j softplus(-l_ij (s S_ij + b)), row by row; [n]."""
     logits = logit_scale * similarity(image_features, text_features) + logit_bias
     rows, cols = (torch.arange(size, device=logits.device) for size in logits.shape)
-    labels = 2 * (cols[None, :] == rows[:, None] + offset).to(logits.dtype) - 1
-    return -torch.nn.functional.logsigmoid(labels * logits).sum(dim=1)
+    positive = cols[None, :] == rows[:, None] + offset
+    is_one = positive if same is None or same_label == "mask" else positive | same
+    losses = -torch.nn.functional.logsigmoid((2 * is_one.to(logits.dtype) - 1) * logits)
+    if same is not None and same_label == "mask":
+        losses = losses.masked_fill(same & ~positive, 0)
+    return losses.sum(dim=1)
 
 
 def positive_similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -226,11 +282,11 @@ def similarity_top_k(
 
 
 def _over_negatives(
-    sim: Tensor, logit_scale: Tensor | float, positive: Tensor
+    sim: Tensor, logit_scale: Tensor | float, excluded: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LSE and maximum of each row without its positive; [n] each."""
-    none = positive.all(dim=1)  # over -inf alone, logsumexp would have derivative NaN
-    left_out = positive & ~none[:, None]
+    """Return LSE and maximum of each row without what is excluded; [n] each."""
+    none = excluded.all(dim=1)  # over -inf alone, logsumexp would have derivative NaN
+    left_out = excluded & ~none[:, None]
     lse = (logit_scale * sim).masked_fill(left_out, -torch.inf).logsumexp(dim=1)
     hardest = sim.masked_fill(left_out, -torch.inf).max(dim=1).values
     return lse.masked_fill(none, -torch.inf), hardest.masked_fill(none, -torch.inf)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from losses.backends import needs_native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +25,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return load
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("family", ["clip", "cyclip", "cycle", "siglip", "hinge", "ranks", "top-k"])
 def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
     """Every peer can be called, and no page hides a failure."""
@@ -55,7 +54,7 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
     assert "(a processor, a set):" in page
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
@@ -80,7 +79,7 @@ def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
     return dataclasses.replace(gpu.plan_of(options), rounds=2, error_rows=32)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("stage", ["facts", "right", "same", "time", "kernels", "peers"])
 def test_stages_of_the_gpu_program(
     stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
@@ -94,7 +93,7 @@ def test_stages_of_the_gpu_program(
     assert all(str(line["status"]).startswith(allowed) for line in lines), lines
 
 
-@needs_native
+@pytest.mark.native
 def test_gpu_program_survives_a_stage_that_dies(
     benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

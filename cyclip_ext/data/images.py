@@ -28,8 +28,10 @@ MAX_BYTES = 2**29  # such an image in 16-bit RGB, uncompressed
 # Suffixes of names; the format is decided by a file's first bytes.
 # Those of formats that cannot be decoded are among them, so that such files are counted.
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-    + (".avif", ".heic", ".heif")
+    {
+        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif"),
+    }
 )
 
 _EXIF_ORIENTATION = 0x0112

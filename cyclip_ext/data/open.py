@@ -116,9 +116,7 @@ def open_dataset(spec: str, options: ReadOptions | None = None) -> ImageDataset:
     options = options or ReadOptions()
     dataset = _open(spec, options)
     if not len(dataset):
-        raise ValueError(
-            f"{dataset.name} has no record that can be used; {dataset.skipped}. {_ACCEPTED}"
-        )
+        raise ValueError(f"{dataset.name} has no record that can be used; {dataset.skipped}")
     return dataset if options.manifest is None else apply_manifest(dataset, Path(options.manifest))
 
 

@@ -27,11 +27,12 @@ What must not live here: formulas (cyclip_ext.reference) and the arguments of th
 """
 
 from . import groups
-from .batch import Batch, Exchange, agree
-from .collectives import all_sum, own_columns, replicate_rows
+from .batch import Arguments, Batch, Exchange, agree
+from .collectives import all_sum, gather_constants, gather_rows, own_columns, replicate_rows
 from .ring import Block, Tensors, all_blocks
 
 __all__ = [
+    "Arguments",
     "Batch",
     "Block",
     "Exchange",
@@ -39,6 +40,8 @@ __all__ = [
     "agree",
     "all_blocks",
     "all_sum",
+    "gather_constants",
+    "gather_rows",
     "groups",
     "own_columns",
     "replicate_rows",

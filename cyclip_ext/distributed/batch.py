@@ -7,7 +7,7 @@ rank refuses its arguments. All ranks then know the same and decide the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,8 +21,18 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Exchange = Literal["gather", "ring", "replicate"]
+Arguments = dict[str, Tensor | None]
 
-_ARGUMENTS = "image_features", "text_features", "logit_scale", "logit_bias"
+_ARGUMENTS = (
+    "image_features",
+    "text_features",
+    "logit_scale",
+    "logit_bias",
+    "negative_text_features",
+    "negative_image_features",
+    "labels",
+)
+_BIAS = 1 << _ARGUMENTS.index("logit_bias")
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
@@ -34,6 +44,8 @@ class Batch:
     exchange: Exchange
     rank: int  # this process within the group
     counts: tuple[int, ...]
+    negative_texts: tuple[int, ...] = ()
+    negative_images: tuple[int, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -57,27 +69,41 @@ class _Message:
     width: int = 0
     dtype: int = 0
     exchange: int = 0
+    given: int = 0  # bit k: argument k is there
     derivatives: int = 0  # bit k: argument k requires grad
+    negative_texts: int = 0
+    negative_images: int = 0
 
     @classmethod
-    def about(cls, arguments: Sequence[Tensor], exchange: Exchange) -> _Message:
-        image = arguments[0]
-        wanted = [torch.is_grad_enabled() and argument.requires_grad for argument in arguments]
+    def about(cls, arguments: Mapping[str, Tensor | None], exchange: Exchange) -> _Message:
+        def bits(holds: Callable[[Tensor], bool]) -> int:
+            tensors = [arguments[name] for name in _ARGUMENTS]
+            return sum((t is not None and holds(t)) << k for k, t in enumerate(tensors))
+
+        def rows(name: str) -> int:
+            tensor = arguments[name]
+            return 0 if tensor is None else tensor.shape[0]
+
+        image = arguments["image_features"]
+        assert image is not None
         return cls(
             accepted=1,
             rows=image.shape[0],
             width=image.shape[1],
             dtype=_DTYPES.index(image.dtype),
             exchange=get_args(Exchange).index(exchange),
-            derivatives=sum(int(yes) << k for k, yes in enumerate(wanted)),
+            given=bits(lambda tensor: True) & ~_BIAS,  # a softmax loss may have one on some ranks
+            derivatives=bits(lambda tensor: torch.is_grad_enabled() and tensor.requires_grad),
+            negative_texts=rows("negative_text_features"),
+            negative_images=rows("negative_image_features"),
         )
 
 
 @disable_compile
 def agree(
-    check: Callable[[], list[Tensor]], group: ProcessGroup, exchange: Exchange
-) -> tuple[list[Tensor], Batch]:
-    """Return the arguments of a loss as `check` returns them, features first, and the Batch.
+    check: Callable[[], Arguments], group: ProcessGroup, exchange: Exchange
+) -> tuple[Arguments, Batch]:
+    """Return the arguments of a loss as `check` returns them, by name, and the Batch.
 
     Raises: what `check` raises, on this rank, and a RuntimeError that names this rank on all
     others; ValueError on all ranks where they do not fit together.
@@ -87,10 +113,18 @@ def agree(
     except Exception:
         _exchange(_Message(), group, None)
         raise
-    messages = _exchange(_Message.about(arguments, exchange), group, arguments[0].device)
+    image = arguments["image_features"]
+    assert image is not None
+    messages = _exchange(_Message.about(arguments, exchange), group, image.device)
     _check_messages(messages)
-    counts = tuple(message.rows for message in messages)
-    return arguments, Batch(group, exchange, dist.get_rank(group), counts)
+    return arguments, Batch(
+        group,
+        exchange,
+        dist.get_rank(group),
+        tuple(message.rows for message in messages),
+        tuple(message.negative_texts for message in messages),
+        tuple(message.negative_images for message in messages),
+    )
 
 
 def check_group(group: object) -> None:
@@ -145,6 +179,8 @@ def _check_messages(messages: list[_Message]) -> None:
         "exchange must be the same on all ranks", [exchanges[m.exchange] for m in messages]
     )
     for k, name in enumerate(_ARGUMENTS):
+        given = [bool(message.given >> k & 1) for message in messages]
+        _check_equal(f"{name} must be given on all ranks or on none", given)
         wanted = [bool(message.derivatives >> k & 1) for message in messages]
         _check_equal(f"{name} must require grad on all ranks or on none", wanted)
 

@@ -42,6 +42,12 @@ def replicate_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 @disable_compile
+def gather_constants(values: Tensor, batch: Batch) -> Tensor:
+    """Return the rows of all ranks, of any dtype, without derivatives."""
+    return _all_gather(values.detach(), batch)
+
+
+@disable_compile
 def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Statistics of this rank's columns over all rows, [n] each.
 

@@ -22,24 +22,26 @@ from ..data.captions import printable
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
 
-_FLOATS = {
-    "image_features": 2,
-    "text_features": 2,
-    "class_features": 2,
-    "synonym_features": 2,
-    "logit_scale": 0,
-}
-_INTEGERS = {"text_owners": 1, "text_labels": 1, "labels": 1, "domains": 1, "total": 0}
-_TEXTS = {
-    "name": 0,
-    "image_ids": 1,
-    "class_names": 1,
-    "domain_names": 1,
-    "quadruple_tags": 1,
-    "skipped": 0,
+# Arrays of the file: kinds of numpy's dtypes, and the number of dimensions.
+_ARRAYS = {
+    "image_features": ("f", 2),
+    "text_features": ("f", 2),
+    "class_features": ("f", 2),
+    "synonym_features": ("f", 2),
+    "logit_scale": ("f", 0),
+    "text_owners": ("iu", 1),
+    "text_labels": ("iu", 1),
+    "labels": ("iu", 1),
+    "domains": ("iu", 1),
+    "total": ("iu", 0),
+    "name": ("U", 0),
+    "image_ids": ("U", 1),
+    "class_names": ("U", 1),
+    "domain_names": ("U", 1),
+    "quadruple_tags": ("U", 1),
+    "skipped": ("U", 0),
 }
 _KINDS = {"f": "floats", "iu": "integers", "U": "texts"}
-KEYS = tuple((_FLOATS | _INTEGERS | _TEXTS).keys())
 LEVEL = "levels/"  # "levels/<name>": the superclass of each class, texts [C]
 
 _SIGNATURES = {  # first bytes of files that are often given instead of a .npz
@@ -82,7 +84,7 @@ class Embeddings:
         ones included; by default the sum of both.
 
     Features of any floating-point type and length are converted to float32 and unit length,
-    because every metric is one of cosines; float32 rows of unit length are kept to the bit.
+    because every metric is one of cosines; float32 rows of unit length do not change.
     Indices may be of any integer type.
 
     Raises: NotFiniteError, naming the array, for NaN or infinity. ValueError, naming the array,
@@ -119,6 +121,8 @@ class Embeddings:
             raise ValueError(f"image_ids has {len(self.image_ids)} entries for {count} images")
         self._check_classes(count)
         self._check_texts(count)
+        if len(set(self.domain_names)) < len(self.domain_names):
+            raise ValueError(f"domain_names must differ, got {self.domain_names}")
         self._set_index("domains", count, "image", len(self.domain_names), "domain_names")
         if self.quadruple_tags is not None:
             self._check_quadruples(count)
@@ -203,10 +207,17 @@ class Embeddings:
         if features.shape[1] != width:
             raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
         features = features.detach().cpu()
-        # NaN fails the comparison and is reported by unit_rows.
-        if features.dtype != torch.float32 or not (features.norm(dim=1) - 1).abs().max() < 1e-5:
-            (rows,) = unit_rows(**{name: features})
-            features = rows.float()
+        if unusable := int((~features.isfinite()).any(1).sum()):
+            raise NotFiniteError(
+                f"{name} must be finite, got NaN or infinity in {unusable} of {len(features)} rows"
+            )
+        if unusable := int((features == 0).all(1).sum()):
+            raise ValueError(
+                f"{name} has {unusable} of {len(features)} rows of zeros, which have no "
+                "direction; remove the records that could not be embedded"
+            )
+        if features.dtype != torch.float32 or (features.norm(dim=1) - 1).abs().max() >= 1e-5:
+            features = unit_rows(features).float()
         self._set(name, features)
 
     def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
@@ -283,7 +294,7 @@ def save_embeddings(path: str | Path, embeddings: Embeddings) -> None:
     """Write a .npz file that load_embeddings reads, atomically, under exactly this name."""
     path = Path(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for name in KEYS:
+    for name in _ARRAYS:
         value = getattr(embeddings, name)
         if isinstance(value, Tensor):
             arrays[name] = value.numpy()
@@ -314,11 +325,12 @@ def load_embeddings(path: str | Path) -> Embeddings:
     """
     path = Path(path)
     arrays = _read_arrays(path)
-    unknown = sorted(key for key in arrays if key not in KEYS and not key.startswith(LEVEL))
-    if unknown or "image_features" not in arrays:
+    required, *others = _ARRAYS
+    unknown = any(key not in _ARRAYS and not key.startswith(LEVEL) for key in arrays)
+    if unknown or required not in arrays:
         raise ValueError(
-            f"{path} has the arrays {', '.join(sorted(arrays)) or 'none'}; image_features is "
-            f"required, and others may be {', '.join(KEYS[1:])} and {LEVEL}NAME"
+            f"{path} has the arrays {', '.join(sorted(arrays)) or 'none'}; {required} is "
+            f"required, and others may be {', '.join(others)} and {LEVEL}NAME"
         )
     values: dict[str, Any] = {"name": path.stem}
     levels = {}
@@ -344,9 +356,8 @@ def load_embeddings(path: str | Path) -> Embeddings:
 
 
 def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
-    """Convert an array of the file to what Embeddings takes, after a check of its type."""
-    kinds = "f" if key in _FLOATS else "iu" if key in _INTEGERS else "U"
-    dimensions = (_FLOATS | _INTEGERS | _TEXTS).get(key, 1)
+    """Convert an array of the file to the type of its field, after a check of its own."""
+    kinds, dimensions = _ARRAYS.get(key, ("U", 1))  # of levels: texts [C]
     if array.dtype.kind not in kinds or array.ndim != dimensions:
         raise ValueError(
             f"{path}: {key} must be {_KINDS[kinds]} of {dimensions} dimension(s), got "
@@ -393,68 +404,12 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(f"{path} is damaged or incomplete ({error}); {_EXPECTED}") from error
 
 
-def require_finite(**features: Tensor) -> None:
-    """Raise NotFiniteError, naming the argument, for NaN and infinity.
-
-    A comparison with NaN is false, so NaN would silently count in favour of the model.
-    """
-    for name, rows in features.items():
-        finite = rows.isfinite()
-        if not finite.all():
-            broken = int((~finite).reshape(len(rows), -1).any(1).sum())
-            raise NotFiniteError(
-                f"{name} must be finite, got NaN or infinity in {broken} of {len(rows)} rows"
-            )
-
-
-def unit_rows(**features: Tensor) -> list[Tensor]:
-    """Return the features, given by name, each [N, d], as unit rows in float64.
-
-    Raises ValueError, naming the argument, unless they are [N, d] with one d, not empty, finite,
-    and without rows of zeros, which have no direction.
-    """
-    widths = set()
-    for name, rows in features.items():
-        if rows.ndim != 2 or 0 in rows.shape:
-            raise ValueError(f"{name} must be [N, d] and not empty, got shape {[*rows.shape]}")
-        widths.add(rows.shape[1])
-    if len(widths) > 1:
-        shapes = " and ".join(str([*rows.shape]) for rows in features.values())
-        raise ValueError(f"{' and '.join(features)} must have the same width d, got {shapes}")
-    require_finite(**features)
-    result = []
-    for name, rows in features.items():
-        rows = rows.double()
-        largest = rows.abs().amax(1, keepdim=True)
-        zeros = int((largest == 0).sum())
-        if zeros:
-            raise ValueError(
-                f"{name} has {zeros} of {len(rows)} rows of zeros, which have no direction; remove "
-                "the records that could not be embedded"
-            )
-        rows = rows / largest  # its squares must neither overflow nor underflow
-        result.append(rows / rows.norm(dim=1, keepdim=True))
-    return result
-
-
-def unit_pairs(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both towers' features as unit rows; row i of one belongs to row i of the other."""
-    images, texts = unit_rows(image_features=image_features, text_features=text_features)
-    if len(images) != len(texts):
-        raise ValueError(
-            "image_features and text_features must be pairs, row by row, got "
-            f"{len(images)} and {len(texts)} rows; repeat an image for each of its captions"
-        )
-    return images, texts
-
-
-def check_labels(labels: Tensor, name: str, rows: Tensor, rows_name: str) -> None:
-    """Raise ValueError unless there is one int64 label per row."""
-    if labels.dtype != torch.int64 or labels.shape != rows.shape[:1]:
-        raise ValueError(
-            f"{name} must be int64 [{len(rows)}], one per row of {rows_name}, got {labels.dtype} "
-            f"{[*labels.shape]}"
-        )
+def unit_rows(features: Tensor) -> Tensor:
+    """Return rows [N, d], finite and not zero, of any floating-point type as float64 unit rows."""
+    rows: Tensor = features.double()
+    rows = rows / rows.abs().amax(1, keepdim=True)  # its squares must neither over- nor underflow
+    rows /= rows.norm(dim=1, keepdim=True)
+    return rows
 
 
 def _first_texts(image_labels: Tensor, text_labels: Tensor) -> tuple[Tensor, Tensor]:

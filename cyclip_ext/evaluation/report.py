@@ -21,13 +21,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .._plotting import png
 from .embeddings import Embeddings
-from .tasks import Cell, Metric, Plot, Table, TaskResult, Unit
+from .tasks import Cell, Metric, Table, TaskResult, Unit
 
 PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
 RESULTS = "results.json"
 
-DPI = 160  # a plot of 6.4 inches is sharp on a phone and on a page
 DASH = "-"
 LONGEST = 30  # rows shown of a table, half of them from its end
 OPEN_ROWS = 12  # a table of more rows is folded
@@ -70,7 +70,7 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
     require_writable(folder)
     if not results:
         raise ValueError("results is empty: there is nothing to report")
-    plots = {_stem(r, plot.name): draw(plot) for r in results for plot in r.plots}
+    plots = {_stem(r, plot.name): png(plot.draw, plot.size) for r in results for plot in r.plots}
     records: dict[str, dict[str, Any]] = {}
     for result in results:
         stem = _stem(result)
@@ -162,20 +162,6 @@ def _file_name(name: str) -> str:
     return f"{cut}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
-def draw(plot: Plot) -> bytes:
-    """Draw a plot as a PNG file, on white."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=plot.size, dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    plot.draw(figure)
-    file = io.BytesIO()
-    # No date and no version inside: equal results are equal files.
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
-
-
 # -------------------------------------------------------------------- numbers for programs
 
 
@@ -233,12 +219,13 @@ def _csv(table: Table) -> str:
 class ShownTable:
     """A table as text.
 
-    numeric: of each column. rows: None stands for omitted rows. notes: lines under the table.
+    kinds: CSS class of each column: n for numbers, s for short texts, which are not wrapped. rows:
+    None stands for omitted rows. notes: lines under the table. count: rows of the whole table.
     """
 
     title: str
     header: tuple[str, ...]
-    numeric: tuple[bool, ...]
+    kinds: tuple[str, ...]
     rows: tuple[tuple[str, ...] | None, ...]
     notes: tuple[str, ...]
     count: int
@@ -247,16 +234,6 @@ class ShownTable:
     def folded(self) -> bool:
         """Whether the page opens it on demand only."""
         return self.count > OPEN_ROWS
-
-    @property
-    def kinds(self) -> list[str]:
-        """CSS class of each column: n for numbers, s for short texts, which are not wrapped."""
-        return ["n" if numeric else self._text_kind(i) for i, numeric in enumerate(self.numeric)]
-
-    def _text_kind(self, column: int) -> str:
-        return (
-            "s" if max((len(row[column]) for row in self.rows if row), default=0) <= SHORT else ""
-        )
 
 
 @dataclass(frozen=True)
@@ -328,42 +305,45 @@ def show_value(metric: Metric, value: float) -> str:
 def show(table: Table, file: str = "") -> ShownTable:
     """Convert a table to text; file: has all rows, if some are omitted."""
     columns = [_column([row[i] for row in table.rows]) for i in range(len(table.header))]
-    count = len(table.rows)
-    rows: list[tuple[str, ...] | None] = list(zip(*(cells for _, cells in columns), strict=True))
+    rows: list[tuple[str, ...] | None] = list(zip(*columns, strict=True))
     notes = [table.note] if table.note else []
-    if count > LONGEST:
+    if (count := len(rows)) > LONGEST:
         rows[LONGEST // 2 : -(LONGEST // 2)] = [None]
         notes.append(f"{count - LONGEST:,} rows in the middle are omitted; all are in {file}.")
-    numeric = tuple(kind for kind, _ in columns)
-    return ShownTable(table.title, table.header, numeric, tuple(rows), tuple(notes), count)
+    shown = list(filter(None, rows))
+    kinds = []
+    for i in range(len(table.header)):
+        text = any(isinstance(row[i], str) for row in table.rows)
+        short = max((len(row[i]) for row in shown), default=0) <= SHORT
+        kinds.append("n" if not text else "s" if short else "")
+    return ShownTable(table.title, table.header, tuple(kinds), tuple(rows), tuple(notes), count)
 
 
 def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
     """Tabulate datasets against metrics; of a single dataset, metrics against values."""
     if len(results) == 1:
-        (own,) = results
-        pairs = tuple((m.label, show_value(m, own.values[m.key])) for m in own.metrics)
+        pairs = tuple((m.label, show_value(m, v)) for m, v in results[0].measured.items())
         return Table(title, ("measure", "value"), pairs)
-    metrics = {metric.key: metric for result in results for metric in result.metrics}
+    metrics = {metric.key: metric for result in results for metric in result.measured}
     percent = all(metric.unit is Unit.SHARE for metric in metrics.values())
+    columns: list[tuple[Cell, ...]] = [tuple(result.dataset for result in results)]
     header = ["dataset"]
-    rows: list[list[Cell]] = [[result.dataset] for result in results]
     for key, metric in metrics.items():
         share = metric.unit is Unit.SHARE
         header.append(f"{metric.label} (%)" if share and not percent else metric.label)
-        for row, result in zip(rows, results, strict=True):
-            row.append((100.0 if share else 1.0) * result.values.get(key, math.nan))
-    return Table(title, tuple(header), tuple(map(tuple, rows)), "In percent." if percent else "")
+        scale = 100.0 if share else 1.0
+        columns.append(tuple(scale * result.values.get(key, math.nan) for result in results))
+    rows = tuple(zip(*columns, strict=True))
+    return Table(title, tuple(header), rows, "In percent." if percent else "")
 
 
-def _column(cells: Sequence[Cell]) -> tuple[bool, list[str]]:
-    """Return whether a column holds numbers, and its cells as text with one number of digits."""
+def _column(cells: Sequence[Cell]) -> list[str]:
+    """Return the cells of a column as text, its floats with one number of digits."""
     floats = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
     largest = max(floats, default=0.0)
     # Decimals that leave the largest number three figures, and none more than four.
     digits = min(4, max(1, 2 - math.floor(math.log10(largest)))) if largest else 1
-    numeric = not any(isinstance(cell, str) for cell in cells)
-    return numeric, [_cell(cell, digits) for cell in cells]
+    return [_cell(cell, digits) for cell in cells]
 
 
 def _cell(cell: Cell, digits: int) -> str:
@@ -402,7 +382,7 @@ def markdown_table(table: ShownTable) -> list[str]:
     """Return the lines of a table, without its title."""
     lines = [
         "| " + " | ".join(map(_escape, table.header)) + " |",
-        "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |",
+        "| " + " | ".join("---:" if kind == "n" else "---" for kind in table.kinds) + " |",
     ]
     for row in table.rows:
         cells = ["…"] * len(table.header) if row is None else row
@@ -449,12 +429,9 @@ def _headlines(about: About, section: Section) -> list[tuple[str, str, str]]:
     """Return value, label and origin of a section's metrics that are at the top of the page."""
     own = [result for result in section.results if result.dataset == about.main]
     (result, *_) = own or section.results
+    origin = f"{section.title}, {result.dataset}"
     return [
-        (
-            show_value(metric, result.values[metric.key]),
-            metric.label,
-            f"{section.title}, {result.dataset}",
-        )
-        for metric in result.metrics
+        (show_value(metric, value), metric.label, origin)
+        for metric, value in result.measured.items()
         if metric.headline
     ]

@@ -102,8 +102,8 @@ class Tracker(Protocol):
 class MetricsLog:
     """A file with one JSON object per line: its kind, the step, and values.
 
-    Kinds: "train", "validation" and "evaluation" have numbers; "data", "other_data" and "skipped"
-    have counts of records.
+    Kinds: "train", "validation" and "evaluation" have numbers; "data", "other_data", "skipped" and
+    "shortened" have counts of records.
     """
 
     def __init__(self, path: Path) -> None:

@@ -80,6 +80,7 @@ def run_training(
             result = _finish(trainer, trainer.seconds)
         return ranks.gathered(result)[0]
     finally:
+        trainer.loader.close()
         for tracker in trainer.trackers:
             tracker.close()
 
@@ -145,6 +146,8 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
                 f"{count['used']:,} of {count['total']:,} used, "
                 f"{SkipReport.from_dict(count['skipped'])}"
             )
+    if trainer.shortened:
+        facts["captions cut before tokenizing"] = f"{trainer.shortened:,}"
     if other_data:
         facts["resumed on other data"] = f"at step {', '.join(map(str, other_data))}"
     if trainer.skipped_steps:
@@ -162,8 +165,10 @@ def _record_counts(trainer: Trainer) -> dict[str, dict[str, Any]]:
     skipped = SkipReport()
     skipped.merge(SkipReport.from_dict(trainer.data.counts()["training"]["skipped"]))
     skipped.merge(trainer.skipped)
-    used = len(trainer.data.train) - trainer.skipped.total
-    return {"training": record_counts(used, skipped), **trainer.assessor.counts}
+    training = record_counts(len(trainer.data.train) - trainer.skipped.total, skipped)
+    if trainer.shortened:
+        training["shortened_captions"] = trainer.shortened
+    return {"training": training, **trainer.assessor.counts}
 
 
 def _median(values: list[float]) -> float:

@@ -152,7 +152,8 @@ class Stepper:
         )
         self.optimizer.zero_grad(set_to_none=True)
         # The forward pass updates running statistics, which a skipped step must not.
-        statistics = [buffer.clone() for buffer in self.model.buffers()] if self._may_skip else []
+        may_skip = optim.skip_nonfinite
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if may_skip else []
         terms = cached_backward(
             self.towers,
             self.loss,
@@ -173,14 +174,10 @@ class Stepper:
         before = self.settle()  # the average takes the weights as the former step left them
         moved = self._update(finite, step)
         clamp_logit_scale(self.model)
-        for buffer, former in zip(self.model.buffers(), statistics, strict=self._may_skip):
+        for buffer, former in zip(self.model.buffers(), statistics, strict=False):
             buffer.copy_(torch.where(finite, buffer, former))
         self.pending = StepResult(step, rate, tuple(named), values, *self._fetched(finite), moved)
         return before
-
-    @property
-    def _may_skip(self) -> bool:
-        return self.config.optim.skip_nonfinite
 
     def settle(self) -> StepResult | None:
         """Finish the pending step, if there is one: the moving average follows its weights."""

@@ -113,6 +113,7 @@ class Trainer:
         self.validation_due = False  # an epoch is complete and saved, but not yet validated
         self.skipped = SkipReport()  # records of the epoch that no rank could read
         self.skipped_before = SkipReport()  # those of the epoch before this process continued it
+        self.shortened = 0  # captions of the last epoch that were cut before tokenizing
         self.skipped_steps = 0  # steps that were not finite, under skip_nonfinite
         self.stop = StopRequest()
         self.started = time.perf_counter()
@@ -220,6 +221,9 @@ class Trainer:
             self.track("skipped", part="training", epoch=self.epoch, **self.skipped.to_dict())
         self._require_usable(seen, self.skipped)
         self.skipped_before = SkipReport()
+        (self.shortened,) = self.ranks.sums([self.loader.shortened])
+        if self.shortened:
+            self.track("shortened", epoch=self.epoch, captions=self.shortened)
         return True
 
     def _take_step(self, batch: Batch, images: int) -> None:
@@ -375,8 +379,10 @@ class Trainer:
     def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            reason = str(error).partition("\n")[0]
+        except (OSError, RuntimeError) as error:
+            # torch.save raises a RuntimeError about positions after the OSError of the full disk.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = str(cause).partition("\n")[0]
             raise OSError(
                 f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); the one "
                 f"before is intact: free some space and continue with --resume {self.folder}"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cyclip_ext.evaluation.report import draw, markdown_table, show
+from cyclip_ext._plotting import png
+from cyclip_ext.evaluation.report import markdown_table, show
 from cyclip_ext.evaluation.tasks import Plot, Table
 
 Part = str | Table | Plot
@@ -30,7 +31,7 @@ def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -
                 lines += markdown_table(show(part))
             else:
                 images.mkdir(parents=True, exist_ok=True)
-                (images / f"{part.name}.png").write_bytes(draw(part))
+                (images / f"{part.name}.png").write_bytes(png(part.draw, part.size))
                 lines += [f"![{part.caption}](images/{quote(path.stem)}/{part.name}.png)", ""]
                 lines += [part.caption, ""]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_namings(tmp_path: Path, table: Path, convention: str, address_first: bo
         (1, (), 0, r"seem to count from 1"),
         (1, (), 1, ALL),
         (1, (11,), None, "do not decide whether the first row is 0 or 1"),
-        (1, (11,), 1, {i: 1 for i in range(11)}),
+        (1, (11,), 1, dict.fromkeys(range(11), 1)),
         (2, (), None, "1 file.s. .*numbers above 12"),
         (2, (), 1, "numbers above 12"),
         (0, (), 2, "must be 0 or 1, got 2"),
@@ -155,7 +155,7 @@ def test_foreign_names_say_what_is_known(tmp_path: Path, table: Path) -> None:
     numbered(tmp_path / "images" / "cat.jpg", 0)
     with pytest.raises(ValueError, match=r"named after a row.*known namings: row number, "):
         read_google_tsv(table, tmp_path / "images")
-    with pytest.raises(FileNotFoundError, match="--images. must name a folder"):
+    with pytest.raises(FileNotFoundError, match=r"--images. must name a folder"):
         read_google_tsv(table, tmp_path / "nowhere")
 
 
@@ -184,4 +184,4 @@ def test_stored_matches_follow_the_folder(
     numbered(images / NAMES["nested"](3), 3)  # downloaded later
     assert len(read_google_tsv(table, images)) == 11
     (images / "00002").rename(images / "moved")
-    assert pairing(read_google_tsv(table, images)) == {i: 1 for i in range(11)}
+    assert pairing(read_google_tsv(table, images)) == dict.fromkeys(range(11), 1)

@@ -20,7 +20,7 @@ COUNT = 20
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with numbered images."""
+    """Write a folder with numbered images."""
     (tmp_path / "images").mkdir()
     for i in range(COUNT):
         numbered(tmp_path / "images" / f"{i:04d}.png", i)

@@ -257,6 +257,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         ("filepath,size\na,1\n", "'size'.*needs one of"),
         ("filepath,label,caption\na,b,c\n", "labels and captions .*--csv-label-key"),
         ("filepath,label\n", "no usable row"),
+        ("filepath,label\na,b\nc,b\n", "has a single class, b: every answer is right"),
         ("filepath,label\na,b\na,c\n", "several labels"),
     ):
         with pytest.raises(ValueError, match=message):

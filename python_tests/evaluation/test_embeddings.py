@@ -13,9 +13,7 @@ from torch import nn
 from cyclip_ext.data import SkipReport, Superclasses
 from cyclip_ext.evaluation.embeddings import (
     Embeddings,
-    NotFiniteError,
     load_embeddings,
-    require_finite,
     save_embeddings,
 )
 
@@ -111,7 +109,19 @@ def test_owners_default_to_one_caption_per_image() -> None:
             {"image_features": [[1.0, np.nan], [1, 1]]},
             "1 of 2 rows; remove these rows, or compute",
         ),
-        ({"image_features": [[0.0, 0], [1, 1]]}, "1 of 2 rows of zeros"),
+        ({"image_features": [[0.0, 0], [1, 1]]}, "image_features has 1 of 2 rows of zeros"),
+        (
+            {"image_features": unit(2, 2), "text_features": [[1.0, np.inf], [1, 1]]},
+            "text_features must be finite, got NaN or infinity in 1 of 2 rows; remove",
+        ),
+        (
+            {"image_features": unit(2, 2), "class_features": [[1.0, np.nan]]},
+            "class_features must be finite",
+        ),
+        (
+            {"image_features": unit(2, 2), "synonym_features": [[1.0, -np.inf]]},
+            "synonym_features must be finite",
+        ),
         (
             {"image_features": unit(3), "text_features": unit(3, 5)},
             "rows of 5, image_features of 4",
@@ -140,6 +150,7 @@ def test_owners_default_to_one_caption_per_image() -> None:
         ({"image_features": unit(2), "logit_scale": np.float32(0)}, "logit_scale must be above 0"),
         ({"image_features": unit(2), "logit_scale": [1.0]}, "logit_scale must be floats of 0"),
         ({"image_features": unit(2), "domains": [0, 1], "domain_names": ["a"]}, "domains must be"),
+        ({"image_features": unit(2), "domain_names": ["a", "a"]}, "domain_names must differ"),
         ({"image_features": unit(2), "levels/group": [1, 2]}, "levels/group must be texts"),
         ({"image_features": unit(2), "total": 3}, "total is 3, but 2 records are used and 0"),
         ({"image_features": unit(2), "skipped": "{"}, "not a report of skipped records"),
@@ -239,9 +250,3 @@ def test_records_are_counted_or_refused() -> None:
     assert Embeddings(unit(3), skipped=skipped).total == 5
     with pytest.raises(ValueError, match="count every record"):
         Embeddings(unit(3), skipped=skipped, total=6)
-
-
-def test_non_finite_features_raise_without_a_guess_at_the_cause() -> None:
-    require_finite(features=unit(2))
-    with pytest.raises(NotFiniteError, match=r"features must be .* 1 of 2 rows$"):
-        require_finite(features=torch.tensor([[1.0], [float("inf")]]))

@@ -7,12 +7,12 @@ import json
 import os
 import runpy
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from losses.programs import run_program
 from models.tiny import create_tiny
 from PIL import Image
 
@@ -333,7 +333,9 @@ def test_interruption_writes_nothing(
     assert not (run / "evaluation").exists()
 
 
-def test_evaluation_imports_neither_training_nor_optional_packages() -> None:
+def test_evaluation_imports_neither_training_nor_optional_packages(
+    run_program: Callable[..., str],
+) -> None:
     program = (
         "import sys\n"
         "for name in 'torchvision', 'open_clip', 'timm', 'sklearn', 'scipy', 'pyarrow':\n"

@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 import torch
-from losses.backends import needs_native
 
 from . import devices
 from .cases import as_double, rectangle
@@ -14,7 +13,7 @@ from .devices import Cuda, Emulated
 from .test_orders import OPERATORS, calls
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("allow_tf32", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_cuda_calls(operator: str, allow_tf32: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections import UserDict
 from collections.abc import Callable
@@ -144,6 +145,15 @@ def test_dictionaries_of_tensors_are_split_along_their_rows() -> None:
     encoding = UserDict(input_ids=tokens, lengths=torch.arange(N), more=[torch.zeros(N, 2, 3)])
     model = _OfDictionaries(cached)
     cached_backward(model, CLIPLoss(), (images, None), encoding, chunk_size=5)
+    _assert_same(cached, plain)
+
+
+def test_labels_are_bound_to_the_loss() -> None:
+    plain, cached = _towers(), _towers()
+    labels = torch.arange(N) // 2
+    loss = functools.partial(CLIPLoss(same_label="positive"), labels=labels)
+    _plain_backward(plain, loss, *_batch())
+    cached_backward(cached, loss, *_batch(), chunk_size=5)
     _assert_same(cached, plain)
 
 

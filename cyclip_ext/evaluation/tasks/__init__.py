@@ -8,6 +8,10 @@ which returns None if the dataset lacks an array that the task takes. Each numbe
 declared as a Metric beside the code that computes it: its unit decides how reports show it. To add
 a task, write such a file, import it here and add one line to TASKS; command line, report and
 in-training evaluation take it from there. A test belongs in python_tests/evaluation/tasks/.
+
+The metric functions take arrays of Embeddings, which checks shapes, types and ranges and that the
+features are finite: with NaN a comparison is false and would count in favour of the model. The
+functions themselves check only their other arguments.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ TASKS: dict[str, Run] = {  # by name, in the order of the report
     margins.TASK: margins.run,
 }
 
-# The tasks of in-training evaluation.
+# The tasks of in-training evaluation, and their metrics of one name that its log has.
+LOGGED = ("acc1", "acc5", "mean_per_class_recall", "acc1_all_names", "consistency@1")
 SHORT = (zero_shot.TASK, hierarchy.TASK, consistency.TASK, retrieval.TASK)
 
 
@@ -70,8 +75,9 @@ def run_tasks(
 ) -> list[TaskResult]:
     """Run every task that the dataset has the arrays for, in the order of TASKS.
 
-    tasks: names of TASKS; None: all. The other arguments are those of TaskOptions. The result of a
-    task whose package is not installed has no values; its explanation names the package.
+    tasks: names of TASKS; None: all. details: whether results have tables and plots. The other
+    arguments are those of TaskOptions. The result of a task whose package is not installed has no
+    values; its explanation names the package.
 
     Raises: ValueError for an unknown task, training images of other classes, and as the tasks do.
     """
@@ -82,7 +88,7 @@ def run_tasks(
         require_same_classes(train, embeddings)
         if not train.name.endswith("train"):  # a split of one name may be tested as well
             train = replace(train, name=f"{train.name} (train)")
-    options = TaskOptions(train, tuple(shifted), baselines, seed, details)
+    options = TaskOptions(train, tuple(shifted), baselines, seed)
     results = []
     for name, run in TASKS.items():
         if name not in names:
@@ -91,8 +97,10 @@ def run_tasks(
             result = run(embeddings, options)
         except ImportError as error:
             title = name.replace("_", " ").capitalize()
-            result = TaskResult(embeddings.name, name, {}, (), title, f"Not measured: {error}")
+            result = TaskResult(embeddings.name, name, {}, title, f"Not measured: {error}")
         if result is not None:
+            if not details:
+                result = replace(result, tables=(), plots=())
             results.append(replace(result, data=(embeddings, *result.data)))
     return results
 
@@ -135,18 +143,14 @@ def training_metrics(results: Iterable[TaskResult]) -> dict[str, float]:
     These are acc1, acc5, mean_per_class_recall, acc1_all_names, acc1/<domain>, <level>_acc1 (the
     right superclass), consistency@1 and the recalls of retrieval, as far as they were measured.
     """
-    values = {key: value for result in results for key, value in result.values.items()}
     logged = {}
-    for key, value in values.items():
-        level = key.removeprefix("coarse_acc1/")
-        if level != key:
-            logged[f"{level}_acc1"] = value
-        elif (
-            key in ("acc1", "acc5", "mean_per_class_recall", "acc1_all_names", "consistency@1")
-            or key.startswith("acc1/")
-            or "_retrieval_recall@" in key
-        ):
-            logged[key] = value
+    for result in results:
+        for key, value in result.values.items():
+            level = key.removeprefix("coarse_acc1/")
+            if level != key:
+                logged[f"{level}_acc1"] = value
+            elif key in LOGGED or key.startswith("acc1/") or "_retrieval_recall@" in key:
+                logged[key] = value
     return logged
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cell = str | int | float | None
-
 Baselines = Mapping[str, Sequence[tuple[float, float]]]
 
 
@@ -79,15 +78,14 @@ class Plot:
 class TaskResult:
     """One task on one dataset.
 
-    values: a number per declared metric, a share between 0 and 1. explanation: one or two plain
-    sentences on how to read the numbers. data: every dataset that the numbers were computed from,
-    which run_tasks adds.
+    measured: the number of each metric; a share is between 0 and 1. explanation: one or two plain
+    sentences on how to read the numbers. data: every dataset that the numbers were computed from;
+    run_tasks adds the evaluated one.
     """
 
     dataset: str
     task: str
-    values: Mapping[str, float]
-    metrics: tuple[Metric, ...]
+    measured: Mapping[Metric, float]
     title: str
     explanation: str
     tables: tuple[Table, ...] = ()
@@ -95,13 +93,15 @@ class TaskResult:
     data: tuple[Embeddings, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless every value is declared as a metric, and the other way round."""
-        declared = [metric.key for metric in self.metrics]
-        if sorted(declared) != sorted(self.values):
-            raise ValueError(
-                f"task {self.task!r} must declare one Metric per value: declared are {declared}, "
-                f"values are {[*self.values]}"
-            )
+        """Raise ValueError if two metrics have one key."""
+        if len(self.values) < len(self.measured):
+            keys = [metric.key for metric in self.measured]
+            raise ValueError(f"metrics of task {self.task!r} must have different keys, got {keys}")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers by the key of their metric."""
+        return {metric.key: value for metric, value in self.measured.items()}
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,13 @@ class TaskOptions:
 
     train: labelled images of the same classes that neighbours and probes learn from.
     shifted: datasets that distribution_shift compares with this one. baselines: shifted dataset ->
-    (base, shifted) accuracies of other models. seed: of random batches and samples. details:
-    whether tables and plots are made, and not the numbers alone.
+    (base, shifted) accuracies of other models. seed: of random batches and samples.
     """
 
     train: Embeddings | None = None
     shifted: tuple[Embeddings, ...] = ()
     baselines: Baselines | None = None
     seed: int = 0
-    details: bool = True
 
 
-Run = Callable[[Embeddings, TaskOptions], TaskResult | None]  # None: the arrays are not there
+Run = Callable[[Embeddings, TaskOptions], TaskResult | None]  # None: an array is missing

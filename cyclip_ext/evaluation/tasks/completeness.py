@@ -12,10 +12,10 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..._plotting import BLUE, GREEN, plain
 from .base import Metric, Plot, Table, TaskResult, Unit
@@ -27,106 +27,62 @@ TASK = "caption_completeness"
 
 EXAMPLES = 10
 
-METRICS = (
-    Metric("objects_per_image", "objects per image"),
-    Metric("missing_per_caption", "missing per caption"),
-    Metric("missing_per_image", "missing per image"),
-    Metric("complete_captions", "captions that name all", Unit.SHARE),
-    Metric("complete_images", "images whose captions name all", Unit.SHARE),
-)
-
 # Category -> words that name it besides its own name, for COCO's 80; plurals are added in code.
 COCO_WORDS = Path(__file__).with_name("words.json")
 
 Phrase = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class CaptionObjects:
-    """The annotated categories of an image, and those that one caption, or all, do not name."""
+class Compared(NamedTuple):
+    """The annotated categories of an image, and those that a caption, or all, do not name."""
 
-    image_id: int
-    captions: tuple[str, ...]
-    annotated: tuple[str, ...]  # categories, each once, in the order of the file's categories
-    missing: tuple[str, ...]  # those of them that are not named
+    text: str
+    annotated: tuple[str, ...]  # each once, in the order of the file's categories
+    missing: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Completeness:
-    """The comparison of all captions, and of all images with their captions joined.
+class Completeness(NamedTuple):
+    """All captions, and all images with their captions joined.
 
     Captioned images without annotated objects, and annotated images without captions, are not
     compared but counted.
     """
 
-    captions: tuple[CaptionObjects, ...]
-    images: tuple[CaptionObjects, ...]
+    captions: list[Compared]
+    images: list[Compared]
     without_objects: int  # images
     without_captions: int  # images
 
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """How many categories are annotated, and how many are missing, per caption and image.
 
-        objects_per_image: mean number of annotated categories. missing_per_caption,
-        missing_per_image: mean number not named. complete_captions, complete_images: share that
-        names all.
-        """
-        return {
-            "objects_per_image": _mean(len(entry.annotated) for entry in self.images),
-            "missing_per_caption": _mean(len(entry.missing) for entry in self.captions),
-            "missing_per_image": _mean(len(entry.missing) for entry in self.images),
-            "complete_captions": _mean(not entry.missing for entry in self.captions),
-            "complete_images": _mean(not entry.missing for entry in self.images),
-        }
-
-    def least_complete(self, count: int) -> tuple[CaptionObjects, ...]:
-        """Return the captions with the most missing categories, equal ones in file order."""
-        ordered = sorted(self.captions, key=lambda entry: -len(entry.missing))  # stable
-        return tuple(ordered[:count])
-
-
-def caption_completeness(
-    instances: str | Path,
-    captions: str | Path,
-    synonyms: str | Path | Mapping[str, Sequence[str]] | None = None,
-) -> Completeness:
+def caption_completeness(instances: Path, captions: Path) -> Completeness:
     """Compare COCO's instances_*.json with its captions_*.json.
-
-    synonyms: category to further words that name it, as a mapping or a JSON file of one object;
-    instead of the table for COCO's 80 categories. A category that it does not list has its name
-    alone.
 
     Raises ValueError, naming file and key, for a file that is not JSON or lacks something, and if
     no image has both objects and captions; OSError for a file that cannot be read.
     """
-    names, objects = _read_instances(Path(instances))
-    texts = _read_captions(Path(captions))
-    table = COCO_WORDS if synonyms is None else synonyms
-    words = _read_words(Path(table)) if isinstance(table, str | Path) else table
-    phrases = _phrases(names, words)
-    single, joined = [], []
+    names, objects = _read_instances(instances)
+    texts = _read_captions(captions)
+    phrases = _phrases(names, json.loads(COCO_WORDS.read_text("utf-8")))
+    single: list[Compared] = []
+    joined: list[Compared] = []
     for image_id, own in texts.items():
-        annotated = [name for name in names if name in objects.get(image_id, ())]
-        if not annotated:
-            continue
-        found = [_named(text, phrases) for text in own]
-        for text, named in zip(own, found, strict=True):
-            single.append(_compare(image_id, (text,), annotated, named))
-        joined.append(_compare(image_id, tuple(own), annotated, set().union(*found)))
+        annotated = tuple(name for name in names if name in objects.get(image_id, ()))
+        if annotated:
+            named = [_named(text, phrases) for text in own]
+            single += map(partial(_compare, annotated), own, named)
+            joined.append(_compare(annotated, " / ".join(own), set().union(*named)))
     if not joined:
         raise ValueError(f"no image has both objects in {instances} and captions in {captions}")
-    return Completeness(
-        captions=tuple(single),
-        images=tuple(joined),
-        without_objects=len(texts) - len(joined),
-        without_captions=sum(image_id not in texts for image_id in objects),
-    )
+    without_captions = sum(image_id not in texts for image_id in objects)
+    return Completeness(single, joined, len(texts) - len(joined), without_captions)
+
+
+def _compare(annotated: tuple[str, ...], text: str, named: set[str]) -> Compared:
+    return Compared(text, annotated, tuple(name for name in annotated if name not in named))
 
 
 def plot_completeness(figure: Figure, completeness: Completeness) -> None:
     """Plot how many categories captions, and all captions of an image together, do not name."""
-    figure.set_layout_engine("constrained")
     axes = figure.subplots()
     groups = (
         ("one caption", completeness.captions, BLUE, -0.2),
@@ -140,7 +96,7 @@ def plot_completeness(figure: Figure, completeness: Completeness) -> None:
             [100 * counts[k] / len(entries) for k in range(most + 1)],
             width=0.38,
             color=color,
-            label=f"{name} (mean {_mean(len(entry.missing) for entry in entries):.2f})",
+            label=f"{name} (mean {_mean_missing(entries):.2f})",
         )
     axes.set(xlabel="annotated categories that are not named", ylabel="share (%)")
     axes.locator_params(axis="x", integer=True, nbins=12)
@@ -148,16 +104,8 @@ def plot_completeness(figure: Figure, completeness: Completeness) -> None:
     plain(axes)
 
 
-def _compare(
-    image_id: int, captions: tuple[str, ...], annotated: list[str], named: set[str]
-) -> CaptionObjects:
-    missing = tuple(name for name in annotated if name not in named)
-    return CaptionObjects(image_id, captions, tuple(annotated), missing)
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+def _mean_missing(entries: Sequence[Compared]) -> float:
+    return fmean(len(entry.missing) for entry in entries)
 
 
 # ------------------------------------------------------------------------------------ words
@@ -235,14 +183,6 @@ def _read_captions(path: Path) -> dict[int, list[str]]:
     return captions
 
 
-def _read_words(path: Path) -> dict[str, list[str]]:
-    words: dict[str, list[str]] = _read_object(path)
-    for name, own in words.items():
-        if not (isinstance(own, list) and all(isinstance(word, str) for word in own)):
-            raise ValueError(f"{path}: {name!r} must be a list of words, got {own!r}")
-    return words
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -283,29 +223,39 @@ def run(instances: Path, captions: Path) -> TaskResult:
     It takes no embeddings and so is not in TASKS.
     """
     found = caption_completeness(instances, captions)
-    examples = tuple(
-        (" / ".join(entry.captions), ", ".join(entry.missing), len(entry.annotated))
-        for entry in found.least_complete(EXAMPLES)
-    )
+    least = sorted(found.captions, key=lambda entry: -len(entry.missing))  # stable: in file order
     used, total = len(found.images), len(found.images) + found.without_objects
-    note = (
+    table = Table(
+        "The least complete captions",
+        ("caption", "not named", "annotated"),
+        tuple(
+            (entry.text, ", ".join(entry.missing), len(entry.annotated))
+            for entry in least[:EXAMPLES]
+        ),
         f"{used:,} of {total:,} captioned images are compared; {found.without_objects:,} have no "
-        f"annotated object. {found.without_captions:,} annotated images have no caption."
+        f"annotated object. {found.without_captions:,} annotated images have no caption.",
     )
+    complete_captions = fmean(not entry.missing for entry in found.captions)
+    complete_images = fmean(not entry.missing for entry in found.images)
     return TaskResult(
         captions.stem,
         TASK,
-        found.metrics,
-        METRICS,
+        {
+            Metric("objects_per_image", "objects per image"): fmean(
+                len(entry.annotated) for entry in found.images
+            ),
+            Metric("missing_per_caption", "missing per caption"): _mean_missing(found.captions),
+            Metric("missing_per_image", "missing per image"): _mean_missing(found.images),
+            Metric("complete_captions", "captions that name all", Unit.SHARE): complete_captions,
+            Metric(
+                "complete_images", "images whose captions name all", Unit.SHARE
+            ): complete_images,
+        },
         "Completeness of captions",
         "How many of the kinds of objects annotated in an image its caption does not name. The "
         "measure is one of the captions, not of the model: training treats objects that a "
         "caption omits as absent (arXiv 2310.00927, figures 4 and 5).",
-        (
-            Table(
-                "The least complete captions", ("caption", "not named", "annotated"), examples, note
-            ),
-        ),
+        (table,),
         (
             Plot(
                 "completeness",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...functional import similarity_top_k
-from ..embeddings import Embeddings, check_labels, require_finite
+from ..embeddings import Embeddings
 from .base import Metric, TaskOptions, TaskResult, Unit
-from .zero_shot import zero_shot_predict
+from .zero_shot import similarity_blocks
 
 TASK = "consistency"
 
@@ -30,45 +30,17 @@ def knn_predictions(
     Nearness is the cosine. Between equally frequent labels the nearest image decides; of equally
     near images the first comes first. One search serves every k, without an N x T matrix.
 
-    Raises ValueError for a k outside of 1 .. T, labels that do not match the training images, and
-    features that are not finite.
+    Raises ValueError for a k outside of 1 .. T.
     """
-    if not ks:
-        raise ValueError("ks is empty: name at least one number of neighbours")
     for k in ks:
         if not 1 <= k <= len(train_features):
             raise ValueError(f"k must be in 1 .. {len(train_features)} (training images), got {k}")
-    check_labels(train_labels, "train_labels", train_features, "train_features")
-    require_finite(image_features=image_features, train_features=train_features)
     nearest = [
         train_labels[similarity_top_k(rows, train_features, max(ks))[1]]
         for rows in image_features.split(QUERIES)
     ]
     neighbours = torch.cat(nearest)  # labels [N, max(ks)], nearest first
     return {k: _vote(neighbours[:, :k]) for k in ks}
-
-
-def consistency_metrics(
-    image_features: Tensor,  # [N, d], unit length
-    class_features: Tensor,  # [C, d], unit length
-    train_features: Tensor,  # [T, d], unit length
-    train_labels: Tensor,  # int64 [T], index into class_features
-    ks: Sequence[int] = KS,
-) -> dict[str, float]:
-    """Return consistency@k: the share of images whose zero-shot class is that of k neighbours.
-
-    Whether either class is right does not matter. Ties are resolved as in `zero_shot_predict` and
-    `knn_predictions`, which also raise the errors. Source: Goel et al. 2022, whose tables have
-    k = 1, 3, 5, 10.
-    """
-    by_text = zero_shot_predict(image_features, class_features)
-    if not len(by_text):
-        raise ValueError("image_features is empty: there are no images to compare")
-    by_image = knn_predictions(image_features, train_features, train_labels, ks)
-    return {
-        f"consistency@{k}": (by_text == predictions).double().mean().item()
-        for k, predictions in by_image.items()
-    }
 
 
 def _vote(neighbours: Tensor) -> Tensor:
@@ -81,6 +53,26 @@ def _vote(neighbours: Tensor) -> Tensor:
     return torch.cat(winners)
 
 
+def consistency_metrics(
+    image_features: Tensor,  # [N, d], unit length
+    class_features: Tensor,  # [C, d], unit length
+    train_features: Tensor,  # [T, d], unit length
+    train_labels: Tensor,  # int64 [T], index into class_features
+    ks: Sequence[int] = KS,
+) -> dict[str, float]:
+    """Return consistency@k: the share of images whose zero-shot class is that of k neighbours.
+
+    Whether either class is right does not matter. The first of tied classes is the nearest.
+    """
+    blocks = similarity_blocks(image_features, class_features)
+    by_text = torch.cat([similarity.argmax(1) for _, similarity in blocks])
+    by_image = knn_predictions(image_features, train_features, train_labels, ks)
+    return {
+        f"consistency@{k}": (by_text == predictions).double().mean().item()
+        for k, predictions in by_image.items()
+    }
+
+
 def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     """Measure consistency@k for k = 1, 3, 5, 10, up to the number of training images."""
     found, train = embeddings.classification(), options.train
@@ -88,17 +80,15 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
         return None
     assert train.labels is not None  # run_tasks checks it
     images, classes, _ = found
-    ks = tuple(k for k in KS if k <= len(train.image_features))
+    ks = [k for k in KS if k <= train.used]
+    values = consistency_metrics(images, classes, train.image_features, train.labels, ks)
     return TaskResult(
         embeddings.name,
         TASK,
-        consistency_metrics(images, classes, train.image_features, train.labels, ks),
-        tuple(
-            Metric(
-                f"consistency@{k}", f"consistency, k\u00a0=\u00a0{k}", Unit.SHARE, headline=k == 1
-            )
-            for k in ks
-        ),
+        {
+            Metric(key, f"consistency, k\u00a0=\u00a0{k}", Unit.SHARE, headline=k == 1): value
+            for k, (key, value) in zip(ks, values.items(), strict=True)
+        },
         "Consistency of image and text space",
         "How often the class of the nearest text is also the class of the k nearest labelled "
         "training images. Whether either is right does not matter: the score measures whether the "

@@ -14,7 +14,6 @@ E |x_i - y_i|^2 = 2 - 2 E <x_i, y_i>.
 Liang et al. 2022 (arXiv 2203.02053), modality gap: |mean of x - mean of y|.
 Roy and Vetterli 2007, definition 1, effective rank: exp of the entropy of the singular values.
 
-Pairs of equal labels are never negatives. Without labels each row has one of its own.
 Cost O(N M d), memory O((N + M) d).
 """
 
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..._plotting import line_style, plain
-from ..embeddings import BLOCK, Embeddings, check_labels, unit_pairs, unit_rows
+from ..embeddings import BLOCK, Embeddings, unit_rows
 from .base import Metric, Plot, TaskOptions, TaskResult
 
 if TYPE_CHECKING:
@@ -37,133 +36,39 @@ if TYPE_CHECKING:
 
 TASK = "geometry"
 
-METRICS = (
-    Metric("alignment", "alignment"),
-    Metric("uniformity_image", "uniformity of images"),
-    Metric("uniformity_text", "uniformity of texts"),
-    Metric("uniformity_cross", "uniformity between the two"),
-    Metric("cyclip_alignment", "CyCLIP's alignment"),
-    Metric("cyclip_uniformity", "CyCLIP's uniformity"),
-    Metric("modality_gap", "modality gap"),
-    Metric("centroid_cosine", "cosine between the two means"),
-    Metric("cosine_image", "mean cosine of two images"),
-    Metric("cosine_text", "mean cosine of two texts"),
-    *(
-        metric
-        for tower in ("image", "text")
-        for metric in (
-            Metric(f"effective_rank_{tower}", f"effective rank of {tower}s"),
-            Metric(f"directions_90_{tower}", f"directions with 90% of the {tower}s' variance"),
-            Metric(f"directions_99_{tower}", f"directions with 99% of the {tower}s' variance"),
-        )
-    ),
-)
+LABELS = {
+    "alignment": "alignment",
+    "uniformity_image": "uniformity of images",
+    "uniformity_text": "uniformity of texts",
+    "uniformity_cross": "uniformity between the two",
+    "cyclip_alignment": "CyCLIP's alignment",
+    "cyclip_uniformity": "CyCLIP's uniformity",
+    "modality_gap": "modality gap",
+    "centroid_cosine": "cosine between the two means",
+    "cosine_image": "mean cosine of two images",
+    "cosine_text": "mean cosine of two texts",
+}
 
 
 # ------------------------------------------------------------------- alignment and uniformity
 
 
-def alignment(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [N, d]
-) -> float:
-    """Return the mean squared distance of the pairs, 0 to 4. Wang and Isola 2020, alpha = 2."""
-    images, texts = unit_pairs(image_features, text_features)
-    return (images - texts).square().sum(1).mean().item()
-
-
-def uniformity(
-    features: Tensor,  # [N, d], one tower
-    labels: Tensor | None = None,  # int64 [N]
-) -> float:
-    """Return log E exp(-2 |x - x'|^2) over pairs of different label, -8 to 0.
-
-    Raises ValueError without such a pair. Source: Wang and Isola 2020, t = 2.
-    """
-    (rows,) = unit_rows(features=features)
-    return _log_mean_gaussian(rows, rows, *_labels(rows, "features", labels))
-
-
-def cross_uniformity(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [M, d]
-    image_labels: Tensor | None = None,  # int64 [N]
-    text_labels: Tensor | None = None,  # int64 [M]
-) -> float:
-    """Return log E exp(-2 |x - y|^2) over images and texts of different label.
-
-    Raises ValueError without such a pair, or if only one tower has labels.
-    """
-    return _log_mean_gaussian(*_cross(image_features, text_features, image_labels, text_labels))
-
-
-def cyclip_alignment(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [N, d]
-) -> float:
-    """Return the mean cosine of the pairs, -1 to 1. Goel et al. 2022."""
-    images, texts = unit_pairs(image_features, text_features)
-    return (images * texts).sum(1).mean().item()
-
-
-def cyclip_uniformity(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [M, d]
-    image_labels: Tensor | None = None,  # int64 [N]
-    text_labels: Tensor | None = None,  # int64 [M]
-) -> float:
-    """Return log E exp(-<x, y>) over pairs of different label, -1 to 1. Goel et al. 2022.
-
-    Raises ValueError without such a pair, or if only one tower has labels.
-    """
-    return _log_mean_exp(
-        *_cross(image_features, text_features, image_labels, text_labels), slope=-1.0
-    )
-
-
-def modality_gap(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [M, d]
-) -> dict[str, float]:
-    """Measure the distance of the two clouds and the width of each, in O((N + M) d).
-
-    modality_gap: |mean of x - mean of y|, 0 to 2, the length of the gap vector of Liang et al.
-    2022. centroid_cosine: cosine between the two means; NaN if one of them is zero.
-    cosine_image, cosine_text: mean cosine of two different rows of one tower; NaN for one row.
-    """
-    images, texts = unit_rows(image_features=image_features, text_features=text_features)
-    image_mean, text_mean = images.mean(0), texts.mean(0)
-    lengths = (image_mean.norm() * text_mean.norm()).item()
-    return {
-        "modality_gap": (image_mean - text_mean).norm().item(),
-        "centroid_cosine": (image_mean @ text_mean).item() / lengths if lengths else math.nan,
-        "cosine_image": _mean_cosine(images),
-        "cosine_text": _mean_cosine(texts),
-    }
-
-
 def caption_geometry(
     image_features: Tensor,  # [N, d]
     text_features: Tensor,  # [N, d]
-    labels: Tensor | None = None,  # int64 [N]
+    labels: Tensor,  # int64 [N]
 ) -> dict[str, float]:
     """Measure alignment, uniformity and gap of images and their captions, row by row.
 
-    labels: pairs with equal ones (equal captions, captions of one image) are not negatives,
-    within a tower and across. alignment, uniformity_image, uniformity_text and uniformity_cross are
-    Wang and Isola's, cyclip_alignment and cyclip_uniformity CyCLIP's; the others are those of
-    `modality_gap`, which takes no labels.
+    labels: rows with equal ones (equal captions, captions of one image) are not negatives,
+    within a tower and across; at least two must differ. alignment, uniformity_image,
+    uniformity_text and uniformity_cross are Wang and Isola's, cyclip_alignment and
+    cyclip_uniformity CyCLIP's. modality_gap is at most 2. centroid_cosine is the cosine between the
+    two means, NaN if one of them is zero. cosine_image and cosine_text are the mean cosines of two
+    different rows of one tower.
     """
-    unit_pairs(image_features, text_features)
-    return {
-        "alignment": alignment(image_features, text_features),
-        "uniformity_image": uniformity(image_features, labels),
-        "uniformity_text": uniformity(text_features, labels),
-        "uniformity_cross": cross_uniformity(image_features, text_features, labels, labels),
-        "cyclip_alignment": cyclip_alignment(image_features, text_features),
-        "cyclip_uniformity": cyclip_uniformity(image_features, text_features, labels, labels),
-        **modality_gap(image_features, text_features),
-    }
+    images, texts = unit_rows(image_features), unit_rows(text_features)
+    return _geometry(images, texts, texts, (labels, labels), (labels, labels))
 
 
 def prompt_geometry(
@@ -177,68 +82,44 @@ def prompt_geometry(
     class, once. uniformity_image is over all pairs of images, uniformity_text over all pairs of
     classes. CyCLIP's authors repeat the prompt for each image and take every pair of different
     images instead, those of one class included: that is
-    `caption_geometry(image_features, class_features[labels])`.
+    `caption_geometry(image_features, class_features[labels], torch.arange(N))`.
     """
-    images, classes = unit_rows(image_features=image_features, class_features=class_features)
-    check_labels(labels, "labels", images, "image_features")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= len(classes):
-        raise ValueError(
-            f"labels must be in 0 ... {len(classes) - 1} (class_features), got {low} ... {high}"
-        )
-    own, class_labels = class_features[labels], torch.arange(len(classes))
+    images, classes = unit_rows(image_features), unit_rows(class_features)
+    own_image, own_class = torch.arange(len(images)), torch.arange(len(classes))
+    return _geometry(images, classes, classes[labels], (own_image, own_class), (labels, own_class))
+
+
+def _geometry(
+    images: Tensor,  # float64 [N, d], unit length
+    texts: Tensor,  # float64 [M, d], unit length
+    positives: Tensor,  # float64 [N, d], the text of each image
+    within: tuple[Tensor, Tensor],  # int64 [N] and [M]: rows of one tower with equal ones
+    across: tuple[Tensor, Tensor],  # int64 [N] and [M]: an image and a text with equal ones
+) -> dict[str, float]:
+    image_mean, text_mean = images.mean(0), texts.mean(0)
+    lengths = (image_mean.norm() * text_mean.norm()).item()
+    # For unit rows -2 |x - y|^2 = 4 <x, y> - 4.
     return {
-        "alignment": alignment(image_features, own),
-        "uniformity_image": uniformity(image_features),
-        "uniformity_text": uniformity(class_features),
-        "uniformity_cross": cross_uniformity(image_features, class_features, labels, class_labels),
-        "cyclip_alignment": cyclip_alignment(image_features, own),
-        "cyclip_uniformity": cyclip_uniformity(
-            image_features, class_features, labels, class_labels
-        ),
-        **modality_gap(image_features, class_features),
+        "alignment": (images - positives).square().sum(1).mean().item(),
+        "uniformity_image": log_mean_exp(images, images, within[0], within[0], slope=4.0) - 4.0,
+        "uniformity_text": log_mean_exp(texts, texts, within[1], within[1], slope=4.0) - 4.0,
+        "uniformity_cross": log_mean_exp(images, texts, *across, slope=4.0) - 4.0,
+        "cyclip_alignment": (images * positives).sum(1).mean().item(),
+        "cyclip_uniformity": log_mean_exp(images, texts, *across, slope=-1.0),
+        "modality_gap": (image_mean - text_mean).norm().item(),
+        "centroid_cosine": (image_mean @ text_mean).item() / lengths if lengths else math.nan,
+        "cosine_image": _mean_cosine(images),
+        "cosine_text": _mean_cosine(texts),
     }
 
 
 def _mean_cosine(rows: Tensor) -> float:
     """Average over ordered pairs of rows: the sum of all cosines is the square of the sum."""
     count = len(rows)
-    if count == 1:
-        return math.nan
     return (rows.sum(0).square().sum().item() - count) / (count * (count - 1))
 
 
-def _cross(
-    image_features: Tensor,
-    text_features: Tensor,
-    image_labels: Tensor | None,
-    text_labels: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if (image_labels is None) != (text_labels is None):
-        raise ValueError("image_labels and text_labels must both be given, or neither")
-    images, texts = unit_rows(image_features=image_features, text_features=text_features)
-    if image_labels is None or text_labels is None:
-        unit_pairs(image_features, text_features)
-        own = torch.arange(len(images))
-        return images, texts, own, own
-    check_labels(image_labels, "image_labels", images, "image_features")
-    check_labels(text_labels, "text_labels", texts, "text_features")
-    return images, texts, image_labels, text_labels
-
-
-def _labels(rows: Tensor, name: str, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    if labels is None:
-        labels = torch.arange(len(rows))
-    check_labels(labels, "labels", rows, name)
-    return labels, labels
-
-
-def _log_mean_gaussian(rows: Tensor, cols: Tensor, row_labels: Tensor, col_labels: Tensor) -> float:
-    # -2 |x - y|^2 = 4 <x, y> - 4 for unit rows
-    return _log_mean_exp(rows, cols, row_labels, col_labels, slope=4.0) - 4.0
-
-
-def _log_mean_exp(
+def log_mean_exp(
     rows: Tensor,  # float64 [N, d], unit length
     cols: Tensor,  # float64 [M, d], unit length
     row_labels: Tensor,  # int64 [N]
@@ -257,33 +138,21 @@ def _log_mean_exp(
             terms = (row_block @ col_block.T).mul_(slope).exp_()
             total += terms.mul_(negative).sum().item()
             count += int(negative.sum())
-    if not count:
-        raise ValueError(
-            "uniformity needs a pair of different samples or labels, got none among "
-            f"{len(rows)} rows and {len(cols)} columns"
-        )
     return math.log(total / count)
 
 
 # ----------------------------------------------------------------------------------- spectrum
 
 
-def singular_values(
-    features: Tensor,  # [N, d], one tower
-    *,
-    centred: bool = True,
-) -> Tensor:
-    """Return the singular values of the unit rows / sqrt(N), falling, float64 [min(N, d)].
+def singular_values(features: Tensor) -> Tensor:  # [N, d], one tower
+    """Return the singular values of the centred unit rows / sqrt(N), falling, float64 [min(N, d)].
 
-    Centred, the mean row is subtracted first: squares are variances along the principal directions,
-    and their sum is 1 - |mean|^2. Uncentred, the squares sum to 1, and the first one is mostly the
-    mean, the axis of the cone in which all rows of a tower lie: it reflects little of how the rows
-    differ. Values below the rounding error of the subtraction are 0.
+    Squares are variances along the principal directions, and their sum is 1 - |mean|^2. Without
+    centring the first one would be mostly the mean, the axis of the cone in which all rows of a
+    tower lie. Values below the rounding error of the subtraction are 0.
     """
-    (rows,) = unit_rows(features=features)
-    if centred:
-        rows = rows - rows.mean(0)
-    values = torch.linalg.svdvals(rows / len(rows) ** 0.5)
+    rows = unit_rows(features)
+    values = torch.linalg.svdvals((rows - rows.mean(0)) / len(rows) ** 0.5)
     rounding = max(rows.shape) * torch.finfo(values.dtype).eps  # the rows have length 1
     return torch.where(values < rounding, 0, values)
 
@@ -301,8 +170,6 @@ def effective_rank(values: Tensor) -> float:
 
 def directions_for(values: Tensor, share: float) -> int:
     """Count the principal directions with `share` (0 to 1) of the sum of squares; 0 for zeros."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
     if not values.any():
         return 0
     held = values.square().cumsum(0)
@@ -311,36 +178,8 @@ def directions_for(values: Tensor, share: float) -> int:
     return int((held < enough).sum()) + 1
 
 
-def spectrum_metrics(
-    image_features: Tensor,  # [N, d]
-    text_features: Tensor,  # [M, d]
-) -> dict[str, float]:
-    """Return effective_rank, directions_90 and directions_99 of each tower, centred.
-
-    Keys end in _image or _text. directions: how many hold 90 and 99 percent of the variance.
-    """
-    unit_rows(image_features=image_features, text_features=text_features)
-    metrics = {}
-    for tower, features in (("image", image_features), ("text", text_features)):
-        values = singular_values(features)
-        metrics[f"effective_rank_{tower}"] = effective_rank(values)
-        metrics[f"directions_90_{tower}"] = float(directions_for(values, 0.9))
-        metrics[f"directions_99_{tower}"] = float(directions_for(values, 0.99))
-    return metrics
-
-
-# --------------------------------------------------------------------------------------- plot
-
-
 def plot_spectrum(figure: Figure, spectra: Mapping[str, Tensor]) -> None:
-    """Plot singular values against their rank, one curve per name.
-
-    spectra: name -> result of `singular_values`. The legend has the effective ranks. Zeros are not
-    drawn. Raises ValueError without a curve.
-    """
-    if not spectra:
-        raise ValueError("spectra is empty: nothing to plot")
-    figure.set_layout_engine("constrained")
+    """Plot the singular values of each tower, by name, against their rank; zeros are not drawn."""
     axes = figure.subplots()
     for index, (name, values) in enumerate(spectra.items()):
         shown = values[values > 0]
@@ -365,32 +204,33 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     pairs, found = embeddings.pairs(), embeddings.classification()
     if pairs is None:
         return None
-    if found is not None:
-        images, texts = found[:2]
-        values = prompt_geometry(*found)
-    else:
-        images, texts = pairs[:2]
-        values = caption_geometry(*pairs)
-    plots: tuple[Plot, ...] = ()
-    if options.details:
-        spectra = {"images": singular_values(images), "texts": singular_values(texts)}
-        plots = (
+    images, texts, _ = found or pairs
+    values = caption_geometry(*pairs) if found is None else prompt_geometry(*found)
+    measured = {Metric(key, LABELS[key]): value for key, value in values.items()}
+    spectra = {"images": singular_values(images), "texts": singular_values(texts)}
+    for towers, spectrum in spectra.items():
+        tower = towers.removesuffix("s")
+        rank = Metric(f"effective_rank_{tower}", f"effective rank of {towers}")
+        measured[rank] = effective_rank(spectrum)
+        for percent in (90, 99):
+            label = f"directions with {percent}% of the {towers}' variance"
+            metric = Metric(f"directions_{percent}_{tower}", label)
+            measured[metric] = float(directions_for(spectrum, percent / 100))
+    return TaskResult(
+        embeddings.name,
+        TASK,
+        measured,
+        "Alignment, uniformity, modality gap, rank",
+        "Alignment: how near an image is to its own text (mean squared distance, smaller is "
+        "nearer; CyCLIP's is the mean cosine, larger is nearer). Uniformity: how evenly embeddings "
+        "spread (smaller is more even; CyCLIP's: larger). Modality gap: distance between the means "
+        "of images and of texts. Effective rank: how many directions a tower uses.",
+        plots=(
             Plot(
                 "spectrum",
                 "Singular values of the centred embeddings of each tower, largest first. The later "
                 "a curve falls, the more directions the tower uses.",
                 partial(plot_spectrum, spectra=spectra),
             ),
-        )
-    return TaskResult(
-        embeddings.name,
-        TASK,
-        values | spectrum_metrics(images, texts),
-        METRICS,
-        "Alignment, uniformity, modality gap, rank",
-        "Alignment: how near an image is to its own text (mean squared distance, smaller is "
-        "nearer; CyCLIP's is the mean cosine, larger is nearer). Uniformity: how evenly embeddings "
-        "spread (smaller is more even; CyCLIP's: larger). Modality gap: distance between the means "
-        "of images and of texts. Effective rank: how many directions a tower uses.",
-        plots=plots,
+        ),
     )

@@ -5,52 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ...functional import retrieval_ranks
-from ..embeddings import Embeddings, require_finite
+from ..embeddings import Embeddings
 from .base import Metric, TaskOptions, TaskResult, Unit
 
 TASK = "zeroshot_retrieval"
 
 KS = (1, 5, 10)
-DIRECTIONS = {"image_retrieval": "text to image", "text_retrieval": "image to text"}
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Ranks of all queries of both directions that have a match.
+    """Ranks of the queries of one direction that have a match, int64 [n].
 
-    text_to_image: int64 [n], per caption, how many foreign images are at least as near as the
-    nearest of its own. image_to_text: int64 [m], per image, the same for captions. rank < k is a
-    hit at k; a tie with a foreign candidate counts against the model.
+    The rank is the number of foreign candidates that are at least as near as the nearest match.
+    rank < k is a hit at k; a tie with a foreign candidate counts against the model.
     """
 
-    text_to_image: Tensor
-    image_to_text: Tensor
+    ranks: Tensor
 
-    def recalls(self, ks: Sequence[int] = KS) -> dict[str, float]:
-        """Return image_retrieval_recall@k (text to image) and text_retrieval_recall@k.
+    def recalls(self, ks: Sequence[int] = KS) -> dict[int, float]:
+        """Return the share of queries with a match among the k nearest candidates, for each k."""
+        return {k: (self.ranks < k).double().mean().item() for k in ks}
 
-        A recall is the share of queries with at least one match among the k nearest candidates.
-        """
-        metrics = {}
-        for name, ranks in self._directions():
-            for k in ks:
-                if k < 1:
-                    raise ValueError(f"ks must be 1 or more, got {k}")
-                metrics[f"{name}_recall@{k}"] = (ranks < k).double().mean().item()
-        return metrics
-
-    def median_ranks(self) -> dict[str, float]:
-        """Return image_retrieval_median_rank and text_retrieval_median_rank; the best is 1.
-
-        The median of an even number of queries is the mean of the two in the middle.
-        """
-        return {f"{name}_median_rank": 1 + _median(ranks) for name, ranks in self._directions()}
-
-    def _directions(self) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-        return ("image_retrieval", self.text_to_image), ("text_retrieval", self.image_to_text)
+    def median_rank(self) -> float:
+        """Return the median rank, counted from 1."""
+        return 1 + float(np.median(self.ranks.numpy()))
 
 
 def retrieve(
@@ -58,43 +41,22 @@ def retrieve(
     text_features: Tensor,  # [M, d], unit length
     image_labels: Tensor,  # int64 [N]
     text_labels: Tensor,  # int64 [M]
-) -> Retrieved:
-    """Compare all images with all captions once.
-
-    Memory is O((N + M) d) with the native backend, see cyclip_ext.functional.retrieval_ranks, and
-    an N x M matrix without it.
+) -> dict[str, Retrieved]:
+    """Compare all images with all captions once: "image_retrieval" is text to image.
 
     A text matches an image if their labels are equal. All captions are queries and candidates;
-    only queries without a match are not scored.
+    only queries without a match are not scored. Memory is O((N + M) d) with the native backend, see
+    cyclip_ext.functional.retrieval_ranks, and an N x M matrix without it.
 
-    Raises ValueError if no text matches any image, and for features that are not finite.
+    Raises ValueError if no text matches any image.
     """
-    require_finite(image_features=image_features, text_features=text_features)
-    text_rank_of_image, image_rank_of_text = retrieval_ranks(
-        image_features, text_features, image_labels, text_labels
-    )
-    text_to_image = image_rank_of_text[image_rank_of_text >= 0]
-    image_to_text = text_rank_of_image[text_rank_of_image >= 0]
-    if not len(text_to_image):  # then no image has a text either
+    of_images, of_texts = retrieval_ranks(image_features, text_features, image_labels, text_labels)
+    if not (of_texts >= 0).any():  # then no image has a text either
         raise ValueError("no text shares a label with any image: nothing to retrieve")
-    return Retrieved(text_to_image, image_to_text)
-
-
-def retrieval_metrics(
-    image_features: Tensor,  # [N, d], unit length
-    text_features: Tensor,  # [M, d], unit length
-    image_labels: Tensor,  # int64 [N]
-    text_labels: Tensor,  # int64 [M]
-    ks: Sequence[int] = KS,
-) -> dict[str, float]:
-    """Return the recalls of both directions: `retrieve` and `Retrieved.recalls`."""
-    return retrieve(image_features, text_features, image_labels, text_labels).recalls(ks)
-
-
-def _median(ranks: Tensor) -> float:
-    ordered = ranks.sort().values
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[-middle - 1]).item() / 2
+    return {
+        "image_retrieval": Retrieved(of_texts[of_texts >= 0]),
+        "text_retrieval": Retrieved(of_images[of_images >= 0]),
+    }
 
 
 def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
@@ -103,18 +65,20 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     if captions is None:
         return None
     found = retrieve(*captions)
-    metrics = [
-        Metric(f"{name}_recall@{k}", f"{label} R@{k}", Unit.SHARE, headline=k == 5)
-        for name, label in DIRECTIONS.items()
-        for k in KS
-    ] + [
-        Metric(f"{name}_median_rank", f"{label} median rank") for name, label in DIRECTIONS.items()
-    ]
+    labels = {"image_retrieval": "text to image", "text_retrieval": "image to text"}
+    recalls = {
+        Metric(f"{name}_recall@{k}", f"{labels[name]} R@{k}", Unit.SHARE, headline=k == 5): value
+        for name, retrieved in found.items()
+        for k, value in retrieved.recalls().items()
+    }
+    medians = {
+        Metric(f"{name}_median_rank", f"{labels[name]} median rank"): retrieved.median_rank()
+        for name, retrieved in found.items()
+    }
     return TaskResult(
         embeddings.name,
         TASK,
-        found.recalls(KS) | found.median_ranks(),
-        tuple(metrics),
+        recalls | medians,
         "Retrieval",
         "Text to image: the caption is the query, and R@k is how often one of its own images is "
         "among the k nearest. Image to text is the reverse. The median rank counts from 1, the "

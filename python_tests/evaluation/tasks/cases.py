@@ -45,3 +45,9 @@ def visible_texts(figure: Figure) -> list[str]:
     for axes in figure.axes:
         texts += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title()]
     return texts
+
+
+def at(*degrees: float) -> Tensor:
+    """Return points on the unit circle."""
+    radians = torch.tensor(degrees).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], dim=1)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from cyclip_ext._plotting import png
 
 
 @pytest.fixture
 def render() -> Callable[..., Figure]:
-    """Call a plot function and render its figure at the size of a report."""
+    """Call a plot function and render its figure as a report does."""
 
     def rendered(plot: Callable[..., None], *arguments: Any) -> Figure:
-        figure = Figure(figsize=(6.4, 4.0))
-        FigureCanvasAgg(figure)
-        plot(figure, *arguments)
-        with io.BytesIO() as file:
-            figure.savefig(file, format="png")
-            assert len(file.getvalue()) > 5000
-        return figure
+        figures = []
+
+        def draw(figure: Figure) -> None:
+            figures.append(figure)
+            plot(figure, *arguments)
+
+        assert len(png(draw, (6.4, 4.0))) > 5000
+        return figures[0]
 
     return rendered

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cyclip_ext.evaluation import Completeness, caption_completeness, plot_completeness
-from cyclip_ext.evaluation.tasks.completeness import COCO_WORDS
+from cyclip_ext.evaluation.tasks import completeness
+from cyclip_ext.evaluation.tasks.completeness import (
+    COCO_WORDS,
+    Completeness,
+    caption_completeness,
+    plot_completeness,
+)
 
 from .cases import visible_texts
-
-Words = Mapping[str, Sequence[str]]
 
 
 def write(path: Path, content: Any) -> Path:
@@ -22,13 +25,10 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def compare(
-    folder: Path,
-    objects: Sequence[Sequence[str]],
-    captions: Sequence[Sequence[str]],
-    synonyms: Path | Words | None = None,
-) -> Completeness:
-    """Compare images 0, 1, ... with these objects and captions, in COCO's form."""
+def write_coco(
+    folder: Path, objects: Sequence[Sequence[str]], captions: Sequence[Sequence[str]]
+) -> tuple[Path, Path]:
+    """Write objects and captions of images 0, 1, ... in COCO's form."""
     names = list(dict.fromkeys(name for own in objects for name in own))
     instances = {
         "categories": [{"id": 10 + i, "name": name} for i, name in enumerate(names)],
@@ -38,24 +38,19 @@ def compare(
             for name in own
         ],
     }
-    texts = {
-        "annotations": [
-            {"image_id": image, "caption": text}
-            for image, own in enumerate(captions)
-            for text in own
-        ]
-    }
-    return caption_completeness(
+    texts = [
+        {"image_id": image, "caption": text} for image, own in enumerate(captions) for text in own
+    ]
+    return (
         write(folder / "instances.json", instances),
-        write(folder / "captions.json", texts),
-        synonyms,
+        write(folder / "captions.json", {"annotations": texts}),
     )
 
 
-def missing(
-    folder: Path, objects: Sequence[str], caption: str, synonyms: Words | None = None
-) -> tuple[str, ...]:
-    return compare(folder, [objects], [[caption]], synonyms).captions[0].missing
+def compare(
+    folder: Path, objects: Sequence[Sequence[str]], captions: Sequence[Sequence[str]]
+) -> Completeness:
+    return caption_completeness(*write_coco(folder, objects, captions))
 
 
 @pytest.mark.parametrize(
@@ -82,28 +77,28 @@ def missing(
         (["cup", "wine glass"], "a wine glass", ["cup"]),
         (["giraffe", "zebra"], "", ["giraffe", "zebra"]),
         (["dog", "dog", "dog"], "nothing", ["dog"]),  # categories, not instances
+        (["***"], "three stars", ["***"]),  # a category without words
     ],
 )
-def test_words(tmp_path: Path, objects: list[str], caption: str, expected: list[str]) -> None:
-    assert list(missing(tmp_path, objects, caption)) == expected
+def test_categories_that_a_caption_does_not_name(
+    tmp_path: Path, objects: list[str], caption: str, expected: list[str]
+) -> None:
+    (found,) = compare(tmp_path, [objects], [[caption]]).captions
+    assert list(found.missing) == expected
 
 
-def test_captions_alone_and_together(tmp_path: Path) -> None:
-    result = compare(
-        tmp_path,
-        [["dog", "cat", "bus"], ["dog"], [], ["cat"]],
-        [["a dog", "a cat", "a dog and a cat"], ["a dog"], ["an empty street"], []],
-    )
-    assert [entry.missing for entry in result.captions] == [
-        ("cat", "bus"),
-        ("dog", "bus"),
-        ("bus",),
-        (),
-    ]
-    assert [entry.missing for entry in result.images] == [("bus",), ()]
-    assert result.images[0].captions == ("a dog", "a cat", "a dog and a cat")
-    assert (result.without_objects, result.without_captions) == (1, 1)
-    assert result.metrics == pytest.approx(
+def test_captions_are_compared_alone_and_together(tmp_path: Path, render: Any) -> None:
+    objects = [["dog", "cat", "bus"], ["dog"], [], ["cat"]]
+    captions = [["a dog", "a cat", "a dog and a cat"], ["a dog"], ["an empty street"], []]
+    paths = write_coco(tmp_path, objects, captions)
+    found = caption_completeness(*paths)
+    expected = [("cat", "bus"), ("dog", "bus"), ("bus",), ()]
+    assert [entry.missing for entry in found.captions] == expected
+    assert [entry.missing for entry in found.images] == [("bus",), ()]
+    assert found.images[0].text == "a dog / a cat / a dog and a cat"
+
+    result = completeness.run(*paths)
+    assert result.values == pytest.approx(
         {
             "objects_per_image": 2,
             "missing_per_caption": 5 / 4,
@@ -112,16 +107,14 @@ def test_captions_alone_and_together(tmp_path: Path) -> None:
             "complete_images": 1 / 2,
         }
     )
-    assert [entry.captions for entry in result.least_complete(2)] == [("a dog",), ("a cat",)]
-    assert len(result.least_complete(99)) == 4
-
-
-def test_own_table_replaces_the_default(tmp_path: Path) -> None:
-    table = {"dog": ["good boy"]}
-    assert missing(tmp_path, ["dog", "cat"], "good boys and a kitten", table) == ("cat",)
-    path = write(tmp_path / "table.json", table)
-    result = compare(tmp_path, [["dog"]], [["the good boy"]], path)
-    assert result.captions[0].missing == ()
+    (table,) = result.tables
+    assert table.rows[:2] == (("a dog", "cat, bus", 3), ("a cat", "dog, bus", 3))
+    assert len(table.rows) == 4
+    assert table.note == (
+        "2 of 3 captioned images are compared; 1 have no annotated object. 1 annotated images have "
+        "no caption."
+    )
+    render(result.plots[0].draw)
 
 
 def test_default_table_has_all_of_coco() -> None:
@@ -167,7 +160,7 @@ def test_damaged_files_are_named(
         caption_completeness(*paths)
 
 
-def test_files_that_are_no_json(tmp_path: Path) -> None:
+def test_files_that_are_not_json_are_named(tmp_path: Path) -> None:
     good = write(tmp_path / "c.json", TEXTS)
     cut = tmp_path / "cut.json"
     cut.write_bytes(json.dumps(GOOD).encode()[:-5])
@@ -176,24 +169,15 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
     cut.write_bytes(b"\xff\xfe\x00garbage")
     with pytest.raises(ValueError, match=r"cut\.json is not a JSON file"):
         caption_completeness(cut, good)
-    table = write(tmp_path / "table.json", {"dog": "puppy"})
-    with pytest.raises(ValueError, match=r"table\.json: 'dog' must be a list of words"):
-        caption_completeness(write(tmp_path / "i.json", GOOD), good, table)
     with pytest.raises(FileNotFoundError):
         caption_completeness(tmp_path / "none.json", good)
 
 
-def test_other_spellings_of_files(tmp_path: Path) -> None:
-    good = write(tmp_path / "c.json", TEXTS)
+def test_files_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     instances = tmp_path / "i.json"
     instances.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    table = write(tmp_path / "table.json", {})
-    result = caption_completeness(str(instances), str(good), str(table))
-    assert result.captions[0].missing == ()
-
-
-def test_categories_without_words(tmp_path: Path) -> None:
-    assert missing(tmp_path, ["***"], "three stars") == ("***",)
+    found = caption_completeness(instances, write(tmp_path / "c.json", TEXTS))
+    assert found.captions[0].missing == ()
 
 
 def test_plot_shows_both_distributions(tmp_path: Path, render: Any) -> None:

@@ -3,15 +3,11 @@
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
-from torch.nn.functional import normalize
 
 from cyclip_ext.evaluation import consistency_metrics, knn_predictions
 from cyclip_ext.evaluation.tasks import consistency
 
-
-def at(*angles: float) -> torch.Tensor:
-    radians = torch.tensor(angles).deg2rad()
-    return torch.stack([radians.cos(), radians.sin()], dim=1)
+from .cases import at, unit
 
 
 def test_majority_wins_and_the_nearest_breaks_ties() -> None:
@@ -24,25 +20,19 @@ def test_majority_wins_and_the_nearest_breaks_ties() -> None:
     assert knn_predictions(at(0), train, labels, (5,))[5].item() == 4
 
 
-def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = normalize(torch.randn(83, 6, generator=generator), dim=-1)
-    train = normalize(torch.randn(211, 6, generator=generator), dim=-1)
-    return images, train, torch.randint(2, (211,), generator=generator)
-
-
 def test_predictions_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two classes and odd k: no vote can tie. On the sphere distance and cosine order alike. Blocks
     of a few images: none may be lost at their edges.
     """
     monkeypatch.setattr(consistency, "QUERIES", 7)
     monkeypatch.setattr(consistency, "VOTES", 100)
-    images, train, labels = random_case()
+    images, train = unit(83, 6), unit(211, 6, seed=1)
+    labels = torch.randint(2, (211,), generator=torch.Generator().manual_seed(0))
     ks = (1, 3, 5, 11)
     predictions = knn_predictions(images, train, labels, ks)
     for k in ks:
-        outside = KNeighborsClassifier(k).fit(train, labels)
-        assert predictions[k].tolist() == outside.predict(images).tolist()
+        expected = KNeighborsClassifier(k).fit(train, labels)
+        assert predictions[k].tolist() == expected.predict(images).tolist()
 
 
 def test_consistency_measures_agreement_for_each_k() -> None:
@@ -53,21 +43,6 @@ def test_consistency_measures_agreement_for_each_k() -> None:
     assert metrics == pytest.approx({"consistency@1": 1 / 3, "consistency@3": 2 / 3})
 
 
-def test_wrong_arguments_are_named() -> None:
-    images, train, labels = random_case()
-    classes = train[:2]
+def test_more_neighbours_than_training_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"1 .. 4 \(training images\), got 5"):
-        consistency_metrics(images, classes, train[:4], labels[:4])
-    with pytest.raises(ValueError, match="ks is empty"):
-        knn_predictions(images, train, labels, ())
-    for wrong in (labels[:3], labels.float(), labels.to(torch.uint8)):
-        with pytest.raises(ValueError, match=r"train_labels must be int64 \[211\]"):
-            knn_predictions(images, train, wrong)
-    with pytest.raises(ValueError, match="query_features must be"):
-        knn_predictions(images[0], train, labels)
-    with pytest.raises(ValueError, match="image_features is empty"):
-        consistency_metrics(images[:0], classes, train, labels)
-    with pytest.raises(ValueError, match="image_features must be finite"):
-        consistency_metrics(images / 0, classes, train, labels)
-    with pytest.raises(ValueError, match="train_features must be finite"):
-        consistency_metrics(images, classes, train / 0, labels)
+        consistency_metrics(unit(9, 6), unit(2, 6), unit(4, 6), torch.arange(4) % 2)

@@ -8,120 +8,101 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from cyclip_ext.evaluation import (
-    alignment,
-    caption_geometry,
-    cross_uniformity,
-    cyclip_alignment,
-    cyclip_uniformity,
+from cyclip_ext.evaluation import Embeddings, caption_geometry, prompt_geometry, run_tasks
+from cyclip_ext.evaluation.embeddings import unit_rows
+from cyclip_ext.evaluation.tasks import geometry
+from cyclip_ext.evaluation.tasks.geometry import (
     directions_for,
     effective_rank,
-    modality_gap,
+    log_mean_exp,
     plot_spectrum,
-    prompt_geometry,
     singular_values,
-    spectrum_metrics,
-    uniformity,
 )
-from cyclip_ext.evaluation.tasks import geometry
 
 from .cases import LargestTensor, pairs, unit, visible_texts
 
+OPPOSITE = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
 
-def brute_force(rows: Tensor, cols: Tensor, rl: list[int], cl: list[int], cyclip: bool) -> float:
-    terms = []
-    for x, a in zip(rows.double(), rl, strict=True):
-        for y, b in zip(cols.double(), cl, strict=True):
-            if a != b:
-                power = -float(x @ y) if cyclip else -2 * float((x - y).square().sum())
-                terms.append(math.exp(power))
-    return math.log(sum(terms) / len(terms))
+
+def measure(images: Tensor, texts: Tensor) -> dict[str, float]:
+    """Measure pairs of which each is a sample of its own."""
+    return caption_geometry(images, texts, torch.arange(len(images)))
 
 
 @pytest.mark.parametrize("block", [7, 2048])
-def test_uniformity_equals_a_double_loop(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+@pytest.mark.parametrize("slope", [4.0, -1.0])
+def test_mean_over_negatives_equals_a_double_loop(
+    monkeypatch: pytest.MonkeyPatch, block: int, slope: float
+) -> None:
     monkeypatch.setattr(geometry, "BLOCK", block)
-    images, texts = unit(23, 5), unit(31, 5, seed=1)
+    images, texts = unit_rows(unit(23, 5)), unit_rows(unit(31, 5, seed=1))
     generator = torch.Generator().manual_seed(2)
-    il, tl = (torch.randint(4, (n,), generator=generator) for n in (23, 31))
-    expected = brute_force(images, texts, il.tolist(), tl.tolist(), False)
-    assert cross_uniformity(images, texts, il, tl) == pytest.approx(expected, abs=1e-6)
-    expected = brute_force(images, texts, il.tolist(), tl.tolist(), True)
-    assert cyclip_uniformity(images, texts, il, tl) == pytest.approx(expected, abs=1e-6)
-    expected = brute_force(images, images, il.tolist(), il.tolist(), False)
-    assert uniformity(images, il) == pytest.approx(expected, abs=1e-6)
-
-
-def test_without_labels_each_row_is_its_own_sample() -> None:
-    images, texts = pairs(12, 5)
-    own = list(range(12))
-    expected = brute_force(images, texts, own, own, True)
-    assert cyclip_uniformity(images, texts) == pytest.approx(expected, abs=1e-6)
+    image_labels, text_labels = (torch.randint(4, (n,), generator=generator) for n in (23, 31))
+    terms = [
+        math.exp(slope * float(x @ y))
+        for x, a in zip(images, image_labels, strict=True)
+        for y, b in zip(texts, text_labels, strict=True)
+        if a != b
+    ]
+    found = log_mean_exp(images, texts, image_labels, text_labels, slope=slope)
+    assert found == pytest.approx(math.log(sum(terms) / len(terms)))
 
 
 def test_uniformity_equals_scipy() -> None:
-    distance = pytest.importorskip("scipy.spatial.distance")
     rows = unit(40, 6)
-    squared = torch.from_numpy(distance.pdist(rows.double().numpy(), "sqeuclidean"))
-    assert uniformity(rows) == pytest.approx(squared.mul(-2).exp().mean().log().item(), abs=1e-6)
+    expected = math.log(np.exp(-2 * pdist(rows.double().numpy(), "sqeuclidean")).mean())
+    assert measure(rows, rows)["uniformity_image"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_alignment_and_uniformity_by_hand() -> None:
-    eye, same = torch.eye(4), torch.ones(4, 3)
-    assert alignment(eye, eye) == 0
-    assert alignment(eye, -eye) == 4
-    assert cyclip_alignment(eye, -eye) == -1
-    assert alignment(eye, eye.roll(1, 0)) == 2
-    assert uniformity(eye) == pytest.approx(-4)
-    assert cyclip_uniformity(eye, eye) == pytest.approx(0)
-    assert uniformity(same) == pytest.approx(0, abs=1e-12)
-    assert cyclip_uniformity(same, same) == pytest.approx(-1)
-    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert uniformity(opposite) == pytest.approx(-8)
+@pytest.mark.parametrize(
+    ("images", "texts", "expected"),
+    [
+        (
+            torch.eye(4),
+            torch.eye(4),
+            {"alignment": 0, "cyclip_alignment": 1, "uniformity_image": -4, "cyclip_uniformity": 0},
+        ),
+        (torch.eye(4), -torch.eye(4), {"alignment": 4, "cyclip_alignment": -1}),
+        (torch.eye(4), torch.eye(4).roll(1, 0), {"alignment": 2, "cyclip_alignment": 0}),
+        (
+            torch.ones(4, 3),
+            torch.ones(4, 3),
+            {
+                "uniformity_image": 0,
+                "uniformity_text": 0,
+                "uniformity_cross": 0,
+                "cyclip_uniformity": -1,
+                "modality_gap": 0,
+                "cosine_text": 1,
+            },
+        ),
+        (OPPOSITE, OPPOSITE, {"uniformity_image": -8}),
+        (
+            torch.eye(2),
+            torch.tensor([[1.0, 0.0], [0.0, -1.0]]),  # means (0.5, 0.5) and (0.5, -0.5)
+            {"modality_gap": 1, "centroid_cosine": 0, "cosine_image": 0},
+        ),
+        (OPPOSITE, torch.ones(2, 2), {"centroid_cosine": math.nan}),
+    ],
+)
+def test_measures_by_hand(images: Tensor, texts: Tensor, expected: dict[str, float]) -> None:
+    found = measure(images, texts)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 def test_both_alignments_agree() -> None:
-    images, texts = pairs(20, 7)
-    expected = 2 - 2 * cyclip_alignment(images, texts)
-    assert alignment(images, texts) == pytest.approx(expected)
-
-
-def test_modality_gap_by_hand() -> None:
-    images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
-    gap = modality_gap(images, texts)
-    assert gap["modality_gap"] == pytest.approx(1)  # (0.5, 0.5) and (0.5, -0.5)
-    assert gap["centroid_cosine"] == pytest.approx(0)
-    assert gap["cosine_image"] == pytest.approx(0)  # the diagonal would make it 0.5
-    same = torch.ones(3, 2)
-    assert modality_gap(same, same)["modality_gap"] == 0
-    assert modality_gap(same, same)["cosine_text"] == pytest.approx(1)
-    narrow = torch.tensor([[1.0, 0.0]])
-    assert modality_gap(narrow, images)["centroid_cosine"] == pytest.approx(0.5**0.5)
-    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert math.isnan(modality_gap(opposite, same)["centroid_cosine"])
-
-
-def test_one_row_has_a_gap_and_no_mean_cosine() -> None:
-    gap = modality_gap(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-    assert gap["modality_gap"] == pytest.approx(2**0.5)
-    assert math.isnan(gap["cosine_image"])
-    with pytest.raises(ValueError, match="pair of different samples"):
-        uniformity(torch.ones(1, 2))
-    with pytest.raises(ValueError, match="pair of different samples"):
-        cross_uniformity(
-            torch.ones(3, 2), torch.ones(1, 2), torch.zeros(3).long(), torch.zeros(1).long()
-        )
+    found = measure(*pairs(20, 7))
+    assert found["alignment"] == pytest.approx(2 - 2 * found["cyclip_alignment"])
 
 
 def test_captions_of_one_image_are_not_negatives() -> None:
     images, texts = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 2, 1]]
-    labels = torch.tensor([0, 0, 1])
-    measures = caption_geometry(images, texts, labels)
+    measures = caption_geometry(images, texts, torch.tensor([0, 0, 1]))
     assert measures["uniformity_image"] == pytest.approx(-4)
-    assert caption_geometry(images, texts)["uniformity_image"] > -4
+    assert measure(images, texts)["uniformity_image"] > -4
     assert measures["uniformity_cross"] == pytest.approx(-4)
     assert measures["alignment"] == pytest.approx(2 / 3)
 
@@ -137,89 +118,48 @@ def test_prompts_of_other_classes_are_the_negatives() -> None:
     assert measures["uniformity_text"] == pytest.approx(
         math.log((2 * math.exp(-4) + math.exp(-8)) / 3)
     )
-    # As the authors of CyCLIP count: every pair of different images, of one class too.
-    theirs = caption_geometry(classes[labels], classes[labels])["cyclip_uniformity"]
+    # The authors of CyCLIP count every pair of different images, of one class as well.
+    theirs = measure(classes[labels], classes[labels])["cyclip_uniformity"]
     assert theirs == pytest.approx(math.log((2 * math.exp(-1) + 4) / 6))
 
 
 def test_length_does_not_matter() -> None:
-    images, texts = pairs(15, 4)
-    assert caption_geometry(3 * images, 0.1 * texts) == pytest.approx(
-        caption_geometry(images, texts), abs=1e-6
-    )
+    images, texts = (rows.double() for rows in pairs(15, 4))
+    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64).repeat(5)[:, None]
+    assert measure(images * scales, 0.1 * texts) == pytest.approx(measure(images, texts))
 
 
-def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometry, "BLOCK", 32)
     n, d = 300, 8
-    images, texts = pairs(n, d)
     with LargestTensor() as largest:
-        caption_geometry(images, texts)
+        measure(*pairs(n, d))
     assert largest.elements == n * d
 
 
-def test_lengths_of_any_size_do_not_count() -> None:
-    rows = torch.eye(3, dtype=torch.float64)
-    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64)
-    assert uniformity(rows * scales[:, None]) == pytest.approx(uniformity(rows))
-
-
-def test_wrong_arguments_are_named() -> None:
-    good, labels = torch.ones(3, 2), torch.arange(3)
-    with pytest.raises(ValueError, match="text_features must be finite"):
-        caption_geometry(good, good * torch.nan)
-    with pytest.raises(ValueError, match="features must be finite"):
-        uniformity(good * torch.inf)
-    with pytest.raises(ValueError, match="image_features has 1 of 3 rows of zeros"):
-        alignment(torch.eye(3)[:, :2], good)
-    with pytest.raises(ValueError, match="got 3 and 2 rows"):
-        caption_geometry(good, good[:2])
-    with pytest.raises(ValueError, match=r"same width d, got \[3, 2\] and \[3, 4\]"):
-        modality_gap(good, torch.ones(3, 4))
-    with pytest.raises(ValueError, match=r"not empty, got shape \[0, 2\]"):
-        uniformity(good[:0])
-    with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
-        uniformity(good, labels[:2])
-    with pytest.raises(ValueError, match=r"labels must be int64 \[3\], .* got torch.uint8"):
-        prompt_geometry(good, good, labels.byte())  # bytes would be taken for a mask
-    with pytest.raises(ValueError, match="both be given"):
-        cyclip_uniformity(good, good, labels)
-    with pytest.raises(ValueError, match=r"labels must be in 0 \.\.\. 1"):
-        prompt_geometry(good, good[:2], labels)
-
-
 @pytest.mark.parametrize(("n", "d"), [(40, 7), (7, 40), (1, 5)])
-@pytest.mark.parametrize("centred", [True, False])
-def test_singular_values_equal_numpy(n: int, d: int, centred: bool) -> None:
-    rows = unit(n, d).double()
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    matrix = rows.numpy() - (rows.numpy().mean(0) if centred else 0)
-    expected = np.linalg.svd(matrix, compute_uv=False) / n**0.5
-    values = singular_values(unit(n, d), centred=centred)
-    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-9, atol=1e-14)
+def test_singular_values_equal_numpy(n: int, d: int) -> None:
+    rows = unit_rows(unit(n, d)).numpy()
+    expected = np.linalg.svd(rows - rows.mean(0), compute_uv=False) / n**0.5
+    np.testing.assert_allclose(singular_values(unit(n, d)), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_squares_are_the_variance() -> None:
+def test_squares_of_singular_values_are_the_variance() -> None:
     images, _ = pairs(50, 6)
-    rows = images.double()
     total = singular_values(images).square().sum().item()
-    assert total == pytest.approx(1 - rows.mean(0).square().sum().item(), abs=1e-6)
-    assert singular_values(images, centred=False).square().sum().item() == pytest.approx(1)
+    assert total == pytest.approx(1 - images.double().mean(0).square().sum().item(), abs=1e-6)
 
 
-def test_effective_rank_of_known_matrices() -> None:
+def test_effective_rank_of_known_spectra() -> None:
     assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
     assert effective_rank(torch.tensor([5.0, 0.0])) == pytest.approx(1)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(math.exp(entropy))
-    line = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert effective_rank(singular_values(line)) == pytest.approx(1)
-    assert effective_rank(singular_values(torch.eye(5), centred=False)) == pytest.approx(5)
+    assert effective_rank(singular_values(OPPOSITE)) == pytest.approx(1)
 
 
 def test_collapsed_towers_have_rank_zero() -> None:
-    collapsed = unit(1, 30).expand(100, 30)
-    values = singular_values(collapsed)
+    values = singular_values(unit(1, 30).expand(100, 30))
     assert not values.any()
     assert effective_rank(values) == 0
     assert directions_for(values, 0.9) == 0
@@ -227,29 +167,20 @@ def test_collapsed_towers_have_rank_zero() -> None:
 
 def test_directions_for_a_share() -> None:
     values = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)  # squares 9, 4, 1
-    assert directions_for(values, 9 / 14) == 1
-    assert directions_for(values, 9.01 / 14) == 2
-    assert directions_for(values, 0.99) == 3
-    assert directions_for(values, 1.0) == 3
-    for count in range(1, 10):  # of ten equal ones: rounding must not ask for one more
-        assert (
-            directions_for(torch.full((10,), 3.0, dtype=torch.float64).sqrt(), count / 10) == count
-        )
-    for share in (0.0, 1.1):
-        with pytest.raises(ValueError, match="share must be in"):
-            directions_for(values, share)
+    assert [directions_for(values, s) for s in (9 / 14, 9.01 / 14, 0.99, 1.0)] == [1, 2, 3, 3]
+    equal = torch.full((10,), 3.0, dtype=torch.float64).sqrt()
+    # Rounding must not add a direction.
+    assert [directions_for(equal, count / 10) for count in range(1, 10)] == [*range(1, 10)]
 
 
-def test_spectrum_of_both_towers() -> None:
+def test_task_measures_the_spectrum_of_each_tower() -> None:
     images = torch.eye(4)[[0, 1, 0, 1]]  # two points: one direction
     texts = torch.eye(4)  # a simplex: three equal directions
-    metrics = spectrum_metrics(images, texts)
-    assert metrics["effective_rank_image"] == pytest.approx(1)
-    assert metrics["effective_rank_text"] == pytest.approx(3)
-    assert (metrics["directions_90_image"], metrics["directions_90_text"]) == (1, 3)
-    assert metrics["directions_99_text"] == 3
-    with pytest.raises(ValueError, match="image_features must be finite"):
-        spectrum_metrics(images * torch.nan, texts)
+    (found,) = run_tasks(Embeddings(images, text_features=texts), tasks=("geometry",))
+    assert found.values["effective_rank_image"] == pytest.approx(1)
+    assert found.values["effective_rank_text"] == pytest.approx(3)
+    assert found.values["directions_90_image"] == found.values["directions_99_image"] == 1
+    assert found.values["directions_90_text"] == found.values["directions_99_text"] == 3
 
 
 def test_plot_of_the_spectrum_names_curves_and_omits_zeros(render: Any) -> None:
@@ -261,5 +192,3 @@ def test_plot_of_the_spectrum_names_curves_and_omits_zeros(render: Any) -> None:
     lines = figure.axes[0].get_lines()
     assert len(np.asarray(lines[0].get_ydata())) == 3
     assert lines[0].get_color() != lines[1].get_color()
-    with pytest.raises(ValueError, match="spectra is empty"):
-        plot_spectrum(Figure(), {})

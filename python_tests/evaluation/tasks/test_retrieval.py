@@ -2,14 +2,15 @@
 
 import statistics
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
-from losses.backends import needs_native
-from losses.programs import run_program
-from torch.nn.functional import normalize
 
-from cyclip_ext.evaluation import Retrieved, retrieval_metrics, retrieve
+from cyclip_ext.evaluation import retrieve
+from cyclip_ext.evaluation.tasks.retrieval import Retrieved
+
+from .cases import unit
 
 
 def brute_force_ranks(
@@ -27,34 +28,30 @@ def brute_force_ranks(
 def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return (
-        normalize(torch.randn(30, 6, generator=generator), dim=-1),
-        normalize(torch.randn(71, 6, generator=generator), dim=-1),
+        unit(30, 6, seed=1),
+        unit(71, 6, seed=2),
         torch.randint(20, (30,), generator=generator),  # several images per label
-        torch.randint(22, (71,), generator=generator),  # and captions without a image
+        torch.randint(22, (71,), generator=generator),  # and captions without an image
     )
 
 
 def test_recalls_and_median_ranks_equal_brute_force() -> None:
     images, texts, image_labels, text_labels = random_case()
-    retrieved = retrieve(images, texts, image_labels, text_labels)
-    metrics = retrieval_metrics(images, texts, image_labels, text_labels)
-    assert metrics == retrieved.recalls()
-    medians = retrieved.median_ranks()
+    found = retrieve(images, texts, image_labels, text_labels)
     il, tl = image_labels.tolist(), text_labels.tolist()
     for name, ranks in (
         ("image_retrieval", brute_force_ranks(texts, images, tl, il)),
         ("text_retrieval", brute_force_ranks(images, texts, il, tl)),
     ):
-        for k in (1, 5, 10):
-            expected = sum(rank < k for rank in ranks) / len(ranks)
-            assert metrics[f"{name}_recall@{k}"] == pytest.approx(expected)
-        assert medians[f"{name}_median_rank"] == 1 + statistics.median(ranks)
+        expected = {k: sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
+        assert found[name].recalls() == pytest.approx(expected)
+        assert found[name].median_rank() == 1 + statistics.median(ranks)
 
 
 def test_recalls_equal_torchmetrics() -> None:
     retrieval = pytest.importorskip("torchmetrics.retrieval")
     images, texts, image_labels, text_labels = random_case()
-    metrics = retrieval_metrics(images, texts, image_labels, text_labels)
+    found = retrieve(images, texts, image_labels, text_labels)
     similarity = images @ texts.T
     own = image_labels[:, None] == text_labels
     for name, scores, relevant in (
@@ -62,53 +59,35 @@ def test_recalls_equal_torchmetrics() -> None:
         ("text_retrieval", similarity, own),
     ):
         queries = torch.arange(len(scores))[:, None].expand_as(scores)
-        for k in (1, 5, 10):
-            outside = retrieval.RetrievalHitRate(top_k=k, empty_target_action="skip")
-            outside.update(scores.flatten(), relevant.flatten(), queries.flatten())
-            assert metrics[f"{name}_recall@{k}"] == pytest.approx(outside.compute().item())
+        for k, recall in found[name].recalls().items():
+            expected = retrieval.RetrievalHitRate(top_k=k, empty_target_action="skip")
+            expected.update(scores.flatten(), relevant.flatten(), queries.flatten())
+            assert recall == pytest.approx(expected.compute().item())
 
 
 def test_every_caption_is_scored() -> None:
     # Two captions per image, the second ones all wrong: scoring only the first would give 1.
     images = torch.eye(2)
     texts = torch.eye(2)[[0, 1, 1, 0]]
-    metrics = retrieval_metrics(images, texts, torch.arange(2), torch.tensor([0, 0, 1, 1]), (1,))
-    assert metrics["image_retrieval_recall@1"] == 0.5
+    found = retrieve(images, texts, torch.arange(2), torch.tensor([0, 0, 1, 1]))
+    assert found["image_retrieval"].recalls((1,)) == {1: 0.5}
 
 
 def test_ties_count_against_the_model() -> None:
     same = torch.ones(5, 1)
-    retrieved = retrieve(same, same, torch.arange(5), torch.arange(5))
-    recalls = retrieved.recalls((1, 4, 5))
-    assert recalls["image_retrieval_recall@4"] == 0
-    assert recalls["image_retrieval_recall@5"] == 1
-    assert set(retrieved.median_ranks().values()) == {5}
+    for found in retrieve(same, same, torch.arange(5), torch.arange(5)).values():
+        assert found.recalls((4, 5)) == {4: 0, 5: 1}
+        assert found.median_rank() == 5
 
 
-def test_median_rank_counts_from_one() -> None:
-    retrieved = Retrieved(torch.tensor([0, 0, 9]), torch.tensor([7, 0, 3, 0]))
-    assert retrieved.median_ranks() == {
-        "image_retrieval_median_rank": 1,
-        "text_retrieval_median_rank": 2.5,
-    }
-
-
-def test_one_pair_is_retrieved() -> None:
-    one, label = torch.ones(1, 3), torch.tensor([4])
-    assert set(retrieval_metrics(one, one, label, label).values()) == {1}
+@pytest.mark.parametrize(("ranks", "median"), [((0, 0, 9), 1), ((7, 0, 3, 0), 2.5), ((0,), 1)])
+def test_median_rank_counts_from_one(ranks: tuple[int, ...], median: float) -> None:
+    assert Retrieved(torch.tensor(ranks)).median_rank() == median
 
 
 def test_texts_of_other_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to retrieve"):
-        retrieval_metrics(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
-
-
-def test_wrong_arguments_are_named() -> None:
-    good, broken, labels = torch.ones(2, 1), torch.full((2, 1), torch.nan), torch.arange(2)
-    with pytest.raises(ValueError, match="text_features must be finite"):
-        retrieval_metrics(good, broken, labels, labels)
-    with pytest.raises(ValueError, match="ks must be 1 or more, got 0"):
-        retrieval_metrics(good, good, labels, labels, (0,))
+        retrieve(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
 
 
 HUNDRED_THOUSAND = """
@@ -136,15 +115,14 @@ retrieve(images[small], texts[small], labels[small], labels[small])  # loads wha
 before = peak()
 retrieved = retrieve(images, texts, labels, labels)
 grown = (peak() - before) / 2**20  # GiB
-recalls = retrieved.recalls((1, 4, 5))
-print(grown, *(recalls[f"image_retrieval_recall@{k}"] for k in (1, 4, 5)))
+print(grown, *retrieved["image_retrieval"].recalls((1, 4, 5)).values())
 """
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 @pytest.mark.slow
-def test_memory_of_a_hundred_thousand_pairs_is_linear() -> None:
+def test_memory_of_a_hundred_thousand_pairs_is_linear(run_program: Callable[..., str]) -> None:
     """In float64: neighbours differ by 1e-9 in cosine."""
     grown, *recalls = map(float, run_program(HUNDRED_THOUSAND).split())
     assert grown < 0.5

@@ -1,0 +1,455 @@
+"""Labels, further negatives and nested widths, against dense float64 code written here."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cyclip_ext import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss, functional, reference
+
+from .inputs import make_features
+from .ranks import World
+
+SCALE, BIAS = 7.0, -3.0
+SAME_LABEL = ["mask", "positive"]
+# Groups of sizes from 1 to N; the last is one group of all.
+LABELS = {
+    "distinct": [4, 0, 3, 1, 2, 9],
+    "pairs": [5, 7, 5, 7, -1, 2**60],
+    "large": [1, 1, 0, 1, 1, 1],
+    "one": [3, 3, 3, 3, 3, 3],
+}
+FURTHER = [(0, 0), (3, 0), (0, 4), (1, 5)]  # texts, images
+
+
+@pytest.fixture(autouse=True)
+def _dense_is_announced() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*takes no labels in this version")
+        yield
+
+
+def _further(texts: int, images: int, d: int) -> dict[str, Tensor]:
+    more_images, more_texts = make_features("random", max(texts, images, 1), d, seed=5)
+    given = {"negative_text_features": more_texts[:texts]}
+    given["negative_image_features"] = more_images[:images]
+    return {name: features for name, features in given.items() if len(features)}
+
+
+def _logits(rows: Tensor, cols: Tensor) -> Tensor:
+    return SCALE * F.normalize(rows, dim=1) @ F.normalize(cols, dim=1).T
+
+
+def _softmax_loss(
+    rows: Tensor, cols: Tensor, further: Tensor | None, labels: list[int], same_label: str
+) -> Tensor:
+    """Return one direction, pair by pair."""
+    z = _logits(rows, cols)
+    w = z.new_empty(len(z), 0) if further is None else _logits(rows, further)
+    losses = []
+    for i, label in enumerate(labels):
+        group = [j for j, other in enumerate(labels) if other == label]
+        if same_label == "mask":
+            summed = [j for j in range(len(z)) if j == i or j not in group]
+            positive = z[i, i]
+        else:
+            summed, positive = list(range(len(z))), z[i, group].mean()
+        losses.append(torch.cat([z[i, summed], w[i]]).logsumexp(0) - positive)
+    return torch.stack(losses).mean()
+
+
+def _contrastive(
+    x: Tensor, y: Tensor, labels: list[int], same_label: str, u: Tensor | None, v: Tensor | None
+) -> Tensor:
+    rows = _softmax_loss(x, y, u, labels, same_label)
+    return (rows + _softmax_loss(y, x, v, labels, same_label)) / 2
+
+
+def _sigmoid(
+    x: Tensor, y: Tensor, labels: list[int], same_label: str, u: Tensor | None, v: Tensor | None
+) -> Tensor:
+    z = _logits(x, y) + BIAS
+    total = 0 * z.sum()
+    for i, j in itertools.product(range(len(x)), repeat=2):
+        if labels[i] == labels[j] and (i == j or same_label == "positive"):
+            total = total + F.softplus(-z[i, j])
+        elif labels[i] != labels[j]:
+            total = total + F.softplus(z[i, j])
+    for rows, cols in ((x, u), (v, y)):
+        if rows is not None and cols is not None:
+            total = total + F.softplus(_logits(rows, cols) + BIAS).sum()
+    return total / len(x)
+
+
+def _hinge(
+    x: Tensor, y: Tensor, labels: list[int], same_label: str, u: Tensor | None, v: Tensor | None
+) -> Tensor:
+    n = len(x)
+    total = 0 * x.sum()
+    for rows, cols, further in ((x, y, u), (y, x, v)):
+        sim = _logits(rows, cols) / SCALE
+        more = sim.new_empty(n, 0) if further is None else _logits(rows, further) / SCALE
+        for i in range(n):
+            foreign = [j for j in range(n) if labels[j] != labels[i]]
+            negatives = torch.cat([sim[i, foreign], more[i]])
+            if len(negatives):
+                total = total + (0.2 - sim[i, i] + negatives.max()).relu()
+    return total / (2 * n)
+
+
+DENSE = {"contrastive": _contrastive, "hinge": _hinge, "sigmoid": _sigmoid}
+OURS: dict[str, Callable[..., Tensor]] = {
+    "contrastive": lambda x, y, **o: functional.contrastive_loss(x, y, SCALE, **o),
+    "hinge": lambda x, y, **o: functional.hinge_margin_loss(x, y, **o),
+    "sigmoid": lambda x, y, **o: functional.sigmoid_loss(x, y, SCALE, BIAS, **o),
+}
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+
+
+def _assert_same(
+    name: str, labels: list[int] | None, same_label: str, further: tuple[int, int], **options: Any
+) -> None:
+    n = len(labels) if labels is not None else 6
+    x, y = make_features("random", n, 4)
+    given = _further(*further, 4)
+    leaves = [t.requires_grad_() for t in (x, y, *given.values())]
+    known = None if labels is None else torch.tensor(labels)
+    loss = OURS[name](x, y, labels=known, same_label=same_label, **given, **options)
+    u, v = given.get("negative_text_features"), given.get("negative_image_features")
+    expected = DENSE[name](x, y, labels or list(range(n)), same_label, u, v)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        _gradients(3 * loss, leaves), _gradients(3 * expected, leaves), rtol=1e-8, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("further", FURTHER, ids=str)
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_labels_match_loops(
+    name: str, labels: str, same_label: str, further: tuple[int, int], backend: str
+) -> None:
+    _assert_same(name, LABELS[labels], same_label, further, backend=backend)
+
+
+@pytest.mark.parametrize("further", FURTHER, ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_further_negatives_match_loops(name: str, further: tuple[int, int], backend: str) -> None:
+    _assert_same(name, None, "mask", further, backend=backend)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=9),
+    same_label=st.sampled_from(SAME_LABEL),
+    further=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    name=st.sampled_from(sorted(OURS)),
+)
+def test_any_labels_match_loops(
+    labels: list[int], same_label: str, further: tuple[int, int], name: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _assert_same(name, labels, same_label, further)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("name", ["contrastive", "sigmoid"])
+def test_labels_match_the_specification(name: str, same_label: str) -> None:
+    x, y = make_features("random", 6, 4)
+    u, v = _further(2, 3, 4).values()
+    extra = {"negative_text_features": u, "negative_image_features": v}
+    for labels in map(torch.tensor, LABELS.values()):
+        options = {"labels": labels, "same_label": same_label, **extra}
+        if name == "contrastive":
+            expected = reference.contrastive_loss(x, y, SCALE, **options)
+        else:
+            expected = reference.sigmoid_loss(x, y, SCALE, BIAS, **options)
+        torch.testing.assert_close(OURS[name](x, y, **options), expected)
+
+
+@pytest.mark.native
+def test_distinct_labels_as_positives_change_no_bit() -> None:
+    results = []
+    for labels in None, torch.tensor(LABELS["distinct"]):
+        x, y = (t.requires_grad_() for t in make_features("random", 6, 4, dtype=torch.float32))
+        loss = CLIPLoss(backend="native", same_label="positive")(x, y, SCALE, labels=labels)
+        results.append([loss, *_gradients(loss, [x, y])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_bits_with_labels_do_not_depend_on_the_number_of_threads() -> None:
+    runs = []
+    for threads in 1, 2, 3:
+        torch.set_num_threads(threads)
+        x, y = (t.requires_grad_() for t in make_features("random", 700, 64, dtype=torch.float32))
+        labels = torch.arange(700) // 3
+        loss = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
+        runs.append([loss, *_gradients(loss, [x, y])])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_gradients_with_labels_match_finite_differences(same_label: str) -> None:
+    x, y = make_features("random", 6, 3)
+    inputs = tuple(t.requires_grad_() for t in (x, y, torch.tensor(5.0).double()))
+    labels = torch.tensor(LABELS["pairs"])
+    for kind in CLIPLoss, SigLIPLoss:
+        loss = kind(same_label=same_label)
+        assert torch.autograd.gradcheck(
+            lambda *args, loss=loss: loss(*args, -2.0, labels=labels), inputs
+        )
+
+
+@pytest.mark.native
+def test_positives_of_a_large_batch_take_linear_memory() -> None:
+    """And take no dense reference, which would warn."""
+    n = 3000
+    x, y = make_features("random", n, 8, dtype=torch.float32)
+    labels = torch.arange(n) // 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = {"backend": "native", "memory_budget": 0, "same_label": "positive"}
+        loss = functional.contrastive_loss(x, y, SCALE, labels=labels, **options)
+    expected = reference.contrastive_loss(x, y, SCALE, labels=labels, same_label="positive")
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.native
+def test_native_backend_without_a_kernel_for_labels_raises() -> None:
+    x, y = make_features("random", 6, 4)
+    labels = torch.arange(6)
+    for loss in CLIPLoss(backend="native"), SigLIPLoss(backend="native", same_label="positive"):
+        with pytest.raises(RuntimeError, match=r"takes labels.*'reference' or 'auto'"):
+            loss(x, y, SCALE, BIAS, labels=labels)
+
+
+X, L = torch.ones(4, 3), torch.arange(4)
+BAD = {
+    # id: (arguments, exception, words of the message)
+    "shape": ({"labels": L[:3]}, ValueError, ["labels must be [4]", "[3]"]),
+    "dtype": ({"labels": L.float()}, TypeError, ["labels must be int64", "float32"]),
+    "device": ({"labels": L.to("meta")}, ValueError, ["labels", "cpu", "meta"]),
+    "kind": ({"labels": [0, 1, 2, 3]}, TypeError, ["labels", "list"]),
+    "width": ({"negative_text_features": X[:, :2]}, ValueError, ["negative_text_features", "4, 2"]),
+    "empty": ({"negative_image_features": X[:0]}, ValueError, ["negative_image_features", "0, 3"]),
+    "integers": ({"negative_image_features": L[:, None]}, TypeError, ["negative_image", "int64"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_labels_and_negatives_raise(case: str) -> None:
+    arguments, exception, words = BAD[case]
+    for loss in CLIPLoss(), CyCLIPLoss(hinge=0.1), SigLIPLoss():
+        with pytest.raises(exception) as error:
+            loss(X, X, 1.0, -1.0, **arguments)
+        assert all(word in str(error.value) for word in words)
+    with pytest.raises(ValueError, match="same_label must be 'mask' or 'positive', got 'masks'"):
+        CLIPLoss(same_label="masks")
+
+
+def test_unicl_formula() -> None:
+    """Yang et al. 2022: cross-entropy with the targets of equal labels, over rows and columns."""
+    x, y = make_features("random", 6, 4, dtype=torch.float32)
+    for labels in map(torch.tensor, LABELS.values()):
+        target = (labels[:, None] == labels[None, :]).float()
+        target = target / target.sum(dim=1, keepdim=True)
+        z = _logits(x, y)
+        expected = (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
+        actual = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_multiple_negatives_ranking_with_hard_negatives() -> None:
+    """sentence-transformers' loss: anchors against positives and all hard negatives, scale 20."""
+    anchors, positives = make_features("random", 6, 4, dtype=torch.float32)
+    hard = make_features("random", 6, 4, seed=3, dtype=torch.float32)[0]
+    candidates = torch.cat([positives, hard])
+    scores = 20 * F.normalize(anchors, dim=1) @ F.normalize(candidates, dim=1).T
+    expected = F.cross_entropy(scores, torch.arange(6))
+    actual = functional.contrastive_loss(
+        anchors, positives, 20.0, directions="image_to_text", negative_text_features=hard
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = CyCLIPLoss(same_label=same_label)
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    for n in 4, 7, 9, 30, 100:
+        x, y = (t.requires_grad_() for t in make_features("random", n, 16))
+        more = {"labels": torch.arange(n) // 2, **_further(2, 3, 16)}
+        actual, expected = (f(x, y, SCALE, **more) for f in (compiled, loss))
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(_gradients(actual, [x, y]), _gradients(expected, [x, y]))
+    assert counter.frame_count <= 2
+
+
+# ------------------------------------------------- over ranks
+
+
+COUNTS, MORE_TEXTS, MORE_IMAGES = (4, 1, 3), (2, 1, 3), (1, 4, 2)
+
+
+def _labelled_batch() -> tuple[Tensor, ...]:
+    x, y = make_features("random", sum(COUNTS), 5)
+    v, u = make_features("random", sum(MORE_IMAGES), 5, seed=2)
+    return x, y, torch.tensor([0, 1, 2, 0, 1, 1, 3, 0]), u[: sum(MORE_TEXTS)], v
+
+
+def _share(
+    rank: int, kind: str, exchange: str, backend: str, same_label: str | None, further: bool
+) -> tuple[Tensor, list[Tensor]]:
+    x, y, labels, u, v = _labelled_batch()
+    own = [
+        t.split(counts)[rank].clone().requires_grad_()
+        for t, counts in ((x, COUNTS), (y, COUNTS), (u, MORE_TEXTS), (v, MORE_IMAGES))
+    ]
+    return _labelled_loss(
+        kind, own, labels.split(COUNTS)[rank], same_label, further,
+        group=dist.group.WORLD, exchange=exchange, backend=backend,
+    )  # fmt: skip
+
+
+def _labelled_loss(
+    kind: str, own: list[Tensor], labels: Tensor, same_label: str | None, further: bool, **o: Any
+) -> tuple[Tensor, list[Tensor]]:
+    more: dict[str, Any] = {}
+    if same_label is not None:
+        o["same_label"], more["labels"] = same_label, labels
+    if further:
+        more |= {"negative_text_features": own[2], "negative_image_features": own[3]}
+    loss = SigLIPLoss(**o) if kind == "siglip" else CyCLIPLoss(hinge=0.3, margin=0.1, **o)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = loss(own[0], own[1], SCALE, BIAS, **more)
+    return value.detach(), _gradients(value, own)
+
+
+@pytest.mark.parametrize("further", [False, True], ids=["pairs", "further"])
+@pytest.mark.parametrize("same_label", [None, *SAME_LABEL])
+@pytest.mark.parametrize("exchange", ["gather", "ring", "replicate"])
+@pytest.mark.parametrize("kind", ["cyclip", "siglip"])
+@pytest.mark.parametrize("world", [3], indirect=True)
+def test_ranks_match_one_process(
+    world: World, kind: str, exchange: str, same_label: str | None, further: bool
+) -> None:
+    x, y, labels, u, v = _labelled_batch()
+    leaves = [t.clone().requires_grad_() for t in (x, y, u, v)]
+    expected, gradients = _labelled_loss(kind, leaves, labels, same_label, further)
+    for backend in "auto", "reference":
+        results = world.results(_share, kind, exchange, backend, same_label, further)
+        for rank, (loss, shares) in enumerate(results):
+            torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+            for share, whole, counts in zip(
+                shares, gradients, (COUNTS, COUNTS, MORE_TEXTS, MORE_IMAGES), strict=True
+            ):
+                own = world.size * whole.split(counts)[rank]
+                torch.testing.assert_close(share, own, rtol=1e-8, atol=1e-11)
+
+
+def _one_rank_without(rank: int, name: str) -> str:
+    x, _, labels, u, v = _labelled_batch()
+    given = {"labels": labels[:2], "negative_text_features": u, "negative_image_features": v}
+    more = {name: given[name]} if rank == 1 else {}
+    with pytest.raises(ValueError, match="on all ranks or on none") as error:
+        CLIPLoss(group="world")(x[:2], x[:2], SCALE, **more)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["labels", "negative_text_features", "negative_image_features"])
+@pytest.mark.parametrize("world", [2], indirect=True)
+def test_argument_of_one_rank_alone_raises(world: World, name: str) -> None:
+    for message in world.results(_one_rank_without, name):
+        assert message.startswith(f"{name} must be given")
+        assert "True on rank 1" in message
+
+
+# ------------------------------------------------- locked towers
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("locked", [0, 1])
+def test_locked_tower_costs_no_product(locked: int) -> None:
+    features = make_features("random", 40, 8, dtype=torch.float32)
+    features[1 - locked].requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        loss = functional.contrastive_loss(*features, SCALE, backend="native", memory_budget=0)
+        loss.backward()
+    assert counter.get_total_flops() == 3 * 2 * 40 * 40 * 8  # 4 with both gradients
+
+
+# ------------------------------------------------- nested widths, weights of another batch size
+
+
+def test_matryoshka_is_the_weighted_sum_over_prefixes(backend: str) -> None:
+    x, y = (t.requires_grad_() for t in make_features("random", 6, 8))
+    inner = CyCLIPLoss(hinge=0.1, backend=backend, statistics=True)
+    u, v = _further(2, 3, 8).values()
+    more = {"negative_text_features": u, "negative_image_features": v}
+    loss = MatryoshkaLoss(inner, widths=(2, 5, 8), weights=(1.0, 0.5, 2.0))
+    terms = loss(x, y, SCALE, BIAS, output_dict=True, **more)
+    expected = sum(
+        weight
+        * inner(
+            x[:, :width], y[:, :width], SCALE, BIAS,
+            negative_text_features=u[:, :width], negative_image_features=v[:, :width],
+        )
+        for width, weight in ((2, 1.0), (5, 0.5), (8, 2.0))
+    )  # fmt: skip
+    total = loss(x, y, SCALE, BIAS, **more)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(_gradients(total, [x, y]), _gradients(expected, [x, y]))
+    summed = sum(value for name, value in terms.items() if name.endswith("_loss"))
+    torch.testing.assert_close(summed, total)
+    assert {"contrastive_2_loss", "in_modal_5_loss", "hinge_8_loss", "image_margin_5"} <= set(terms)
+
+
+def test_matryoshka_refuses_wrong_widths() -> None:
+    for widths, weights in (((), None), ((4, 4), None), ((0, 4), None), ((2, 4), (1.0,))):
+        with pytest.raises(ValueError, match=r"widths|weights"):
+            MatryoshkaLoss(CLIPLoss(), widths, weights)
+    with pytest.raises(ValueError, match=r"must not exceed the features' width 3, got \(2, 4\)"):
+        MatryoshkaLoss(CLIPLoss(), (2, 4))(X, X, 1.0)
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+def test_weights_for_another_batch_size_keep_the_weight_of_a_pair(reduction: str) -> None:
+    """Of features whose cosines differ between the towers by one number, for all pairs."""
+
+    def cycle_loss(n: int) -> Tensor:
+        weights = {"in_modal": 0.3, "cross_modal": 0.1}
+        loss = CyCLIPLoss.for_batch(n, 16, reduction=reduction, **weights)
+        image = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
+        text = torch.cat([torch.eye(n), 2 * torch.ones(n, 1)], dim=1).double()
+        return loss(image, text, 1.0, output_dict=True)["in_modal_loss"]
+
+    expected = cycle_loss(16)
+    assert expected > 0
+    for n in 2, 5, 40:
+        torch.testing.assert_close(cycle_loss(n), expected)
+    same = CyCLIPLoss.for_batch(128)
+    assert (same.in_modal, same.cross_modal) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+        CyCLIPLoss.for_batch(1)
