@@ -116,7 +116,7 @@ def test_first_row_does_not_apply_to_other_namings(tmp_path: Path, table: Path) 
 
 @pytest.mark.parametrize("second", ["old/5.png", "00005.png", "5.jpg", "5"])
 def test_two_files_of_one_row_are_refused(tmp_path: Path, table: Path, second: str) -> None:
-    """The one that the file system lists last would win."""
+    """The choice between them would depend on the file system's order."""
     images = download(tmp_path / "images", lambda i: f"{i}.png")
     numbered(images / second, 7)
     with pytest.raises(ValueError, match=r"are both named after row 5 of") as error:
@@ -132,7 +132,7 @@ def test_parts_that_are_numbered_separately_are_refused(tmp_path: Path, table: P
 
 
 def test_numbers_of_img2dataset_within_shards_are_refused(tmp_path: Path, table: Path) -> None:
-    """With 5 samples per shard it calls row 5 "10": row 10 would get its image."""
+    """With 5 samples per shard, img2dataset names row 5 "10", which would be used for row 10."""
     images = download(tmp_path / "images", lambda i: f"{i // 5:05d}/{i // 5:05d}{i % 5}.jpg")
     with pytest.raises(ValueError, match=r"5 file.s. .*above 11, .*a power of ten"):
         read_google_tsv(table, images)

@@ -221,7 +221,7 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
 
 
 def test_formats_that_the_web_does_not_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would start Ghostscript on a file from the web that calls itself x.jpg."""
+    """Pillow would run Ghostscript on PostScript from the web that is named x.jpg."""
 
     def started(*arguments: object, **options: object) -> None:
         raise AssertionError("a program was started")

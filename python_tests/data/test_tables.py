@@ -197,7 +197,7 @@ def test_flickr30k(folder: Path) -> None:
 
 
 def test_captions_in_several_columns(folder: Path) -> None:
-    """A column that merely begins with "caption" is not one."""
+    """A column whose name only begins with "caption" is not a caption column."""
     header = ["image", "caption_0", "caption_1", "caption_source"]
     rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
     dataset = read_table(write(folder / "t.csv", rows), caption_key=None)

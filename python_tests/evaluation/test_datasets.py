@@ -567,7 +567,7 @@ def test_torchvision_mnist(tmp_path: Path) -> None:
 def test_torchvision_sets_that_are_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is downloaded."""
+    """A missing dataset is an error; evaluation downloads nothing."""
     pytest.importorskip("torchvision")
     from cyclip_ext.evaluation.datasets.torchvision_sets import NAMES
 

@@ -221,7 +221,7 @@ def test_gradients_with_labels_match_finite_differences(same_label: str) -> None
 
 @pytest.mark.native
 def test_positives_of_a_large_batch_take_linear_memory() -> None:
-    """And take no dense reference, which would warn."""
+    """The dense reference would need quadratic memory and would warn."""
     n = 3000
     x, y = make_features("random", n, 8, dtype=torch.float32)
     labels = torch.arange(n) // 3

@@ -63,7 +63,7 @@ def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: i
 
 @pytest.mark.parametrize(("n", "d"), SQUARE)
 def test_row_norms_match_torch(n: int, d: int) -> None:
-    """With their floor of 1e-12."""
+    """Norms are clamped at 1e-12."""
     features, _ = make_features("zero_rows", n, d)
     expected = features.norm(dim=1).clamp_min(1e-12)
     torch.testing.assert_close(ops.row_norms(features), expected)
