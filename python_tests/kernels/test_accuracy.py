@@ -8,6 +8,7 @@ backward, round their operands.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -20,7 +21,7 @@ from cyclip_ext import reference
 
 from .cases import PRECISIONS, Precision
 from .device_losses import device_losses
-from .devices import Device
+from .devices import Device, Emulated
 
 TERMS = {
     "contrastive": (rule.SCALED["contrastive"], [(5, 3, 100.0), (37, 72, 14.3), (70, 24, 100.0)]),
@@ -63,6 +64,16 @@ def _in_tf32(dense: rule.Loss) -> rule.Loss:
             return dense(*inputs)
 
     return loss
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("name", [name for name in TERMS if "grams" in name])
+def test_accuracy_after_deflation(
+    emulated: Emulated, name: str, kind: str, precision: Precision
+) -> None:
+    """The bound also holds for products in float32, in which cones would lose all digits."""
+    test_accuracy(partial(emulated, float64_is_slow=True), name, kind, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)

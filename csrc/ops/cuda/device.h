@@ -109,6 +109,14 @@ inline Stream current_stream(const Tensor& tensor) {
   return static_cast<Stream>(stream);
 }
 
+// Whether a device has no tensor cores for float64.
+inline bool float64_is_slow(int device) {
+  int major = 0, minor = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return minor != 0 || major > 10;  // 8.0, 9.0 and 10.0 have them
+}
+
 // The surroundings of one launcher: made after the checks, alive until it has returned.
 class Call {
  public:
@@ -116,7 +124,9 @@ class Call {
       : features_(features),
         guard_(features.get_device_index()),
         workspace_(features),
-        context_{workspace_, current_stream(features), allow_tf32} {}
+        context_{workspace_, current_stream(features), allow_tf32} {
+    context_.float64_is_slow = float64_is_slow(features.get_device_index());
+  }
 
   const Context& context() const { return context_; }
 
