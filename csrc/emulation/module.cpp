@@ -27,7 +27,7 @@ namespace {
 namespace py = pybind11;
 using namespace cyclip::cuda;
 
-// What every operator takes beside the arguments of its schema.
+// Arguments that every operator takes in addition to those of its schema.
 struct Options {
   ElementType type;
   py::dtype array_type;  // of the numpy arrays that stand for tensors of this type

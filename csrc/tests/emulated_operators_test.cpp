@@ -1,8 +1,7 @@
 // Every operator of kernels/cuda/operators.h under emulation, in all orders of the threads: the results
 // have the same bits, hold no NaN (which is what unwritten memory holds), and stay within their memory.
-// Small, because the sanitizers run it: the thread sanitizer finds barriers that no order misses. What the
-// numbers should be, python_tests/kernels knows; here they are only compared with plain loops where those
-// are short.
+// Cases are small because the sanitizers run them: ThreadSanitizer finds missing barriers that no order
+// shows. python_tests/kernels tests the values; here short ones are compared with plain loops.
 
 #include <map>
 #include <random>

@@ -122,7 +122,7 @@ def _counts(*extra: str) -> Counter[str]:
 
 
 def caption(case: Case) -> str:
-    """Each file's own, to tell that it got no other's."""
+    """Return a caption that occurs once, so that tests notice exchanged captions."""
     return f"the picture {case.name}"
 
 

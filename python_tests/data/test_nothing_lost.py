@@ -124,7 +124,7 @@ def test_quoted_tables(
     if breaks:  # over several lines
         rows = [(number, before, "\nof two lines" + after) for number, before, after in rows]
     dataset = open_table(images, write_table(images, rows, separator, quoting, end))
-    # A caption with lines like rows of the table is counted rather than trusted.
+    # A caption that contains lines like rows of the table is counted and not used.
     check(dataset, Counter(row[0] for row in rows), exact=not breaks)
 
 
@@ -207,7 +207,7 @@ def test_google_tables(
     blank: set[int],
     broken: set[int],
 ) -> None:
-    """Whatever is missing: right, counted, or refused, but for a first row that the user claims."""
+    """A row is used, counted or rejected, unless the caller passes a wrong first_row."""
     with tempfile.TemporaryDirectory(dir=images) as name:
         folder = Path(name) / "images"
         folder.mkdir()

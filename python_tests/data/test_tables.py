@@ -60,7 +60,7 @@ def test_line_ends_and_byte_order_marks(folder: Path, end: str, mark: bytes) -> 
 
 
 def test_appended_files(folder: Path) -> None:
-    """Of another system, or with a byte order mark: rows would be joined, or names changed."""
+    """Files from other systems have other line ends or a byte order mark in the middle."""
     lines = [f"{n},{c}".encode() for n, c in rows_of()]
     lines[3] += b" with \r inside"
     for content in (

@@ -53,7 +53,7 @@ def test_a_killed_worker_is_an_error_not_a_hang() -> None:
 
 
 def test_a_worker_killed_between_results_is_an_error_of_the_next_one() -> None:
-    """Not of whatever the main process does at that moment, such as writing a checkpoint."""
+    """The main process must not fail at an unrelated step, such as writing a checkpoint."""
     pool = Workers(pid, 1)
     results = pool.map(range(100))
     os.kill(next(results), signal.SIGKILL)

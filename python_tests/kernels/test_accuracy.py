@@ -87,8 +87,8 @@ def test_accuracy(device: Device, name: str, kind: str, precision: Precision) ->
         term = replace(term, dense=_in_tf32(term.dense))
     if kind == "zero_rows" and precision.dtype == torch.float16:
         pytest.skip("the gradient of a zero row, g / 1e-12, overflows")
-    # What the rule grants to everyone: one rounding of each cosine. In TF32 that is much, and one
-    # close pair of a tiny batch decides; hence many of those.
+    # The rule allows one rounding of each cosine. In TF32 that is large, and a single close pair
+    # decides the error of a tiny batch, so tiny batches get many seeds.
     rounding = 2.0**-11 if precision.allow_tf32 else rule.FLOAT32_ULP
     seeds = (lambda n: range(64 if n <= 5 else 1)) if precision.allow_tf32 else rule._seeds
     with mock.patch.multiple(rule, FLOAT32_ULP=rounding, _seeds=seeds):

@@ -38,7 +38,7 @@ def sums(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor_error(image: Tensor, text: Tensor, precision: Precision) -> Tensor:
-    """Of each entry of P and M: both are rounded at the size of their terms."""
+    """Return the error of each entry of P and M, which are rounded at the size of their terms."""
     x, y = (reference.normalize(t.double()).abs() for t in (image, text))
     return 4 * bounds.eps_of(precision) * (x + y)
 

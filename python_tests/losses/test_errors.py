@@ -1,4 +1,4 @@
-"""What a wrong argument is told: the argument's name, the value received, and the remedy."""
+"""Error messages of the losses: the argument's name, the value received, and the remedy."""
 
 from __future__ import annotations
 

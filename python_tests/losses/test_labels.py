@@ -436,7 +436,7 @@ def test_matryoshka_refuses_wrong_widths() -> None:
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 def test_weights_for_another_batch_size_keep_the_weight_of_a_pair(reduction: str) -> None:
-    """Of features whose cosines differ between the towers by one number, for all pairs."""
+    """The cosines of the two towers differ by the same number for all pairs."""
 
     def cycle_loss(n: int) -> Tensor:
         weights = {"in_modal": 0.3, "cross_modal": 0.1}

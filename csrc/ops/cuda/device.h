@@ -1,5 +1,5 @@
-// What the CUDA operators share: from tensors to the arguments of a launcher, and the surroundings of a
-// launch. Nothing here waits for the device.
+// Helpers of the CUDA operators: they convert tensors to a launcher's arguments and wrap its launch.
+// Nothing here waits for the device.
 
 #pragma once
 
@@ -27,7 +27,7 @@ inline std::string device_of(const Tensor& tensor) {
   return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
 }
 
-// One tensor on a GPU brings an operator here, whatever the others are.
+// The dispatcher calls a CUDA operator if at least one tensor is on a GPU; the others may be elsewhere.
 inline void check_same_device(std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
   for (const Argument& argument : arguments) {
