@@ -101,7 +101,7 @@ def _blocks(kernel: Kernel) -> int | None:
 
 
 def row(kernels: Sequence[Kernel]) -> dict[str, str]:
-    """Return the line of one kernel, with figures that differ between architectures side by side."""
+    """Return the line of one kernel; figures that differ by architecture are side by side."""
     columns = [figures(kernel) for kernel in kernels]
     merged = {"kernel": f"`{kernels[0].name}`"}
     for name in columns[0]:

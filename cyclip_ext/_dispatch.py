@@ -41,7 +41,7 @@ class PairOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """How a loss is computed, whatever it is a loss of. Constructing one checks nothing."""
+    """Options of a loss that do not depend on its inputs; `check` validates them."""
 
     backend: Backend = "auto"
     precision: Precision = "auto"
@@ -93,9 +93,9 @@ def use_native(
 ) -> bool:
     """Return whether the native operator computes this; if not, the reference does.
 
-    `labelled`: there are labels that the operator would have to look at.
+    `labelled`: whether there are labels on which the result depends.
 
-    Raises: RuntimeError if backend="native" cannot be had.
+    Raises: RuntimeError if backend="native" is not available.
     """
     if options.backend == "reference":
         return False
@@ -121,7 +121,7 @@ def use_native(
 
 
 def _unsupported_derivatives() -> str:
-    """Return what the operators cannot do here; some of it they would leave out silently."""
+    """Return the reason why the operators cannot be used here, or an empty string."""
     if in_forward_mode():
         return "has no forward-mode derivatives"
     if in_function_transform():
@@ -159,13 +159,16 @@ def pair_operator(
     *inputs: Tensor,
     needs_hardest: bool = True,
 ) -> ops.PairOperator:
-    """Return an operator over all pairs with what it may round and keep; features come first."""
+    """Return an operator over all pairs with its limits of rounding and memory.
+
+    The first of `inputs` are the features.
+    """
     features = inputs[0]
     tf32, bf16 = allow_tf32(features), options.precision == "bf16"
     keep_bytes = _keep_bytes(options, *inputs)
     if batch is not None:
-        # The operators see 16-bit features widened to float32, and may multiply them as what they
-        # are: bfloat16, and float16 as TF32, which holds it.
+        # The operators get 16-bit features widened to float32. They may multiply bfloat16 as
+        # bfloat16, and float16 as TF32, which represents it exactly.
         tf32 |= features.is_cuda and features.dtype == torch.float16
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
@@ -182,14 +185,14 @@ def allow_tf32(features: Tensor) -> bool:
 def torch_allows_tf32() -> bool:
     """Return whether torch itself multiplies float32 matrices in TF32 on a GPU.
 
-    `torch.set_float32_matmul_precision` sets what is read here. Reading it by its counterpart
-    raises if somebody has used `torch.backends.cuda.matmul.fp32_precision`.
+    `torch.set_float32_matmul_precision` also sets this attribute. The getter of the older interface
+    raises after `torch.backends.cuda.matmul.fp32_precision` was set.
     """
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def _keep_bytes(options: Options, *inputs: Tensor) -> int:
-    """Return what may be kept for a backward pass: nothing if there will be none."""
+    """Return the bytes that may be kept for a backward pass; 0 if no input requires grad."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         return 0
     return min(memory_budget(options), 2**63 - 1)

@@ -17,7 +17,7 @@ PAIR_OPERATORS = "pair_statistics", "sigmoid_rows"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a loss computes with."""
+    """Checked arguments of a loss."""
 
     image: Tensor  # [n, d], all features of one dtype
     text: Tensor  # [n, d]
@@ -42,10 +42,10 @@ def prepare(
     negative_text_features: Tensor | None = None,
     negative_image_features: Tensor | None = None,
 ) -> Inputs:
-    """Check the arguments of a loss, turn scalars into 0-dim tensors, and meet the other ranks.
+    """Check the arguments of a loss, make scalars 0-dim tensors, and compare with other ranks.
 
-    `operators` are those that the loss is going to use. Whatever this process refuses is refused
-    here, before the first collective, so that no other rank is left waiting.
+    `operators` are those that the loss will use. All checks of this process precede the first
+    collective, so that no other rank waits for a process that has raised.
     """
 
     def check() -> distributed.Arguments:
@@ -95,7 +95,7 @@ def prepare(
 
 
 def needs_labels(operator: str, options: Options) -> bool:
-    """Return whether an operator has to look at labels, if there are any."""
+    """Return whether an operator depends on labels, if labels are given."""
     if operator == "pair_statistics":
         return options.same_label == "mask"
     return operator == "sigmoid_rows"

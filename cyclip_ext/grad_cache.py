@@ -64,10 +64,11 @@ def cached_backward(
 
     Returns: the loss's dictionary, detached.
 
-    Raises: ValueError if chunk_size is not positive, if the tensors differ in their numbers of
-        rows, and for layers that normalize over the batch, unless per_chunk_statistics. TypeError
-        for inputs that cannot be split, and if the towers are not a module: their layers could not
-        be inspected.
+    Raises:
+        ValueError: if chunk_size is not positive, if the tensors differ in their numbers of rows,
+            and for layers that normalize over the batch, unless per_chunk_statistics.
+        TypeError: for inputs that cannot be split, and if the towers are not a module, because
+            their layers could not be inspected.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")

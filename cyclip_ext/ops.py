@@ -1,7 +1,7 @@
 """The native operators: loads the libraries, registers shapes, derivatives and FLOP counts.
 
-Importing this module never fails if a library is missing; `backend_status()` says what is there and
-why the rest is not. With the CPU library loaded, these exist under `torch.ops.cyclip_ext`:
+The import succeeds without the libraries; `backend_status()` returns their state and the reason if
+one is missing. With the CPU library loaded, `torch.ops.cyclip_ext` contains:
 
     row_norms(x)                          max(|x_i|, 1e-12); [N]
     pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
@@ -29,7 +29,7 @@ products of all pairs, which the backward pass then need not compute again. `dot
 do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
 and -1 for their indices, as without negatives, which is faster.
 
-What the numbers mean: docs/losses.md. How they are computed: docs/gradients.md, docs/cycle.md.
+docs/losses.md defines the results. docs/gradients.md and docs/cycle.md describe the computation.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def has_operator(name: str, device_type: str) -> bool:
 
 
 def build_record() -> dict[str, Any]:
-    """Return what setup.py recorded about the build, or nothing if there is no such record."""
+    """Return the record that setup.py wrote about the build, or an empty dictionary."""
     try:
         record = json.loads((PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -143,7 +143,7 @@ def _register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> None:
-    """Register what Python knows of an operator, if the library with its schema is loaded.
+    """Register shapes, derivatives and flops of an operator if the CPU library is loaded.
 
     A `_backward` operator has no derivatives of its own.
     """
@@ -160,13 +160,13 @@ def _register(
 
 
 def _once_differentiable(name: str) -> Callable[..., None]:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
+    def raise_error(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
             f"cyclip_ext::{name} cannot be differentiated twice; "
             'use backend="reference" for second derivatives'
         )
 
-    return refuse
+    return raise_error
 
 
 # ---------------------------------------------------------------- shapes
@@ -184,7 +184,7 @@ def _float64(like: Tensor, *shape: Size) -> Tensor:
 
 
 def _grad_like(features: Tensor, needed: bool) -> Tensor:
-    """Backward operators return no rows for a tower that needs no gradient."""
+    """Return an empty gradient of a tower, without rows unless it is needed."""
     n, d = features.shape
     return features.new_empty((n if needed else 0, d))
 
@@ -254,7 +254,7 @@ _register("row_norms", _row_norms_fake, _row_norms_flops, _row_norms_backward, _
 
 
 class Rounding(NamedTuple):
-    """What the products of an operator over all pairs may round."""
+    """Rounding that the products of an operator over all pairs may apply."""
 
     allow_tf32: bool = False
     allow_bf16: bool = False

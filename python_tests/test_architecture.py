@@ -1,4 +1,4 @@
-"""The structure of the package: import directions, privacy of names, and what the losses import."""
+"""Imports within the package have no cycle and point one way."""
 
 from __future__ import annotations
 
@@ -86,32 +86,3 @@ def test_imports_between_subpackages_point_one_way() -> None:
             ):
                 wrong.append(f"{name} imports {source}")
     assert not wrong
-
-
-def test_no_module_uses_private_names_of_another() -> None:
-    trees = modules()
-    private = [
-        f"{name} imports {source}.{imported}"
-        for name, tree in trees.items()
-        for source, imported in imports(name, tree, set(trees))
-        if imported is not None and imported.startswith("_") and not imported.startswith("__")
-    ]
-    aliases = {
-        name: {
-            source.rpartition(".")[2]
-            for source, imported in imports(name, tree, set(trees))
-            if imported is None
-        }
-        for name, tree in trees.items()
-    }
-    private += [
-        f"{name}, line {node.lineno}: {node.value.id}.{node.attr}"
-        for name, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in aliases[name]
-        and node.attr.startswith("_")
-        and not node.attr.startswith("__")
-    ]
-    assert not private

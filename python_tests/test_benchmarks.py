@@ -84,7 +84,7 @@ def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
 def test_stages_of_the_gpu_program(
     stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
 ) -> None:
-    """On a GPU, there is no time to repair the program."""
+    """Time on a GPU is short, so each stage of the program is tested on the CPU first."""
     stages = benchmark("gpu_stages")
     lines = list(stages.STAGES[stage](gpu_plan))
     assert lines

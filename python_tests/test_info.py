@@ -84,7 +84,7 @@ def test_cuda_library_without_a_gpu_is_not_usable(monkeypatch: pytest.MonkeyPatc
 def test_gpu_is_compared_with_what_was_built(
     capability: tuple[int, int], architectures: str, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels for other GPUs fail at their first launch; the report must say so before."""
+    """The report must show before the first launch that kernels for other GPUs will fail."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
@@ -154,7 +154,7 @@ def test_module_that_breaks_at_import_is_reported(
 def test_missing_or_broken_record_is_not_an_error(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run from a source tree there is no record; nor is a damaged one a reason to fail."""
+    """A source tree has no build record, and an interrupted build may leave a damaged one."""
     if text is not None:
         (tmp_path / "_build_info.json").write_text(text)
     monkeypatch.setattr(ops, "PACKAGE", tmp_path)

@@ -15,13 +15,13 @@ class AsyncCopies {
  public:
   static constexpr size_t kBytes = 16;
 
-  // Of zeros where `global` is null.
+  // Starts a copy; if `global` is null, of zeros.
   void issue(void* shared, const void* global, Where where);
   void commit() { ++open_group_; }
   // Completes all groups but the `pending` youngest of those committed.
   void wait(int pending);
 
-  // Where the oldest copy that is under way was issued; null without any.
+  // The source line that issued the oldest unfinished copy; null if all are finished.
   const Where* unfinished() const { return first_ < copies_.size() ? &copies_[first_].where : nullptr; }
   void clear();
 

@@ -36,7 +36,7 @@ struct Launch {
   Where where;
 };
 
-// What a warp does together: a function of the operands of all lanes, run when the last one arrives.
+// A collective operation of a warp: a function of the operands of all lanes, run when the last lane arrives.
 using Collective = void (*)(void* const (&operands)[kLanes]);
 
 struct Thread {
@@ -104,7 +104,7 @@ class Block {
   uint64_t random_state_;
 };
 
-// What runs now; null outside of kernels.
+// The block and the thread that run now; null outside of kernels.
 struct Running {
   Block* block;
   Thread* thread;

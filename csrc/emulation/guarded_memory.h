@@ -45,8 +45,8 @@ class GuardedBlock {
  private:
   static constexpr std::align_val_t kAlignment{256};
 
-  // What guards hold at some distance from the memory. A read close by gives NaN; farther away that is no
-  // NaN, so that NaN written there shows.
+  // Content of the guards at this distance from the memory. Near the memory it is NaN, which a read shows;
+  // farther away it is a number, so that a NaN written there shows.
   static unsigned char guard(size_t distance) { return distance < 256 ? 0xFF : 0xA5; }
   unsigned char& before(size_t distance) const { return whole_[kGuardBytes - 1 - distance]; }
   unsigned char& behind(size_t distance) const { return whole_[kGuardBytes + bytes_ + distance]; }

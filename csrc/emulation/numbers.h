@@ -51,7 +51,7 @@ inline float exp2_approximately(float x) {
   return y < 0x1p-126f ? 0 : y;
 }
 
-// What the tensor cores read of a register.
+// The bits of a register that the tensor cores read.
 inline float truncate_to_tf32(uint32_t bits) { return std::bit_cast<float>(bits & 0xFFFFE000u); }
 
 inline float round_to_tf32(float x) {

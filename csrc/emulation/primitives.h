@@ -1,5 +1,6 @@
-// The device primitives of ../kernels/cuda/primitives.cuh, and what nvcc defines by itself, for the emulator. Each
-// checks what the GPU takes for granted, and ends the launch by an exception that says where and who.
+// The device primitives of ../kernels/cuda/primitives.cuh and nvcc's built-in names, for the emulator. Each
+// checks the preconditions that a GPU does not check. If one fails, an exception with the source line and the
+// thread ends the launch.
 
 #pragma once
 
@@ -43,7 +44,7 @@ T& shared_variable(Declaration) {
   return *static_cast<T*>(running.block->shared().variable(&key, sizeof(T)));
 }
 
-// Of the running thread.
+// The asynchronous copies of the running thread.
 inline AsyncCopies& copies() { return running.block->copies(*running.thread); }
 
 inline void require_shared(const void* address, const char* what, Where where) {
@@ -192,7 +193,7 @@ inline float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
 
 // ---------------------------------------------------------------- launches
 
-// The stream of a launch, which knows where the launch is: a default argument cannot follow the pack.
+// The stream of a launch with its source location: a default argument cannot follow the parameter pack.
 struct LaunchSite {
   emulation::Where where;
   LaunchSite(Stream, emulation::Where where = emulation::Where::here()) : where(where) {}

@@ -1,5 +1,5 @@
-// What host code sees of the emulator: the types that a launcher's signature needs, and the order in which
-// threads run.
+// The emulator's interface to host code: the types of a launcher's signature, and the order in which threads
+// run.
 
 #pragma once
 

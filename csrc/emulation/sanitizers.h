@@ -1,9 +1,9 @@
-// What the emulator has to tell the sanitizers; nothing where it is compiled without them.
+// Annotations of the emulator for the sanitizers; empty if it is compiled without them.
 //
-// ThreadSanitizer sees one thread per CUDA thread. What these share beyond the memory of the GPU, the
-// emulator's own state and the operands that a warp collects, it must not see written: that is not ordered as
-// it wants things to be. Functions that run often are CYCLIP_UNSEEN for this, and write without the help of
-// others; the rest is in the scope of an Unseen, which holds for all that is called there, but is slow.
+// ThreadSanitizer sees one thread per CUDA thread. These threads also share the emulator's own state and the
+// operands that a warp collects. Writes to both are hidden from ThreadSanitizer, which would report them as
+// races. Functions that run often are CYCLIP_UNSEEN and call no other function to write. Other code is in the
+// scope of an Unseen, which also covers all functions called there, but is slow.
 
 #pragma once
 
@@ -74,7 +74,7 @@ class Unseen {
   Unseen& operator=(const Unseen&) = delete;
 };
 
-// Copies of constant size are expanded in line, where ThreadSanitizer does not see them; so it is told.
+// Report a copy to ThreadSanitizer, which does not see copies of constant size that are expanded in line.
 inline void seen_read([[maybe_unused]] const void* address, [[maybe_unused]] size_t bytes) {
 #if defined(CYCLIP_TSAN)
   __tsan_read_range(const_cast<void*>(address), bytes);
@@ -87,7 +87,7 @@ inline void seen_write([[maybe_unused]] void* address, [[maybe_unused]] size_t b
 #endif
 }
 
-// What a thread did before it released a key is ordered before what another does after acquiring it.
+// Actions of a thread before it releases a key are ordered before those of a thread that acquires it.
 inline void release([[maybe_unused]] void* key) {
 #if defined(CYCLIP_TSAN)
   __tsan_release(key);

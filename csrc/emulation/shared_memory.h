@@ -11,7 +11,7 @@
 
 namespace cyclip::emulation {
 
-// Of a block on the smallest of the architectures that we build for (12.0).
+// Shared memory of a block on the architecture with the least of it (12.0).
 inline constexpr size_t kMaxSharedBytes = 99 * 1024;
 
 // NaN in every floating type.
@@ -27,7 +27,7 @@ class SharedMemory {
   unsigned char* dynamic() const { return pages_.data() + regions_.front().begin; }
   size_t dynamic_bytes() const { return regions_.front().bytes; }
 
-  // The variable of this key, which the first thread of the block to ask for it makes.
+  // The variable of this key. The first thread of the block that calls this creates it.
   void* variable(const void* key, size_t bytes);
 
   // Whether [address, address + bytes) lies within one variable or the dynamic shared memory.
@@ -36,7 +36,7 @@ class SharedMemory {
   // Address in the window of shared memory.
   uint32_t offset(const void* address) const;
 
-  // What was written into the guards, as a message; empty where nothing was.
+  // A message on writes into the guards; empty if there were none.
   std::string damage() const;
 
  private:

@@ -1,4 +1,4 @@
-// What a block occupies while it runs: stacks, shared memory, and its threads' identities to
+// The resources of a running block: stacks, shared memory, and its threads' identities to
 // ThreadSanitizer. Making them costs much more than running a small block, so they are used again.
 
 #pragma once

@@ -1,4 +1,4 @@
-// What a test program needs: a comparison that reports, and an exit code.
+// Helpers of a test program: comparisons that print failures, and the exit code.
 
 #pragma once
 

@@ -1,8 +1,7 @@
 // Every operator of kernels/cuda/operators.h under emulation, in all orders of the threads: the results
 // have the same bits, hold no NaN (which is what unwritten memory holds), and stay within their memory.
-// Small, because the sanitizers run it: the thread sanitizer finds barriers that no order misses. What the
-// numbers should be, python_tests/kernels knows; here they are only compared with plain loops where those
-// are short.
+// Cases are small because the sanitizers run them: ThreadSanitizer finds missing barriers that no order
+// shows. python_tests/kernels tests the values; here short ones are compared with plain loops.
 
 #include <map>
 #include <random>
@@ -180,9 +179,10 @@ GuardedArray<int64_t> integers(int64_t size, int64_t divisor, int64_t modulus) {
 
 // Calls launch(context), and checks the workspace.
 template <typename Launch>
-void run(const Problem& problem, const Launch& launch) {
+void run(const Problem& problem, const Launch& launch, bool float64_is_slow = false) {
   GuardedWorkspace workspace;
   Context context{workspace, Stream{}};
+  context.float64_is_slow = float64_is_slow;
   context.allow_tf32 = problem.precision.allow_tf32;
   context.large_tiles = problem.shape.large_tiles;
   check(launch(context) == kSuccess, "a launch failed");
@@ -224,6 +224,23 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   }
   for (int64_t i = 0; i < n; ++i) check_close(row_lse[i], std::log(row_sums[i]), tolerance, "row_lse");
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
+}
+
+// Without the hardest negatives, and with a scale at which lines of a tile get shifts of their own.
+void run_slim_pair_statistics(const Problem& problem, Results& results) {
+  const auto [n, m, d, large_tiles] = problem.shape;
+  const GuardedArray<double> scale(one(1000.0));
+  const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
+  const GuardedArray<int64_t> row_index(n), col_index(m);
+  run(problem, [&](const Context& context) {
+    return launch_pair_statistics_forward(
+        {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
+         positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
+         /*needs_hardest=*/false},
+        context);
+  });
+  results.add("row_lse of a large scale", row_lse);
+  results.add("col_lse of a large scale", col_lse);
 }
 
 void run_pair_statistics(const Problem& problem, Results& results) {
@@ -291,6 +308,30 @@ void run_sigmoid_rows(const Problem& problem, Results& results) {
   text_grad.add_to(results, "text_grad of the sigmoid");
   results.add("logit_scale_grad of the sigmoid", scale_grad);
   results.add("logit_bias_grad", bias_grad);
+}
+
+// Products in float32 after deflation.
+void run_deflated_cycle_grams(const Problem& problem, Results& results) {
+  const int64_t n = problem.shape.n, d = problem.shape.d;
+  const Features &image = problem.image.features, &text = problem.square_text.features;
+  const Gradient image_grad(problem, n), text_grad(problem, n);
+  const GuardedArray<double> plus(d * d), minus(d * d), cross(d * d);
+  const auto forward = [&](const Context& context) {
+    return launch_cycle_grams_forward({image, text, plus.data(), minus.data(), cross.data()}, context);
+  };
+  run(problem, forward, /*float64_is_slow=*/true);
+  results.add("plus_gram after deflation", plus);
+  results.add("minus_gram after deflation", minus);
+  results.add("cross_gram after deflation", cross);
+  const auto g_plus = doubles(d * d, 4), g_minus = doubles(d * d, 5), g_cross = doubles(d * d, 6);
+  const auto backward = [&](const Context& context) {
+    return launch_cycle_grams_backward(
+        {image, text, g_plus.data(), g_minus.data(), g_cross.data(), image_grad.data(), text_grad.data()},
+        context);
+  };
+  run(problem, backward, /*float64_is_slow=*/true);
+  image_grad.add_to(results, "image_grad after deflation");
+  text_grad.add_to(results, "text_grad after deflation");
 }
 
 void run_cycle(const Problem& problem, Results& results) {
@@ -368,8 +409,10 @@ void test_operators(const Problem& problem) {
     Results results;
     run_row_norms(problem, results);
     run_pair_statistics(problem, results);
+    run_slim_pair_statistics(problem, results);
     run_sigmoid_rows(problem, results);
     run_cycle(problem, results);
+    run_deflated_cycle_grams(problem, results);
     run_retrieval(problem, results);
     return results;
   });

@@ -1,4 +1,4 @@
-// What the tests of the emulator share.
+// Helpers of the emulator's tests.
 
 #pragma once
 

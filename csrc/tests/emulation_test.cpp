@@ -62,6 +62,26 @@ void test_shared_memory() {
 
 // ---------------------------------------------------------------- shuffles
 
+// Thread `voter` votes in every third of six votes, which follow one another without another barrier.
+__global__ void vote_kernel(int* found, unsigned voter) {
+  bool ok = true;
+  for (int vote = 0; vote < 6; ++vote)
+    ok = ok && block_any(vote % 3 == 1 && threadIdx.x == voter) == (vote % 3 == 1);
+  found[threadIdx.x] = ok ? 1 : 0;
+}
+
+void test_votes() {
+  for (const unsigned voter : {0u, 40u, 69u}) {
+    for (const std::vector<int>& found : in_all_orders([&] {
+           std::vector<int> found(70);
+           launch(vote_kernel, dim3(1), dim3(70), 0, nullptr, found.data(), voter);
+           return found;
+         })) {
+      check(std::accumulate(found.begin(), found.end(), 0) == 70, "votes of thread " + std::to_string(voter));
+    }
+  }
+}
+
 template <typename T>
 __global__ void shuffle_kernel(T* out, int mask) {
   out[threadIdx.x] = shuffle_xor(static_cast<T>(threadIdx.x + 0.25), mask);
@@ -339,6 +359,7 @@ int main() {
   using namespace cyclip::test;
   test_every_thread_runs_once();
   test_shared_memory();
+  test_votes();
   test_shuffle<float>();
   test_shuffle<int>();
   test_shuffle<double>();

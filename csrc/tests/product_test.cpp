@@ -41,7 +41,7 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1, 1},    {5, 3, 2},    {6, 16, 1},    {7, 33, 2},
                              {13, 600, 1}, {131, 20, 1}, {130, 530, 1}, {50, 41, 2}};
 
-// What a word is worth: its numbers, one or two.
+// The product of two words, each of one or two numbers.
 template <typename T>
 double dot(T a, T b) {
   return static_cast<double>(a) * static_cast<double>(b);

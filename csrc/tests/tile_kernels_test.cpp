@@ -119,7 +119,7 @@ struct Line {
   }
 };
 
-// What softmax_forward makes of one tile.
+// The result of softmax_forward for one tile.
 template <typename T>
 struct SoftmaxResult {
   std::vector<double> positive;

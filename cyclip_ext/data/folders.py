@@ -26,11 +26,14 @@ from .images import IMAGE_SUFFIXES, read_bytes
 from .skips import SkipReport
 
 _STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not an image
-_SPLIT = re.compile(
-    r"(?:imagenet[-_ ]?)?(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval(?:uation)?)"
-    r"(?:[-_ ]?(?:set|data|images|\d+))?",
-    re.IGNORECASE,
+_TRAINING, _EVALUATION = (
+    re.compile(rf"(?:imagenet[-_ ]?)?(?:{names})(?:[-_ ]?(?:set|data|images|\d+))?", re.IGNORECASE)
+    for names in ("train(?:ing)?", "val(?:id(?:ation)?)?|test(?:ing)?|dev|eval(?:uation)?")
 )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # what macOS adds to archives
 
 
 def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
@@ -50,8 +53,8 @@ def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         visited.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield os.path.relpath(parent, folder), sorted(n for n in names if not n.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield os.path.relpath(parent, folder), sorted(n for n in names if not _is_hidden(n))
 
 
 def is_image(name: str) -> bool:
@@ -154,6 +157,8 @@ class ClassFolderDataset(FileDataset):
         self.folder = folder
         self.skipped = SkipReport()
         folders = _subfolders(folder)
+        if not folders:
+            raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
         _refuse_splits(folder, folders)
         if all(name.isdecimal() for name in folders):
             folders.sort(key=int)
@@ -204,28 +209,21 @@ class ClassFolderDataset(FileDataset):
 
 def has_class_folders(folder: Path) -> bool:
     """Return whether there is a subfolder with an image somewhere in it."""
-    return any(
-        entry.is_dir() and not entry.name.startswith(".") and has_images(Path(entry.path))
-        for entry in os.scandir(folder)
-    )
+    return any(has_images(folder / name) for name in _subfolders(folder))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    folders = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not folders:
-        raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
-    return folders
+    names = sorted(name for name in os.listdir(folder) if not _is_hidden(name))
+    return [name for name in names if (folder / name).is_dir()]
 
 
 def _refuse_splits(folder: Path, folders: Sequence[str]) -> None:
-    if all(_SPLIT.fullmatch(name) for name in folders):
+    training = [name for name in folders if _TRAINING.fullmatch(name)]
+    evaluation = [name for name in folders if _EVALUATION.fullmatch(name)]
+    if (training and evaluation) or len(training) + len(evaluation) == len(folders):
         raise ValueError(
             f"the subfolders of {folder} are splits of a dataset ({', '.join(folders)}), not "
-            f"classes: name the split to evaluate, {folder / folders[-1]}"
+            f"classes: name the split to evaluate, {folder / (evaluation or training)[0]}"
         )
 
 

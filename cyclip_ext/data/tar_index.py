@@ -28,7 +28,7 @@ SAMPLE = np.dtype(
 LABEL_SUFFIX = ".cls"
 NO_LABEL, BROKEN_LABEL = -1, -2
 
-_VERSION = 3  # of what the rows mean
+_VERSION = 4  # of what the rows mean
 _BROKEN = "broken tar"
 _EMPTY = "empty shard"
 _UNREADABLE = "unreadable tar"

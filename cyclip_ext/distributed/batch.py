@@ -1,8 +1,8 @@
-"""What the ranks of a group tell each other before they compute.
+"""The first exchange of a loss, in which the ranks of a group compare their arguments.
 
-Collectives hang, or mix up bytes, where one rank sends what another does not expect. So each loss
-begins with one small all-gather: how many rows, of which kind, with which derivatives, or that a
-rank refuses its arguments. All ranks then know the same and decide the same.
+If one rank sends data that another does not expect, collectives hang or mix up bytes. Each loss
+therefore begins with a small all-gather of the number of rows, their width and dtype, the arguments
+given, and whether the rank's arguments are valid. All ranks then compute or raise together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 @dataclass(frozen=True)
 class Batch:
-    """Where the rows of a group's batch lie: in the order of ranks, `counts[r]` on rank r."""
+    """Division of a batch among the ranks of a group: `counts[r]` rows on rank r, in order."""
 
     group: ProcessGroup
     exchange: Exchange
@@ -56,13 +56,13 @@ class Batch:
         return sum(self.counts)
 
     def start(self, rank: int) -> int:
-        """Where the rows of a rank begin in the whole batch."""
+        """Return the index of the first row of a rank in the whole batch."""
         return sum(self.counts[:rank])
 
 
 @dataclass(frozen=True)
 class _Message:
-    """What a rank says of itself. Only `accepted` means anything where it is 0."""
+    """Message of one rank about its arguments; if `accepted` is 0, the other fields are unused."""
 
     accepted: int = 0
     rows: int = 0
@@ -105,8 +105,8 @@ def agree(
 ) -> tuple[Arguments, Batch]:
     """Return the arguments of a loss as `check` returns them, by name, and the Batch.
 
-    Raises: what `check` raises, on this rank, and a RuntimeError that names this rank on all
-    others; ValueError on all ranks where they do not fit together.
+    Raises: on this rank the error of `check`, and on all others a RuntimeError that names this
+    rank; ValueError on all ranks if their arguments do not fit together.
     """
     try:
         arguments = check()
@@ -151,7 +151,7 @@ def check_group(group: object) -> None:
 def _exchange(
     message: _Message, group: ProcessGroup, device: torch.device | None
 ) -> list[_Message]:
-    """By way of the host, where the group can, so that a GPU's queue is not waited for."""
+    """Gather the messages, through the host if the group can, to avoid waiting for a GPU."""
     if "cpu:" in dist.get_backend_config(group):
         device = torch.device("cpu")
     elif device is None:
@@ -163,11 +163,11 @@ def _exchange(
 
 
 def _check_messages(messages: list[_Message]) -> None:
-    refused = [rank for rank, message in enumerate(messages) if not message.accepted]
-    if refused:
+    invalid = [rank for rank, message in enumerate(messages) if not message.accepted]
+    if invalid:
         raise RuntimeError(
-            f"rank {', '.join(map(str, refused))} of the group refused its arguments, so there is "
-            "no loss on this rank either; the error raised there says why"
+            f"rank {', '.join(map(str, invalid))} of the group got invalid arguments, so this rank "
+            "cannot compute the loss either; correct the error that was raised there"
         )
     features = "image_features and text_features"
     _check_equal(f"{features} must have one width d on all ranks", [m.width for m in messages])

@@ -6,8 +6,8 @@
     all_sum        all-reduce                       backward: W times the upstream gradient
 
 Each moves what autograd of one process would move, except for the factor W (see the package).
-Gloo and NCCL know all of them. Sums run here, in the order of ranks, wherever a backend may choose
-another order from run to run; all_sum alone is the backend's.
+Gloo and NCCL support all of them. Sums run here, in the order of ranks, if a backend may change its
+order from run to run; only all_sum is the backend's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .batch import Batch
 
 @disable_compile
 def gather_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Of all ranks, [n, d] -> [N, d], sent as they are and then widened to `dtype`.
+    """Gather the rows of all ranks, [n, d] -> [N, d], and widen them to `dtype` afterwards.
 
     Gradients come back in `dtype`, are summed in it, and rounded once.
     """
@@ -36,7 +36,7 @@ def gather_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 @disable_compile
 def replicate_rows(rows: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """As gather_rows, for N rows of which every rank computes the same whole loss."""
+    """Gather rows as gather_rows does, for a loss of all N rows that every rank computes."""
     replicated: Tensor = _ReplicateRows.apply(rows, batch, dtype)
     return replicated
 
@@ -49,10 +49,10 @@ def gather_constants(values: Tensor, batch: Batch) -> Tensor:
 
 @disable_compile
 def own_columns(lse: Tensor, hardest: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Statistics of this rank's columns over all rows, [n] each.
+    """Return the statistics of this rank's columns over all rows, [n] each.
 
-    From `lse` and `hardest`, [N]: those of all columns over this rank's rows. Of tied hardest
-    negatives that of the lowest rank counts.
+    `lse` and `hardest`, [N], are those of all columns over this rank's rows. If hardest negatives
+    tie, that of the lowest rank counts.
     """
     own_lse, own_hardest, _ = _OwnColumns.apply(lse, hardest, batch)
     return own_lse, own_hardest
@@ -86,7 +86,7 @@ class _ReplicateRows(_GatherRows):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         batch = ctx.batch
         start = batch.start(batch.rank)
-        # Of a whole gradient, not of a share: nothing is missing that other ranks would have.
+        # This rank has the whole gradient of its rows, so no sum over ranks is needed.
         own = batch.ranks * grad[start : start + batch.counts[batch.rank]]
         return own.to(ctx.dtype), None, None
 
@@ -113,7 +113,7 @@ class _OwnColumns(Function):
         grad_lse, grad_hardest, _ = grads
         mine = torch.stack([own_lse, grad_lse, grad_hardest, winner.to(lse.dtype)], dim=1)
         whole_lse, grad_lse, grad_hardest, winner = _all_gather(mine, ctx.batch).unbind(dim=1)
-        # No negatives in this rank's rows: not e^(-inf - -inf), which is what one column has.
+        # Without negatives in this rank's rows the share is 0, and not e^(-inf + inf).
         share = torch.where(lse == -torch.inf, 0, (lse - whole_lse).exp())
         return grad_lse * share, torch.where(winner == ctx.batch.rank, grad_hardest, 0), None
 
@@ -133,7 +133,7 @@ class _AllSum(Function):
 
 
 def _all_gather(rows: Tensor, batch: Batch) -> Tensor:
-    """[n, ...] -> [N, ...], padded on the way: gloo sends blocks of one size only."""
+    """Gather [n, ...] -> [N, ...], padded in transit: gloo sends blocks of one size only."""
     most, shape = max(batch.counts), rows.shape[1:]
     missing = most - rows.shape[0]
     padded = torch.cat([rows, rows.new_zeros(missing, *shape)]) if missing else rows.contiguous()
@@ -148,7 +148,7 @@ def _all_gather(rows: Tensor, batch: Batch) -> Tensor:
 
 
 def _to_owners(columns: Tensor, batch: Batch) -> Tensor:
-    """[N, ...] on each rank -> [W, n, ...]: what every rank has for this rank's columns."""
+    """Exchange [N, ...] on each rank -> [W, n, ...], every rank's part for this rank's columns."""
     n, shape = batch.counts[batch.rank], columns.shape[1:]
     received = columns.new_empty(batch.ranks, n, *shape)
     dist.all_to_all_single(

@@ -1,4 +1,4 @@
-"""Which processes share the batch: found anew at each call, so that a loss outlives its groups."""
+"""Lookup of the processes that share a batch, at each call: a loss may outlive its group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class SavedGroup:
     ranks: tuple[int, ...]
 
     def find(self) -> ProcessGroup:
-        """Return this process's group of that name; raises RuntimeError if there is none."""
+        """Return this process's group of that name.
+
+        Raises RuntimeError if it does not exist.
+        """
         group = process_group_named(self.name) if _is_initialized() else None
         if group is None or tuple(dist.get_process_group_ranks(group)) != self.ranks:
             raise RuntimeError(
@@ -41,7 +44,7 @@ class SavedGroup:
 def resolve(group: Group | SavedGroup | None) -> ProcessGroup | None:
     """Return the process group that shares the batch now, or None for this process alone.
 
-    Raises: TypeError or ValueError for what is not a group, or is one without this process.
+    Raises: TypeError for another type, ValueError for a group without this process.
     """
     if group is None:
         _warn_if_there_are_other_ranks()
@@ -59,7 +62,7 @@ def _look_up(group: ProcessGroup | DeviceMesh | SavedGroup) -> ProcessGroup:
 
 
 def check(group: Group | SavedGroup | None) -> None:
-    """Raise TypeError or ValueError for what is not a group, or is one without this process."""
+    """Raise TypeError for another type, ValueError for a group without this process."""
     if not (group is None or isinstance(group, SavedGroup) or group in ("world", "local")):
         check_group(_process_group(group))
 

@@ -1,10 +1,10 @@
 """This rank's rows against all columns, block by block.
 
 A block of the similarity matrix is this rank's images against some texts. With the ring, rank r
-hands the texts it has to r + 1 and takes those of r - 1. The next block is on its way while this
-one is computed, so a rank holds two blocks at a time, and after W - 1 steps has seen them all. In
-the backward pass the gradient of each block follows it: every rank adds its share, and the last one
-sends the sum home.
+sends its current texts to r + 1 and receives those of r - 1. The next block is transferred while
+this one is computed, so a rank holds two blocks at a time and has processed all of them after
+W - 1 steps. In the backward pass the gradient of each block follows it: every rank adds its share,
+and the last one sends the sum to the block's owner.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Block(Protocol):
 def all_blocks(block: Block, inputs: Tensors, batch: Batch) -> list[Tensors]:
     """Return the outputs for all columns: of one block, or with the ring of one for each rank.
 
-    `inputs` are this rank's (images [n, d], texts [n, d], scalars ...). 16-bit features travel as
-    they are and are widened afterwards, so that gradients are summed over the ranks before they are
+    `inputs` are this rank's (images [n, d], texts [n, d], scalars ...). 16-bit features are sent as
+    they are and widened afterwards, so that gradients are summed over the ranks before they are
     rounded.
     """
     image, text, *scalars = inputs
@@ -62,7 +62,7 @@ def all_blocks(block: Block, inputs: Tensors, batch: Batch) -> list[Tensors]:
 def ring_blocks(
     block: Block,
     image: Tensor,  # [n, d], in the dtype of the computation
-    text: Tensor,  # [n, d], in that in which it travels
+    text: Tensor,  # [n, d], in the dtype of the transfer
     scalars: tuple[Tensor, ...],
     batch: Batch,
 ) -> list[Tensors]:

@@ -29,7 +29,7 @@ class Case:
 
 
 def good_cases() -> list[Case]:
-    """Pictures that look unusual inside but are whole."""
+    """Return intact images of unusual formats."""
     plain = halves()
     clear = halves("RGBA")
     clear.paste((0, 0, 0, 0), (0, 0, 20, 20))
@@ -85,7 +85,7 @@ def good_cases() -> list[Case]:
 
 
 def bad_cases() -> list[Case]:
-    """Files that no picture can be had from."""
+    """Return files that cannot be decoded."""
     whole = jpeg()
     progressive = encode(Image.open(BytesIO(whole)), "JPEG", progressive=True)
     return [
@@ -122,7 +122,7 @@ def _counts(*extra: str) -> Counter[str]:
 
 
 def caption(case: Case) -> str:
-    """Each file's own, to tell that it got no other's."""
+    """Return a caption that occurs once, so that tests notice exchanged captions."""
     return f"the picture {case.name}"
 
 

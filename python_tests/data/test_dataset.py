@@ -1,4 +1,4 @@
-"""Datasets: what they hand out, how they are divided and told apart, and counts of bad records."""
+"""Datasets: records, splits, fingerprints, and counts of bad records."""
 
 from __future__ import annotations
 

@@ -86,6 +86,7 @@ def test_classes(tmp_path: Path) -> None:
     for i in range(6):
         numbered(tmp_path / ("red", "blue_ish")[i % 2] / f"{i}.png", i)
     numbered(tmp_path / "loose.png", 7)
+    (tmp_path / "__MACOSX").mkdir()
     dataset = ClassFolderDataset(tmp_path)
     assert dataset.class_names == ("blue ish", "red")
     assert dataset.labels is not None
@@ -95,14 +96,21 @@ def test_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val"), ("Train", "test", "dev"), ("train2017", "val2017"), ("training",)]
+    "names",
+    [
+        ("train", "val"),
+        ("Train", "dev", "test"),
+        ("train2017", "val2017"),
+        ("training",),
+        ("training_set", "labels", "test_set"),
+    ],
 )
 def test_splits_are_not_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     """A dataset's root would be two classes, called train and val: 50% for any model."""
     for i, name in enumerate(names):
         for label in ("red", "blue"):
             numbered(tmp_path / name / label / f"{i}.png", i)
-    with pytest.raises(ValueError, match="are splits of a dataset .*name the split to evaluate"):
+    with pytest.raises(ValueError, match=r"are splits of a dataset .*name the split to evaluate"):
         ClassFolderDataset(tmp_path)
     assert ClassFolderDataset(tmp_path / names[0]).class_names == ("blue", "red")
 

@@ -74,7 +74,7 @@ def test_namings(tmp_path: Path, table: Path, convention: str, address_first: bo
         (1, (), 0, r"seem to count from 1"),
         (1, (), 1, ALL),
         (1, (11,), None, "do not decide whether the first row is 0 or 1"),
-        (1, (11,), 1, {i: 1 for i in range(11)}),
+        (1, (11,), 1, dict.fromkeys(range(11), 1)),
         (2, (), None, "1 file.s. .*numbers above 12"),
         (2, (), 1, "numbers above 12"),
         (0, (), 2, "must be 0 or 1, got 2"),
@@ -116,7 +116,7 @@ def test_first_row_does_not_apply_to_other_namings(tmp_path: Path, table: Path) 
 
 @pytest.mark.parametrize("second", ["old/5.png", "00005.png", "5.jpg", "5"])
 def test_two_files_of_one_row_are_refused(tmp_path: Path, table: Path, second: str) -> None:
-    """The one that the file system lists last would win."""
+    """The choice between them would depend on the file system's order."""
     images = download(tmp_path / "images", lambda i: f"{i}.png")
     numbered(images / second, 7)
     with pytest.raises(ValueError, match=r"are both named after row 5 of") as error:
@@ -132,7 +132,7 @@ def test_parts_that_are_numbered_separately_are_refused(tmp_path: Path, table: P
 
 
 def test_numbers_of_img2dataset_within_shards_are_refused(tmp_path: Path, table: Path) -> None:
-    """With 5 samples per shard it calls row 5 "10": row 10 would get its image."""
+    """With 5 samples per shard, img2dataset names row 5 "10", which would be used for row 10."""
     images = download(tmp_path / "images", lambda i: f"{i // 5:05d}/{i // 5:05d}{i % 5}.jpg")
     with pytest.raises(ValueError, match=r"5 file.s. .*above 11, .*a power of ten"):
         read_google_tsv(table, images)
@@ -155,7 +155,7 @@ def test_foreign_names_say_what_is_known(tmp_path: Path, table: Path) -> None:
     numbered(tmp_path / "images" / "cat.jpg", 0)
     with pytest.raises(ValueError, match=r"named after a row.*known namings: row number, "):
         read_google_tsv(table, tmp_path / "images")
-    with pytest.raises(FileNotFoundError, match="--images. must name a folder"):
+    with pytest.raises(FileNotFoundError, match=r"--images. must name a folder"):
         read_google_tsv(table, tmp_path / "nowhere")
 
 
@@ -184,4 +184,4 @@ def test_stored_matches_follow_the_folder(
     numbered(images / NAMES["nested"](3), 3)  # downloaded later
     assert len(read_google_tsv(table, images)) == 11
     (images / "00002").rename(images / "moved")
-    assert pairing(read_google_tsv(table, images)) == {i: 1 for i in range(11)}
+    assert pairing(read_google_tsv(table, images)) == dict.fromkeys(range(11), 1)

@@ -106,7 +106,7 @@ def test_exif_orientation_is_applied() -> None:
         (encode(halves())[:-30], "truncated"),
         (encode(halves())[:40] + b"\0" * 60, "not an image"),
         (png_bomb(), "too many pixels"),
-        (png_bomb(10_000), "too many pixels"),  # below the size at which Pillow itself refuses
+        (png_bomb(10_000), "too many pixels"),  # below Pillow's own limit
         (b"\0" * 5000, "not an image"),
     ],
     ids=["empty", "html", "half", "tail", "overwritten", "bomb", "small bomb", "zeros"],
@@ -221,7 +221,7 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
 
 
 def test_formats_that_the_web_does_not_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would start Ghostscript on a file from the web that calls itself x.jpg."""
+    """Pillow would run Ghostscript on PostScript from the web that is named x.jpg."""
 
     def started(*arguments: object, **options: object) -> None:
         raise AssertionError("a program was started")

@@ -30,7 +30,7 @@ FILES = {number: coloured(number) for number in range(MOST)}
 
 @pytest.fixture(scope="module")
 def images() -> object:
-    """A folder with an image of each number, beside which tables are written."""
+    """Write a folder with an image of each number, beside which tables are written."""
     with tempfile.TemporaryDirectory() as name:
         for number, data in FILES.items():
             (Path(name) / f"{number}.png").write_bytes(data)
@@ -105,7 +105,7 @@ def open_table(folder: Path, content: bytes, quoting: str = "auto") -> FileDatas
         shutil.rmtree(place)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from([",", "\t", ";"]),
@@ -124,11 +124,11 @@ def test_quoted_tables(
     if breaks:  # over several lines
         rows = [(number, before, "\nof two lines" + after) for number, before, after in rows]
     dataset = open_table(images, write_table(images, rows, separator, quoting, end))
-    # A caption with lines like rows of the table is counted rather than trusted.
+    # A caption that contains lines like rows of the table is counted and not used.
     check(dataset, Counter(row[0] for row in rows), exact=not breaks)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from(["\t", "|"]),
@@ -145,7 +145,7 @@ def test_tables_without_quoting(
         check(open_table(images, content, reading), records, exact=reading != "quoted")
 
 
-@settings(max_examples=200)
+@settings(max_examples=66)
 @given(
     rows=rows_of_text,
     separator=st.sampled_from([",", "\t"]),
@@ -182,18 +182,14 @@ def test_damaged_tables(
         content = content[:at] + inserted.encode("latin-1") + content[at:]
     whole = content.count(b">")
     content = content[: start + int(cut * (len(content) - start))]
-    try:
-        dataset = open_table(images, content)
-    except ValueError as error:
-        assert "columns" in str(error)  # a NUL or a quote in the header
-        return
+    dataset = open_table(images, content)
     found, bad = used(dataset)
     records = Counter(map(int, re.findall(rb"<(\d+)>", content)))
     assert content.count(b">") <= whole
     assert bad + dataset.skipped.total >= (records - found).total()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     count=st.integers(1, 20),
     first=st.integers(0, 1),
@@ -211,7 +207,7 @@ def test_google_tables(
     blank: set[int],
     broken: set[int],
 ) -> None:
-    """Whatever is missing: right, counted, or refused, but for a first row that the user claims."""
+    """A row is used, counted or rejected, unless the caller passes a wrong first_row."""
     with tempfile.TemporaryDirectory(dir=images) as name:
         folder = Path(name) / "images"
         folder.mkdir()
@@ -231,7 +227,7 @@ def test_google_tables(
         if given_first is not None and given_first != first:
             assert 0 in lost or count - 1 in lost  # nothing shows that the claim is wrong
             return
-        check(dataset, Counter({row: 1 for row in range(count)}), exact=False)
+        check(dataset, Counter(dict.fromkeys(range(count), 1)), exact=False)
 
 
 # Archives
@@ -246,7 +242,7 @@ parts = st.lists(
 
 
 def numbers_of(samples: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
-    """Number the samples; a lone image and a lone caption of one key belong together."""
+    """Give each sample a number, the same one to a lone image and a lone caption of one key."""
     return [
         (stem, index if kind in WHOLE else 20 + stems.index(stem), kind)
         for index, (stem, kind) in enumerate(samples)
@@ -271,7 +267,7 @@ def members_of(samples: list[tuple[str, int, str]]) -> list[tuple[str, bytes]]:
     return found
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(samples=parts)
 def test_archives(images: Path, samples: list[tuple[str, str]]) -> None:
     """Keys may occur several times, next to each other or not, in part or whole."""
@@ -291,10 +287,11 @@ def test_archives(images: Path, samples: list[tuple[str, str]]) -> None:
     assert counted or found.total() >= whole
     if len(by_key) == len(samples):
         assert found.total() == whole
+    if len({re.sub(r"\.[^/]*$", "", stem) for stem in by_key}) == len(samples):  # webdataset's keys
         assert counted == sum({"image": 1, "text": 1, "two": 2}.get(kind, 0) for _, kind in samples)
 
 
-@settings(max_examples=200)
+@settings(max_examples=66)
 @given(
     count=st.integers(1, 12),
     damage=st.sampled_from(["cut", "zeros", "header"]),
@@ -343,7 +340,7 @@ trees = st.dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=33)
 @given(
     tree=trees, damage=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("cdfl")), max_size=3)
 )
@@ -360,7 +357,7 @@ def test_folders(
             for suffix in suffixes:
                 (folder / parent / (stem + suffix)).write_bytes(FILES[number])
             for suffix in texts:
-                text = f"<{number}>"
+                text = f"<{number}> and enough words to be cut"
                 content = f'{{"caption": "{text}"}}' if suffix == ".json" else text
                 (folder / parent / (stem + suffix)).write_text(content)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -387,7 +384,7 @@ def test_folders(
         assert found.total() + bad == len(dataset)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=20),
     cut=st.sets(st.integers(0, 19), max_size=4),

@@ -1,4 +1,4 @@
-"""What a path is taken for, and what is said where it is nothing known."""
+"""Recognition of a path's format, and the error message for an unknown format."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ COUNT = 20
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with numbered images."""
+    """Write a folder with numbered images."""
     (tmp_path / "images").mkdir()
     for i in range(COUNT):
         numbered(tmp_path / "images" / f"{i:04d}.png", i)
@@ -60,7 +60,7 @@ def test_line_ends_and_byte_order_marks(folder: Path, end: str, mark: bytes) -> 
 
 
 def test_appended_files(folder: Path) -> None:
-    """Of another system, or with a byte order mark: rows would be joined, or names changed."""
+    """Files from other systems have other line ends or a byte order mark in the middle."""
     lines = [f"{n},{c}".encode() for n, c in rows_of()]
     lines[3] += b" with \r inside"
     for content in (
@@ -197,7 +197,7 @@ def test_flickr30k(folder: Path) -> None:
 
 
 def test_captions_in_several_columns(folder: Path) -> None:
-    """A column that merely begins with "caption" is not one."""
+    """A column whose name only begins with "caption" is not a caption column."""
     header = ["image", "caption_0", "caption_1", "caption_source"]
     rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
     dataset = read_table(write(folder / "t.csv", rows), caption_key=None)

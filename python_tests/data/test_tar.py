@@ -161,7 +161,7 @@ def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
 
 
 def test_a_pax_size_that_is_no_number_is_damage(tmp_path: Path) -> None:
-    """A negative one would lead the reader back to a header it has seen, for ever."""
+    """A negative size would return the reader to an earlier header, in an endless loop."""
     whole = write_tar(tmp_path / "a.tar", [("ü" * 60 + ".jpg", PNG)])  # has a pax header
     data = whole.read_bytes()
     assert b"path=" in data
@@ -233,7 +233,7 @@ def test_a_shard_that_shrinks_or_goes_away_spoils_its_records_only(tmp_path: Pat
     ],
 )
 def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> None:
-    """Else a shard that lost most of its samples counts as whole."""
+    """Otherwise a shard that lost most of its samples would be read as complete."""
     data = bytearray(write_tar(tmp_path / "a.tar", members(400)).read_bytes())
     assert len(data) > 3072 + 2**20
     data[hole] = bytes(len(data[hole]))
@@ -246,7 +246,7 @@ def test_a_hole_is_not_the_end(tmp_path: Path, hole: slice, message: str) -> Non
 
 @pytest.mark.parametrize("padding", [0, 512, 1024, 10_240, 2**20])
 def test_any_usual_end_is_an_end(tmp_path: Path, padding: int) -> None:
-    """None at all, one block, two, tar's blocking factor, other tools' larger ones."""
+    """An archive ends with no block of zeros, one, two, or as many as a tool pads to."""
     whole = write_tar(tmp_path / "a.tar", members(2)).read_bytes()
     for name in ("a.tar", "b.tar"):  # a writer that leaves the mark off does so in all shards
         (tmp_path / name).write_bytes(whole[: 2 * 3072] + bytes(padding))

@@ -155,7 +155,7 @@ def test_random_crop_equals_open_clip(
     shape: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Given the same box, to the bit: resampling, range and normalization."""
+    """For the same box, the pixels are equal to the bit after resampling and normalization."""
     steps = open_clip_transform(48, is_train=True).transforms
     image = noise(shape)
     for row in uniforms(0, 0, torch.arange(20), CROP_DRAWS).tolist():

@@ -28,7 +28,7 @@ def test_results_come_in_order(workers: int) -> None:
 
 
 def test_no_more_is_given_out_than_stated() -> None:
-    """The loader's slots of shared memory rely on it."""
+    """The loader has one slot of shared memory for each item in progress."""
     given: list[int] = []
 
     def items() -> Iterator[int]:
@@ -53,7 +53,7 @@ def test_a_killed_worker_is_an_error_not_a_hang() -> None:
 
 
 def test_a_worker_killed_between_results_is_an_error_of_the_next_one() -> None:
-    """Not of whatever the main process does at that moment, such as writing a checkpoint."""
+    """The main process must not fail at an unrelated step, such as writing a checkpoint."""
     pool = Workers(pid, 1)
     results = pool.map(range(100))
     os.kill(next(results), signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_workers_end_with_the_iterator() -> None:
 def test_a_forked_process_does_not_end_the_workers_of_its_parent(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Workers that start while others are at work hold copies of the objects that own these."""
+    """Workers that are forked later hold copies of the objects that own the first ones."""
     first, second = Workers(pid, 1), Workers(pid, 1)
     results, others = first.map(range(20)), second.map(range(10))
     next(results), next(others)
@@ -173,7 +173,7 @@ results.close()
     "end", ["pass", "raise ValueError(next(results))", "os.kill(os.getpid(), 9)"]
 )
 def test_workers_do_not_outlive_the_main_process(end: str) -> None:
-    """And do not keep it from ending: they ignore the signal by which it would end them."""
+    """Workers ignore SIGTERM, so the main process must end them in another way."""
     program = run(end)
     assert program.stdout is not None
     workers = [int(part) for part in program.stdout.readline().split()]

@@ -257,6 +257,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         ("filepath,size\na,1\n", "'size'.*needs one of"),
         ("filepath,label,caption\na,b,c\n", "labels and captions .*--csv-label-key"),
         ("filepath,label\n", "no usable row"),
+        ("filepath,label\na,b\nc,b\n", "has a single class, b: every answer is right"),
         ("filepath,label\na,b\na,c\n", "several labels"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -566,7 +567,7 @@ def test_torchvision_mnist(tmp_path: Path) -> None:
 def test_torchvision_sets_that_are_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is downloaded."""
+    """A missing dataset is an error; evaluation downloads nothing."""
     pytest.importorskip("torchvision")
     from cyclip_ext.evaluation.datasets.torchvision_sets import NAMES
 

@@ -1,4 +1,4 @@
-"""Many trainings side by side: complete, continued, refused, failed."""
+"""Many trainings side by side: complete, resumed, rejected, failed."""
 
 from __future__ import annotations
 

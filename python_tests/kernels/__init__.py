@@ -1,6 +1,6 @@
-"""Tests of the CUDA kernels, on a GPU where there is one and under emulation everywhere.
+"""Tests of the CUDA kernels, under emulation and, if there is one, on a GPU.
 
-Shared by the tests (no test functions here):
+Shared by the tests:
     conftest.py          the fixture `device`: every test runs on each
     devices.py           an operator call on a device, CPU tensors in and out
     emulation.py         builds and imports the emulated kernels (csrc/emulation)
@@ -20,10 +20,11 @@ Shared by the tests (no test functions here):
     test_streams.py           other streams, CUDA graphs, two devices; on a GPU alone
     test_orders.py            the same bits in every run and in every order of the threads
 
-The emulated kernels are built by cmake when the first test asks for them, or found in the folder
-that CYCLIP_EMULATION_DIR names. Without cmake or pybind11 the emulated tests are skipped; with
-CYCLIP_REQUIRE_EMULATION=1 they fail.
+The first test that needs the emulated kernels builds them with cmake, unless CYCLIP_EMULATION_DIR
+names a folder that contains them. Without cmake or pybind11 the emulated tests are skipped; with
+CYCLIP_REQUIRE_EMULATION=1 they fail. CYCLIP_EMULATE_LARGE_TILES=1 forces 128 x 128 tiles, which
+devices use from N = 1,409 on, onto all shapes.
 
-Not called `cuda`, because a package of that name holds the bindings that torch imports. What must
-not live here: tests of the formulas or of the CPU operators (those are in `losses/`).
+The folder is not called `cuda`, because torch imports a package of that name. Tests of the formulas
+and of the CPU operators are in `losses/`.
 """

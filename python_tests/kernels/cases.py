@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Precision:
-    """Of the features and of their products."""
+    """Precision of the features and of their products."""
 
     name: str
     dtype: torch.dtype

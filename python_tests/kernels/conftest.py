@@ -27,5 +27,5 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 @pytest.fixture
 def emulated() -> Emulated:
-    """For what only the emulator can vary or see."""
+    """Return the emulator, for tests of thread orders and memory that no GPU can run."""
     return Emulated(emulation())

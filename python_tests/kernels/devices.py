@@ -38,11 +38,13 @@ class Emulated:
         panel_bytes: int | None = None,
         large_tiles: int | None = LARGE_TILES,
         needs_hardest: bool = True,
+        float64_is_slow: bool = False,
         order: tuple[str, int] = ("ASCENDING", 0),
     ) -> tuple[Tensor, ...]:
         dtype = arguments[0].dtype
         options = self.module.Options(
-            str(dtype).removeprefix("torch."), allow_tf32, panel_bytes, large_tiles, needs_hardest
+            str(dtype).removeprefix("torch."),
+            *(allow_tf32, panel_bytes, large_tiles, needs_hardest, float64_is_slow),
         )
         name, seed = order
         self.module.set_order(self.module.Order[name], seed)

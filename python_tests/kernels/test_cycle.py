@@ -11,7 +11,7 @@ from cyclip_ext import reference
 
 from . import bounds
 from .cases import LARGE, MIDDLE, PRECISIONS, Precision, as_double, rectangle
-from .devices import Device
+from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
@@ -38,7 +38,7 @@ def sums(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor_error(image: Tensor, text: Tensor, precision: Precision) -> Tensor:
-    """Of each entry of P and M: both are rounded at the size of their terms."""
+    """Return the error of each entry of P and M, which are rounded at the size of their terms."""
     x, y = (reference.normalize(t.double()).abs() for t in (image, text))
     return 4 * bounds.eps_of(precision) * (x + y)
 
@@ -146,6 +146,29 @@ def test_grams(device: Device, n: int, d: int, kind: str, precision: Precision) 
 def test_direct(device: Device, n: int, d: int, kind: str, precision: Precision) -> None:
     """Both sums of squares, and their gradients."""
     check_direct(device, *rectangle(kind, n, n, d, precision.dtype), precision)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [*SHAPES, (300, 9), (70, 130)])
+def test_deflated_grams(
+    emulated: Emulated, n: int, d: int, kind: str, precision: Precision
+) -> None:
+    """Devices without tensor cores for float64 multiply in float32, after deflation."""
+    case = rectangle(kind, n, n, d, precision.dtype)
+    check_grams(emulated, *case, precision, float64_is_slow=True)
+
+
+@pytest.mark.parametrize("entry", [None, (40, 65)], ids=str)
+def test_deflated_grams_in_chunks(
+    emulated: Emulated, entry: tuple[int, int] | None, precision: Precision
+) -> None:
+    """P and M exist for some rows at a time, and the gradient of K may be zero."""
+    cross_grad = torch.zeros(70, 70, dtype=torch.float64)
+    if entry is not None:
+        cross_grad[entry] = 3.0
+    case = rectangle("narrow_cone", 300, 300, 70, precision.dtype)
+    options = {"panel_bytes": 0, "float64_is_slow": True}
+    check_grams(emulated, *case, precision, cross_grad, **options)
 
 
 # The Gram route is for n >= 2d, but right for all.

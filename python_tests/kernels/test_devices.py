@@ -27,7 +27,7 @@ def test_cuda_calls(operator: str, allow_tf32: bool) -> None:
 
 
 def test_wrong_arguments(emulated: Emulated) -> None:
-    """The module of the emulated kernels refuses arguments that it would misread."""
+    """The module of the emulated kernels raises for strides and types that it cannot read."""
     image, text = rectangle("random", 4, 4, 3, torch.float32)
     with pytest.raises(ValueError, match="unit column stride"):
         emulated("row_norms", image.T)

@@ -83,7 +83,7 @@ def check_backward(
     needs: tuple[bool, bool] = (True, True),
     **options: int | None,
 ) -> None:
-    """Of exact statistics, so that an error of the forward operator is not counted here."""
+    """Check the gradients of exact statistics, so that no error of the forward operator counts."""
     leaves = [t.double().requires_grad_() for t in (image, text, as_double(scale))]
     exact = truth.pair_statistics(*leaves, offset)
     upstream = random_like(exact[:5], seed=1)

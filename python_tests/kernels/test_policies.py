@@ -1,4 +1,4 @@
-"""What the operators do with numbers that nobody wants: docs/losses.md, "At the edges"."""
+"""NaN, infinity, overflow and empty rows in the operators: docs/losses.md, "At the edges"."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_graph_replayed_with_other_features(name: str, n: int, precision: Precis
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("name", LOSSES)
 def test_another_device(name: str, n: int, precision: Precision) -> None:
-    """Kernels run on the device of the features, whatever the current device is."""
+    """Kernels run on the device of the features, even if another device is current."""
     with torch.cuda.device(0):
         here = step(name, leaves(n, precision, 0, "cuda:0"))
         there = step(name, leaves(n, precision, 0, "cuda:1"))

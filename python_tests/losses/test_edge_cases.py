@@ -104,7 +104,7 @@ SCALED = ["contrastive", "sigmoid"]
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_bad_number_makes_the_loss_nan(loss: Loss, value: float, dtype: torch.dtype) -> None:
-    """A finite loss would train on, and an exception would stop one rank of many."""
+    """After a finite loss training would continue; an exception would stop one rank of many."""
     for n, d in ((1, 3), (6, 4), (4, 6), (40, 17)):
         for tower in range(2):
             for row in {0, n // 2, n - 1}:
@@ -170,7 +170,7 @@ def test_rows_shorter_than_eps_are_divided_by_eps(
 def test_single_pair_has_neither_contrastive_loss_nor_hinge(
     scale: float, dtype: torch.dtype, backend: str
 ) -> None:
-    """It has no negatives."""
+    """A single pair has no negatives, so both terms are zero."""
     for kind in "random", "aligned", "zero_rows":
         for name in "contrastive", "hinge":
             leaves = [t.requires_grad_() for t in make_features(kind, 1, 5, dtype=dtype)]

@@ -1,4 +1,4 @@
-"""What a wrong argument is told: the argument's name, the value received, and the remedy."""
+"""Error messages of the losses: the argument's name, the value received, and the remedy."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_scale_on_another_device_raises(name: str, backend: str) -> None:
 @scaled_loss
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
 def test_scale_of_wrong_dtype_raises(name: str, dtype: torch.dtype, backend: str) -> None:
-    """It could have no gradient."""
+    """An integer scale cannot have a gradient."""
     with pytest.raises(TypeError, match="logit_scale"):
         CALLS[name](_features(4, 3), _features(4, 3), torch.ones((), dtype=dtype), backend=backend)
 

@@ -58,7 +58,7 @@ def test_contrastive_matches_reference(n: int, d: int, scale: float, backend: st
 def test_cycle_matches_reference(
     n: int, d: int, in_modal: float, cross_modal: float, reduction: str, backend: str
 ) -> None:
-    """On both routes, and with the shortcut for equal weights."""
+    """The shapes take both routes, and equal weights take a shortcut."""
     assert_same(
         lambda x, y: functional.cycle_consistency(
             x, y, in_modal=in_modal, cross_modal=cross_modal, reduction=reduction, backend=backend
@@ -179,7 +179,7 @@ def test_scale_may_be_a_number_or_a_tensor_of_one_element(as_scale, backend: str
 
 
 def test_gradient_of_a_scale_of_shape_1_has_shape_1(backend: str) -> None:
-    """As in older open_clip."""
+    """Older versions of open_clip have a temperature of shape [1]."""
     image, text = make_features("random", 6, 4, dtype=torch.float32)
     scale = torch.nn.Parameter(torch.tensor([14.0]))
     functional.contrastive_loss(image, text, scale, backend=backend).backward()
@@ -209,7 +209,7 @@ def test_directions_match_reference(n: int, d: int, directions: str, backend: st
 
 
 def test_one_direction_is_the_cross_entropy_of_its_rows() -> None:
-    """As in sentence-transformers' MultipleNegativesRankingLoss."""
+    """The loss equals sentence-transformers' MultipleNegativesRankingLoss."""
     image, text = make_features("random", 7, 4)
     logits, labels = 20 * reference.similarity(image, text), torch.arange(7)
     for directions, rows in (("image_to_text", logits), ("text_to_image", logits.T)):

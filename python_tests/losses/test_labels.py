@@ -221,7 +221,7 @@ def test_gradients_with_labels_match_finite_differences(same_label: str) -> None
 
 @pytest.mark.native
 def test_positives_of_a_large_batch_take_linear_memory() -> None:
-    """And take no dense reference, which would warn."""
+    """The dense reference would need quadratic memory and would warn."""
     n = 3000
     x, y = make_features("random", n, 8, dtype=torch.float32)
     labels = torch.arange(n) // 3
@@ -436,7 +436,7 @@ def test_matryoshka_refuses_wrong_widths() -> None:
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 def test_weights_for_another_batch_size_keep_the_weight_of_a_pair(reduction: str) -> None:
-    """Of features whose cosines differ between the towers by one number, for all pairs."""
+    """The cosines of the two towers differ by the same number for all pairs."""
 
     def cycle_loss(n: int) -> Tensor:
         weights = {"in_modal": 0.3, "cross_modal": 0.1}

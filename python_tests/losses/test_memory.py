@@ -132,7 +132,7 @@ def test_memory_budget_decides_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_padding_of_kept_dots_is_zero() -> None:
-    """An output has no bits of other memory."""
+    """The padding of an output must not contain uninitialized memory."""
     image, text = make_features("random", 33, 5, dtype=torch.float32)
     dots = ops.pair_statistics(image, text, torch.tensor(1.0), 0, False, False, 1 << 20)[-1]
     assert dots.shape == (33, 128)

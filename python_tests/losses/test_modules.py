@@ -79,7 +79,7 @@ def test_defaults_are_the_papers(backend: str) -> None:
 
 
 def test_sum_of_the_dictionary_has_the_gradients_of_the_loss(backend: str) -> None:
-    """open_clip's trainer sums it."""
+    """open_clip's trainer sums the entries of the dictionary."""
     loss = _modules(backend, statistics=True)["CyCLIPLoss"]
     gradients = []
     for as_dict in False, True:

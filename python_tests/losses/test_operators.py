@@ -1,4 +1,4 @@
-"""Every operator of torch.ops.cyclip_ext in float64: values, gradients, refusal of second ones."""
+"""Operators of torch.ops.cyclip_ext in float64: values, gradients, error for second derivatives."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: i
 
 @pytest.mark.parametrize(("n", "d"), SQUARE)
 def test_row_norms_match_torch(n: int, d: int) -> None:
-    """With their floor of 1e-12."""
+    """Norms are clamped at 1e-12."""
     features, _ = make_features("zero_rows", n, d)
     expected = features.norm(dim=1).clamp_min(1e-12)
     torch.testing.assert_close(ops.row_norms(features), expected)
@@ -117,7 +117,7 @@ def test_pair_statistics_of_a_block_match_truth(
 @pytest.mark.parametrize("kind", ["duplicates", "narrow_cone", "modality_gap", "zero_rows", "ties"])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_pair_statistics_of_hard_inputs_match_truth(kind: str, scale: float) -> None:
-    """Of ties the first counts."""
+    """Of several equal maxima the first one counts."""
     image, text = make_features(kind, 24, 8)
     if kind == "duplicates":  # exact ties of cosines that are rounded: no first one to speak of
         image[12:], text[12:] = image[12:] * 1.01 + 0.01, text[12:] * 1.01 - 0.01

@@ -88,6 +88,6 @@ def _is_dunder(name: str) -> bool:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_takes_private_names_of_another(name: str) -> None:
-    """Those of torch are all in _torch_compat.py, where the next torch is prepared for."""
+    """Private names of torch are used in _torch_compat.py only, so a new torch affects one file."""
     private = set(_private_names(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))))
     assert name == "_torch_compat.py" or not private

@@ -122,7 +122,7 @@ def test_tiny_loss_and_gradients_are_exact(n: int, d: int, dtype: torch.dtype) -
 
 @pytest.mark.native
 def test_loss_of_opposite_pairs_is_exact() -> None:
-    """The other end: a positive that loses by s everywhere."""
+    """Positives have a cosine of about -1, so the loss is close to its largest value."""
     image, text = make_features("aligned", 8, 16)
     leaves = [t.requires_grad_() for t in (image, -text, torch.tensor(1000.0).double())]
     exact = [t.detach().clone().requires_grad_() for t in leaves]

@@ -74,7 +74,7 @@ def test_truth_is_exact_for_tiny_losses() -> None:
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_cycle_terms_have_the_papers_scale(n: int, d: int) -> None:
-    """So that its lambdas carry over: mean over the logits, times N / s^2."""
+    """The paper's lambdas apply to the mean over squared logits, times N / s^2."""
     image, text = make_features("random", n, d)
     x, y, s = F.normalize(image, dim=1), F.normalize(text, dim=1), 14.3
     logits, image_logits, text_logits = s * x @ y.T, s * x @ x.T, s * y @ y.T
@@ -147,7 +147,7 @@ def test_reductions_differ_by_n(reduction: str) -> None:
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_sigmoid_is_binary_cross_entropy(n: int, d: int) -> None:
-    """On the identity, summed over pairs, divided by N."""
+    """The targets are the identity; the sum over pairs is divided by N."""
     image, text = make_features("random", n, d)
     logits = 10.0 * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T - 5.0
     target = torch.eye(n, dtype=torch.float64)

@@ -79,7 +79,7 @@ def _assert_top_k(query: Tensor, candidate: Tensor, k: int, backend: str, tolera
 
 @pytest.mark.parametrize(("n", "m", "d"), SHAPES)
 def test_ranks_match_loops(n: int, m: int, d: int, backend: str) -> None:
-    """With captions in groups, and queries without a partner."""
+    """Several captions belong to one image, and some queries have no partner."""
     _assert_ranks(*_rectangle("random", n, m, d), _labels(n, m), backend)
 
 

@@ -16,7 +16,7 @@ from cyclip_ext import reference
 
 
 class PairStatistics(NamedTuple):
-    """What the operator pair_statistics returns, in its order."""
+    """Outputs of the operator pair_statistics, in its order."""
 
     row_lse: Tensor  # [n]
     col_lse: Tensor  # [m]

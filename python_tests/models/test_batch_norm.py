@@ -112,7 +112,7 @@ def _images() -> Tensor:
 
 
 def _whole_loss(features: Tensor) -> Tensor:
-    """Every row meets every other, as in a contrastive loss."""
+    """Return a loss in which every row depends on every other, as in a contrastive loss."""
     return (features @ features.T).logsumexp(1).mean() + features.pow(3).mean()
 
 

@@ -27,7 +27,7 @@ def test_validation_pairs_are_not_trained_on() -> None:
 
 
 def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_path: Path) -> None:
-    """A part of 5% would otherwise seem to be mostly bad, and the run would be refused."""
+    """If they were, a validation part of 5% would exceed max_skipped, and the run would stop."""
     rows = "".join(f"{index}.png,caption {index}\n" for index in range(95)) + ",no image\n" * 5
     (tmp_path / "t.csv").write_text("image,caption\n" + rows)
     for index in range(95):

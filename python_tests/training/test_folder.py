@@ -1,4 +1,4 @@
-"""The run folder: its lock, and the states that a run continues from or refuses."""
+"""The run folder: its lock, and the states from which a run may resume."""
 
 from __future__ import annotations
 

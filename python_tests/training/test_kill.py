@@ -83,7 +83,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path, ranks: int) -> None
 
 @pytest.mark.slow
 def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -> None:
-    """Half the pairs on twice the ranks go on where one rank stopped; twice the pairs do not."""
+    """A run resumes on twice the ranks with half the pairs each, but not with twice the pairs."""
     alone = start(job(tmp_path, "shapes", 64))[0]
     wait_for_step(tmp_path, 20)
     alone.send_signal(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
-    """One may break another: a process group in a model to be copied, a frozen parameter in DDP."""
+    """Options may conflict: a copied model with a process group, DDP with a frozen parameter."""
     words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "32", "--warmup", "2"]
     words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name"]
     norms = ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]

@@ -275,7 +275,7 @@ def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
 
 
 def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None:
-    """Killed after it wrote them and before it saved that they are done."""
+    """The run is killed after it wrote its measurements and before it saved a checkpoint."""
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for kind in ("train", "validation", "evaluation"):
         log.write(kind, 10, {"loss": 1.0})

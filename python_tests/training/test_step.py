@@ -187,7 +187,7 @@ def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def test_skipped_step_leaves_no_trace_although_the_next_one_is_launched(tmp_path: Path) -> None:
-    """The average takes the weights late, and the verdict on a step is read late."""
+    """The moving average and the check of a step both run after the next step was launched."""
     config = changed("optim", skip_nonfinite=True, ema_decay=0.9)
     overlapped, in_turn = (tiny_trainer(tmp_path / name, config) for name in "ab")
     for trainer in (overlapped, in_turn):

@@ -4,7 +4,7 @@
 
 #include <string>
 
-// Tile registers need permission from the operating system; compilers that do not know them lack the header.
+// Tile registers need permission from the operating system. Compilers without support for them lack the header.
 #if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define CYCLIP_HAS_AMX
 #endif

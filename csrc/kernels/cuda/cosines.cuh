@@ -23,8 +23,8 @@ __device__ inline T comparable(T cosine) {
 // The offset of a pairing without positives: all entries of the matrix are negatives.
 inline constexpr int64_t kNoPositives = int64_t{1} << 40;
 
-// What stands in place of entries that are no negatives: positives, and what lies outside the matrix. No
-// cosine comes near it.
+// The value of entries that are not negatives: positives, and entries outside the matrix. It is far from every
+// cosine.
 template <typename T>
 inline constexpr T kMasked = static_cast<T>(-1267650600228229401496703205376.0);  // -2^100
 
@@ -52,11 +52,11 @@ __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<T
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
       const T cosine = values[a][b] * row_inv_norm * col_inv_norms[b];
-      values[a][b] = multiply_add(cosine, T{0}, cosine);  // a dot product that overflowed is no cosine: NaN
+      values[a][b] = multiply_add(cosine, T{0}, cosine);  // NaN if the dot product overflowed
     }
   }
 
-  // Of the tile's rows and columns, those that are in the matrix; the column of row 0's positive.
+  // The numbers of the tile's rows and columns that are in the matrix; the column of row 0's positive.
   const int64_t rows = window.rows - window.row_begin, cols = window.cols - window.col_begin;
   const int64_t positive = window.row_begin + pairing.offset - window.col_begin;
   const bool is_whole = rows >= Tile::kRows && cols >= Tile::kCols;
@@ -74,7 +74,7 @@ __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<T
   }
 }
 
-// Where nobody asks for the positives.
+// For kernels that do not use the positives.
 struct IgnorePositives {
   template <typename T>
   __device__ void operator()(int64_t, T) const {}

@@ -6,13 +6,6 @@ namespace cyclip::cuda {
 
 namespace {
 
-// x 1/|x|, rounded. Written as a multiply-add that adds nothing, because the compiler would fuse a plain
-// product with the difference that follows, and M of equal rows would be its rounding error and not zero.
-template <typename Work, typename T>
-__device__ Work normalized(T x, Work inv_norm) {
-  return multiply_add(static_cast<Work>(widen(x)), inv_norm, Work{0});
-}
-
 // A warp per row.
 template <typename T, typename Work>
 __global__ void __launch_bounds__(kThreadsPerBlock)
@@ -41,7 +34,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 // A warp per row.
 template <typename T, typename Work>
-__global__ void __launch_bounds__(kThreadsPerBlock)
+__global__ void __launch_bounds__(kThreadsPerBlock, 1)
     cycle_factors_backward_kernel(CycleFeatures features, int64_t begin, CycleFactors<Work> gradients,
                                   T* image_grad, T* text_grad) {
   const int64_t local_row = warp_index();
@@ -57,22 +50,6 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const double x_norm = features.image_norms[row], y_norm = features.text_norms[row];
   store_projected(x, x_norm, d, lane, 1 / x_norm, sum, image_grad + row * d);
   store_projected(y, y_norm, d, lane, 1 / y_norm, difference, text_grad + row * d);
-}
-
-// Calls f with a value of the features' type.
-template <typename Work, typename F>
-Error with_element(ElementType type, const F& f) {
-  if constexpr (std::is_same_v<Work, double>) {
-    if (type == ElementType::kFloat64) return f(double{});
-  }
-  switch (type) {
-    case ElementType::kBFloat16:
-      return f(bf16{});
-    case ElementType::kFloat16:
-      return f(f16{});
-    default:
-      return f(float{});
-  }
 }
 
 }  // namespace

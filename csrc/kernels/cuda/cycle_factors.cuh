@@ -41,6 +41,29 @@ struct CycleFeatures {
   }
 };
 
+// x 1/|x|, rounded. Written as a multiply-add that adds nothing, because the compiler would fuse a plain
+// product with the difference that follows, and M of equal rows would be its rounding error and not zero.
+template <typename Work, typename T>
+__device__ inline Work normalized(T x, Work inv_norm) {
+  return multiply_add(static_cast<Work>(widen(x)), inv_norm, Work{0});
+}
+
+// Calls f with a value of the features' type.
+template <typename Work, typename F>
+Error with_element(ElementType type, const F& f) {
+  if constexpr (std::is_same_v<Work, double>) {
+    if (type == ElementType::kFloat64) return f(double{});
+  }
+  switch (type) {
+    case ElementType::kBFloat16:
+      return f(bf16{});
+    case ElementType::kFloat16:
+      return f(f16{});
+    default:
+      return f(float{});
+  }
+}
+
 // Fills P and M of the rows from `begin`, as many as they have, and these rows' norms. Work is double, or
 // float, where the features are no double.
 template <typename Work>

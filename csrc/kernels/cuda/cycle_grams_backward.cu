@@ -5,7 +5,7 @@
 // In double, as the Gram matrices are, and for the same reason: what is left of these products is as small
 // beside their terms.
 
-#include "cycle_factors.cuh"
+#include "cycle_deflated.cuh"
 #include "product.cuh"
 #include "rows.cuh"
 
@@ -77,6 +77,9 @@ Error prepare_weights(const CycleGramsBackward& args, const Context& context, Cy
 }  // namespace
 
 Error launch_cycle_grams_backward(const CycleGramsBackward& args, const Context& context) {
+  if (context.float64_is_slow && args.image.type != ElementType::kFloat64) {
+    return launch_cycle_grams_deflated_backward(args, context);
+  }
   const int64_t n = args.image.rows, d = args.image.d;
   const auto features = CycleFeatures::of(args.image, args.text, context.workspace);
   CycleWeights weights;

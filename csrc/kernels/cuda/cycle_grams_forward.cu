@@ -1,7 +1,7 @@
 // The Gram matrices A = P'P, B = M'M and K = P'M (docs/cycle.md). In double whatever the features are: where
 // all of them lie in a narrow cone, <A, B> is small beside |A||B|, and an entry rounded to float would show.
 
-#include "cycle_factors.cuh"
+#include "cycle_deflated.cuh"
 #include "product.cuh"
 
 namespace cyclip::cuda {
@@ -23,6 +23,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 }  // namespace
 
 Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& context) {
+  if (context.float64_is_slow && args.image.type != ElementType::kFloat64) {
+    return launch_cycle_grams_deflated_forward(args, context);
+  }
   const int64_t n = args.image.rows, d = args.image.d;
   Workspace& workspace = context.workspace;
   const auto features = CycleFeatures::of(args.image, args.text, workspace);

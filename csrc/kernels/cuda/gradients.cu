@@ -8,7 +8,7 @@ namespace {
 
 // A warp per row.
 template <typename T, typename Accumulator>
-__global__ void __launch_bounds__(kThreadsPerBlock)
+__global__ void __launch_bounds__(kThreadsPerBlock, 1)
     finish_gradient_backward_kernel(FinishGradient<Accumulator> args) {
   const int64_t local_row = warp_index();
   if (local_row >= args.end - args.begin) return;  // a whole warp, so that its shuffles stay complete

@@ -107,11 +107,11 @@ struct FinishGradient {
 template <typename Accumulator>
 Error launch_finish_gradient(const FinishGradient<Accumulator>& args, const Context& context);
 
-// What the backward operators of all pairwise losses have in common.
+// Arguments common to the backward operators of all pairwise losses.
 struct PairwiseGradients {
   Features image, text;
   PositiveGradients positives;
-  void* image_grad;  // null: not wanted
+  void* image_grad;  // null: not computed
   void* text_grad;
 };
 

@@ -1,4 +1,4 @@
-// What launchers share: sizes, errors, and the choice of arithmetic and tile size at run time.
+// Helpers of launchers: sizes, errors, and the choice of arithmetic and tile size at run time.
 
 #pragma once
 

@@ -53,6 +53,9 @@ struct Context {
   int64_t panel_bytes = int64_t{256} << 20;
   // From how many 128 x 128 tiles on a product is cut into those and not into 64 x 64.
   int64_t large_tiles = 128;
+  // Whether the device has no tensor cores for float64. Then the Gram route of the cycle terms multiplies in
+  // float32, unless the features are float64.
+  bool float64_is_slow = false;
 };
 
 // norms[i] = max(|x_i|, 1e-12): double of float64 features, float of all others.

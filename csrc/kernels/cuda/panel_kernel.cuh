@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<Storage>();
   const Place<Tile> place;
   const auto& panel = args.panel;
-  // What lies beyond the panel, if anything, is another panel's.
+  // Entries beyond the panel, if any, belong to another panel.
   const Window window = {panel.row_end, panel.col_end, panel.row_begin + int64_t{blockIdx.y} * Tile::kRows,
                          panel.col_begin + int64_t{blockIdx.x} * Tile::kCols};
   typename Tile::Fragment values;

@@ -1,6 +1,6 @@
 // Device primitives: all that a kernel uses and that is not plain C++. The kernels of this folder call
 // these and no intrinsics of their own, so this header is all that the emulator has to replace
-// (../../emulation/primitives.h says what each of them must do, and checks that kernels keep to it).
+// (../../emulation/primitives.h defines each of them and checks its preconditions).
 //
 // Kernels are __global__ functions whose barriers all threads of a block reach; warp primitives are
 // called by whole warps. Launches go through `launch`.
@@ -42,8 +42,8 @@ __device__ inline T shuffle_xor(T value, int mask) {
 // The block's dynamic shared memory, 128-byte aligned and uninitialized.
 template <typename Storage>
 __device__ inline Storage& dynamic_shared() {
-  // A comment in the PTX, no instruction: benchmarks/sass_report.py reads it, as the compiler's report does
-  // not know what a launch will ask for.
+  // A comment in the PTX, not an instruction. benchmarks/sass_report.py reads it, because the compiler's report
+  // lacks the dynamic shared memory of a launch.
   asm volatile("// dynamic_shared_bytes %0" ::"n"(sizeof(Storage)));
   extern __shared__ __align__(128) unsigned char raw[];
   return *reinterpret_cast<Storage*>(raw);

@@ -9,8 +9,8 @@ namespace cyclip::cuda {
 
 // out = left right', or out += left right', [left.lines, right.lines] with this pitch.
 //
-// Where the result has few tiles, the depth is split: part p of the depth goes to out + p * part_size,
-// and the caller adds the parts up. Without splitting (parts = 1) the result is whole.
+// If the result has few tiles, the depth is split: part p of the depth goes to out + p * part_size, and the
+// caller adds the parts. Without splitting (parts = 1) the result is whole.
 template <typename Math>
 struct Product {
   using Element = typename Math::Element;

@@ -15,7 +15,7 @@ struct ForwardArguments {
   double* row_parts;  // [across][n]
 };
 
-// What this tile contributes to the row of this thread, if it owns one.
+// The contribution of this tile to the row of this thread, if it owns one.
 //
 // sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so one logarithm serves all entries of a row that
 // a thread holds. The product is kept less 1: small exponentials, which are most of them, lose no bits.

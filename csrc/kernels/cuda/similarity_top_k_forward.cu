@@ -30,7 +30,7 @@ struct Lists {
     return (region * capacity + place) * rows + row;
   }
 
-  // Of a list that has seen its whole region; not above 0 where there is no such region.
+  // Length of the list of a region after the whole region was read; 0 or less if there is no such region.
   __device__ int64_t length(int64_t region) const {
     const int64_t left = cols - region * region_cols;
     return left < capacity ? left : capacity;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       [](const Window&) {});
 }
 
-// Of equal heads that of the first list wins, whose candidates come first.
+// Among equal heads the first list's is taken, because its candidates come first.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_lists_forward_kernel(Lists<T> lists, int64_t k, double* values, int64_t* indices) {

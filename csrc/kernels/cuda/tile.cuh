@@ -69,7 +69,7 @@ using LargeTile = TileShape<Math, 128, 128, 2, 4, 3, 1>;
 template <typename Math>
 using SmallTile = TileShape<Math, 64, 64, 2, 2, 3, sizeof(typename Math::Accumulator) == 4 ? 3 : 2>;
 
-// Where a thread stands. All kinds of arithmetic share the accumulator layout of mma.m16n8 (and m8n8):
+// Place of a thread in a tile. All kinds of arithmetic share the accumulator layout of mma.m16n8 (and m8n8):
 // lane 4g + t holds rows g, g + 8, ... and columns 2t, 2t + 1, 2t + 8, ... of its warp's part.
 template <typename Tile>
 struct Place {

@@ -1,5 +1,5 @@
-// What the CUDA operators share: from tensors to the arguments of a launcher, and the surroundings of a
-// launch. Nothing here waits for the device.
+// Helpers of the CUDA operators: they convert tensors to a launcher's arguments and wrap its launch.
+// Nothing here waits for the device.
 
 #pragma once
 
@@ -27,7 +27,7 @@ inline std::string device_of(const Tensor& tensor) {
   return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
 }
 
-// One tensor on a GPU brings an operator here, whatever the others are.
+// The dispatcher calls a CUDA operator if at least one tensor is on a GPU; the others may be elsewhere.
 inline void check_same_device(std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
   for (const Argument& argument : arguments) {
@@ -109,6 +109,14 @@ inline Stream current_stream(const Tensor& tensor) {
   return static_cast<Stream>(stream);
 }
 
+// Whether a device has no tensor cores for float64.
+inline bool float64_is_slow(int device) {
+  int major = 0, minor = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return minor != 0 || major > 10;  // 8.0, 9.0 and 10.0 have them
+}
+
 // The surroundings of one launcher: made after the checks, alive until it has returned.
 class Call {
  public:
@@ -116,7 +124,9 @@ class Call {
       : features_(features),
         guard_(features.get_device_index()),
         workspace_(features),
-        context_{workspace_, current_stream(features), allow_tf32} {}
+        context_{workspace_, current_stream(features), allow_tf32} {
+    context_.float64_is_slow = float64_is_slow(features.get_device_index());
+  }
 
   const Context& context() const { return context_; }
 

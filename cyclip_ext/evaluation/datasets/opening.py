@@ -176,6 +176,11 @@ def _open_table(path: Path, options: ReadOptions) -> TableDataset:
         file = path.parent / CLASS_NAMES_FILE
         names = read_names(file) if file.is_file() else None
         _name_classes(dataset, path, file, names)
+        if len(dataset.class_names) < 2:
+            raise ValueError(
+                f"{path} has a single class, {dataset.class_names[0]}: every answer is right. List "
+                f"the classes to choose among in {file}"
+            )
     return dataset
 
 

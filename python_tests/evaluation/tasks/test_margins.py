@@ -58,7 +58,7 @@ def test_one_batch_equals_the_statistics_of_the_losses() -> None:
 
 
 def test_batches_partition_the_shuffled_dataset() -> None:
-    # Orthonormal pairs but for pair 0, whose text resembles its image less: its margin tells it.
+    # Pairs are orthonormal except for pair 0, which is recognized by its smaller margin.
     images, texts = torch.eye(10), torch.eye(10)
     texts[0] = torch.tensor([0.6] + [0.0] * 8 + [0.8])
     orders = set()
