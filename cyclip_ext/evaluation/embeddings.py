@@ -56,7 +56,7 @@ _EXPECTED = (
 
 
 class NotFiniteError(ValueError):
-    """Features have NaN or infinity; the function that computed or read them adds the remedy."""
+    """Features with NaN or infinity. The function that computed or read them adds the remedy."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value

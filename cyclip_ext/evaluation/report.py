@@ -41,7 +41,7 @@ class About:
 
     model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: further
     names and values for the reader. main: the dataset whose numbers are at the top, if a
-    task has it; else each task's first. A fact under the name of a dataset joins its counts.
+    task has it; else each task's first. A fact under the name of a dataset follows its counts.
     """
 
     model: str
@@ -214,7 +214,7 @@ def _csv(table: Table) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """All results of one title; datasets are in the order they were measured in."""
+    """All results of one title; the datasets are in the order of their measurement."""
 
     title: str
     anchor: str

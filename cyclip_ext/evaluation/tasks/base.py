@@ -28,7 +28,7 @@ class Metric:
     """The declaration of one number.
 
     key: in results.json; CLIP_benchmark's if it has one. label: in the report, without the unit.
-    headline: whether the number also stands at the top of the report.
+    headline: whether the number is also shown at the top of the report.
     """
 
     key: str

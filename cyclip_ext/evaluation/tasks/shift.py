@@ -77,7 +77,7 @@ def read_baselines(path: str | Path) -> dict[str, Points]:
     """Read the (base, shifted) accuracies of baseline models for each shifted dataset.
 
     path: a CSV file with a row per model, a column "base" and one per shifted dataset under its
-    name; a column "model" is for readers. Accuracies are shares, not percent. An empty cell means
+    name; a column "model" is ignored. Accuracies are shares, not percent. An empty cell means
     not measured.
 
     Raises ValueError, naming the file and the line, for other columns or two of one name, rows
