@@ -29,7 +29,7 @@ from .functional import (
 )
 from .losses import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CLIPLoss",
