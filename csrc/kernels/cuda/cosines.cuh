@@ -6,7 +6,7 @@
 
 namespace cyclip::cuda {
 
-// Both sides' 1 / norm, and where the positives lie: that of row i in column i + offset.
+// Both sides' 1 / norm, and the positions of the positives: that of row i is in column i + offset.
 template <typename T>
 struct Pairing {
   const T* row_inv_norms;  // [rows]
@@ -28,15 +28,16 @@ inline constexpr int64_t kNoPositives = int64_t{1} << 40;
 template <typename T>
 inline constexpr T kMasked = static_cast<T>(-1267650600228229401496703205376.0);  // -2^100
 
-// A scale s' >= 0 so that 2^(s' kMasked) is zero and all else as before: below 2^-64, 2^(s' S) is 1.
+// Returns a scale s' >= 0 for which 2^(s' kMasked) is zero. Nothing else changes: below 2^-64,
+// 2^(s' S) is 1.
 template <typename T>
 __device__ inline Base2Scale<T> masking_scale(Base2Scale<T> scale) {
   constexpr T least = static_cast<T>(5.421010862427522e-20);  // 2^-64
-  return scale.hi < least ? Base2Scale<T>{least, 0} : scale;  // NaN stays
+  return scale.hi < least ? Base2Scale<T>{least, 0} : scale;  // NaN stays NaN
 }
 
-// Turns dot products into cosines, multiplying in an order in which neither product can overflow first. Calls
-// on_positive(row, cosine) where a positive lies in the tile.
+// Turns dot products into cosines, multiplying in an order in which neither product can overflow
+// first. Calls on_positive(row, cosine) for each positive in the tile.
 template <typename Tile, typename OnPositive>
 __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<Tile>& place, const Window& window,
                                   const Pairing<typename Tile::Accumulator>& pairing,
@@ -56,11 +57,12 @@ __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<T
     }
   }
 
-  // The numbers of the tile's rows and columns that are in the matrix; the column of row 0's positive.
+  // The numbers of the tile's rows and columns that lie inside the matrix, and the column of row
+  // 0's positive.
   const int64_t rows = window.rows - window.row_begin, cols = window.cols - window.col_begin;
   const int64_t positive = window.row_begin + pairing.offset - window.col_begin;
   const bool is_whole = rows >= Tile::kRows && cols >= Tile::kCols;
-  if (is_whole && (positive >= Tile::kCols || positive <= -Tile::kRows)) return;  // as most tiles
+  if (is_whole && (positive >= Tile::kCols || positive <= -Tile::kRows)) return;  // true for most tiles
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     const int row = place.row(a);

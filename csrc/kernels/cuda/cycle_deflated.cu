@@ -10,9 +10,9 @@ namespace {
 
 inline constexpr int kDirections = 2;           // q: the main directions of both towers
 inline constexpr int kAlong = 2 * kDirections;  // p = P q and m = M q of a row
-inline constexpr int64_t kRowParts = 32;        // into which sums over rows are divided
-inline constexpr int64_t kRowsInFloat = 512;    // added up in float32
-inline constexpr int64_t kMostFloatParts = 16;  // of these at a time
+inline constexpr int64_t kRowParts = 32;        // number of parts of a sum over rows
+inline constexpr int64_t kRowsInFloat = 512;    // rows per part of a product in float32
+inline constexpr int64_t kMostFloatParts = 16;  // the most such parts at a time
 inline constexpr double kCone = 0.75;           // mean square along the main direction of a tower in a cone
 
 dim3 columns_by_parts(int64_t cols, unsigned towers = 1) {
@@ -21,8 +21,9 @@ dim3 columns_by_parts(int64_t cols, unsigned towers = 1) {
 
 // ---------------------------------------------------------------- directions
 
-// Factors of raw rows in a weighted sum of normalized ones: 1 (without `q`, where the first row counts twice) or
-// <x^_i, q>, for each tower with its own direction; [2, n]. Without `q`, computes the norms as well.
+// Factors of the raw rows in a weighted sum of normalized rows: <x^_i, q>, for each tower with its
+// own direction, or 1 without `q`, in which case the first row counts twice; [2, n]. Without `q`,
+// also computes the norms.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     cycle_row_weights_kernel(CycleFeatures features, const double* q, double* weights) {
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   parts[(blockIdx.y * 2 + tower) * d + k] = sum;
 }
 
-// q = the sums, each of length 1. In the last step q becomes orthonormal, or zero if there is no cone: deflation
-// would only round what may be exact. One block.
+// q = the sums, each scaled to length 1. In the last step q becomes orthonormal, or zero if there
+// is no cone: deflation would only round numbers that may be exact. One block.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     cycle_directions_kernel(const double* parts, int64_t d, int64_t n, bool is_last, double* q) {
   CYCLIP_SHARED(BlockSums<kThreadsPerBlock>, block_sums);
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
   SumPair squares = dots(first, first, second, second);
   const double largest = sqrt(fmax(squares.first, squares.second));
-  const bool is_cone = largest > kCone * static_cast<double>(n);  // not for NaN
+  const bool is_cone = largest > kCone * static_cast<double>(n);  // false for NaN
   const double before = sqrt(squares.second);
   block_barrier();  // both are read before they are written
   if (is_last && !is_cone) {
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     scale(second, inverse(before, 0));
     return;
   }
-  for (int pass = 0; pass < 2; ++pass) {  // the second removes what rounding left in the first
+  for (int pass = 0; pass < 2; ++pass) {  // the second pass removes the rounding errors of the first
     const double along = dots(first, second, first, first).first;
     block_barrier();
     for (int64_t k = threadIdx.x; k < d; k += kThreadsPerBlock) second[k] -= along * first[k];
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   scale(second, inverse(rest, 1e-8 * before));
 }
 
-// Two steps of the power method from the sum of the rows.
+// Takes two steps of the power method, starting at the sum of the rows.
 template <typename T>
 Error find_directions(const CycleFeatures& features, const Context& context, double* q) {
   const int64_t n = features.image.rows, d = features.image.d;
@@ -137,7 +138,8 @@ Error find_directions(const CycleFeatures& features, const Context& context, dou
 
 // ---------------------------------------------------------------- factors
 
-// P_ = P - p q' and M_ = M - m q' of the rows from `begin`, and p and m, [rows, kAlong]. A warp per row.
+// P_ = P - p q' and M_ = M - m q' of the rows from `begin` on, and p and m, [rows, kAlong]. A warp
+// per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     cycle_deflated_factors_kernel(CycleFeatures features, int64_t begin, const double* q,
@@ -179,7 +181,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 // ---------------------------------------------------------------- forward
 
-// Sums over rows of along' P_, along' M_ (kAlong lines each of d) and, behind P_, of along' along.
+// Sums over rows of along' P_ and along' M_ (each of them kAlong lines of d) and, after P_, of
+// along' along.
 struct Moments {
   double* parts;  // [kRowParts, 2 kAlong, width]
   int64_t d, width;
@@ -225,7 +228,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-// gram += the parts of a product in float32, each [d, d]. Of a symmetric one only the lower half is read.
+// gram += the sum of the parts of a product in float32, each [d, d]. If the matrix is symmetric,
+// only the lower half is read.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     add_gram_parts_kernel(const float* parts, int64_t count, int64_t d, bool is_symmetric, bool is_first,
                           double* gram) {
@@ -247,7 +251,7 @@ struct Sides {
   }
 };
 
-// Without g, zeros. A warp per row and column.
+// Writes zeros without g. A warp per row and column.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     cycle_sides_kernel(const double* g, const double* q, int64_t d, bool is_symmetric, Sides sides) {
   const int64_t line = warp_index();
@@ -268,7 +272,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   for (int r = 0; r < kDirections; ++r) {
     const double of_cols = warp_sum(left[r]), of_rows = warp_sum(right[r]);
     if (lane > 0) continue;
-    // Of a symmetric gradient, those of g + g'.
+    // If the gradient is symmetric, these are the products of g + g'.
     sides.left[r * d + line] = is_symmetric ? of_cols + of_rows : of_cols;
     sides.right[r * d + line] = is_symmetric ? of_cols + of_rows : of_rows;
   }
@@ -288,13 +292,13 @@ __device__ inline void along_directions(const double* v, const double* q, int64_
   }
 }
 
-// Which of the moments belong to a Gram matrix L'R: p (0) or m (1) of the left and of the right factor.
+// The moments that belong to a Gram matrix L'R: p (0) or m (1) of the left and of the right factor.
 struct GramSides {
   int left, right;
 };
 
-// From the sides of g = L_'R_, which should be zero, to those that make it L'R: `left` and `right` are then what
-// has to be added, g += q' left + right' q. One warp.
+// Turns the sides of g = L_'R_, which should be zero, into the correction that makes it L'R: `left`
+// and `right` are then the terms to add, g += q' left + right' q. One warp.
 __global__ void __launch_bounds__(kWarpSize)
     cycle_restored_sides_kernel(const double* q, Moments moments, GramSides of, Sides sides) {
   const int lane = threadIdx.x;
@@ -343,7 +347,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 // ---------------------------------------------------------------- backward
 
-// An upstream gradient g, or g + g', without its parts along q; rows aligned and zero beyond d.
+// An upstream gradient g, or g + g', without its parts along q. Rows are aligned and zero beyond d.
 struct DeflatedGradient {
   Sides sides;
   float* rest;
@@ -356,7 +360,7 @@ struct DeflatedGradient {
   Operand<float> operand() const { return {rest, d, d, pitch}; }
 };
 
-// rows = left - c (left q') q, c = 1/2 of a symmetric gradient and else 1. One warp.
+// rows = left - c (left q') q, where c is 1/2 for a symmetric gradient and 1 otherwise. One warp.
 __global__ void __launch_bounds__(kWarpSize)
     cycle_gradient_rows_kernel(const double* q, Sides sides, int64_t d, bool is_symmetric, double* rows) {
   const int lane = threadIdx.x;
@@ -413,8 +417,8 @@ struct CycleCorrections {
   Sides a, b, k;
 };
 
-// Adds to dL/dP and dL/dM what the products of deflated matrices leave out, and finishes the gradients of the
-// features. A warp per row.
+// Adds to dL/dP and dL/dM the terms that the products of deflated matrices lack, and finishes the
+// gradients of the features. A warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock, 1)
     cycle_deflated_backward_kernel(CycleFeatures features, int64_t begin, CycleFactors<float> factors,

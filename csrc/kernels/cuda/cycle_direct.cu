@@ -8,8 +8,9 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Tiles of W and what lies opposite to them, over the diagonal. A block has the entries (i, j) of one tile
-// in registers and their mirror images (j, i) in shared memory, so that it reads and writes both by rows.
+// Tiles of W and their mirror images across the diagonal. A block holds the entries (i, j) of one
+// tile in registers and their mirror images (j, i) in shared memory, so that it reads and writes
+// both by rows.
 inline constexpr int kTileSize = 32;
 inline constexpr int kTileWarps = kThreadsPerBlock / kWarpSize;
 inline constexpr int kThreadEntries = kTileSize / kTileWarps;
@@ -17,10 +18,11 @@ static_assert(kTileSize == kWarpSize);
 
 template <typename T>
 struct MirrorTile {
-  T entries[kTileSize][kTileSize + 1];  // one more, so that columns lie in different banks, too
+  T entries[kTileSize][kTileSize + 1];  // one extra, so that columns lie in different banks as well
 };
 
-// W. Columns from n to the pitch, a multiple of a chunk, are counted as zero and rewritten as such.
+// W. Columns from n to the pitch, which is a multiple of a chunk, are counted as zero and written
+// as zero.
 template <typename T>
 struct PairMatrix {
   T* entries;
@@ -31,7 +33,7 @@ struct PairMatrix {
     return {workspace.take<T>(n * pitch), n, pitch};
   }
 
-  // Lines may be its rows or its columns.
+  // Lines may be the rows or the columns of W.
   Operand<T> operand() const { return {entries, n, n, pitch}; }
 
   // Blocks above the diagonal have nothing to do: their pairs belong to the blocks below.
@@ -41,7 +43,7 @@ struct PairMatrix {
   }
 };
 
-// The tile at (row_begin, col_begin): this thread's entries (row(a), col()).
+// The tile at (row_begin, col_begin), with this thread's entries (row(a), col()).
 template <typename T>
 struct PairTile {
   PairMatrix<T> w;
@@ -70,7 +72,7 @@ struct PairTile {
       mirror.entries[local_row(a)][lane] = j < w.n && k < w.n ? w.entries[j * w.pitch + k] : T{0};
     }
   }
-  // After a barrier: entry (col(), row(a)).
+  // Valid after a barrier: entry (col(), row(a)).
   __device__ T& back(MirrorTile<T>& mirror, int a) const { return mirror.entries[lane][local_row(a)]; }
 
   __device__ void store(int64_t i, int64_t j, T value) const {
@@ -78,7 +80,7 @@ struct PairTile {
   }
 };
 
-// Per block, the sums over its pairs of in-modal and cross-modal squares.
+// For each block, the sums of in-modal and cross-modal squares over its pairs.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock) cycle_pairs_forward_kernel(PairMatrix<T> w, SumPair* parts) {
   CYCLIP_SHARED(MirrorTile<T>, mirror);
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     tile.store(tile.row(a), tile.col(), static_cast<T>(sum + difference));
     tile.back(mirror, a) = static_cast<T>(sum - difference);
   }
-  if (tile.is_on_diagonal()) return;  // a tile that is its own mirror image is written
+  if (tile.is_on_diagonal()) return;  // the tile is its own mirror image and is already written
   block_barrier();
   CYCLIP_UNROLL
   for (int a = 0; a < kThreadEntries; ++a) {
@@ -134,7 +136,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-// Float at least, and never rounded to TF32: M is the small difference of the towers.
+// At least float, and never rounded to TF32: M is the small difference of the towers.
 template <typename F>
 Error with_pair_math(ElementType type, const F& f) {
   return type == ElementType::kFloat64 ? f(F64{}) : f(F32{});

@@ -1,5 +1,5 @@
-// P = X^ + Y^ and M = X^ - Y^, from which both routes to the cycle terms start (docs/cycle.md), and the way
-// back from their gradients to those of the raw features.
+// P = X^ + Y^ and M = X^ - Y^, the start of both routes to the cycle terms (docs/cycle.md), and the
+// conversion of their gradients to the gradients of the raw features.
 
 #pragma once
 
@@ -8,8 +8,9 @@
 
 namespace cyclip::cuda {
 
-// Two matrices [rows, d], which belong to P and M or to their gradients, for some rows of the features.
-// Padding from d to the pitch, a multiple of a chunk, keeps rows aligned; in P and M it is zero.
+// Two matrices [rows, d], which belong to P and M or to their gradients, for some rows of the
+// features. The padding from d to the pitch, which is a multiple of a chunk, keeps rows aligned; in
+// P and M it is zero.
 template <typename Work>
 struct CycleFactors {
   Work* plus;
@@ -30,7 +31,7 @@ struct CycleFactors {
   Operand<Work> minus_by_columns() const { return {minus, d, rows, pitch}; }
 };
 
-// The raw features, and room for the norms of their rows.
+// The raw features, and memory for the norms of their rows.
 struct CycleFeatures {
   Features image, text;
   double* image_norms;  // [n]
@@ -41,8 +42,9 @@ struct CycleFeatures {
   }
 };
 
-// x 1/|x|, rounded. Written as a multiply-add that adds nothing, because the compiler would fuse a plain
-// product with the difference that follows, and M of equal rows would be its rounding error and not zero.
+// x 1/|x|, rounded. This is written as a multiply-add with zero, because the compiler would fuse a
+// plain product with the difference that follows. M of equal rows would then be a rounding error
+// instead of zero.
 template <typename Work, typename T>
 __device__ inline Work normalized(T x, Work inv_norm) {
   return multiply_add(static_cast<Work>(widen(x)), inv_norm, Work{0});
@@ -64,8 +66,8 @@ Error with_element(ElementType type, const F& f) {
   }
 }
 
-// Fills P and M of the rows from `begin`, as many as they have, and these rows' norms. Work is double, or
-// float, where the features are no double.
+// Fills P and M for the rows from `begin` on, and the norms of these rows. The number of rows is
+// that of the factors. Work is double; it may also be float if the features are not float64.
 template <typename Work>
 Error launch_cycle_factors_forward(const CycleFeatures& features, int64_t begin, const CycleFactors<Work>& factors,
                                    const Context& context);
@@ -77,10 +79,12 @@ Error launch_cycle_factors_backward(const CycleFeatures& features, int64_t begin
                                     const CycleFactors<Work>& gradients, void* image_grad, void* text_grad,
                                     const Context& context);
 
-// How many rows of P and M the Gram route works on at a time, where a row takes so many bytes.
+// The number of rows of P and M that the Gram route processes at a time if a row takes this many
+// bytes.
 inline int64_t cycle_chunk_rows(int64_t rows, int64_t row_bytes, const Context& context) {
   constexpr int64_t kRowUnit = 128;
-  const int64_t affordable = context.panel_bytes / 4 / row_bytes;  // panels are the larger part of a loss
+  const int64_t affordable =
+      context.panel_bytes / 4 / row_bytes;  // panels take the larger part of a loss's memory
   return std::min(rows, std::max(affordable / kRowUnit * kRowUnit, kRowUnit));
 }
 

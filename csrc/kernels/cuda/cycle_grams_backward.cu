@@ -2,8 +2,8 @@
 //
 //     dL/dP = P (a + a') + M k'    dL/dM = M (b + b') + P k.
 //
-// In double, as the Gram matrices are, and for the same reason: what is left of these products is as small
-// beside their terms.
+// Computed in double for the same reason as the Gram matrices: the result of these products is as
+// small compared with its terms.
 
 #include "cycle_deflated.cuh"
 #include "product.cuh"
@@ -22,7 +22,7 @@ struct CycleWeights {
   int* row_has_cross;  // [d], whether row i of k has an entry other than zero
   int* has_cross;      // [1], whether k has one: with equal weights of both terms <K, K'> drops out
 
-  // A right factor: with its columns or (transposed) its rows as lines.
+  // A right factor whose lines are its columns or, if transposed, its rows.
   Operand<double> factor(const double* matrix) const { return {matrix, d, d, pitch}; }
 };
 

@@ -1,5 +1,6 @@
-// The Gram matrices A = P'P, B = M'M and K = P'M (docs/cycle.md). In double whatever the features are: where
-// all of them lie in a narrow cone, <A, B> is small beside |A||B|, and an entry rounded to float would show.
+// The Gram matrices A = P'P, B = M'M and K = P'M (docs/cycle.md). They are in double for every type
+// of the features: if all features lie in a narrow cone, <A, B> is small compared with |A||B|, and
+// rounding an entry to float would be noticeable.
 
 #include "cycle_deflated.cuh"
 #include "product.cuh"
@@ -8,7 +9,8 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Adds up the parts of a matrix, each [d, d], in order. Of a symmetric one only the lower half is read.
+// Adds up the parts of a matrix, each [d, d], in order. If the matrix is symmetric, only the lower
+// half is read.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_gram_forward_kernel(const double* parts, int64_t count, int64_t d, bool symmetric, double* gram) {
   const int64_t entry = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

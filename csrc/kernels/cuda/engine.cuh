@@ -1,6 +1,6 @@
-// The tile engine: a block multiplies the lines of two operands, kRows x kCols of them, over a range of
-// depth. Copies run kStages - 1 stages ahead of the arithmetic. What becomes of the tile is up to the
-// kernel, which holds it in registers (see Place for which entry is where).
+// The tile engine: a block multiplies the lines of two operands, kRows x kCols of them, over a
+// range of depth. Copies run kStages - 1 stages ahead of the arithmetic. The kernel decides how to
+// use the tile, which it holds in registers (Place gives the position of each entry).
 
 #pragma once
 
@@ -21,10 +21,10 @@ class Engine {
     Stage stages[Tile::kStages];
   };
 
-  // sums = left right' for rows from row_begin, columns from col_begin, depth [depth_begin, depth_end),
-  // where depth_begin is a multiple of kStep, and depth_end too, unless it is the end of the operands.
-  // Begins and ends with no copies under way: all of a product's copies are waited for in its last step. The
-  // storage may be reused after the block's next barrier.
+  // sums = left right' for rows from row_begin, columns from col_begin and the depth [depth_begin,
+  // depth_end). depth_begin is a multiple of kStep, and so is depth_end unless it is the end of the
+  // operands. No copies are under way at the beginning or at the end, because the last step waits
+  // for all copies of the product. The storage may be reused after the block's next barrier.
   __device__ static void multiply(typename Tile::Fragment& sums, Storage& shared, const Place<Tile>& place,
                                   const Operand<Element>& left, int64_t row_begin, const Operand<Element>& right,
                                   int64_t col_begin, int64_t depth_begin, int64_t depth_end) {
@@ -41,14 +41,14 @@ class Engine {
         stage.left.copy_async(left, row_begin, depth_begin + step * Tile::kStep);
         stage.right.copy_async(right, col_begin, depth_begin + step * Tile::kStep);
       }
-      copy_async_commit();  // an empty group, too: groups are counted
+      copy_async_commit();  // possibly an empty group: groups are counted
     };
 
-    block_barrier();  // of an earlier product that may still be read
+    block_barrier();  // an earlier product may still be read
     for (int64_t step = 0; step < Tile::kStages - 1; ++step) start_copies(step);
     for (int64_t step = 0; step < steps; ++step) {
       copy_async_wait<Tile::kStages - 2>();  // this step's copies
-      block_barrier();                       // everybody's, and nobody reads the stage before it any more
+      block_barrier();  // all threads' copies are visible, and the previous stage can be overwritten
       start_copies(step + Tile::kStages - 1);
       const Stage& stage = shared.stages[step % Tile::kStages];
       multiply_stage<Tile>(typename Tile::Math{}, sums, place, stage.left, stage.right);

@@ -18,8 +18,8 @@ __device__ inline void multiply_accumulate(Tf32, float (&c)[4], const uint32_t (
   mma_tf32(c, a, b);
 }
 
-// Four quarters of a fragment: 8 lines by half an instruction's depth each. `lines_first` says whether
-// quarter 1 is the next 8 lines (left factor) or the next half of the depth (right factor).
+// Four quarters of a fragment, each 8 lines by half an instruction's depth. If `lines_first`,
+// quarter 1 is the next 8 lines (left factor), otherwise the next half of the depth (right factor).
 template <bool kLinesFirst, typename Tile, Layout kLayout, int kLines>
 __device__ inline void load_fragment(uint32_t (&out)[4], const OperandTile<Tile, kLayout, kLines>& tile, int line,
                                      int depth) {
@@ -105,7 +105,8 @@ __device__ inline void multiply_stage(F64, typename Tile::Fragment& sums, const 
 
 // ---------------------------------------------------------------- float32 multiply-adds
 
-// Loads the entries of F32::kDepth steps in depth, from a multiple of that, for the lines first + step_to(i).
+// Loads the entries of F32::kDepth steps in depth, starting at a multiple of it, for the lines
+// first + step_to(i).
 template <int kLinesOfThread, typename Tile, Layout kLayout, int kLines, typename StepTo>
 __device__ inline void load_lines(float (&out)[kLinesOfThread][F32::kDepth],
                                   const OperandTile<Tile, kLayout, kLines>& tile, int first, int depth,
@@ -122,8 +123,8 @@ __device__ inline void load_lines(float (&out)[kLinesOfThread][F32::kDepth],
     } else {
       CYCLIP_UNROLL
       for (int k = 0; k < F32::kDepth; ++k) {
-        // The swizzle of row depth + k exchanges groups of 8 lines, whose numbers are constants here. So all
-        // entries lie at constant distances from one address.
+        // The swizzle of row depth + k exchanges groups of 8 lines, whose numbers are constants
+        // here, so all entries lie at constant distances from one address.
         static_assert(Tile::kWarpRows % 32 == 0 && Tile::kWarpCols % 32 == 0);
         const int swizzled = 8 * (step_to(i) / 8 ^ k) + step_to(i) % 8;
         out[i][k] = tile.data[depth * kLines + first + k * kLines + swizzled];

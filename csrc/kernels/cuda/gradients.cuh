@@ -4,12 +4,13 @@
 //
 //     dL/dx_i = g_i - <g_i, x^_i> x^_i,    g_i = sum_j H_ij y_j        and the same for y.
 //
-// H is made panel by panel, each as large as the workspace holds, by a kernel that recomputes the dot
-// products; two products consume it: H Y is added to the panel's images, H' X to its texts.
+// H is computed panel by panel, each as large as the workspace allows, by a kernel that recomputes
+// the dot products. Two products consume the panel: H Y is added to the gradients of the panel's
+// images, H' X to those of its texts.
 //
-// The positives are not in H. There is one to a row and to a column, they are the largest entries, and
-// opposite in sign to all others, so that rounding H to 16 bits would weigh on them most: the last kernel
-// adds them in float32.
+// The positives are not in H. There is one in each row and column, they are the largest entries,
+// and they have the opposite sign of all others, so rounding H to 16 bits would affect them most.
+// The last kernel adds them in float32.
 
 #pragma once
 
@@ -21,8 +22,8 @@
 
 namespace cyclip::cuda {
 
-// The arithmetic of the products with H. Gradients leave the range of fp16; TF32 has the range of float
-// and holds fp16 features exactly.
+// The arithmetic of the products with H. Gradients exceed the range of fp16. TF32 has the range of
+// float and represents fp16 features exactly.
 template <typename Math>
 struct PanelMathOf {
   using Type = Math;
@@ -40,7 +41,8 @@ __device__ inline typename Math::Element panel_entry(typename Math::Accumulator 
   return narrow<typename Math::Element>(h);
 }
 
-// A rectangle of H. Entries from its last column to the pitch, a multiple of a chunk, are zero.
+// A rectangle of H. Entries from its last column to the pitch, which is a multiple of a chunk, are
+// zero.
 template <typename Math>
 struct Panel {
   using Element = typename Math::Element;
@@ -65,8 +67,8 @@ struct Panel {
   Operand<Element> by_columns() const { return {h, cols(), rows(), pitch}; }
 };
 
-// How large panels are. As square as may be: each column of panels reads and writes the sums of all images
-// once more, each row of panels those of all texts.
+// The size of panels, which are as square as possible: each column of panels reads and writes the
+// sums of all images once more, and each row of panels those of all texts.
 struct PanelSize {
   static constexpr int64_t kUnit = 128, kMostRows = int64_t{1} << 20;  // both sides are multiples of the unit
 
@@ -80,18 +82,19 @@ struct PanelSize {
     rows = std::min(most_rows, whole_units(elements / cols));
   }
 
-  // With the smaller tiles.
+  // The number of tiles of a panel if they are the smaller ones.
   int64_t most_tiles() const { return (rows / 64) * (cols / 64); }
 };
 
-// dL/dS of the positives, [n], that of row i in column i + offset.
+// dL/dS of the positives, [n]. The positive of row i is in column i + offset.
 struct PositiveGradients {
   const double* values;
   int64_t offset;
 };
 
-// Finishes the gradient of the rows [begin, end) of a tower: adds up the parts of sum_j H_ij y_j, each
-// [end - begin, d], adds the positive's share, takes off the projection and rounds.
+// Finishes the gradient of the rows [begin, end) of a tower: adds up the parts of sum_j H_ij y_j,
+// each [end - begin, d], adds the contribution of the positive, subtracts the projection and
+// rounds.
 template <typename Accumulator>
 struct FinishGradient {
   const Accumulator* parts;
@@ -115,7 +118,7 @@ struct PairwiseGradients {
   void* text_grad;
 };
 
-// fill(panel, tower of images, tower of texts) launches what fills a panel.
+// fill(panel, tower of images, tower of texts) launches the kernel that fills a panel.
 template <typename Math, typename Fill>
 Error launch_feature_gradients(const PairwiseGradients& args, const Context& context, const Fill& fill) {
   using PanelM = PanelMath<Math>;
@@ -127,7 +130,7 @@ Error launch_feature_gradients(const PairwiseGradients& args, const Context& con
   Tower<Math> image, text;
   CYCLIP_TRY(prepare_tower(args.image, context, &image));
   CYCLIP_TRY(prepare_tower(args.text, context, &text));
-  Tower<PanelM> panel_image, panel_text;  // the same, or as the products with H read them
+  Tower<PanelM> panel_image, panel_text;  // the same towers, or converted for the products with H
   if constexpr (std::is_same_v<Math, PanelM>) {
     panel_image = image;
     panel_text = text;

@@ -9,13 +9,13 @@
 
 namespace cyclip::cuda {
 
-// Returns from the calling launcher where a launch failed.
+// Returns from the calling launcher if a launch failed.
 #define CYCLIP_TRY(launch_expression)                                             \
   do {                                                                            \
     if (const Error error = (launch_expression); error != kSuccess) return error; \
   } while (false)
 
-// One thread per element, in blocks of this many.
+// One thread per element, in blocks of this size.
 inline constexpr int kThreadsPerBlock = 256;
 inline dim3 blocks_for(int64_t elements) {
   return dim3(static_cast<unsigned>(ceil_div(elements, kThreadsPerBlock)));
@@ -36,11 +36,11 @@ Error with_math(ElementType type, const Context& context, const F& f) {
   }
 }
 
-// Calls f with the tile shape for a product of this many rows and columns. Large tiles read less, small
-// ones are more: below some number of large tiles, multiprocessors would stand idle.
+// Calls f with the tile shape for a product with this many rows and columns. Large tiles read less,
+// but if there are too few of them, multiprocessors are idle, so small tiles are used.
 template <typename Math, typename F>
 Error with_tile(int64_t rows, int64_t cols, const Context& context, const F& f) {
-  if constexpr (!std::is_same_v<Math, F64>) {  // whose large tile would not fit into registers
+  if constexpr (!std::is_same_v<Math, F64>) {  // a large tile in F64 would not fit into registers
     using Large = LargeTile<Math>;
     if (ceil_div(rows, Large::kRows) * ceil_div(cols, Large::kCols) >= context.large_tiles) return f(Large{});
   }

@@ -1,9 +1,9 @@
-// From the entries of a tile to its lines, which are rows and columns. Each thread holds some entries of many
-// lines. Reductions go over the lanes that share a line, then over the warps that do, through shared memory. The
-// order is fixed by the tile's shape.
+// Reduces the entries of a tile to its lines, which are rows and columns. Each thread holds some
+// entries of many lines. Reductions go over the lanes that share a line, then through shared memory
+// over the warps that share it. The order is fixed by the tile's shape.
 //
-// Afterwards every thread owns one line of the tile, the first kRows threads a row each, the others a
-// column each.
+// Afterwards every thread owns one line of the tile: the first kRows threads own a row each, the
+// others a column each.
 
 #pragma once
 
@@ -11,9 +11,10 @@
 
 namespace cyclip::cuda {
 
-// Reduces the values of the lanes whose numbers differ in the bits from kMask down to kLastMask. With each bit a
-// lane hands half of its lines to the other one, so that it is left with the first kCount / (number of lanes)
-// values, of its own lines. combine(x, y) must be commutative.
+// Reduces the values of the lanes whose numbers differ in the bits from kMask down to kLastMask.
+// For each bit, a lane passes half of its lines to the other lane, so that in the end it has the
+// first kCount / (number of lanes) values, which belong to its own lines. combine(x, y) must be
+// commutative.
 template <int kMask, int kLastMask, int kCount, int kSize, typename T, typename Combine>
 __device__ inline void reduce_by_halving(T (&values)[kSize], const Combine& combine) {
   constexpr int kHalf = kCount / 2;
@@ -28,13 +29,14 @@ __device__ inline void reduce_by_halving(T (&values)[kSize], const Combine& comb
   if constexpr (kMask > kLastMask) reduce_by_halving<kMask / 2, kLastMask, kHalf>(values, combine);
 }
 
-// One value per line and per warp that has a part of it.
+// One value for each line and each warp that holds a part of it.
 template <typename Tile, typename T>
 struct LineScratch {
   T rows[Tile::kWarpsAcross][Tile::kRows];
   T cols[Tile::kWarpsDown][Tile::kCols];
 
-  // This thread's parts of row(a). The lanes 4g + t of equal g share rows, those of equal t share columns.
+  // This thread's parts of row(a). The lanes 4g + t with equal g share rows, those with equal t
+  // share columns.
   template <typename Combine>
   __device__ void put_rows(const Place<Tile>& place, T (&values)[Tile::kThreadRows], const Combine& combine) {
     reduce_by_halving<2, 1, Tile::kThreadRows>(values, combine);
@@ -52,7 +54,7 @@ struct LineScratch {
     for (int i = 0; i < kOwn; ++i) cols[place.warp_row][place.col(place.g * kOwn + i)] = values[i];
   }
 
-  // The line of this thread, over all warps, in order. After a barrier.
+  // The value of this thread's line, combined over all warps in order. Call it after a barrier.
   template <typename Combine>
   __device__ T get(const Combine& combine) const {
     const int line = threadIdx.x;
@@ -67,7 +69,7 @@ struct LineScratch {
   }
 };
 
-// For LineScratch.
+// Operations for LineScratch.
 struct Sum {
   template <typename T>
   __device__ T operator()(T a, T b) const {
@@ -81,7 +83,7 @@ struct Largest {  // ignores NaN
   }
 };
 
-// Which part of a matrix a tile covers, and where this thread's line lies in it.
+// The part of a matrix that a tile covers, and the position of this thread's line in it.
 struct Window {
   int64_t rows, cols;            // of the matrix
   int64_t row_begin, col_begin;  // of the tile
@@ -90,7 +92,8 @@ struct Window {
   __device__ static bool owns_row() {
     return threadIdx.x < Tile::kRows;
   }
-  // The matrix's row or column at this place of the tile, or some other one where that lies beyond.
+  // The matrix's row or column at this position of the tile, or another valid one if that lies
+  // outside the matrix.
   __device__ int64_t inner_row(int row) const { return row_begin + row < rows ? row_begin + row : row_begin; }
   __device__ int64_t inner_col(int col) const { return col_begin + col < cols ? col_begin + col : col_begin; }
   // Index of the row or column that this thread owns; it may lie beyond the matrix.

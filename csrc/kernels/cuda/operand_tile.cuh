@@ -1,8 +1,9 @@
 // One stage of one operand in shared memory: kLines lines (rows of the left, columns of the right factor),
 // kStep deep, copied from global memory in chunks of 16 bytes.
 //
-// Chunks are swizzled (their number xor a function of the row they stand in), so that the 8 rows that a
-// warp reads at a time lie in different banks, and so do the scalars it reads in the other layouts.
+// Chunks are swizzled (their number is combined by xor with a function of their row), so that the 8
+// rows that a warp reads at a time lie in different banks, as do the scalars that it reads in the
+// other layouts.
 
 #pragma once
 
@@ -10,15 +11,15 @@
 
 namespace cyclip::cuda {
 
-// Which index is contiguous in memory.
+// The index that is contiguous in memory.
 enum class Layout {
   kAlongDepth,   // [line][depth]: X and Y in X Y'
   kAcrossDepth,  // [depth][line]: Y in H Y, both in H' X
 };
 
-// A matrix in global memory, seen as one factor of a product. Data and pitch (elements between lines or,
-// in the other layout, between steps in depth) are 16-byte aligned. With kAlongDepth, what a last chunk
-// holds beyond `depth` must be zero.
+// A matrix in global memory, seen as one factor of a product. Data and pitch (elements between
+// lines or, in the other layout, between steps in depth) are 16-byte aligned. With kAlongDepth, the
+// elements of a last chunk beyond `depth` must be zero.
 template <typename Element>
 struct Operand {
   const Element* data;
@@ -36,7 +37,7 @@ struct OperandTile {
 
   alignas(kStepBytes) Element data[kLines * Tile::kStep];
 
-  // Read 8 rows at a time, or, as scalars, 4 rows by 2 chunks.
+  // The block reads 8 rows at a time or, as scalars, 4 rows by 2 chunks.
   static constexpr bool kByScalars = sizeof(Element) == 8 || (!kAlong && sizeof(Element) == 4);
   __device__ static int swizzle(int row) { return kByScalars ? 2 * (row % 4) : row % 8; }
 
@@ -47,9 +48,9 @@ struct OperandTile {
 
   __device__ const Element& at(int line, int depth) const { return data[offset(line, depth)]; }
 
-  // Starts the copies of the lines from `line_begin` and the depth from `depth_begin`, zeros beyond the
-  // matrix. All threads of the block take part, each with chunks one below the other: their addresses and
-  // their swizzle follow from the first one's.
+  // Starts the copies of the lines from `line_begin` and the depth from `depth_begin` on, with
+  // zeros outside the matrix. All threads of the block take part. Each copies chunks one below the
+  // other, whose addresses and swizzle follow from the first chunk's.
   __device__ void copy_async(const Operand<Element>& from, int64_t line_begin, int64_t depth_begin) {
     static_assert(Tile::kThreads % kChunks == 0 && kRowsInMemory * kChunks % Tile::kThreads == 0);
     constexpr int kRowsAtOnce = Tile::kThreads / kChunks;

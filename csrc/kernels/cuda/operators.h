@@ -1,11 +1,11 @@
-// The operators of torch.ops.cyclip_ext on the GPU, without torch: raw device pointers and sizes in,
-// a sequence of kernel launches out. What each of them computes: docs/losses.md, docs/gradients.md,
-// docs/cycle.md. This header is all that csrc/ops/cuda and the emulator's Python module include.
+// The operators of torch.ops.cyclip_ext on the GPU, without torch: they take raw device pointers
+// and sizes and launch a sequence of kernels. docs/losses.md, docs/gradients.md and docs/cycle.md
+// describe the formulas. csrc/ops/cuda and the emulator's Python module include only this header.
 //
-// Nothing here waits for the device, reads from it, or allocates except through the Workspace: a call can
-// be captured in a CUDA graph. Sizes may be odd; arguments have been checked by the caller: rows and d are
-// at least 1, rows below 2^31, offsets within +-2^31. All pointers are device pointers, aligned to their
-// type. Outputs are written whole.
+// Nothing here waits for the device, reads from it, or allocates except through the Workspace, so a
+// call can be captured in a CUDA graph. Sizes may be odd. The caller has checked the arguments:
+// rows and d are at least 1, rows below 2^31, offsets within +-2^31. All pointers are device
+// pointers, aligned to their type. Every element of an output is written.
 
 #pragma once
 
@@ -25,15 +25,16 @@ namespace cyclip::cuda {
 
 enum class ElementType { kBFloat16, kFloat16, kFloat32, kFloat64 };
 
-// One tower's features: rows of d elements, consecutive ones `pitch` elements apart.
+// One tower's features: rows of d elements, with `pitch` elements from one row to the next.
 struct Features {
   const void* data;
   ElementType type;
   int64_t rows, d, pitch;
 };
 
-// Scratch memory on the device, 256-byte aligned, uninitialized, alive until the work that is enqueued on
-// the stream is done. Torch's caching allocator, or plain memory under emulation.
+// Scratch memory on the device: 256-byte aligned, uninitialized, and valid until the work that is
+// enqueued on the stream is done. It comes from torch's caching allocator, or is plain memory under
+// emulation.
 class Workspace {
  public:
   virtual ~Workspace() = default;
@@ -49,16 +50,17 @@ struct Context {
   Workspace& workspace;
   Stream stream;
   bool allow_tf32 = false;  // round float32 features to TF32 in products
-  // Most bytes that a panel of gradients may take; smaller panels mean more launches.
+  // The most bytes that a panel of gradients may take. Smaller panels mean more launches.
   int64_t panel_bytes = int64_t{256} << 20;
-  // From how many 128 x 128 tiles on a product is cut into those and not into 64 x 64.
+  // The number of 128 x 128 tiles from which on a product is divided into these and not into 64 x
+  // 64 tiles.
   int64_t large_tiles = 128;
   // Whether the device has no tensor cores for float64. Then the Gram route of the cycle terms multiplies in
   // float32, unless the features are float64.
   bool float64_is_slow = false;
 };
 
-// norms[i] = max(|x_i|, 1e-12): double of float64 features, float of all others.
+// norms[i] = max(|x_i|, 1e-12), in double for float64 features and in float for all others.
 Error launch_row_norms_forward(const Features& features, void* norms, const Context& context);
 
 // The positive of row i is column i + offset.
@@ -68,7 +70,7 @@ struct PairStatisticsForward {
   int64_t offset;
   double* row_lse;             // [n]
   double* col_lse;             // [m]
-  double* positive;            // [n], 0 where it lies outside
+  double* positive;            // [n], 0 if it lies outside the matrix
   double* row_hardest;         // [n]
   double* col_hardest;         // [m]
   int64_t* row_hardest_index;  // [n], -1 without negatives
@@ -82,7 +84,7 @@ struct PairStatisticsBackward {
   Features image, text;
   const double* logit_scale;
   int64_t offset;
-  const double* row_lse;             // [n]; this and the next three as the forward operator wrote them
+  const double* row_lse;             // [n]; this and the next three are results of the forward operator
   const double* col_lse;             // [m]
   const int64_t* row_hardest_index;  // [n]
   const int64_t* col_hardest_index;  // [m]
@@ -91,7 +93,7 @@ struct PairStatisticsBackward {
   const double* grad_positive;       // [n]
   const double* grad_row_hardest;    // [n]
   const double* grad_col_hardest;    // [m]
-  void* image_grad;                  // [n, d] in the type of the features, dense; null: not wanted
+  void* image_grad;                  // [n, d] in the type of the features, dense; null: not computed
   void* text_grad;                   // [m, d]
   double* logit_scale_grad;          // [1]
 };
@@ -123,7 +125,7 @@ struct CycleGramsForward {
   Features image, text;  // [n, d] both
   double* plus_gram;     // [d, d]
   double* minus_gram;    // [d, d]
-  double* cross_gram;    // [d, d], or null: not wanted
+  double* cross_gram;    // [d, d], or null: not computed
 };
 Error launch_cycle_grams_forward(const CycleGramsForward& args, const Context& context);
 
@@ -153,9 +155,10 @@ struct CycleDirectBackward {
 };
 Error launch_cycle_direct_backward(const CycleDirectBackward& args, const Context& context);
 
-// An image and a text belong together where their labels are equal. row_rank[i]: how many texts of other
-// labels are at least as similar to image i as the most similar text of its own label; -1 where there is
-// none of its own. col_rank[j]: the same for text j among the images. A similarity that is NaN counts as -inf.
+// An image and a text belong together if their labels are equal. row_rank[i] is the number of texts
+// with other labels that are at least as similar to image i as the most similar text with its own
+// label, or -1 if there is none. col_rank[j] is the same for text j among the images. A similarity
+// that is NaN counts as -inf.
 struct RetrievalRanksForward {
   Features image, text;         // [n, d], [m, d]
   const int64_t* image_labels;  // [n]
@@ -165,8 +168,8 @@ struct RetrievalRanksForward {
 };
 Error launch_retrieval_ranks_forward(const RetrievalRanksForward& args, const Context& context);
 
-// The k most similar candidates of each query, in falling order; of equal ones the first comes first.
-// 1 <= k <= m. A similarity that is NaN counts as -inf.
+// The k most similar candidates of each query, in descending order; the first of several equal
+// candidates comes first. 1 <= k <= m. A similarity that is NaN counts as -inf.
 struct SimilarityTopKForward {
   Features query, candidate;  // [n, d], [m, d]
   int64_t k;

@@ -6,8 +6,8 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Softmax weights g e^(z - lse) in base 2: an integer shift next to lse / ln 2, what it leaves over folded
-// into the weight.
+// Softmax weights g e^(z - lse) in base 2: the integer shift nearest to lse / ln 2, with the
+// remainder folded into the weight.
 template <typename T>
 struct Weight {
   T shift, weight;
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int64_t line = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (line >= size) return;
   const double value = lse[line];
-  if (value == -INFINITY) {  // no negatives: nothing to weigh
+  if (value == -INFINITY) {  // no negatives
     weights[line] = {0, 0};
     return;
   }
@@ -53,8 +53,8 @@ struct Softmax {
   }
 };
 
-// Adds the gradients of the hardest negatives to the panel, one entry per row or per column. Two launches
-// one after the other, so that no two threads meet in an entry.
+// Adds the gradients of the hardest negatives to the panel, one entry per row or per column. Takes
+// two launches in sequence, so that no two threads write to the same entry.
 template <typename Math>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     add_hardest_backward_kernel(Panel<Math> panel, const int64_t* hardest_index, const double* gradient,

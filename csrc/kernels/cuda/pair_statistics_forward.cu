@@ -7,8 +7,8 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Statistics of some negatives of one line: sum 2^(z') = sum 2^shift, and the largest cosine with its index, the
-// first of equal ones.
+// Statistics of some negatives of one line: sum 2^(z') = sum 2^shift, and the largest cosine with
+// its index, the first of several equal ones.
 template <typename T>
 struct Statistics {
   int shift = kNoShift;
@@ -16,7 +16,7 @@ struct Statistics {
   T hardest = kMasked<T>;
   int index = -1;
 
-  // Adds negatives that come after these in the line.
+  // Adds negatives that follow these in the line.
   __device__ void append(const Statistics& other) {
     const int common = shift > other.shift ? shift : other.shift;
     sum = sum * power_of_two(shift - common) + other.sum * power_of_two(other.shift - common);
@@ -28,7 +28,8 @@ struct Statistics {
   }
 };
 
-// Partial statistics of one side of the matrix, [parts][size]. Without `hardest` there is no memory for it.
+// Partial statistics of one side of the matrix, [parts][size]. Without `hardest`, no memory is
+// reserved for the hardest negatives.
 template <typename T, bool kHardest>
 struct Partials {
   int* shift;
@@ -65,7 +66,7 @@ struct Candidate {
   int index;
 };
 
-// The larger one, of equal ones the first. NaN is never larger.
+// Returns the larger one, or the first of two equal ones. NaN is never larger.
 struct Harder {
   template <typename T>
   __device__ Candidate<T> operator()(const Candidate<T>& a, const Candidate<T>& b) const {
@@ -89,14 +90,14 @@ struct EpilogueStorage {
   T of_warp[Tile::kThreads / kWarpSize];
 };
 
-// The largest entry of the line of this thread, with its index in the matrix, -1 if all are masked.
+// The largest entry of this thread's line, with its index in the matrix, or -1 if all are masked.
 template <typename Tile>
 __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage<Tile>& shared,
                                                                  const Place<Tile>& place, const Window& window,
                                                                  const typename Tile::Fragment& cosines) {
   using T = typename Tile::Accumulator;
   const auto consider = [](Candidate<T>& best, T value, int index) {
-    if (value > best.value) best = {value, index};  // indices rise
+    if (value > best.value) best = {value, index};  // indices increase
   };
   Candidate<T> rows[Tile::kThreadRows], cols[Tile::kThreadCols];
   CYCLIP_UNROLL
@@ -117,7 +118,7 @@ __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage
   Candidate<T> best = shared.candidates.get(Harder{});
   if (best.index >= 0)
     best.index += static_cast<int>(Window::owns_row<Tile>() ? window.col_begin : window.row_begin);
-  block_barrier();  // the scratch has been read
+  block_barrier();  // all threads have read the scratch
   return best;
 }
 
@@ -139,7 +140,8 @@ __device__ typename Tile::Accumulator largest_of_tile(EpilogueStorage<Tile>& sha
   return largest;
 }
 
-// Adds f(a, b, exponential of the row, of the column) up for the line of this thread. Contains a barrier.
+// Sums f(a, b, exponential of the row, of the column) over the line of this thread. Contains a
+// barrier.
 template <typename Tile, typename Exponentials>
 __device__ typename Tile::Accumulator sum_of_line(EpilogueStorage<Tile>& shared, const Place<Tile>& place,
                                                   const Exponentials& exponentials) {
@@ -174,7 +176,7 @@ struct ShiftedSum {
   T sum;
 };
 
-// sum 2^(z' - shift) of the line of this thread with a shift of its own: two exponentials per entry.
+// sum 2^(z' - shift) over the line of this thread with its own shift: two exponentials per entry.
 template <typename Tile>
 __device__ ShiftedSum<typename Tile::Accumulator> sum_by_line(EpilogueStorage<Tile>& shared,
                                                               const Place<Tile>& place,
@@ -196,7 +198,7 @@ __device__ ShiftedSum<typename Tile::Accumulator> sum_by_line(EpilogueStorage<Ti
   shared.lines.put_rows(place, rows, Largest{});
   shared.lines.put_cols(place, cols, Largest{});
   block_barrier();
-  const int shift = shift_of(shared.lines.get(Largest{}) * scale.hi);  // kNoShift of a masked line
+  const int shift = shift_of(shared.lines.get(Largest{}) * scale.hi);  // kNoShift for a masked line
   shared.of_line[threadIdx.x] = static_cast<T>(shift);
   block_barrier();
   CYCLIP_UNROLL
@@ -208,16 +210,17 @@ __device__ ShiftedSum<typename Tile::Accumulator> sum_by_line(EpilogueStorage<Ti
           })};
 }
 
-// The same with one shift for the whole tile, so that one exponential serves both sides. A line whose entries are
-// all far smaller than the tile's largest would lose digits; then each line gets its own shift. In float alone:
-// both ways together need more registers for doubles than there are.
+// The same with one shift for the whole tile, so that one exponential serves both sides. A line
+// whose entries are all far smaller than the tile's largest would lose digits; then each line gets
+// its own shift. Only for float: in double, both versions together need more registers than there
+// are.
 template <typename Tile>
 __device__ ShiftedSum<typename Tile::Accumulator> sum_of_tile(EpilogueStorage<Tile>& shared,
                                                               const Place<Tile>& place, const Window& window,
                                                               const typename Tile::Fragment& cosines,
                                                               Base2Scale<typename Tile::Accumulator> scale) {
   using T = typename Tile::Accumulator;
-  constexpr T kLeast = static_cast<T>(0x1p-90);  // times 2^-36 it is still a normal number
+  constexpr T kLeast = static_cast<T>(0x1p-90);  // a product with 2^-36 is still a normal number
   const int shift = shift_of(largest_of_tile(shared, cosines) * scale.hi);
   const T of_tile = static_cast<T>(shift);
   const T sum = sum_of_line(shared, place, [&](int a, int b) -> Exponentials<T> {
@@ -275,7 +278,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<RegionStorage<Tile, EpilogueStorage<Tile>>>();
   const Place<Tile> place;
   const Base2Scale<T> scale = base2_scale<T>(*args.logit_scale);
-  Statistics<T> of_row;  // of the row that this thread owns, if it owns one
+  Statistics<T> of_row;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, [&](int64_t row, T cosine) { args.positive[row] = static_cast<double>(cosine); },
       [&](const Window& window, typename Tile::Fragment& cosines) {
@@ -298,7 +301,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       });
 }
 
-// Few threads to a block, so that a matrix of some thousand lines occupies all multiprocessors.
+// Blocks are small, so that a matrix of a few thousand lines occupies all multiprocessors.
 inline constexpr int kMergeThreads = 64;
 
 template <typename T, bool kHardest>
@@ -312,8 +315,8 @@ struct MergeSide {
   __host__ __device__ int64_t blocks() const { return ceil_div(partials.size, kMergeThreads); }
 };
 
-// Merges the parts of each line, in order. Parts come in order of index, so of equal hardest negatives the
-// first wins.
+// Merges the parts of each line, in order. Parts are in order of index, so the first of equal
+// hardest negatives is chosen.
 template <typename T, bool kHardest>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_statistics_forward_kernel(MergeSide<T, kHardest> rows, MergeSide<T, kHardest> cols) {
@@ -321,7 +324,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const MergeSide<T, kHardest> side = is_row ? rows : cols;
   const int64_t line = (blockIdx.x - (is_row ? 0 : rows.blocks())) * kMergeThreads + threadIdx.x;
   if (line >= side.partials.size) return;
-  constexpr int kAtOnce = 4;  // loads that do not wait for one another
+  constexpr int kAtOnce = 4;  // independent loads
   Statistics<T> total;
   for (int64_t first = 0; first < side.parts; first += kAtOnce) {
     Statistics<T> parts[kAtOnce];
@@ -334,12 +337,12 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
   side.lse[line] = total.sum == 0 ? -INFINITY : kLn2 * (total.shift + log2(total.sum));
   const double hardest = total.index < 0 ? -INFINITY : static_cast<double>(total.hardest);
-  const bool is_nan = kHardest && isnan(total.sum);  // comparisons pass over NaN, the sum does not
+  const bool is_nan = kHardest && isnan(total.sum);  // comparisons ignore NaN, the sum does not
   side.hardest[line] = is_nan ? total.sum : hardest;
   side.hardest_index[line] = total.index;
 }
 
-// For rows whose positive lies outside the matrix; the tiles write those that lie in it.
+// For rows whose positive lies outside the matrix. The tiles write the positives inside it.
 __global__ void __launch_bounds__(kThreadsPerBlock) clear_positives_forward_kernel(double* positive, int64_t n) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (row < n) positive[row] = 0;

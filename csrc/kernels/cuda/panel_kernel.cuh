@@ -1,8 +1,9 @@
-// The kernel that fills a panel of H for one loss. Loss gives the slope of the loss by one negative's logit:
+// The kernel that fills a panel of H for one loss. Loss gives the derivative of the loss by one
+// negative's logit:
 //
 //   struct Loss {
-//     struct Scalars { T scale; ... };    // s, and what else is the same everywhere
-//     struct Row; struct Col;             // what the slopes of a line have in common
+//     struct Scalars { T scale; ... };    // s, and the other values common to all entries
+//     struct Row; struct Col;             // the values common to a line
 //     Scalars scalars() const;
 //     Row row(int64_t i) const;
 //     Col col(int64_t j) const;
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<Storage>();
   const Place<Tile> place;
   const auto& panel = args.panel;
-  // Entries beyond the panel, if any, belong to another panel.
+  // Entries outside the panel, if any, belong to another panel.
   const Window window = {panel.row_end, panel.col_end, panel.row_begin + int64_t{blockIdx.y} * Tile::kRows,
                          panel.col_begin + int64_t{blockIdx.x} * Tile::kCols};
   typename Tile::Fragment values;
@@ -83,12 +84,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     }
   }
 
-  block_barrier();  // from the pipeline's shared memory to the sums'
+  block_barrier();  // the sums reuse the pipeline's shared memory
   const SumPair sums = block_sum({dot_sum, slope_sum}, shared.block_sums);
   if (threadIdx.x == 0) panel.sums[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sums;
 }
 
-// Fills the panel and adds its part to dL/ds and dL/db (null: there is no bias).
+// Fills the panel and adds its part to dL/ds and to dL/db (null if there is no bias).
 template <typename Math, typename Loss>
 Error launch_fill_panel(const Panel<PanelMath<Math>>& panel, const Tower<Math>& image, const Tower<Math>& text,
                         int64_t offset, const Loss& loss, double* scale_grad, double* bias_grad,

@@ -1,9 +1,9 @@
-// Device primitives: all that a kernel uses and that is not plain C++. The kernels of this folder call
-// these and no intrinsics of their own, so this header is all that the emulator has to replace
-// (../../emulation/primitives.h defines each of them and checks its preconditions).
+// Device primitives: everything a kernel uses that is not plain C++. The kernels of this folder use
+// these and no intrinsics directly, so the emulator only has to replace this header
+// (../../emulation/primitives.h defines each primitive and checks its preconditions).
 //
-// Kernels are __global__ functions whose barriers all threads of a block reach; warp primitives are
-// called by whole warps. Launches go through `launch`.
+// Kernels are __global__ functions in which all threads of a block reach every barrier, and whole
+// warps call warp primitives. Launches go through `launch`.
 
 #pragma once
 
@@ -33,7 +33,7 @@ __device__ inline void block_barrier() { __syncthreads(); }
 // A barrier that returns whether `value` was true for any thread of the block.
 __device__ inline bool block_any(bool value) { return __syncthreads_or(value); }
 
-// The value of the lane whose index differs in the bits of `mask`; 4 or 8 bytes.
+// The value of the lane whose index differs in the bits of `mask`. Values have 4 or 8 bytes.
 template <typename T>
 __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -55,8 +55,9 @@ __device__ inline uint32_t shared_address(const void* shared) {
 
 // ---------------------------------------------------------------- asynchronous copies
 
-// 16 bytes from global to shared memory, both 16-byte aligned; zeros where not `valid`, and then `global`
-// is not read. Visible to the thread after copy_async_wait, to the block after a barrier behind that.
+// Copies 16 bytes from global to shared memory, both 16-byte aligned. If not `valid`, writes zeros
+// and does not read `global`. The result is visible to the thread after copy_async_wait, and to the
+// block after a barrier that follows.
 __device__ inline void copy_async_16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)
@@ -66,7 +67,7 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
 // Closes a group of this thread's copies.
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most kPending of this thread's youngest groups are under way.
+// Waits until at most kPending of this thread's most recent groups are under way.
 template <int kPending>
 __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -74,8 +75,9 @@ __device__ inline void copy_async_wait() {
 
 // ---------------------------------------------------------------- matrix fragments
 
-// Four 8x8 matrices of 16-bit entries. Lane l hands in the address of row l % 8 of matrix l / 8 (16 bytes,
-// aligned) and gets of matrix m, in out[m], entries 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
+// Loads four 8x8 matrices of 16-bit entries. Lane l passes the address of row l % 8 of matrix l / 8
+// (16 bytes, aligned). For each matrix m it receives, in out[m], the entries 2 (l % 4) and 2 (l %
+// 4) + 1 of row l / 4.
 __device__ inline void load_matrices(uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -97,7 +99,8 @@ __device__ inline void load_matrices_transposed(uint32_t (&out)[4], const void* 
 //                   the others; b[0..1] column g, entries (2t, 2t+1) and (2t+8, 2t+9)
 //   tf32, k = 8:   a[0..3] (g, t), (g+8, t), (g, t+4), (g+8, t+4); b[0..1] (t, g), (t+4, g)
 //   f64, k = 4:    c[0..1] (g, 2t), (g, 2t+1); a (g, t); b (t, g)
-// Volatile, because the whole warp must execute them: not to be moved into a branch that uses the result.
+// Volatile, because the whole warp must execute them: the compiler must not move them into a branch
+// that uses the result.
 __device__ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -162,7 +165,8 @@ __device__ inline float reciprocal_approximately(float x) {
   return y;
 }
 
-// The nearest number with 10 bits of mantissa, ties away from zero: what the tensor cores read of a float.
+// The nearest number with 10 bits of mantissa, ties away from zero: the part of a float that the
+// tensor cores read.
 __device__ inline float round_to_tf32(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
@@ -171,7 +175,7 @@ __device__ inline float round_to_tf32(float x) {
 
 // ---------------------------------------------------------------- launches
 
-// Starts `kernel`; returns the error of the launch, never waits.
+// Starts `kernel` and returns the error of the launch without waiting.
 template <typename... Parameters, typename... Arguments>
 Error launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t dynamic_shared_bytes, Stream stream,
              Arguments... arguments) {

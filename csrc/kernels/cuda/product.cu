@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int64_t row_begin = int64_t{blockIdx.x} * Tile::kRows, col_begin = int64_t{blockIdx.y} * Tile::kCols;
   const int64_t depth_begin = blockIdx.z * part_depth, depth = args.left.depth;
   const int64_t depth_end = depth_begin + part_depth < depth ? depth_begin + part_depth : depth;
-  if (args.enabled && *args.enabled == 0) return;  // the whole grid
+  if (args.enabled && *args.enabled == 0) return;  // the whole grid returns
   typename Tile::Fragment sums;
   ThisEngine::multiply(sums, shared, place, args.left, row_begin, args.right, col_begin, depth_begin, depth_end);
 

@@ -1,4 +1,4 @@
-// How a block goes through the tiles of its region.
+// The loop of a block over the tiles of its region.
 
 #pragma once
 
@@ -8,7 +8,8 @@
 
 namespace cyclip::cuda {
 
-// The epilogue's scratch lies over the pipeline's: a tile is out of shared memory when it comes to that.
+// The epilogue's scratch overlaps the pipeline's storage: the tile is in registers when the
+// epilogue starts.
 template <typename Tile, typename Epilogue>
 union RegionStorage {
   typename Engine<Tile>::Storage engine;
@@ -23,9 +24,9 @@ struct RegionTiles {
   Pairing<T> pairing;
   Regions regions;
 
-  // From left to right and then down, calls on_tile(window, cosines) for each tile, when shared memory is the
-  // epilogue's, and on_strip(window) after each row of tiles; before, on_positive(row, cosine) for the
-  // positives in the tile.
+  // Goes from left to right and then down. Calls on_tile(window, cosines) for each tile, when the
+  // epilogue may use shared memory, and on_strip(window) after each row of tiles. Before on_tile,
+  // calls on_positive(row, cosine) for the positives in the tile.
   template <typename Epilogue, typename OnPositive, typename OnTile, typename OnStrip>
   __device__ void for_each(RegionStorage<Tile, Epilogue>& shared, const Place<Tile>& place,
                            const OnPositive& on_positive, const OnTile& on_tile, const OnStrip& on_strip) const {
@@ -36,7 +37,7 @@ struct RegionTiles {
         typename Tile::Fragment values;
         Engine<Tile>::multiply(values, shared.engine, place, image, row, text, col, 0, image.depth);
         to_cosines(values, place, window, pairing, on_positive);
-        block_barrier();  // from the pipeline's shared memory to the epilogue's
+        block_barrier();  // the epilogue reuses the pipeline's shared memory
         on_tile(window, values);
       }
       on_strip(Window{n, m, row, 0});

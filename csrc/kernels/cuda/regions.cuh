@@ -1,7 +1,8 @@
-// The schedule of kernels that reduce a similarity matrix to its lines. The matrix is cut into at most
-// 32 x 32 regions of whole tiles; a region is a block's, which goes through its tiles from left to right
-// and then down, and owns a partial result per row and per column of the region. So there are at most 32 of
-// each, and memory stays linear. Regions follow from the shape alone.
+// The schedule of kernels that reduce a similarity matrix to its lines. The matrix is divided into
+// at most 32 x 32 regions of whole tiles. Each block processes one region, whose tiles it visits
+// from left to right and then down, and owns a partial result for each row and column of the
+// region. A row or column has at most 32 partial results, so memory stays linear. Regions depend
+// only on the shape.
 
 #pragma once
 
@@ -12,8 +13,8 @@ namespace cyclip::cuda {
 inline constexpr int64_t kMostRegions = 32;
 
 struct Regions {
-  int64_t down, across;  // how many
-  int64_t rows, cols;    // of one
+  int64_t down, across;  // number of regions
+  int64_t rows, cols;    // of one region
 
   template <typename Tile>
   static Regions of(int64_t rows, int64_t cols, int64_t most_across = kMostRegions) {
@@ -27,7 +28,7 @@ struct Regions {
 
   dim3 blocks() const { return dim3(static_cast<unsigned>(across), static_cast<unsigned>(down)); }
 
-  // On the device: the block's part of the matrix.
+  // Device code: the block's part of the matrix.
   __device__ int64_t row_begin() const { return blockIdx.y * rows; }
   __device__ int64_t col_begin() const { return blockIdx.x * cols; }
   __device__ int64_t row_end(int64_t of_matrix) const {

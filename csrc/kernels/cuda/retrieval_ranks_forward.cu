@@ -1,5 +1,6 @@
-// Retrieval ranks in both directions: two passes over the tiles, the best own entry of each line, then the
-// foreign ones that reach it. Both see the same cosines to the last bit, so ties are exact.
+// Retrieval ranks in both directions, in two passes over the tiles: the first finds the best own
+// entry of each line, the second counts the foreign entries that reach it. Both passes compute
+// bit-identical cosines, so ties are exact.
 
 #include "region_tiles.cuh"
 #include "tower.cuh"
@@ -8,7 +9,7 @@ namespace cyclip::cuda {
 
 namespace {
 
-// The first pass. NaN stands for the best of nothing.
+// The first pass. NaN is the maximum of no entries.
 template <typename T>
 struct OwnBest {
   using Result = T;
@@ -20,14 +21,14 @@ struct OwnBest {
   __device__ Line col(int64_t) const { return {}; }
   __device__ uint64_t entries(uint64_t own) const { return own; }
   __device__ Result value(T cosine, const Line&) const { return cosine; }
-  __device__ Result operator()(Result a, Result b) const { return fmax(a, b); }  // of NaN and b, b
+  __device__ Result operator()(Result a, Result b) const { return fmax(a, b); }  // fmax(NaN, b) is b
 };
 
-// The second pass. Nothing reaches a best entry that is NaN.
+// The second pass. No entry reaches a best entry that is NaN.
 template <typename T>
 struct ForeignCount {
   using Result = int;
-  using Line = T;  // its best own entry
+  using Line = T;  // the best own entry of the line
 
   const T* row_best;
   const T* col_best;
@@ -41,7 +42,7 @@ struct ForeignCount {
   __device__ Result operator()(Result a, Result b) const { return a + b; }
 };
 
-// Bit a kThreadCols + b stands for entry (a, b) of a thread.
+// Bit a kThreadCols + b represents entry (a, b) of a thread.
 template <typename Tile>
 __device__ inline bool test(uint64_t entries, int a, int b) {
   return entries >> (a * Tile::kThreadCols + b) & 1;
@@ -52,7 +53,8 @@ struct Labels {
   const int64_t* text;
 };
 
-// The entries of this thread whose labels are equal; of lines beyond the matrix anything.
+// The entries of this thread whose labels are equal. The bits of lines outside the matrix are
+// arbitrary.
 template <typename Tile>
 __device__ uint64_t own_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
   int64_t text_labels[Tile::kThreadCols];
@@ -70,7 +72,7 @@ __device__ uint64_t own_entries(const Place<Tile>& place, const Window& window, 
   return own;
 }
 
-// The result of the line of this thread, over these entries of the tile.
+// The result of this thread's line over these entries of the tile.
 template <typename Tile, typename Pass>
 __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Result>& scratch,
                                              const Place<Tile>& place, const Window& window,
@@ -81,7 +83,7 @@ __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Re
     const bool counts = test<Tile>(entries, a, b) && cosine != kMasked<typename Tile::Accumulator>;
     return counts ? pass.value(cosine, line) : Pass::kNothing;
   };
-  // Rows first, then columns: together they would need more registers than there are.
+  // Rows first, then columns: both together would need more registers than there are.
   typename Pass::Result rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<RegionStorage<Tile, LineScratch<Tile, Result>>>();
   const Place<Tile> place;
   const Pass& pass = args.pass;
-  Result of_row = Pass::kNothing;  // of the row that this thread owns, if it owns one
+  Result of_row = Pass::kNothing;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
       [&](const Window& window, const typename Tile::Fragment& cosines) {

@@ -1,5 +1,5 @@
-// Row-wise arithmetic, a warp per row: O(N d), bound by memory. Sums are in double, in an order that
-// depends on the shape and the alignment alone.
+// Row-wise arithmetic, a warp per row: O(N d), bound by memory. Sums are in double, in an order
+// that depends only on the shape and the alignment.
 
 #pragma once
 
@@ -9,7 +9,7 @@ namespace cyclip::cuda {
 
 inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
-// The row that this warp works on, one-dimensional blocks of whole warps given.
+// The row that this warp processes. Blocks are one-dimensional and consist of whole warps.
 __device__ inline int64_t warp_index() { return (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarpSize; }
 
 __device__ inline double warp_sum(double value) {
@@ -17,8 +17,8 @@ __device__ inline double warp_sum(double value) {
   return value;
 }
 
-// max(|x|, eps) on all lanes. Double, because the squares of float and bfloat16 leave the range of float
-// long before the norm does. NaN stays NaN.
+// max(|x|, eps) on all lanes. Computed in double, because the squares of float and bfloat16 exceed
+// the range of float long before the norm does. NaN stays NaN.
 template <typename T>
 __device__ inline double row_norm(const T* x, int64_t d, int lane) {
   constexpr int kItems = 16 / sizeof(T);
@@ -43,9 +43,10 @@ __device__ inline double row_norm(const T* x, int64_t d, int lane) {
   return norm < kEps ? kEps : norm;
 }
 
-// out = factor (g - <g, x^> x^), the gradient without its part along x, along which the loss is constant. A norm
-// that was clamped to eps is a constant, and nothing is subtracted. `gradient(k)` is entry k of g. It is called
-// once for each of the first entries, which stay in registers, and twice for entries beyond.
+// out = factor (g - <g, x^> x^), the gradient without its part along x, because the loss is
+// constant along x. A norm that was clamped to eps is a constant, and nothing is subtracted.
+// `gradient(k)` is entry k of g. It is called once for each of the first entries, which stay in
+// registers, and twice for the entries after them.
 template <typename T, typename Gradient>
 __device__ inline void store_projected(const T* x, double norm, int64_t d, int lane, double factor,
                                        const Gradient& gradient, T* out) {

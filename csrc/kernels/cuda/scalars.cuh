@@ -11,7 +11,7 @@
 
 namespace cyclip::cuda {
 
-// 16-bit storage. The vendor's types are not used: kernels need no more than these conversions of them.
+// 16-bit storage. The vendor's types are not used, because kernels need only these conversions.
 struct bf16 {
   uint16_t bits;
 };
@@ -32,7 +32,8 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 __device__ inline float widen(f16 x) { return f16_bits_to_float(x.bits); }
 
-// To nearest even. From double by way of float: results in 16 bits come from sums in float at best.
+// Rounds to nearest even. A double is converted to float first: results in 16 bits come from sums
+// in float at best.
 template <typename To>
 __device__ inline To narrow(double x) {
   if constexpr (sizeof(To) == sizeof(double)) {
@@ -83,7 +84,7 @@ __device__ inline Base2Scale<T> base2_scale(double scale) {
   return {hi, static_cast<T>(value - static_cast<double>(hi))};
 }
 
-// 2^(x s' - shift), x s' never rounded by itself.
+// 2^(x s' - shift), without a separate rounding of x s'.
 template <typename T>
 __device__ inline T exp2_scaled(T x, Base2Scale<T> scale, T shift) {
   const T exponent = multiply_add(x, scale.lo, multiply_add(x, scale.hi, -shift));
@@ -91,7 +92,7 @@ __device__ inline T exp2_scaled(T x, Base2Scale<T> scale, T shift) {
   return exp2(exponent);
 }
 
-// The integer shift next to the exponent of 2^(largest z'); kNoShift of nothing.
+// The integer shift nearest to the exponent of 2^(largest z'), or kNoShift if there are no entries.
 template <typename T>
 __device__ inline int shift_of(T largest) {
   constexpr T limit = static_cast<T>(-kNoShift);

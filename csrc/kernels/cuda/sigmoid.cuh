@@ -1,6 +1,6 @@
-// The pairwise sigmoid loss: softplus(-l_ij z_ij) with z = s S + b, l = 1 for the positive and -1 for all
-// others. Negatives are entries of tiles, in the arithmetic of the tile; the positive of a row is one entry,
-// computed apart, in double from the raw features.
+// The pairwise sigmoid loss: softplus(-l_ij z_ij) with z = s S + b, l = 1 for the positive and -1
+// for all others. Negatives are entries of tiles, in the arithmetic of the tile. The positive of a
+// row is a single entry, computed separately in double from the raw features.
 
 #pragma once
 
@@ -21,7 +21,7 @@ struct Logits {
   __device__ T operator()(T cosine) const { return multiply_add(cosine, scale, bias); }
 };
 
-// e^(-|z|), from which both softplus and its derivative follow without overflow.
+// e^(-|z|), from which both softplus and its derivative are computed without overflow.
 template <typename T>
 __device__ inline T decay(T z) {
   return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
@@ -47,7 +47,7 @@ struct PositivePairs {
 
   __device__ bool exists(int64_t row) const { return row + offset >= 0 && row + offset < text.rows; }
 
-  // S_ij on all lanes of a warp, T the type of the features.
+  // S_ij on all lanes of a warp, where T is the type of the features.
   template <typename T>
   __device__ double cosine(int64_t row, int lane) const {
     const T* x = static_cast<const T*>(image.data) + row * image.pitch;

@@ -15,7 +15,7 @@ struct Sigmoid {
     Logits<T> logit;
   };
   struct Col {};
-  using Row = T;  // its upstream gradient
+  using Row = T;  // the upstream gradient of the row
 
   const double* grad_rows;
   const double* logit_scale;
@@ -67,7 +67,7 @@ Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Contex
         gradients, context, [&](const auto& panel, const Tower<Math>& image, const Tower<Math>& text) -> Error {
           CYCLIP_TRY(launch_fill_panel<Math>(panel, image, text, args.offset, loss, args.logit_scale_grad,
                                              args.logit_bias_grad, context));
-          if (panel.col_begin > 0) return kSuccess;  // these rows' positives have been taken
+          if (panel.col_begin > 0) return kSuccess;  // the first panel of these rows has included their positives
           const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
                                            args.offset, args.logit_scale, args.logit_bias};
           CYCLIP_TRY(launch(sigmoid_positives_backward_kernel<typename Math::Element>,

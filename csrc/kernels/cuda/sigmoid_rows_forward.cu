@@ -17,8 +17,9 @@ struct ForwardArguments {
 
 // The contribution of this tile to the row of this thread, if it owns one.
 //
-// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so one logarithm serves all entries of a row that
-// a thread holds. The product is kept less 1: small exponentials, which are most of them, lose no bits.
+// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so a thread takes one logarithm for all
+// entries of a row that it holds. The product is stored minus 1, so that small exponentials, the
+// most frequent ones, lose no bits.
 template <typename Tile>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
                                                const Place<Tile>& place, const typename Tile::Fragment& cosines,
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<RegionStorage<Tile, Scratch>>();
   const Place<Tile> place;
   const Logits<T> logit(args.logit_scale, args.logit_bias);
-  double of_row = 0;  // of the row that this thread owns, if it owns one
+  double of_row = 0;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
       [&](const Window&, const typename Tile::Fragment& cosines) {
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       });
 }
 
-// Adds the parts of each row and its positive up, a warp per row.
+// Adds up the parts of each row and its positive, a warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_rows_forward_kernel(PositivePairs positives, const double* row_parts, int parts, double* row_loss) {

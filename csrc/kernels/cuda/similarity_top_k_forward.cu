@@ -7,20 +7,21 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Few, so that they can be merged in registers.
+// A small number, so that the lists can be merged in registers.
 inline constexpr int kMostLists = 8;
 
-// Each row's most similar candidates of one region, sorted; of equal ones the first comes first. Equal places of
-// neighbouring rows lie next to each other, because neighbouring threads work on them.
+// The most similar candidates of each row in one region, sorted; the first of several equal
+// candidates comes first. Equal positions of neighbouring rows are adjacent in memory, because
+// neighbouring threads process these rows.
 template <typename T>
 struct Lists {
   T* values;  // [regions][capacity][rows]
   int* indices;
   int64_t rows, capacity;
-  int64_t region_cols, cols;  // of a region, of the matrix
+  int64_t region_cols, cols;  // columns of a region and of the matrix
 
-  // A list is never longer than its region is wide, so all of them together take no more than a row of the
-  // matrix, or 8 k where that is less.
+  // A list is never longer than its region is wide, so all lists of a row together take at most as
+  // much memory as a row of the matrix, or 8 k entries if that is less.
   static Lists allocate(const Regions& regions, int64_t rows, int64_t cols, int64_t k, Workspace& workspace) {
     const int64_t capacity = std::min(k, regions.cols), places = regions.across * rows * capacity;
     return {workspace.take<T>(places), workspace.take<int>(places), rows, capacity, regions.cols, cols};
@@ -30,15 +31,16 @@ struct Lists {
     return (region * capacity + place) * rows + row;
   }
 
-  // Length of the list of a region after the whole region was read; 0 or less if there is no such region.
+  // The length of a region's list after the whole region was read; 0 or less if there is no such
+  // region.
   __device__ int64_t length(int64_t region) const {
     const int64_t left = cols - region * region_cols;
     return left < capacity ? left : capacity;
   }
 };
 
-// Inserts a candidate that comes after all others into the sorted entries before `place`, and moves those behind
-// it up. Entries are `pitch` apart.
+// Inserts a candidate that follows all others into the sorted entries before `place`, and moves the
+// entries after it up. Entries are `pitch` apart.
 template <typename T>
 __device__ void insert(T value, int index, int64_t place, int64_t pitch, T* values, int* indices) {
   int64_t to = place * pitch;
@@ -50,8 +52,8 @@ __device__ void insert(T value, int index, int64_t place, int64_t pitch, T* valu
   indices[to] = index;
 }
 
-// A tile by rows. Columns are swizzled so that neither the stores of a warp's fragments (8 rows, every second of 8
-// columns) nor threads that each read a row meet in a bank.
+// A tile by rows. Columns are swizzled to avoid bank conflicts, both for the stores of a warp's
+// fragments (8 rows, every second of 8 columns) and for threads that each read a row.
 template <typename Tile>
 struct TileRows {
   using T = typename Tile::Accumulator;
@@ -59,11 +61,13 @@ struct TileRows {
   T cosines[Tile::kRows][Tile::kCols];
 
   __device__ T& at(int row, int col) { return cosines[row][col ^ swizzle(row)]; }
-  // The bits of row % 32 in another order: those of a fragment's row, 0 to 7, avoid the bits 1 and 2.
+  // The bits of row % 32 in another order: those of a fragment's row, 0 to 7, do not use the bits 1
+  // and 2.
   __device__ static int swizzle(int row) { return (row & 1) | (row & 6) << 2 | (row & 24) >> 2; }
 };
 
-// One row of a tile by one thread, in order. `seen`: how many candidates of the region came before.
+// Processes one row of a tile on one thread, in order. `seen` is the number of earlier candidates
+// of the region.
 template <typename Tile, typename T>
 __device__ void scan_row(TileRows<Tile>& tile, int row, int64_t count, int64_t col_begin, int64_t seen,
                          const Lists<T>& lists, int64_t list) {
@@ -74,7 +78,7 @@ __device__ void scan_row(TileRows<Tile>& tile, int row, int64_t count, int64_t c
   for (int col = 0; col < count; ++col) {
     const int64_t listed = seen + col;
     const T value = tile.at(row, col);
-    if (listed >= capacity && value <= least) continue;  // as most are
+    if (listed >= capacity && value <= least) continue;  // true for most candidates
     insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, lists.rows, values,
            indices);
     if (listed + 1 >= capacity) least = values[last];
@@ -113,13 +117,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       [](const Window&) {});
 }
 
-// Among equal heads the first list's is taken, because its candidates come first.
+// Of equal heads, the first list's is taken, because its candidates come first.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_lists_forward_kernel(Lists<T> lists, int64_t k, double* values, int64_t* indices) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (row >= lists.rows) return;
-  T heads[kMostLists];  // first candidates that are not taken yet
+  T heads[kMostLists];  // the next candidate of each list
   int64_t taken[kMostLists];
   CYCLIP_UNROLL
   for (int list = 0; list < kMostLists; ++list) {
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     }
     values[row * k + place] = static_cast<double>(largest);
     CYCLIP_UNROLL
-    for (int list = 0; list < kMostLists; ++list) {  // by constants: registers have no index
+    for (int list = 0; list < kMostLists; ++list) {  // unrolled: registers cannot be indexed
       if (list != best) continue;
       indices[row * k + place] = lists.indices[lists.at(list, row, taken[list]++)];
       if (taken[list] < lists.length(list)) heads[list] = lists.values[lists.at(list, row, taken[list])];
@@ -148,7 +152,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 }  // namespace
 
-// Small tiles alone: the scan by rows is what takes long, and it has more threads to it.
+// Only small tiles: the scan by rows takes most of the time, and small tiles give it more threads.
 Error launch_similarity_top_k_forward(const SimilarityTopKForward& args, const Context& context) {
   return with_math(args.query.type, context, [&](auto math) -> Error {
     using Math = decltype(math);

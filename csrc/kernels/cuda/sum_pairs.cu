@@ -4,7 +4,8 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Parts that a block adds up; more of them go through a second level of blocks.
+// The number of parts that a block adds up. If there are more, a second level of blocks adds the
+// results.
 inline constexpr int64_t kPartsPerBlock = 4 * kThreadsPerBlock;
 
 // The sums of the block's share of the parts, on its first thread.

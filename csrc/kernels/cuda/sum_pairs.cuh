@@ -1,5 +1,5 @@
-// Two sums over a matrix, such as dL/ds and dL/db: each block writes its part, and further blocks add the parts
-// up. The order is fixed by the shape.
+// Two sums over a matrix, such as dL/ds and dL/db: each block writes its part, and further blocks
+// add up the parts. The order is fixed by the shape.
 
 #pragma once
 
@@ -32,7 +32,8 @@ __device__ inline SumPair block_sum(const SumPair& sums, BlockSums<kThreads>& sh
   return total;
 }
 
-// Adds the parts up, and adds that to what the totals hold, or to 0. A null second total is not wanted.
+// Adds up the parts, then adds the result to the previous totals, or to 0. The second total may be
+// null and is then not computed.
 Error launch_sum_pairs(const SumPair* parts, int64_t count, bool accumulate, double* first_total,
                        double* second_total, const Context& context);
 

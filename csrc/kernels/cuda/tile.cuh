@@ -1,5 +1,5 @@
-// How a block computes one tile of a matrix product: kinds of arithmetic, tile sizes, and which entries of
-// the tile a thread holds.
+// The layout of a tile of a matrix product in a block: kinds of arithmetic, tile sizes, and the
+// entries of the tile that a thread holds.
 
 #pragma once
 
@@ -34,7 +34,7 @@ struct F64 {
   static constexpr int kDepth = 4;
 };
 
-inline constexpr int kChunkBytes = 16;  // what one asynchronous copy moves
+inline constexpr int kChunkBytes = 16;  // size of one asynchronous copy
 inline constexpr int kStepBytes = 128;  // of each line of a tile per stage of the pipeline
 
 template <typename Element>
@@ -60,7 +60,7 @@ struct TileShape {
   using Fragment = Accumulator[kThreadRows][kThreadCols];
   static_assert(kThreadRows % 4 == 0 && kThreadCols % 8 == 0);  // the lanes that share a row and a column
   static_assert(kThreadRows * kThreadCols <= 64);               // entries are also bits of a mask
-  // One thread each for the lines of both sides, in epilogues that reduce over lines.
+  // One thread for each line of both sides, in epilogues that reduce over lines.
   static_assert(kRows + kCols == kThreads);
 };
 
@@ -69,11 +69,12 @@ using LargeTile = TileShape<Math, 128, 128, 2, 4, 3, 1>;
 template <typename Math>
 using SmallTile = TileShape<Math, 64, 64, 2, 2, 3, sizeof(typename Math::Accumulator) == 4 ? 3 : 2>;
 
-// Place of a thread in a tile. All kinds of arithmetic share the accumulator layout of mma.m16n8 (and m8n8):
-// lane 4g + t holds rows g, g + 8, ... and columns 2t, 2t + 1, 2t + 8, ... of its warp's part.
+// The position of a thread in a tile. All kinds of arithmetic share the accumulator layout of
+// mma.m16n8 (and m8n8): lane 4g + t holds rows g, g + 8, ... and columns 2t, 2t + 1, 2t + 8, ... of
+// its warp's part.
 template <typename Tile>
 struct Place {
-  int warp_row, warp_col;  // which part of the tile
+  int warp_row, warp_col;  // position of the warp's part of the tile
   int g, t;
 
   __device__ Place() {

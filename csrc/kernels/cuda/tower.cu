@@ -16,7 +16,7 @@ __device__ typename Math::Element convert(In x) {
   }
 }
 
-// A warp per row. `copy` is null where the features are used in place.
+// A warp per row. `copy` is null if the features are used in place.
 template <typename Math, typename In>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     prepare_tower_kernel(const In* features, int64_t rows, int64_t d, int64_t pitch, double* norms,

@@ -7,8 +7,8 @@
 
 namespace cyclip::cuda {
 
-// Rows are 16-byte aligned and, in their last chunk, zero beyond d. They stay raw: normalization is folded
-// into the epilogues.
+// Rows are 16-byte aligned and, in their last chunk, zero beyond d. They are not normalized: the
+// epilogues apply the norms.
 template <typename Math>
 struct Tower {
   using Element = typename Math::Element;
@@ -21,13 +21,14 @@ struct Tower {
 
   Operand<Element> by_rows() const { return {data, rows, d, pitch}; }     // lines: rows
   Operand<Element> by_columns() const { return {data, d, rows, pitch}; }  // lines: features
-  Operand<Element> by_columns(int64_t begin, int64_t end) const {         // of some rows
+  Operand<Element> by_columns(int64_t begin, int64_t end) const {         // only some rows
     return {data + begin * pitch, d, end - begin, pitch};
   }
 };
 
-// Computes the norms, and copies what cannot be used in place: rows that are not aligned to 16 bytes or end
-// within a chunk, types that Math does not read, floats that have to be rounded to TF32.
+// Computes the norms, and copies features that cannot be used in place: rows that are not aligned
+// to 16 bytes or end within a chunk, types that Math does not read, and floats that must be rounded
+// to TF32.
 template <typename Math>
 Error prepare_tower(const Features& features, const Context& context, Tower<Math>* tower);
 
