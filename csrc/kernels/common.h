@@ -21,8 +21,8 @@ CYCLIP_HOST_DEVICE constexpr int64_t round_up(int64_t value, int64_t multiple) {
 inline constexpr double kLn2 = 0.69314718055994531;
 inline constexpr double kLog2e = 1.4426950408889634;
 
-// The exponent of a maximum over no entries: far below any real exponent, and safe to subtract. Its negative
-// is the largest exponent that is represented.
+// The exponent of a maximum over no entries: far below any real exponent, and safe to subtract. Its
+// negative is the largest exponent that can be represented.
 inline constexpr int32_t kNoShift = -(1 << 28);
 
 // Returns `scale`, or NaN if it exceeds 1e6 in magnitude. Such a scale is meaningless as an inverse

@@ -48,7 +48,7 @@ inline void check_feature_pair(const Tensor& rows, const Tensor& cols, const cha
                   " must have the same dtype; convert one with .to()");
 }
 
-// Rows and columns both number below 2^31, so a larger offset could only overflow.
+// There are fewer than 2^31 rows and columns, so a larger offset could only overflow.
 inline void check_offset(int64_t offset) {
   constexpr int64_t limit = int64_t{1} << 31;
   STD_TORCH_CHECK(-limit < offset && offset < limit, "offset must lie within +-2^31, got ", offset);
@@ -69,8 +69,8 @@ inline void check_k(int64_t k, const Tensor& candidate_features) {
                   ", the number of candidates, got ", k);
 }
 
-// One entry per row, contiguous: labels (int64), or statistics and gradients that came back through autograd
-// (float64, or int64 indices).
+// A contiguous argument with one entry per row: labels (int64), or statistics and gradients that
+// autograd passes back (float64, or int64 indices).
 template <typename E>
 struct Vector {
   Tensor tensor;  // owns `data`
@@ -90,7 +90,7 @@ struct Vector {
   }
 };
 
-// A [d, d] float64 argument, contiguous.
+// A contiguous [d, d] float64 argument.
 inline Tensor square_matrix(const Tensor& argument, int64_t d, const char* name) {
   STD_TORCH_CHECK(argument.dim() == 2 && argument.size(0) == d && argument.size(1) == d &&
                       argument.scalar_type() == ScalarType::Double,
@@ -98,7 +98,7 @@ inline Tensor square_matrix(const Tensor& argument, int64_t d, const char* name)
   return torch::stable::contiguous(argument);
 }
 
-// The gradient of K; [0, 0] where the forward pass did without K.
+// The gradient of K; [0, 0] if the forward pass did not compute K.
 inline Tensor cross_gradient(const Tensor& argument, int64_t d) {
   return square_matrix(argument, argument.numel() == 0 ? 0 : d, "grad_cross_gram");
 }

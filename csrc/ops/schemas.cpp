@@ -1,5 +1,5 @@
-// The operators of torch.ops.cyclip_ext. Every backend implements these schemas; what each operator
-// means is documented where Python registers its derivative, cyclip_ext/ops.py.
+// The operators of torch.ops.cyclip_ext. Every backend implements these schemas. cyclip_ext/ops.py
+// documents the operators and registers their derivatives.
 
 #include <torch/csrc/stable/library.h>
 
@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32, "
       "bool allow_bf16) -> (Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
 
-  // Rows of dots are as long as the number of texts rounded up to a multiple of this.
+  // The length of a row of dots is the number of texts, rounded up to a multiple of this number.
   m.def("dots_column_multiple() -> int");
 
   m.def(

@@ -156,7 +156,7 @@ def test_backward_operator_checks_the_dots() -> None:
     image, text = make_features("random", 5, 3, dtype=torch.float32)
     scale, rows = torch.tensor(1.0), torch.ones(5, dtype=torch.float64)
     for dots in (torch.zeros(5, 64), torch.zeros(5, 128).double()):
-        with pytest.raises(RuntimeError, match="dots must be what"):
+        with pytest.raises(RuntimeError, match="dots must be"):
             ops.sigmoid_rows_backward(
                 image, text, scale, scale, 0, dots, rows, True, True, False, False
             )

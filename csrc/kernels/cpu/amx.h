@@ -1,8 +1,11 @@
-// Products of bfloat16 on tile registers (AMX): 2 x 2 tiles of sums stay in registers while the depth goes by.
+// Products of bfloat16 on tile registers (AMX): 2 x 2 tiles of sums stay in registers for the whole
+// depth.
 //
-// A tile register holds up to 16 rows of 16 words. The instruction adds the product of a tile of the left operand,
-// [rows, depth], and a tile of the right operand, [depth, cols], to a tile of sums, [rows, cols]. Blocks at the
-// edges of a matrix use tiles of fewer rows or a smaller depth. `Tiles` is the register file: the processor's in
+// A tile register holds up to 16 rows of 16 words. The instruction adds the product of a tile of
+// the left operand, [rows, depth], and a tile of the right operand, [depth, cols], to a tile of
+// sums, [rows, cols]. Blocks at the edges of a matrix use tiles with fewer rows or a smaller depth.
+// `Tiles` is the register file: the processor's in isa/amx.cpp, a model of it in
+// csrc/tests/amx_twin.h.
 // isa/amx.cpp, a model of it in csrc/tests/amx_twin.h.
 
 #pragma once
@@ -15,7 +18,7 @@ inline constexpr int64_t kTileSide = 16;
 inline constexpr int64_t kTilePanelCols = 2 * kTileSide;
 inline constexpr int64_t kTileBlockRows = 2 * kTileSide;
 
-// The operand of ldtilecfg: for each of the registers its number of rows and of bytes per row.
+// The operand of ldtilecfg: the number of rows and the bytes per row of each register.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -90,8 +93,8 @@ inline void tile_product(Tiles& tiles, const Product<Bf16Pair>& p, const Bf16Pai
   }
 }
 
-// The words of a row of the left operand must be contiguous. Loading a configuration clears the registers, so the
-// rest of the depth comes last and adds to the sums in memory.
+// The words of a row of the left operand must be contiguous. Loading a configuration clears the
+// registers, so the remainder of the depth comes last and is added to the sums in memory.
 template <typename Tiles>
 void tile_product_block(const Product<Bf16Pair>& p) {
   Tiles tiles;

@@ -1,10 +1,10 @@
 // Row-wise kernels of the cycle terms (docs/cycle.md): from features to P = X^ + Y^ and M = X^ - Y^, and from
 // dL/dP and dL/dM back to the features. One table per instruction set, as in tile_kernels.h.
 //
-// *Deflated*, P_ = P - (P q) q' and M_ = M - (M q) q' lack their parts along kDirections orthonormal
-// directions q, [kDirections, d]; a direction may also be zero. Those parts are stored in double: `along` holds
-// for each row <p, q_0>, <p, q_1>, <m, q_0>, <m, q_1>. T is float or double; matrices are row-major without
-// padding.
+// Deflated rows, P_ = P - (P q) q' and M_ = M - (M q) q', lack their parts along kDirections
+// orthonormal directions q, [kDirections, d]; a direction may also be zero. Those parts are stored
+// in double: `along` holds <p, q_0>, <p, q_1>, <m, q_0>, <m, q_1> for each row. T is float or
+// double. Matrices are row-major without padding.
 
 #pragma once
 
@@ -17,7 +17,7 @@ namespace cyclip::cpu {
 inline constexpr int kDirections = 2;
 inline constexpr int kAlong = 2 * kDirections;
 
-// Some rows of both towers, raw, with their norms.
+// Some raw rows of both towers, with their norms.
 template <typename T>
 struct TowerRows {
   const T* image;             // [rows, d]
@@ -42,11 +42,11 @@ struct CycleFactorsForward {
 //     dL/dP = P G_a + M K' = (P_ G_a_ + M_ K_') + (P_ G_a q + M_ K'q) q' + (P q)(G_a q)' + (M q)(K q)'
 //     dL/dM = M G_b + P K  = (M_ G_b_ + P_ K_ ) + (M_ G_b q + P_ K q ) q' + (M q)(G_b q)' + (P q)(K'q)'
 //
-// of which the first bracket is a product in T, and the rest is added here.
+// The first bracket is a product in T; the kernel adds the other terms.
 template <typename T>
 struct CycleDeflation {
   const double* directions;  // q, [kDirections, d]
-  const double* plus;        // G_a q, likewise
+  const double* plus;        // G_a q, [kDirections, d]
   const double* minus;       // G_b q
   const double* cross;       // K q, or null: no K
   const double* cross_left;  // K' q

@@ -2,7 +2,7 @@
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// As many doubles as a vector holds, from T or to T.
+// As many doubles as a vector holds, converted from T or to T.
 template <typename T>
 struct Widened {
   typedef T Vec __attribute__((vector_size(kLanes<double> * sizeof(T))));
@@ -26,7 +26,8 @@ inline void store_narrow(T* to, V v) {
   }
 }
 
-// Calls step(k, zero) along a row: zero is of type Vec<double>, and double in the columns that fill no vector.
+// Calls step(k, zero) along a row. zero has type Vec<double>, or double in the columns that do not
+// fill a vector.
 template <typename Step>
 inline void for_each_wide(int64_t d, const Step& step) {
   int64_t k = 0;
@@ -62,8 +63,8 @@ void add_weighted(const T* x, const double* norms, const double* pivot, int64_t 
   }
 }
 
-// x^, which goes through memory: fused with the subtraction that follows it, the product would leave of the
-// difference of equal rows its rounding error, and not zero. along[r] = <x^, q_r>.
+// Computes x^ and stores it in memory. If the product were fused with the subtraction that follows,
+// the difference of equal rows would be a rounding error instead of zero. along[r] = <x^, q_r>.
 template <typename T>
 inline void normalize_row(const T* x, double norm, int64_t d, const double* directions, double* normalized,
                           double* along) {
@@ -135,7 +136,7 @@ void along_products(const double* along, const T* factor, int64_t rows, int64_t 
   });
 }
 
-// dL/dX^ and dL/dY^ of one row, from dL/dP and dL/dM that have no deflation.
+// dL/dX^ and dL/dY^ of one row, from dL/dP and dL/dM without deflation.
 template <typename T>
 inline void factor_gradients(const T* plus, const T* minus, int64_t d, double* image, double* text) {
   for_each_wide(d, [&](int64_t k, auto zero) {
@@ -190,7 +191,8 @@ inline void deflated_gradients(const CycleDeflation<T>& deflation, int64_t row, 
   });
 }
 
-// From g = dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|. A norm clamped to eps is a constant: no projection.
+// From g = dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|. A norm clamped to eps is a constant, so there
+// is no projection.
 template <typename T>
 inline void normalize_row_backward(const T* x, double norm, int64_t d, const double* g, T* out) {
   WideSum dot;

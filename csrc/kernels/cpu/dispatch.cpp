@@ -37,7 +37,7 @@ CYCLIP_DECLARE_BF16(avx512bf16)
   (chosen_isa().isa >= Isa::kAvx512 ? avx512::table \
    : chosen_isa().isa >= Isa::kAvx2 ? avx2::table   \
                                     : baseline::table)
-// Without fused multiply-add, the library's product is the better one.
+// Without fused multiply-add, the library's product is better.
 #define CYCLIP_BEST_PRODUCT(table) \
   (chosen_isa().isa >= Isa::kAvx512 ? &avx512::table : chosen_isa().isa >= Isa::kAvx2 ? &avx2::table : nullptr)
 #if defined(CYCLIP_HAS_AMX)

@@ -16,7 +16,7 @@ namespace {
 struct Candidate {
   Isa isa;
   const char* name;
-  const char* (*obstacle)();  // the reason why it cannot be used here, or null
+  const char* (*obstacle)();  // the reason that it cannot be used on this machine, or null
 };
 
 const char* no_obstacle() { return nullptr; }

@@ -4,14 +4,15 @@
 
 #include <string>
 
-// Tile registers need permission from the operating system. Compilers without support for them lack the header.
+// Tile registers require permission from the operating system. Compilers without support for them
+// lack the header.
 #if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define CYCLIP_HAS_AMX
 #endif
 
 namespace cyclip::cpu {
 
-// Each instruction set includes those before it, as far as they belong to the same architecture.
+// Each instruction set includes the preceding ones of the same architecture.
 enum class Isa { kBaseline, kNeon, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 struct IsaChoice {

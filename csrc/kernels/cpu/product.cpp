@@ -5,7 +5,7 @@
 
 namespace cyclip::cpu {
 
-// The pitch keeps neighbouring depths out of the same sets of the cache.
+// The pitch keeps neighbouring depths in different sets of the cache.
 template <typename Word>
 LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace) {
   constexpr int64_t pitch = kRowBlockOfProduct + 16;

@@ -1,9 +1,10 @@
 // Matrix products out = left * right, blocked for the caches, on one thread.
 //
-// An operand consists of *words* along the depth, the dimension that is summed over. A word is one number of type
-// T, or a pair of neighbouring bfloat16 numbers. Products of bfloat16 are exact and are added in float32; the
-// processor treats numbers below 1e-38 as zero. The right operand comes in *panels* of as many columns as the
-// registers hold. If its rows are contiguous, panels are simply pieces of them.
+// An operand consists of words along the depth, the dimension that is summed over. A word is one
+// number of type T, or a pair of adjacent bfloat16 numbers. Products of bfloat16 are exact and are
+// added in float32; the processor treats numbers below 1e-38 as zero. The right operand is divided
+// into panels of as many columns as the registers hold. If its rows are contiguous, panels are
+// simply parts of them.
 
 #pragma once
 
@@ -50,28 +51,30 @@ struct Product {
   bool accumulate;  // out += left * right
 };
 
-// One instruction set's kernel for operands that are small enough for the caches.
+// The kernel of one instruction set for operands that are small enough for the caches.
 template <typename Word>
 struct ProductKernel {
   int64_t panel_cols;
   void (*block)(const Product<Word>&);
-  // Copies a left operand whose words of one row are not contiguous into `workspace`, as `block` needs it.
+  // Copies a left operand whose rows are not contiguous into `workspace`, in the layout that
+  // `block` requires.
   LeftOperand<Word> (*gather)(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 };
 
-// Returns the best kernel that this processor can run, or null if there is none. The library multiplies then.
+// Returns the best kernel that this processor can run, or null if there is none; then the library's
+// product is used.
 template <typename Word>
 const ProductKernel<Word>* product_kernel();
 
 inline constexpr int64_t kDepthBlock = 2048;  // bytes of a row of words per block
 inline constexpr int64_t kRowBlockOfProduct = 128;
 
-// Words of workspace for a left operand whose words of one row do not lie side by side.
+// The number of words of workspace for a left operand whose rows are not contiguous.
 template <typename Word>
 inline constexpr int64_t kProductWorkspace = (kDepthBlock / sizeof(Word)) * (kRowBlockOfProduct + 16);
 
-// Copies a left operand depth by depth. Rows of a transposed matrix are far apart, one page per word; in the copy
-// they are contiguous.
+// Copies a left operand depth by depth. Rows of a transposed matrix are far apart, with each word
+// on another page; in the copy they are contiguous.
 template <typename Word>
 LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 

@@ -1,9 +1,9 @@
-// The innermost block of a matrix product: kBlockRows rows of one panel stay in registers while the depth
-// goes by. Included with an `Arithmetic` per kind of word.
+// The innermost block of a matrix product: kBlockRows rows of one panel stay in registers for the
+// whole depth. The including file defines an `Arithmetic` for each kind of word.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// A multiply-add of every lane; floating-point words are their own lanes.
+// A multiply-add of every lane. A floating-point word is a lane of its own.
 template <typename Word>
 struct Arithmetic {
   using Words = Vec<Word>;
@@ -14,17 +14,19 @@ struct Arithmetic {
 };
 
 inline constexpr int kBlockRows = 6;
-// 32 registers (AVX-512, NEON) hold 6 x 4 sums, 4 words of the right operand and one of the left; 16 hold half.
+// 32 registers (AVX-512, NEON) hold 6 x 4 sums, 4 words of the right operand and one of the left;
+// 16 registers hold half of that.
 inline constexpr int kBlockVectors = CYCLIP_VECTOR_BYTES == 32 ? 2 : 4;
 
-// Rows of a right operand that is not packed are too far apart for the hardware to see them coming.
+// Rows of a right operand that is not packed are too far apart for the hardware's prefetching.
 inline constexpr int64_t kPrefetchDepth = 16;
 
 template <typename Word>
 inline constexpr int64_t kPanelCols = kBlockVectors * CYCLIP_VECTOR_BYTES / int64_t{sizeof(Word)};
 
-// A sum of many numbers of one sign loses a digit for every hundred of them. So the registers sum no more than
-// this many words, and what they have is added to the rest in memory: that costs one cycle in thirty.
+// A sum of many numbers of one sign loses a digit for every hundred of them. So the registers sum
+// at most this many words, and the partial sums are then added to those in memory, which costs one
+// cycle in thirty.
 inline constexpr int64_t kChain = 64;
 
 template <typename Word, int kRows>
@@ -61,7 +63,7 @@ void product_rows(const Product<Word>& p, const Word* left, const Word* right, S
   }
 }
 
-// The rows that are left, fewer than a block has.
+// The remaining rows, fewer than those of a block.
 template <typename Word, int kRows>
 void product_remainder(const Product<Word>& p, int64_t rows, const Word* left, const Word* right, Sum<Word>* out) {
   if constexpr (kRows > 0) {

@@ -1,16 +1,18 @@
-// Epilogues of retrieval ranks: the best own entry of each row and column, then the foreign entries that
-// reach it. Both see the same cosines to the last bit, so ties are exact.
+// Epilogues of retrieval ranks: the first finds the best own entry of each row and column, the
+// second counts the foreign entries that reach it. Both compute bit-identical cosines, so ties are
+// exact.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// For comparisons: NaN is worse than any number.
+// For comparisons: NaN is worse than every number.
 template <typename T>
 inline Vec<T> comparable_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   const Vec<T> s = cosine(tile, row, col);
   return s == s ? s : splat(-static_cast<T>(__builtin_inf()));
 }
 
-// Compares the label of `row` with those of the columns from `col` on: -1 if they are equal, else 0.
+// Compares the label of `row` with the labels of the columns from `col` on: -1 if they are equal,
+// else 0.
 template <typename T>
 inline IntVec<T> same_label(const Labels<T>& labels, int64_t row, int64_t col) {
   return load<IntVec<T>>(labels.col + col) == splat_int<T>(labels.row[row]);
@@ -25,7 +27,7 @@ void own_best(const OwnBest<T>& args) {
       const Vec<T> s = comparable_cosine(tile, row, col);
       const IntVec<T> own = choose(mask, same_label(args.labels, row, col), IntVec<T>{});
       const Vec<T> col_best = load<Vec<T>>(args.col_best + col);
-      // Not "greater": it would never replace NaN.
+      // Not written as "greater", which would never replace NaN.
       row_best = own & ~(s <= row_best) ? s : row_best;
       store(args.col_best + col, own & ~(s <= col_best) ? s : col_best);
     });
@@ -46,7 +48,7 @@ void foreign_count(const ForeignCount<T>& args) {
       const Vec<T> s = comparable_cosine(tile, row, col);
       const IntVec<T> foreign = choose(mask, ~same_label(args.labels, row, col), IntVec<T>{});
       const IntVec<T> col_count = load<IntVec<T>>(args.col_count + col);
-      // True is -1. Without an own entry the best is NaN, which nothing reaches.
+      // True is -1. Without an own entry the best is NaN, and no entry reaches it.
       row_count -= foreign & (s >= row_best);
       store(args.col_count + col, col_count - (foreign & (s >= load<Vec<T>>(args.col_best + col))));
     });

@@ -18,7 +18,7 @@ double widened(Bf16 x) {
   return wide;
 }
 
-// Sums in eight chains, so that the additions do not wait for one another, in a fixed order.
+// Sums in eight independent chains, in a fixed order.
 template <typename A, typename B>
 double dot(const A* a, const B* b, int64_t d) {
   constexpr int kChains = 8;
@@ -35,7 +35,8 @@ double dot(const A* a, const B* b, int64_t d) {
   return sum;
 }
 
-// c with c x = <g, x^> x^, the part of a gradient along x. A norm clamped to eps is a constant: no such part.
+// c with c x = <g, x^> x^, the part of a gradient along x. A norm clamped to eps is a constant, so
+// there is no such part.
 template <typename X, typename T>
 double projection(const X* x, const T* gradient, double norm, int64_t d) {
   return norm <= kEps ? 0 : dot(x, gradient, d) / (norm * norm);

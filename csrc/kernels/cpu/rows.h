@@ -1,6 +1,6 @@
-// Row-wise kernels of all losses: norms, and the derivative of normalization. O(N d), bound by memory, so plain
-// loops. Row-major [rows, d] matrices without padding; features X are float, double or Bf16, gradients T float or
-// double.
+// Row-wise kernels of all losses: norms, and the derivative of normalization. They are O(N d) and
+// bound by memory, so they are plain loops. Matrices are row-major, [rows, d], without padding.
+// Features X are float, double or Bf16, gradients T float or double.
 
 #pragma once
 
@@ -10,7 +10,7 @@ namespace cyclip::cpu {
 
 inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
-// One instruction set's kernels for the norms of float and of Bf16 rows.
+// The kernels of one instruction set for the norms of float and of Bf16 rows.
 struct RowNormKernels {
   void (*of_float)(const float* x, int64_t rows, int64_t d, double* norms);
   void (*of_bf16)(const Bf16* x, int64_t rows, int64_t d, double* norms);

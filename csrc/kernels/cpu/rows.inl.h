@@ -1,5 +1,6 @@
-// Norms of rows, on vectors of double. Products of two floats are exact in double, so a fused multiply-add gives
-// the bits of a separate one, and every instruction set those of all others.
+// Norms of rows, on vectors of double. Products of two floats are exact in double, so a fused
+// multiply-add returns the same bits as a separate one, and all instruction sets return the same
+// bits.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -16,8 +17,8 @@ inline Vec<double> load_number(const Bf16* from) {
   return __builtin_convertvector(reinterpret_cast<Floats>(words), Vec<double>);
 }
 
-// Eight chains, so that the additions do not wait for one another. The numbers behind the last eight are padded
-// with zeros and come first.
+// Sums in eight independent chains. The numbers after the last eight are padded with zeros and come
+// first.
 template <typename X>
 void row_norms(const X* x, int64_t rows, int64_t d, double* norms) {
   constexpr int64_t chains = 8, vectors = chains / kLanes<double>;

@@ -1,12 +1,13 @@
 // Epilogues of the pairwise sigmoid loss: softplus(-l_ij z_ij) with z = s S + b, l = 1 for the
-// positive and -1 for all others. The positive of each row is one entry, computed apart in double.
+// positive and -1 for all others. The positive of each row is a single entry, computed separately
+// in double.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
 template <typename T>
 struct Sigmoid {
   Vec<T> z;
-  Vec<T> decay;  // e^(-|z|), from which both softplus and its derivative follow without overflow
+  Vec<T> decay;  // e^(-|z|), gives both softplus and its derivative without overflow
 };
 
 template <typename T>
@@ -16,7 +17,7 @@ inline Sigmoid<T> sigmoid_parts(Vec<T> s, double scale, double bias) {
   const Vec<T> z = s * static_cast<T>(scale) + static_cast<T>(bias);
   const Vec<T> zero = splat(T(0));
   const Vec<T> negative = z > zero ? zero - z : z;
-  const Vec<T> lowest = splat(T(-1000));  // e^-1000 is zero; the comparison lets NaN pass
+  const Vec<T> lowest = splat(T(-1000));  // e^-1000 is zero; the comparison preserves NaN
   const Base2<T> power = exp2_split<T>(negative < lowest ? lowest : negative, hi, lo);
   return {z, power.fraction * power_of_two<T>(power.exponent)};
 }

@@ -1,8 +1,9 @@
 // Vectors of T for the instruction set of the including translation unit, in plain C++: GCC and Clang
 // vector extensions. Only isa/*.cpp include this, with CYCLIP_ISA and CYCLIP_VECTOR_BYTES defined.
 //
-// Nothing here may call an inline function of the standard library: its code would be emitted for
-// this instruction set under a name shared with all others, and the linker keeps any one of them.
+// Nothing here may call an inline function of the standard library: it would be compiled for this
+// instruction set under a name that all others share, and the linker keeps an arbitrary one of
+// them.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -86,14 +87,14 @@ inline double sum_lanes(Vec<T> v) {
   return sum;
 }
 
-// a - b that wraps: the exponent of a NaN or an infinity may be anything, which then multiplies
-// a fraction that is NaN.
+// a - b with wrapping: the exponent of a NaN or an infinity may be arbitrary, and is then
+// multiplied by a fraction that is NaN.
 template <typename T>
 inline IntVec<T> wrapping_subtract(IntVec<T> a, IntVec<T> b) {
   return reinterpret_cast<IntVec<T>>(reinterpret_cast<UnsignedVec<T>>(a) - reinterpret_cast<UnsignedVec<T>>(b));
 }
 
-// Nearest integer of each |x| < 2^22 (2^51 for double), by letting the adder round.
+// Nearest integer of each |x| < 2^22 (2^51 for double), using the rounding of an addition.
 template <typename T>
 inline IntVec<T> nearest_integer(Vec<T> x) {
   const Vec<T> magic = splat<T>(FloatFormat<T>::kRoundingMagic);
@@ -109,8 +110,8 @@ inline Vec<T> power_of_two(IntVec<T> e) {
   return reinterpret_cast<Vec<T>>(biased << FloatFormat<T>::kMantissaBits);
 }
 
-// 2^f for |f| <= 1/2 as 1 + f q(f), q interpolated at Chebyshev nodes; relative error 5e-9 for float
-// and 8e-18 for double, so that rounding dominates.
+// 2^f for |f| <= 1/2 as 1 + f q(f), where q is interpolated at Chebyshev nodes. The relative error
+// is 5e-9 for float and 8e-18 for double, so that rounding dominates.
 inline Vec<float> exp2_fraction(Vec<float> f) {
   Vec<float> q = splat(1.545316294512069018e-4f);
   q = q * f + 1.339086336467123438e-3f;
@@ -136,7 +137,7 @@ inline Vec<double> exp2_fraction(Vec<double> f) {
   return q * f + 1.0;
 }
 
-// x (hi + lo) = exponent + log2(fraction): the one exponential that serves every softmax over x.
+// x (hi + lo) = exponent + log2(fraction): one exponential for every softmax over x.
 template <typename T>
 struct Base2 {
   Vec<T> fraction;     // 2^f, f in [-1/2, 1/2]
@@ -148,7 +149,7 @@ inline Base2<T> exp2_split(Vec<T> x, T hi, T lo) {
   const Vec<T> magic = splat<T>(FloatFormat<T>::kRoundingMagic);
   const Vec<T> rounded = x * hi + magic;
   const Vec<T> k = rounded - magic;
-  // With a fused multiply-add the difference x hi - k is exact but for its own last bit.
+  // With a fused multiply-add the difference x hi - k is exact except for its own last bit.
   const Vec<T> f = (x * hi - k) + x * lo;
   return {exp2_fraction(f),
           wrapping_subtract<T>(reinterpret_cast<IntVec<T>>(rounded), reinterpret_cast<IntVec<T>>(magic))};
@@ -167,8 +168,9 @@ inline Vec<T> log1p_unit(Vec<T> u) {
 }
 
 // Calls step(first column, mask) for each vector of a row. The mask is off in the columns past the
-// end and at `excluded` (any value outside [0, cols) excludes nothing). `step` is generic in the mask
-// type, AllLanes for the vectors that need none, so that the common case compiles without it.
+// end and at `excluded` (any value outside [0, cols) excludes nothing). `step` is generic in the
+// mask type, which is AllLanes for vectors without masked lanes, so that no masking is compiled for
+// the common case.
 struct AllLanes {};
 
 template <typename V>

@@ -14,7 +14,8 @@ inline T entry_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   return tile.dots[row * tile.pitch + col] * tile.row_inv_norms[row] * tile.col_inv_norms[col];
 }
 
-// Column of the positive of `row`, relative to the tile; outside [0, cols) when it is elsewhere.
+// The column of the positive of `row`, relative to the tile; outside [0, cols) if it is in another
+// tile.
 template <typename T>
 inline int64_t positive_column(const Tile<T>& tile, int64_t row) {
   return tile.row_begin + row + tile.offset - tile.col_begin;
@@ -25,8 +26,8 @@ inline bool in_tile(const Tile<T>& tile, int64_t col) {
   return col >= 0 && col < tile.cols;
 }
 
-// First pass over one row: returns the row's largest z', and its largest cosine if kHardest, and updates the
-// columns' largest z' (in column_scratch) and hardest negatives.
+// First pass over one row: returns the row's largest z', and its largest cosine if kHardest, and
+// updates the columns' largest z' (in column_scratch) and hardest negatives.
 template <bool kHardest, typename T>
 inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit, T* largest_cosine) {
   const Tile<T>& tile = args.tile;
@@ -53,7 +54,8 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
   if constexpr (kHardest) *largest_cosine = largest_lane<T>(row_cosine);
 }
 
-// The first of several equal negatives counts. Tiles arrive in column order, hence the strict comparison.
+// The first of several equal negatives counts. Tiles arrive in column order, so the comparison is
+// strict.
 template <typename T>
 inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T candidate) {
   const Tile<T>& tile = args.tile;
@@ -68,15 +70,16 @@ inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T can
 template <typename T>
 inline LaneInt<T> raise_shift(LaneInt<T>* shift, double* sum, LaneInt<T> candidate) {
   if (candidate > *shift) {
-    // An empty sum stays zero, whatever the distance.
+    // An empty sum stays zero at every distance.
     *sum = *sum == 0 ? 0 : __builtin_ldexp(*sum, static_cast<int>(*shift - candidate));
     *shift = candidate;
   }
   return *shift;
 }
 
-// Updates row and column statistics with one tile. Two passes over the tile, which is in cache: the
-// maxima first, so that no exponential can overflow, then one exponential per entry for both softmaxes.
+// Updates row and column statistics with one tile. Takes two passes over the tile, which is in the
+// cache: the first computes the maxima, so that no exponential can overflow, the second one
+// exponential per entry for both softmaxes.
 template <typename T>
 void softmax_forward(const SoftmaxForward<T>& args) {
   const Tile<T>& tile = args.tile;
@@ -128,7 +131,7 @@ void softmax_forward(const SoftmaxForward<T>& args) {
   for (int64_t col = 0; col < tile.cols; ++col) columns.sum[col] += static_cast<double>(col_sum[col]);
 }
 
-// Turns a tile of dot products into H: one exponential per entry, and the sum for dL/ds on the way.
+// Turns a tile of dot products into H, with one exponential per entry, and accumulates dL/ds.
 template <typename T>
 void softmax_backward(const SoftmaxBackward<T>& args) {
   const Tile<T>& tile = args.tile;

@@ -1,4 +1,4 @@
-// Upstream gradients that reach single entries of S: the positives, and the hardest negatives.
+// Upstream gradients of single entries of S: the positives, and the hardest negatives.
 
 #pragma once
 
@@ -14,7 +14,7 @@ struct SparseGradients {
   const int64_t* col_hardest_index;  // [cols], global row or -1
 };
 
-// Adds them to the H that softmax_backward has made of a tile.
+// Adds them to the H that softmax_backward computed for a tile.
 template <typename T>
 void add_sparse_gradients(const Tile<T>& tile, const GradientTile<T>& out, const SparseGradients& sparse);
 

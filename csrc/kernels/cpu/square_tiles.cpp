@@ -13,7 +13,7 @@ inline double entry(const LowRank& m, int64_t n, int64_t i, int64_t j) {
          (m.directions[n + i] * m.rows[n + j] + m.cols[n + i] * m.directions[n + j]);
 }
 
-// A tile of a matrix, copied: beyond the matrix it is zero.
+// A copy of a tile of a matrix, with zeros outside the matrix.
 struct SquareTile {
   double entries[kSquareTile][kSquareTile];
 
@@ -109,7 +109,7 @@ void subtract_low_rank(const double* from, int64_t n, const LowRank* low_rank, i
   }
 }
 
-// The sums run over pairs and their mirror images; |(W + W')/2|^2 is a quarter of that of W + W'.
+// The sums run over pairs of mirror images; |(W + W')/2|^2 is a quarter of that of W + W'.
 template <typename T>
 CycleSums cycle_pair_sums(const T* w, int64_t n, int64_t begin, int64_t end) {
   CycleSums result;
@@ -117,7 +117,7 @@ CycleSums cycle_pair_sums(const T* w, int64_t n, int64_t begin, int64_t end) {
     SquareTile forth, back;
     forth.load(w, n, row, col);
     back.load(w, n, col, row);
-    double sums[kSquareTile] = {}, differences[kSquareTile] = {};  // chains that do not wait for one another
+    double sums[kSquareTile] = {}, differences[kSquareTile] = {};  // independent chains
     for_each_entry([&](int64_t i, int64_t j) {
       const double sum = forth.entries[i][j] + back.entries[j][i];
       const double difference = forth.entries[i][j] - back.entries[j][i];

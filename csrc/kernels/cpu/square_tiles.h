@@ -1,7 +1,8 @@
-// Passes over square matrices that need an entry together with its mirror image across the diagonal. They go
-// by small tiles: a column of a large matrix falls into the same cache set again and again. Each works on the
-// rows [begin, end), begin a multiple of kSquareTile, up to the diagonal, and on what mirrors these: calls with
-// different rows may run at the same time. Row-major [n, n] without padding.
+// Passes over square matrices that process an entry together with its mirror image across the
+// diagonal. They use small tiles, because the entries of a column of a large matrix map to the same
+// cache set again and again. Each call processes the rows [begin, end), where begin is a multiple
+// of kSquareTile, up to the diagonal, and the mirror images of these entries, so calls with
+// different rows may run concurrently. Matrices are row-major, [n, n], without padding.
 
 #pragma once
 
@@ -21,14 +22,14 @@ struct LowRank {
 // Copies the lower triangle to the upper one.
 void mirror_lower(double* matrix, int64_t n, int64_t begin, int64_t end);
 
-// matrix += low rank; no mirror images.
+// matrix += low rank, without mirror images.
 void add_low_rank(double* matrix, int64_t n, const LowRank& low_rank, int64_t begin, int64_t end);
 
-// out = from + from', minus the low rank, if there is one, which then is symmetric.
+// out = from + from', minus the low-rank matrix, if any, which is symmetric in this case.
 template <typename T>
 void symmetrize(const double* from, int64_t n, const LowRank* low_rank, int64_t begin, int64_t end, T* out);
 
-// out = from, minus the low rank, if there is one; no mirror images.
+// out = from, minus the low-rank matrix, if any, without mirror images.
 template <typename T>
 void subtract_low_rank(const double* from, int64_t n, const LowRank* low_rank, int64_t begin, int64_t end, T* out);
 

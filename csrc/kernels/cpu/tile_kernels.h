@@ -1,9 +1,9 @@
 // The interface of the CPU kernels: argument structs, and a table of function pointers for each instruction set
 // (isa/*.cpp), chosen at run time (dispatch.cpp).
 //
-// A *tile* is a small block of the similarity matrix, rows = images, columns = texts, still in cache after the
-// matrix product that wrote it. T is the compute type, float or double.
-// Symbols follow docs/gradients.md: S cosine, s logit scale, z = s S, W softmax weight, G = dL/dS.
+// A tile is a small block of the similarity matrix (rows are images, columns are texts), still in
+// the cache after the matrix product that wrote it. T is the compute type, float or double. Symbols
+// follow docs/gradients.md: S cosine, s logit scale, z = s S, W softmax weight, G = dL/dS.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace cyclip::cpu {
 
-// The integer as wide as T: exponents of powers of two are stored and applied as integers.
+// The integer that is as wide as T: exponents of powers of two are stored and applied as integers.
 template <typename T>
 struct LaneOf;
 template <>
@@ -28,7 +28,8 @@ template <typename T>
 using LaneInt = typename LaneOf<T>::Int;
 
 // Vector kernels read and write whole vectors at the right edge of a tile, so tile pitches and all
-// per-column arrays are padded to a multiple of this many elements. Padding may hold anything.
+// per-column arrays are padded to a multiple of this many elements. The content of the padding is
+// arbitrary.
 inline constexpr int64_t kColumnPadding = 16;
 
 constexpr int64_t padded(int64_t cols) { return (cols + kColumnPadding - 1) / kColumnPadding * kColumnPadding; }
@@ -52,8 +53,8 @@ struct Base2Scale {
   T hi, lo;
 };
 
-// Running statistics of a set of rows (or columns) over their negatives:
-// sum_j 2^(z'_ij) = sum[i] 2^shift[i], and the largest cosine with its global index (-1: none yet).
+// Running statistics of some rows (or columns) over their negatives: sum_j 2^(z'_ij) = sum[i]
+// 2^shift[i], and the largest cosine with its global index (-1 if there is none yet).
 template <typename T>
 struct NegativeStatistics {
   LaneInt<T>* shift;
@@ -127,7 +128,8 @@ struct Labels {
   const LaneInt<T>* col;  // [cols]
 };
 
-// For each row and column the largest cosine among its own entries, those of equal labels; NaN: none yet.
+// For each row and column, the largest cosine among its own entries (those with equal labels), or
+// NaN if there is none yet.
 template <typename T>
 struct OwnBest {
   Tile<T> tile;
@@ -136,7 +138,8 @@ struct OwnBest {
   T* col_best;  // [cols], updated
 };
 
-// For each row and column the number of foreign entries that are at least as large as its own best.
+// For each row and column, the number of foreign entries that are at least as large as its own
+// best.
 template <typename T>
 struct ForeignCount {
   Tile<T> tile;
@@ -147,7 +150,8 @@ struct ForeignCount {
   LaneInt<T>* col_count;  // [cols], added to
 };
 
-// For each row the `capacity` largest cosines, in falling order, and their global columns. NaN: a free entry.
+// For each row, the `capacity` largest cosines in descending order, and their global columns. NaN
+// marks a free entry.
 template <typename T>
 struct TopK {
   Tile<T> tile;
@@ -157,7 +161,7 @@ struct TopK {
   LaneInt<T>* indices;  // [rows, capacity], updated
 };
 
-// One instruction set's kernels.
+// The kernels of one instruction set.
 template <typename T>
 struct TileKernels {
   const char* isa;

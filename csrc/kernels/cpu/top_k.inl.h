@@ -2,10 +2,11 @@
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// Equal entries are ordered by column: columns arrive in order, so a new entry is inserted behind its equals.
+// Equal entries are ordered by column: columns arrive in order, so a new entry is inserted after
+// its equals.
 template <typename T>
 inline void insert(T value, LaneInt<T> index, int64_t capacity, T* values, LaneInt<T>* indices) {
-  int64_t place = 0, last = capacity - 1;  // the place lies in between
+  int64_t place = 0, last = capacity - 1;  // the place is between these
   while (place < last) {
     const int64_t middle = (place + last) / 2;
     if (value <= values[middle]) {
@@ -43,7 +44,8 @@ struct GroupMaxima {
     return largest_lane<T>(result);
   }
 
-  // Returns a number that at least `count` entries reach: the smallest of the `count` largest maxima.
+  // Returns a number that at least `count` entries reach: the smallest of the `count` largest
+  // maxima.
   T reached_by(int64_t count) const {
     T least = -static_cast<T>(__builtin_inf());
     if (count > kGroups) return least;
@@ -66,9 +68,9 @@ struct GroupMaxima {
   }
 };
 
-// Computes the cosines of a row and their maximum first: once the lists are full, most rows of most tiles add
-// nothing. Before that, entries that are smaller than `capacity` others of the tile are skipped, because an
-// insertion costs more than a comparison.
+// Computes the cosines of a row and their maximum first: once the lists are full, most rows of most
+// tiles add nothing. Before that, entries that are smaller than `capacity` others of the tile are
+// skipped, because an insertion costs more than a comparison.
 template <typename T>
 void top_k(const TopK<T>& args) {
   const Tile<T>& tile = args.tile;

@@ -1,4 +1,5 @@
-// Workspace from torch's allocator: 64-byte aligned, uninitialized, seen by its memory profiler.
+// Workspace from torch's allocator: 64-byte aligned, uninitialized, visible to torch's memory
+// profiler.
 
 #pragma once
 

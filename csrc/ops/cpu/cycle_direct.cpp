@@ -1,5 +1,5 @@
-// The cycle terms by W = P M', which is N x N. Where this route is taken, W is at most 1.5 times as large as the
-// features of a tower (docs/cycle.md).
+// The cycle terms by W = P M', which is N x N. Whenever this route is taken, W is at most 1.5 times
+// as large as the features of a tower (docs/cycle.md).
 
 #include <torch/csrc/stable/library.h>
 
@@ -28,7 +28,7 @@ template <typename T>
 Buffer<T> pair_products(const Factors<T>& factors) {
   const int64_t n = factors.rows;
   Buffer<T> w(n * n);
-  // Divided by columns, so that each task packs only its own rows of M.
+  // The work is divided by columns, so that each task packs only its own rows of M.
   for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
     gemm<T>({w.data() + begin, n, end - begin, n}, factors.plus(),
             factors.minus().row_block(begin, end).transposed());

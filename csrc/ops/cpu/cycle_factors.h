@@ -1,5 +1,5 @@
-// The factors P = X^ + Y^ and M = X^ - Y^ of both routes of the cycle terms (docs/cycle.md), and the way back from
-// their gradients.
+// The factors P = X^ + Y^ and M = X^ - Y^ of both routes of the cycle terms (docs/cycle.md), and
+// the conversion of their gradients to the gradients of the features.
 
 #pragma once
 
@@ -36,7 +36,7 @@ struct Factors {
   Factors(int64_t rows, int64_t d)
       : rows(rows), d(d), plus_data(rows * d), minus_data(rows * d), along(rows * kAlong) {}
 
-  // Writes the rows [begin, end), which are those of `towers`.
+  // Writes the rows [begin, end), computed from `towers`, which are the same rows of the features.
   void fill(const TowerRows<T>& towers, const double* directions, int64_t begin) {
     Buffer<double> scratch(2 * d);
     cycle_row_kernels<T>().factors_forward({towers, directions, plus_data.data() + begin * d,

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kGramRows = 512;  // rows of P and M in memory at a time
 
-// Fills `factors` with the rows of the towers from `begin`, and adds to the moments.
+// Fills `factors` with the rows of the towers from `begin` on, and adds to the moments.
 template <typename T>
 void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Factors<T>* factors,
                   Buffer<double>* moments) {
@@ -37,8 +37,8 @@ void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Facto
   }
 }
 
-// grams += P_'M_ (unless its pointer is null), P_'P_ and M_'M_. The last two are symmetric: only their lower
-// triangles are written. The largest tasks come first.
+// grams += P_'M_ (unless its pointer is null), P_'P_ and M_'M_. The last two are symmetric, so only
+// their lower triangles are written. The largest tasks come first.
 template <typename T>
 void add_products(const Factors<T>& factors, bool first_rows, const std::array<double*, 3>& grams) {
   const Matrix<const T> p = factors.plus(), m = factors.minus();
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
   const Tensor grad_a = square_matrix(grad_plus_gram, d, "grad_plus_gram");
   const Tensor grad_b = square_matrix(grad_minus_gram, d, "grad_minus_gram");
   const Tensor grad_k = cross_gradient(grad_cross_gram, d);
-  // With equal weights of the two terms <K, K'> drops out.
+  // If the two terms have equal weights, <K, K'> cancels.
   const double* k = grad_k.const_data_ptr<double>();
   const bool has_cross = std::any_of(k, k + grad_k.numel(), [](double entry) { return entry != 0; });
 

@@ -1,7 +1,8 @@
-// Deflation (docs/cycle.md, whose names are used here). If all images and texts are in a narrow cone, A = P'P has
-// one large direction in which B = M'M is almost zero. Then <A, B> is small compared with |A||B|, and the rounding
-// of an entry to float would matter. So the products in T are those of P_ and M_, without the parts p q' and m q'
-// along the main directions of both towers. These parts have rank kDirections and are added in double.
+// Deflation (docs/cycle.md, whose names are used here). If all images and texts are in a narrow
+// cone, A = P'P has one large direction in which B = M'M is almost zero. Then <A, B> is small
+// compared with |A||B|, and rounding an entry to float would be noticeable. So the products in T
+// are those of P_ and M_, without the parts p q' and m q' along the main directions of both towers.
+// These parts have rank kDirections and are added in double.
 //
 // q is [kDirections, d], the transpose of q in docs/cycle.md, and null if there is no cone.
 
@@ -17,8 +18,8 @@
 
 namespace cyclip::cpu {
 
-// A tower is a cone if the mean square of its rows along the main direction exceeds kCone. The first of two steps
-// must find at least kPossibleCone.
+// A tower is a cone if the mean square of its rows along the main direction exceeds kCone. The
+// first of two steps must find at least kPossibleCone.
 inline constexpr double kCone = 0.75, kPossibleCone = 0.2;
 
 inline double dot(const double* a, const double* b, int64_t d) {
@@ -27,7 +28,8 @@ inline double dot(const double* a, const double* b, int64_t d) {
   return sum;
 }
 
-// sum_i <x^_i, v> x^_i of each tower with its own v, or without v the sums of the rows; [kDirections, d].
+// sum_i <x^_i, v> x^_i of each tower with its own v, or the sums of the rows if v is null;
+// [kDirections, d].
 template <typename T>
 Buffer<double> weighted_sums(const Towers<T>& towers, const double* v) {
   const int64_t n = towers.rows, d = towers.d;
@@ -52,10 +54,11 @@ inline void make_unit(double* v, int64_t d, double tolerance) {
   for (int64_t k = 0; k < d; ++k) v[k] = norm > tolerance ? v[k] / norm : 0;
 }
 
-// Returns q, the main directions of both towers, orthonormal. A direction that depends on the other one is zero
-// and deflates nothing. Without a cone there are none, because deflation would only round numbers that may be
-// exact. Two steps of the power method start at the sum of the rows, in which the first row counts twice: the sum
-// of rows at both ends of a line may vanish.
+// Returns q, the main directions of both towers, orthonormal. A direction that depends on the other
+// one is zero and deflates nothing. Without a cone it returns no directions, because deflation
+// would only round numbers that may be exact. Two steps of the power method start at the sum of the
+// rows, in which the first row counts twice, because the plain sum of rows at both ends of a line
+// may vanish.
 template <typename T>
 std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
   const int64_t d = towers.d;
@@ -72,11 +75,11 @@ std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
     const Buffer<double> next = weighted_sums(towers, q.data());
     std::copy_n(next.data(), kDirections * d, q.data());
     const double largest = std::sqrt(std::max(dot(first, first, d), dot(second, second, d)));
-    if (!(largest > least * static_cast<double>(towers.rows))) return std::nullopt;  // also for NaN
+    if (!(largest > least * static_cast<double>(towers.rows))) return std::nullopt;  // also true for NaN
   }
   const double before = std::sqrt(dot(second, second, d));
   make_unit(first, d, 0);
-  for (int pass = 0; pass < 2; ++pass) {  // the second removes what rounding left in the first
+  for (int pass = 0; pass < 2; ++pass) {  // the second pass removes the rounding errors of the first
     const double along = dot(first, second, d);
     for (int64_t k = 0; k < d; ++k) second[k] -= along * first[k];
   }
@@ -122,8 +125,8 @@ struct Sides {
   }
 };
 
-// Sums over rows of the parts p = P q and m = M q, which `along` = (p m) holds: (p m)'P_ and (p m)'M_, [kAlong, d]
-// each, and (p m)'(p m).
+// Sums over rows of the parts p = P q and m = M q, which are stored in `along` = (p m): (p m)'P_
+// and (p m)'M_, [kAlong, d] each, and (p m)'(p m).
 struct Moments {
   double *along_plus, *along_minus, *along_along;
   int64_t d;

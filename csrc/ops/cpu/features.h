@@ -13,9 +13,9 @@ namespace cyclip::cpu {
 
 inline constexpr int64_t kRowBlock = 256;  // rows per task of the row-wise kernels
 
-// Contiguous features with the inverses of their norms. T is the compute type; X is the type in memory: T itself,
-// to which 16-bit inputs are widened (which is exact), or Bf16. Features stay raw: normalization is folded into
-// the tile kernels.
+// Contiguous features with the inverses of their norms. T is the compute type. X is the type in
+// memory: T itself, to which 16-bit inputs are widened exactly, or Bf16. Features are not
+// normalized: the tile kernels apply the norms.
 template <typename T, typename X = T>
 struct Features {
   Tensor tensor;  // owns `data`
@@ -39,7 +39,7 @@ struct Features {
 
   const X* row(int64_t i) const { return data + i * d; }
 
-  // Bf16 features have their type already.
+  // Bf16 features already have the right type.
   static Tensor in_memory_type(const Tensor& features) {
     if constexpr (std::is_same_v<X, Bf16>)
       return features;

@@ -1,5 +1,6 @@
-// Matrix products on raw memory: by the kernels of this package if the processor supports them, else by torch's.
-// The former need no preparation for the shapes in use here and are as fast as the arithmetic units.
+// Matrix products on raw memory: by the kernels of this package if the processor supports them,
+// otherwise by torch's. The former do not prepare the operands for the shapes used here and are as
+// fast as the arithmetic units.
 
 #pragma once
 
@@ -25,8 +26,8 @@ struct Matrix {
   Matrix col_block(int64_t begin, int64_t end) const { return transposed().row_block(begin, end).transposed(); }
 };
 
-// Calls torch below the dispatcher, because worker threads do not have the autograd state of the caller. Inside a
-// task, it runs on the thread of that task alone.
+// Calls torch below the dispatcher, because worker threads do not have the autograd state of the
+// caller. Inside a task, it runs only on the thread of that task.
 template <typename T>
 void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate) {
   const auto view = [](const auto& m) {
@@ -41,7 +42,7 @@ void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<
   }
 }
 
-// A right operand in panels, columns beyond its last one zero. Whole panels are written by its products.
+// A right operand in panels; columns beyond its last one are zero. Its products write whole panels.
 template <typename Word>
 class Panels {
  public:
@@ -66,7 +67,7 @@ class Panels {
     });
   }
 
-  // From a column that begins a panel on.
+  // The operand from `col` on, which must be the first column of a panel.
   RightOperand<Word> from(int64_t col) const { return {words_.data() + col * depth_, cols_, depth_ * cols_}; }
   int64_t count(int64_t cols) const { return ceil_div(cols, cols_); }
 
@@ -90,7 +91,7 @@ void run_product(const ProductKernel<Word>& kernel, const Product<Word>& product
   blocked_product(kernel, product, workspace.data());
 }
 
-// c = a b, or c += a b; rows of c are contiguous.
+// c = a b, or c += a b. Rows of c are contiguous.
 template <typename T>
 void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b, bool accumulate = false) {
   const ProductKernel<T>* kernel = product_kernel<T>();
@@ -106,7 +107,7 @@ void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b
     run_product<T>(*kernel, {left, panels.from(0), c.data, c.row_stride, a.rows, a.cols, whole, accumulate});
   }
   if (whole * width == c.cols) return;
-  // The last columns, in a panel of their own.
+  // The last columns form a panel of their own.
   const int64_t first = whole * width, cols = c.cols - first;
   const Panels<T> panels = panels_of(*kernel, b.col_block(first, c.cols));
   Buffer<T> out(a.rows * width);

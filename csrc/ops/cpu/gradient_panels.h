@@ -4,10 +4,10 @@
 //
 //     dL/dx_i = g_i - <g_i, x^_i> x^_i,    g_i = sum_j H_ij y_j        and the same for y.
 //
-// H is computed panel by panel. A panel has as many rows as the workspace holds: tiles of dot products, stored by
-// the forward pass or computed again, become tiles of H, and two matrix products consume the panel. No other part
-// of H exists at that time. The projection is computed from g_i itself, not from sums of G_ij S_ij: this also
-// removes the rounding errors of g_i along x_i.
+// H is computed panel by panel. A panel has as many rows as the workspace holds: tiles of dot
+// products, stored by the forward pass or recomputed, become tiles of H, and two matrix products
+// consume the panel. Only one panel of H exists at a time. The projection is computed from g_i
+// itself, not from sums of G_ij S_ij, which also removes the rounding errors of g_i along x_i.
 
 #pragma once
 
@@ -23,8 +23,8 @@ struct WantedGradients {
   bool image, text;
 };
 
-// fill(tile, gradient tile, scalars) makes H of a tile and adds to the scalars' gradients. The outputs, [rows, d]
-// each, are overwritten if they are wanted.
+// fill(tile, gradient tile, scalars) computes H for a tile and adds to the scalars' gradients. The
+// outputs, [rows, d] each, are overwritten if they are required.
 template <typename Products, typename T = NumberOf<Products>, typename Fill>
 ScalarGradients feature_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
                                   WantedGradients wanted, T* image_grad, T* text_grad, const Fill& fill) {
@@ -32,10 +32,10 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
   const int64_t n = image.rows, m = text.rows, d = image.d;
   const int64_t tile_cols = tile_cols_for(m), across = ceil_div(m, tile_cols);
   const int64_t width = across * tile_cols;
-  const int64_t pitch = width + 32;  // rows a power of two apart would push each other out of the cache
+  const int64_t pitch = width + 32;  // rows a power of two apart would evict each other from the cache
   const int64_t affordable = std::max<int64_t>(kPanelBytes / (width * int64_t{sizeof(T)}), 2);
   int64_t tile_rows = tile_rows_for(n);
-  while (tile_rows > affordable) tile_rows /= 2;  // still even, and a part of one tile of the forward pass
+  while (tile_rows > affordable) tile_rows /= 2;  // still even, and within one tile of the forward pass
   const int64_t panel_rows = std::min(affordable / tile_rows * tile_rows, round_up(n, tile_rows));
 
   typename Products::Panel panel(products, panel_rows, pitch, tile_rows, tile_cols);

@@ -34,8 +34,8 @@ class PartialStatistics {
     return {shift_.data() + i, sum_.data() + i, hardest_.data() + i, hardest_index_.data() + i};
   }
 
-  // Merges the parts of each entry, in order. Parts come in order of index, so of tied hardest negatives
-  // the first wins. Without `needs_hardest` they are -inf, with index -1.
+  // Merges the parts of each entry, in order. Parts are in order of index, so the first of tied
+  // hardest negatives is chosen. Without `needs_hardest` they are -inf, with index -1.
   void merge(int64_t size, bool needs_hardest, double* lse, double* hardest, int64_t* hardest_index) {
     for_each_block(size, 1024, [&](int64_t begin, int64_t end) {
       for (int64_t entry = begin; entry < end; ++entry) {
@@ -59,7 +59,7 @@ class PartialStatistics {
       }
     }
     *lse = sum == 0 ? -kInfinity : kLn2 * (static_cast<double>(shift) + std::log2(sum));
-    // A comparison with NaN is false, so the sum must report it.
+    // A comparison with NaN is false, so NaN is detected by the sum.
     if (std::isnan(sum) && needs_hardest) *hardest = sum;
   }
 
@@ -102,8 +102,8 @@ Statistics forward(const Products& products, double scale, int64_t offset, int64
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, kept.tensor()};
 }
 
-// Softmax weights g e^(z - lse) in base 2: an integer shift next to lse / ln 2, what it leaves over folded
-// into the weight.
+// Softmax weights g e^(z - lse) in base 2: the integer shift nearest to lse / ln 2, with the
+// remainder folded into the weight.
 template <typename T>
 struct Weights {
   Buffer<LaneInt<T>> shift;
@@ -112,7 +112,7 @@ struct Weights {
   Weights(const double* lse, const double* grad, int64_t size)
       : shift(padded(size), 0), weight(size + kColumnPadding, 0) {
     for (int64_t i = 0; i < size; ++i) {
-      if (lse[i] == -kInfinity) continue;  // no negatives: nothing to weigh
+      if (lse[i] == -kInfinity) continue;  // no negatives
       if (std::isnan(lse[i])) {
         weight[i] = std::numeric_limits<T>::quiet_NaN();
         continue;

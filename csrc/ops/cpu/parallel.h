@@ -12,10 +12,11 @@
 
 namespace cyclip::cpu {
 
-// Runs f(0) ... f(count - 1), each task on one thread, the first ones first. A thread takes the next task when it
-// has finished one, so tasks may differ in size. Results do not depend on the number of threads, for two reasons:
-// callers divide their work by shape alone, and a library's matrix product inside a task runs on the thread of the
-// task, because it is called from a parallel region. Without library products, a single task needs no region.
+// Runs f(0) ... f(count - 1), each task on one thread, in ascending order. A thread takes the next
+// task when it has finished one, so tasks may differ in size. Results do not depend on the number
+// of threads, for two reasons: callers divide their work by shape alone, and a library's matrix
+// product inside a task runs on the thread of the task, because it is called from a parallel
+// region. Without library products, a single task does not need a region.
 template <typename F>
 void for_each_task(int64_t count, const F& f) {
   if (count == 1 && product_kernel<float>() != nullptr) return f(0);

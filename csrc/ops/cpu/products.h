@@ -1,7 +1,7 @@
-// The products of a pairwise loss, in two precisions: dot products of all pairs, and from a
-// panel of H the gradients of both towers.
+// The products of a pairwise loss, in two precisions: dot products of all pairs, and the gradients
+// of both towers from a panel of H.
 //
-//   ExactProducts<T>  T = float or double throughout; 16-bit features widened
+//   ExactProducts<T>  T = float or double throughout; 16-bit features are widened
 //   Bf16Products      bfloat16 features, exact products with sums in float; H rounded to bfloat16
 
 #pragma once
@@ -53,7 +53,7 @@ class ExactProducts {
     Panel(const ExactProducts& products, int64_t rows, int64_t pitch, int64_t /*tile_rows*/, int64_t /*tile_cols*/)
         : products_(products), pitch_(pitch), data_(rows * pitch) {}
 
-    // write(values, pitch) writes the tile at this place.
+    // write(values, pitch) writes the tile at this position.
     template <typename Write>
     void write_tile(int64_t row, int64_t col, int64_t /*rows*/, int64_t /*cols*/, const Write& write) {
       write(data_.data() + row * pitch_ + col, pitch_);
@@ -66,7 +66,8 @@ class ExactProducts {
       gemm<T>({out, end - begin, text.d, text.d}, h, text.block(0, text.rows));
     }
 
-    // out = H' X, or added to out, for these texts; the panel is of the images from `first` on, `rows` of them.
+    // out = H' X, or out += H' X, for these texts. The panel belongs to the `rows` images from
+    // `first` on.
     void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, T* out) const {
       const Features<T>& image = products_.image;
       const Matrix<const T> h = {data_.data() + begin, rows, end - begin, pitch_};
@@ -141,7 +142,7 @@ class Bf16Products {
                            false});
   }
 
-  // As above; H is paired along its rows for one product and down its columns for the other.
+  // As above. H is paired along its rows for one product and along its columns for the other.
   class Panel {
    public:
     Panel(const Bf16Products& products, int64_t rows, int64_t pitch, int64_t tile_rows, int64_t tile_cols)
@@ -176,7 +177,7 @@ class Bf16Products {
     }
 
    private:
-    // Panels of words, rows 2k and 2k + 1 in one.
+    // Panels of words, each a pair of rows 2k and 2k + 1.
     static Buffer<Bf16Pair> paired(const Features<float, Bf16>& features) {
       const int64_t depth = ceil_div(features.rows, 2), cols = kernel().panel_cols;
       Buffer<Bf16Pair> pairs(depth * round_up(features.d, cols));
@@ -187,7 +188,7 @@ class Bf16Products {
       return pairs;
     }
 
-    // Panels of `depth` words per column, from word `first` on.
+    // Panels with `depth` words per column, from word `first` on.
     static RightOperand<Bf16Pair> right(const Buffer<Bf16Pair>& panels, int64_t depth, int64_t first) {
       const int64_t cols = kernel().panel_cols;
       return {panels.data() + first * cols, cols, depth * cols};
@@ -221,11 +222,12 @@ class Bf16Products {
 };
 
 struct ProductOptions {
-  bool allow_bf16 = false;  // float32 features may be rounded to bfloat16: the loss is that of the rounded ones
+  bool allow_bf16 = false;  // float32 features may be rounded to bfloat16 before the loss
   bool needs_dots = true;   // false if the forward pass stored them
 };
 
-// Calls f with the products for these features. Processors without bfloat16 multiply in float32.
+// Calls f with the products for these features. Processors without bfloat16 instructions multiply
+// in float32.
 template <typename F>
 auto with_products(const Tensor& image_features, const Tensor& text_features, const ProductOptions& options,
                    const F& f) {

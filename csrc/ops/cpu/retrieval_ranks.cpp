@@ -15,10 +15,11 @@ namespace cyclip::cpu {
 
 namespace {
 
-// The dot products are kept for the second pass if they fit into this.
+// The dot products are stored for the second pass if they fit into this many bytes.
 constexpr int64_t kKeptBytes = int64_t{64} << 20;
 
-// Labels as wide as T, for vector comparisons. Two of them are equal if and only if the given ones are.
+// Labels that are as wide as T, for vector comparisons. Two of them are equal if and only if the
+// original ones are.
 template <typename T>
 struct DenseLabels {
   Buffer<LaneInt<T>> image, text;
@@ -37,7 +38,7 @@ struct DenseLabels {
   }
 };
 
-// One vector of E per region across or down, padded for vector access.
+// One vector of type E per region across or down, padded for vector access.
 template <typename E>
 struct Parts {
   int64_t parts, size;

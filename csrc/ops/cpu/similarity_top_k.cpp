@@ -17,7 +17,7 @@ namespace {
 template <typename T>
 struct RegionLists {
   int64_t regions, rows, capacity;
-  Buffer<T> values;  // [regions, rows, capacity]; NaN: a free entry
+  Buffer<T> values;  // [regions, rows, capacity]; NaN marks a free entry
   Buffer<LaneInt<T>> indices;
 
   // A list is never longer than its region is wide, so the lists of one row together hold at most a row of the

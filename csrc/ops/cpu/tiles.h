@@ -1,7 +1,7 @@
-// How the similarity matrix of two towers is cut into tiles.
+// Divides the similarity matrix of two towers into tiles.
 //
-// Sizes follow from the shape alone. A different number of threads then runs the same products and
-// adds the same partial sums in the same order, and results agree bit for bit.
+// Sizes depend only on the shape. Another number of threads then runs the same products and adds
+// the same partial sums in the same order, so results agree bit for bit.
 
 #pragma once
 
@@ -10,10 +10,11 @@
 
 namespace cyclip::cpu {
 
-// Columns of a tile are a multiple of this, which is a multiple of every product kernel's panel.
+// The columns of a tile are a multiple of this number, which is a multiple of every product
+// kernel's panel.
 inline constexpr int64_t kTileColumns = 128;
 
-// A tile of T stays in a core's second-level cache, with the features it is made of.
+// A tile of T stays in a core's second-level cache, together with its features.
 inline int64_t tile_rows_for(int64_t rows) { return rows >= 1024 ? 128 : rows >= 128 ? 64 : 32; }
 inline int64_t tile_cols_for(int64_t cols) { return cols >= 2048 ? 512 : cols >= 512 ? 256 : 128; }
 
@@ -42,9 +43,10 @@ Tile<T> make_tile(const Products& products, const TileRange& range, int64_t offs
           products.text.inv_norms.data() + range.col_begin};
 }
 
-// The dot products of all pairs, which the forward pass may keep for the backward pass: an output of the
-// operator, [rows, cols rounded up to kTileColumns], empty if they are not stored. Tile follows tile, each with
-// its own pitch: rows of a whole matrix would be a power of two apart and evict each other from the cache.
+// The dot products of all pairs, which the forward pass may store for the backward pass. They are
+// an output of the operator, [rows, cols rounded up to kTileColumns], or empty if they are not
+// stored. Tiles are stored one after another, each with its own pitch: rows of a whole matrix would
+// be a power of two apart and evict each other from the cache.
 template <typename T>
 class KeptDots {
  public:
@@ -59,7 +61,7 @@ class KeptDots {
     tensor_ = dots;
     STD_TORCH_CHECK(
         dots.scalar_type() == kDtype<T> && dots.is_contiguous() && (is_empty() || dots.numel() == rows_ * width_),
-        "dots must be what the forward operator returned for these features, got shape ", shape_of(dots));
+        "dots must be the output of the forward operator for these features, got shape ", shape_of(dots));
   }
 
   bool is_empty() const { return tensor_.numel() == 0; }
@@ -83,7 +85,8 @@ class KeptDots {
         rows_(rows),
         width_(round_up(cols, kTileColumns)) {}
 
-  // Not all of them are written by a product: an output of an operator has no undefined bits.
+  // Clears the columns that no product writes, because an output of an operator must not contain
+  // undefined bits.
   void clear_last_columns() {
     for (int64_t row = 0; row < rows_; row += tile_rows_) {
       const TileRange last = {row, std::min(row + tile_rows_, rows_), (width_ - 1) / tile_cols_ * tile_cols_,
@@ -96,10 +99,11 @@ class KeptDots {
   Tensor tensor_;
 };
 
-// The forward schedule. The matrix is cut into at most 8 x 8 regions of whole tiles; a region is one
-// task, which owns a partial result per row and per column: at most 8 of each, so memory stays linear.
+// The forward schedule. The matrix is divided into at most 8 x 8 regions of whole tiles. A region
+// is one task, which owns a partial result per row and per column. Each row or column has at most 8
+// of them, so memory stays linear.
 struct Regions {
-  static constexpr int64_t kMost = 8;  // down and across
+  static constexpr int64_t kMost = 8;  // in each direction
 
   int64_t rows, cols;  // of the matrix
   int64_t tile_rows, tile_cols;
@@ -114,9 +118,9 @@ struct Regions {
     across = ceil_div(cols, region_cols);
   }
 
-  // Calls visit(down index, across index, tile) for each tile; tiles of one region come in order, from left to
-  // right and then down, on one thread. The dot products are stored in `kept` unless it is empty; `are_computed`
-  // means that they are stored already.
+  // Calls visit(down index, across index, tile) for each tile. Tiles of one region come in order,
+  // from left to right and then down, on one thread. The dot products are stored in `kept` unless
+  // it is empty; if `are_computed`, they are already stored there.
   template <typename Products, typename T = NumberOf<Products>, typename Visit>
   void for_each_tile(const Products& products, int64_t offset, const KeptDots<T>& kept, const Visit& visit,
                      bool are_computed = false) const {

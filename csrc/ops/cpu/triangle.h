@@ -1,4 +1,4 @@
-// Tasks over the rows of a square matrix whose part below the diagonal is work.
+// Tasks over the rows of a square matrix of which only the part below the diagonal is processed.
 
 #pragma once
 

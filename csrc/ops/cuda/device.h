@@ -37,7 +37,8 @@ inline void check_same_device(std::initializer_list<Argument> arguments) {
   }
 }
 
-// A tower's features with rows of consecutive elements. Any pitch will do, so a slice is not copied.
+// A tower's features, whose rows consist of consecutive elements. Any pitch is allowed, so a slice
+// is not copied.
 class Tower {
  public:
   explicit Tower(const Tensor& features)
@@ -56,7 +57,7 @@ class Tower {
         return ElementType::kFloat16;
       case ScalarType::Double:
         return ElementType::kFloat64;
-      default:  // check_features let nothing else through
+      default:  // check_features has excluded all other types
         return ElementType::kFloat32;
     }
   }
@@ -64,14 +65,14 @@ class Tower {
   Tensor tensor_;
 };
 
-// The features that are multiplied: with `allow_bf16` float32 ones are rounded to bfloat16, and so is their
-// gradient, which autograd's caller gets back in the dtype of the original.
+// The features to multiply. If `allow_bf16`, float32 features are rounded to bfloat16, and so is
+// their gradient, which is afterwards converted back to the dtype of the original features.
 inline Tensor multiplied(const Tensor& features, bool allow_bf16) {
   const bool rounds = allow_bf16 && features.scalar_type() == ScalarType::Float;
   return rounds ? torch::stable::to(features, ScalarType::BFloat16) : features;
 }
 
-// One number of any dtype, converted on the device: its value is not known here.
+// One number of any dtype, converted on the device, because its value is not known on the host.
 struct Scalar {
   Tensor tensor;  // owns `data`
   const double* data;
@@ -87,8 +88,8 @@ struct Scalar {
   }
 };
 
-// Scratch memory of torch's caching allocator. What is freed here while kernels still use it goes only to
-// work that the same stream does after them.
+// Scratch memory of torch's caching allocator. Memory that is freed while kernels still use it is
+// reused only by later work on the same stream.
 class TorchWorkspace : public Workspace {
  public:
   explicit TorchWorkspace(const Tensor& features) : features_(features) {}
@@ -117,7 +118,7 @@ inline bool float64_is_slow(int device) {
   return minor != 0 || major > 10;  // 8.0, 9.0 and 10.0 have them
 }
 
-// The surroundings of one launcher: made after the checks, alive until it has returned.
+// The context of one launcher call. Create it after the checks; it must outlive the call.
 class Call {
  public:
   explicit Call(const Tensor& features, bool allow_tf32 = false)
@@ -130,7 +131,7 @@ class Call {
 
   const Context& context() const { return context_; }
 
-  // Output memory.
+  // Allocates the memory of an output.
   template <typename E>
   Tensor empty(std::initializer_list<int64_t> shape) const {
     return torch::stable::new_empty(features_, shape, torch::headeronly::CppTypeToScalarType<E>::value);
@@ -143,14 +144,15 @@ class Call {
   Context context_;
 };
 
-// A GPU keeps no dot products for the backward pass: making them again costs it less than reading them.
+// No dot products are stored for the backward pass on a GPU: recomputing them costs less than
+// reading them.
 inline Tensor no_dots(const Tensor& features) {
   const bool is_double = features.scalar_type() == ScalarType::Double;
   return torch::stable::new_empty(features, {0, 0}, is_double ? ScalarType::Double : ScalarType::Float);
 }
 
-// Memory for dL/d features, in their dtype. No rows where it is not wanted: then its data pointer is null,
-// which launchers understand.
+// Memory for dL/d features, in their dtype. If the gradient is not required, it has no rows. Its
+// data pointer is then null, and the launcher does not compute it.
 inline Tensor empty_gradient(const Tensor& features, bool wanted = true) {
   return torch::stable::new_empty(features, {wanted ? features.size(0) : 0, features.size(1)});
 }

@@ -4,7 +4,7 @@
 
 namespace cyclip::cuda {
 
-// float32 norms, or float64 ones of float64 features.
+// The norms of float64 features are float64, all others float32.
 Tensor row_norms(const Tensor& features) {
   check_features(features, "features");
   const Call call(features);

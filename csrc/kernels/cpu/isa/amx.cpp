@@ -26,8 +26,9 @@ namespace {
 #if defined(CYCLIP_AMX_TWIN)
 using Tiles = test::AmxTwin;
 #else
-// The registers of this thread. The configuration of the caller is restored, not the contents of its registers.
-// Assembly, because the compilers' functions accept no template arguments.
+// The registers of this thread. The caller's configuration is restored, but not the contents of the
+// registers. Written in assembly, because the compilers' intrinsics do not accept template
+// arguments.
 class Tiles {
  public:
   Tiles() { asm volatile("sttilecfg %0" : "=m"(callers_)); }
@@ -63,7 +64,8 @@ class Tiles {
 
 }  // namespace
 
-// Functions of another target are not inlined, so this one begins behind those of the registers.
+// Functions with another target are not inlined, so this target begins after the register
+// functions.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
 #else
@@ -72,14 +74,14 @@ class Tiles {
 
 namespace {
 
-// Transposes 16 x 16 words: for each bit of the indices, rows and columns exchange it.
+// Transposes 16 x 16 words: for each bit of the indices, rows and columns exchange that bit.
 void transpose(const Bf16Pair* from, int64_t from_pitch, Bf16Pair* to, int64_t to_pitch) {
   __m512i rows[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(from + i * from_pitch);
 #pragma GCC unroll 4
   for (int bit = 8; bit > 0; bit /= 2) {
-    alignas(64) int upper[16], lower[16];  // indices from 16 on are those of the second operand
+    alignas(64) int upper[16], lower[16];  // indices from 16 on refer to the second operand
     for (int j = 0; j < 16; ++j) {
       upper[j] = j & bit ? 16 + j - bit : j;
       lower[j] = j & bit ? 16 + j : j + bit;

@@ -1,5 +1,5 @@
-// Products for arm64. Its baseline has fused multiply-adds already, so the other kernels are those of
-// baseline.cpp.
+// Products for arm64. Its baseline already has fused multiply-adds, so all other kernels are those
+// of baseline.cpp.
 
 #if defined(__aarch64__)
 

@@ -1,4 +1,4 @@
-// Instantiates the matrix products for the instruction set that the including file has set.
+// Instantiates the matrix products for the instruction set that the including file selects.
 
 #include "../product.inl.h"
 

@@ -1,5 +1,6 @@
-// Instantiates the vector kernels for the instruction set that the including file has set.
-// The standard headers come in with tile_kernels.h and cycle_rows.h, before that file's target pragma.
+// Instantiates the vector kernels for the instruction set that the including file selects. The
+// including file includes tile_kernels.h and cycle_rows.h, and with them the standard headers,
+// before its target pragma.
 
 #include "../simd.inl.h"
 #include "../softmax.inl.h"
