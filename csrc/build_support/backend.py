@@ -41,7 +41,7 @@ Settings = Mapping[str, Any] | None
 
 
 def target_pythons() -> list[str]:
-    """Return the interpreters whose environment may be the one that is installed into, best first.
+    """Return the interpreters whose environment may be the target, best candidate first.
 
     pip builds with the interpreter of the target. `python -m build` and uv build with one of their
     own: the target is then the active environment, the environment in the current folder, or that

@@ -19,7 +19,7 @@ from build_support.toolchain import (
     find_torch,
 )
 
-# Only symbols of torch 2.10: a build against any torch >= 2.10 runs with every torch >= 2.10.
+# Restricts symbols to torch 2.10, so a build against any torch >= 2.10 runs with all of them.
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"  # one byte each: major, minor, patch, ... (version.h)
 OLDEST_PYTHON = "cp310"
@@ -82,17 +82,17 @@ class Plan:
         )
         library.library_dirs.append(str(self.cuda.library_dir))
         library.define_macros.append(("USE_CUDA", None))  # torch declares its CUDA functions
-        # Unasked for, a CUDA library that fails to compile must not cost the CPU library.
+        # If the CUDA library was not requested, its failure must not prevent the CPU library.
         library.optional = not self.cuda_required
         return library
 
     def _library(self, name: str, *, sources: list[str], libraries: list[str]) -> Extension:
         assert self.torch is not None
-        # As system headers, so that their warnings are not ours.
+        # As system headers, so that their warnings are not reported.
         system = ["-isystem", str(self.torch.root / "include")]
         if self.cuda is not None:
             system += ["-isystem", str(self.cuda.home / "include")]
-        relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # in messages, wherever it was built
+        relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # the same messages from every build folder
         cxx_flags = [*COMMON_FLAGS, *CXX_FLAGS, relative_names, *system]
         nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS, *system]
         if self._warnings_are_errors():

@@ -136,7 +136,7 @@ def _toolkit(home: Path) -> CudaToolkit | None:
 def _home_of(nvcc: str) -> Path:
     """Return the toolkit that an nvcc on PATH belongs to.
 
-    The command may be a link or a script that calls the real nvcc, so its folder is no evidence.
+    The command may be a link or a script that calls the real nvcc, so its folder may not be the toolkit's.
     The dry run of nvcc prints the folder of the toolkit as `#$ TOP=...`.
     """
     dry_run = _output_of(nvcc, "--dryrun", "-x", "cu", os.devnull) or ""

@@ -11,7 +11,7 @@ constinit thread_local Running running{};
 
 namespace {
 
-// Thrown in the threads that wait when another one fails, so that their stacks unwind.
+// Thrown in the waiting threads when another one fails, so that their stacks unwind.
 struct Abandoned {};
 
 struct Setting {
@@ -98,8 +98,8 @@ CYCLIP_UNSEEN void Block::enter() {
   block.execute(thread);
   block.finish(thread);
   Fiber& other = block.next();
-  release(block.slot_->key_of_next_use());  // last, so that the host may use this memory for other things
-  // Nothing is left to be destroyed here: the stack is used again without unwinding it.
+  release(block.slot_->key_of_next_use());  // last, because the host may reuse this memory afterwards
+  // There is nothing left to destroy here: the stack is reused without unwinding.
   Fiber::change(thread.fiber, other, true);
 }
 
@@ -139,7 +139,7 @@ CYCLIP_UNSEEN void Block::require_exit(const Thread& thread) {
   }
 }
 
-// Makes all threads go on, to their end.
+// Resumes all threads, so that they end.
 void Block::abandon() {
   for (int i = 0; i < count_; ++i) {
     Thread& thread = threads_[i];
@@ -159,7 +159,7 @@ std::string Block::text(const Thread& thread) const {
   return message("block ", triple(index), ", thread ", triple(thread.index));
 }
 
-// ---------------------------------------------------------------- who runs next
+// ---------------------------------------------------------------- scheduling
 
 uint64_t Block::random() { return next_random(&random_state_); }
 
@@ -187,7 +187,7 @@ CYCLIP_UNSEEN Fiber& Block::next() {
     running = {this, &thread};
     return thread.fiber;
   }
-  return host_;  // all have ended: a thread that waits for one that cannot come is an error at once
+  return host_;  // all have ended: waiting for a thread that has ended is an error at once
 }
 
 CYCLIP_UNSEEN Thread& Block::thread_of(const Warp& warp, int lane) {
@@ -220,7 +220,7 @@ CYCLIP_UNSEEN bool Block::barrier(Where where, bool vote) {
   }
   barrier_where_ = where;
 
-  // Two keys in turn: a thread may arrive at the next barrier before others have left this one.
+  // Two alternating keys: a thread may arrive at the next barrier before others have left this one.
   const unsigned turn = barriers_ % 2;
   char* const key = &barrier_keys_[turn];
   release(key);
@@ -299,7 +299,7 @@ void require_launchable(const Launch& launch) {
                   " on all architectures"));
 }
 
-// In which order the blocks run.
+// The order in which the blocks run.
 class BlockOrder {
  public:
   explicit BlockOrder(int64_t blocks) : blocks_(blocks) {
@@ -332,7 +332,7 @@ void run(const Launch& launch) {
   std::exception_ptr error;
   for (int64_t i = 0; i < blocks && error == nullptr; ++i)
     error = block.run(position(order[i], launch.blocks), slots[i]);
-  slots.acquire_all();  // only here: blocks are not ordered among themselves
+  slots.acquire_all();  // only here, because blocks are not ordered among themselves
   if (error != nullptr) std::rethrow_exception(error);
 }
 

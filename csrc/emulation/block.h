@@ -1,5 +1,5 @@
-// Executes a grid, thread by thread: fibers, and who runs next. Blocks run one after another; the threads
-// of a block take turns where they have to wait for one another, and nowhere else.
+// Executes a grid, thread by thread: fibers and their scheduling. Blocks run one after another. The
+// threads of a block switch only when they have to wait for one another.
 
 #pragma once
 
@@ -49,18 +49,18 @@ struct Thread {
 class Block {
  public:
   explicit Block(const Launch& launch);
-  std::exception_ptr run(uint3 index, Slot& slot);  // null where all went well
+  std::exception_ptr run(uint3 index, Slot& slot);  // null if there was no error
 
   const Launch& launch;
   uint3 index{};
   SharedMemory& shared() { return slot_->shared; }
   AsyncCopies& copies(const Thread& thread) { return slot_->copies[&thread - threads_.get()]; }
 
-  // Called by the running thread; they return when it may go on.
-  bool barrier(Where where, bool vote = false);  // whether any thread voted with true
+  // Called by the running thread. They return when it may continue.
+  bool barrier(Where where, bool vote = false);  // returns whether any thread voted true
   void collective(const char* name, Collective perform, void* operands, Where where);
 
-  // Called by the running thread: ends the launch with this message.
+  // Called by the running thread. Ends the launch with this message.
   [[noreturn]] void fail(const std::string& what, Where where);
 
  private:
@@ -91,10 +91,10 @@ class Block {
 
   std::unique_ptr<Thread[]> threads_;
   std::vector<Warp> warps_;
-  std::vector<int> precedence_;  // warps, first who runs first
+  std::vector<int> precedence_;  // warps in the order in which they run
   int count_;
   int at_barrier_ = 0, exited_ = 0;
-  unsigned barriers_ = 0;  // passed by all
+  unsigned barriers_ = 0;  // number of barriers that all threads have passed
   Where barrier_where_{};
   char barrier_keys_[2] = {};
   bool votes_[2] = {};
@@ -104,14 +104,15 @@ class Block {
   uint64_t random_state_;
 };
 
-// The block and the thread that run now; null outside of kernels.
+// The running block and thread; null outside of kernels.
 struct Running {
   Block* block;
   Thread* thread;
 };
 extern constinit thread_local Running running;
 
-// Runs the whole grid. Throws what a kernel threw; std::runtime_error where it misused a primitive.
+// Runs the whole grid. Throws the exception of a kernel, or std::runtime_error if a kernel misuses
+// a primitive.
 void run(const Launch& launch);
 
 }  // namespace cyclip::emulation

@@ -27,8 +27,9 @@ Stacks::Stacks(int count) : pages_(count * kPitch) {
 
 #if !defined(CYCLIP_UCONTEXT)
 
-// Saves the registers that a callee must preserve on the stack, exchanges the stacks, and returns to where
-// the other one was left. (ucontext would also save the signal mask, by a system call.)
+// Saves the registers that a callee must preserve on the stack, exchanges the stacks, and returns
+// to the point at which the other one was left. (ucontext would also save the signal mask, by a
+// system call.)
 extern "C" void cyclip_emulation_exchange_stacks(void** from, void* to);
 asm(R"(
 .text

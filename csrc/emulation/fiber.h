@@ -1,4 +1,4 @@
-// Fibers: stacks of their own that take turns on one thread of the host.
+// Fibers: separate stacks that take turns on one thread of the host.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace cyclip::emulation {
 
-// Zeroed pages; what ThreadSanitizer knew of them goes when they are given back.
+// Zeroed pages. ThreadSanitizer's record of them is discarded when they are released.
 class Pages {
  public:
   explicit Pages(size_t bytes);
@@ -23,15 +23,15 @@ class Pages {
 
   unsigned char* data() const { return data_; }
   size_t size() const { return size_; }
-  void protect(size_t offset, size_t bytes);  // no access from now on
+  void protect(size_t offset, size_t bytes);  // forbids all access from now on
 
  private:
   unsigned char* data_;
   size_t size_;
 };
 
-// Stacks with a page without access below each. Their tops lie at different offsets in a page: at the same
-// offset, they would all fall into the same few lines of the cache.
+// Stacks, each above an inaccessible page. Their tops have different offsets in a page: with equal
+// offsets, they would all map to the same few lines of the cache.
 class Stacks {
  public:
   explicit Stacks(int count);
@@ -46,7 +46,7 @@ class Stacks {
 
 class Fiber {
  public:
-  Fiber() = default;  // of the host's thread, to switch from it and back
+  Fiber() = default;  // for the host's thread, to switch from it and back
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
@@ -57,11 +57,11 @@ class Fiber {
   void* identity = nullptr;
   void adopt_running_thread();  // sets it for the fiber of the host's thread
 
-  // Leaves `from`, which must be running, for `to`; returns when something switches to `from`. With
-  // `for_good`, nothing ever does.
+  // Switches from `from`, which must be running, to `to`, and returns when a fiber switches back to
+  // `from`. With `for_good`, it never returns.
   static void change(Fiber& from, Fiber& to, bool for_good = false);
 
-  // The first call of an entry.
+  // An entry function must call this first.
   static void arrived(Fiber& host);
 
  private:

@@ -1,6 +1,7 @@
-// Device memory of one call under emulation: allocations of exactly the size asked for, uninitialized in a
-// way that shows, and with guards that show what was written beside them. With the address sanitizer
-// plain allocations, whose surroundings it guards itself, against reads too.
+// Device memory of one call under emulation: allocations of exactly the requested size, filled with
+// a recognizable pattern and surrounded by guards, so that missing writes and writes out of bounds
+// are detected. With the address sanitizer they are plain allocations, because the sanitizer itself
+// detects reads and writes out of bounds.
 
 #pragma once
 
@@ -45,8 +46,9 @@ class GuardedBlock {
  private:
   static constexpr std::align_val_t kAlignment{256};
 
-  // Content of the guards at this distance from the memory. Near the memory it is NaN, which a read shows;
-  // farther away it is a number, so that a NaN written there shows.
+  // The content of the guards at this distance from the memory. Near the memory it is NaN, so that
+  // a read is visible in the results; farther away it is a number, so that a NaN written there is
+  // detected.
   static unsigned char guard(size_t distance) { return distance < 256 ? 0xFF : 0xA5; }
   unsigned char& before(size_t distance) const { return whole_[kGuardBytes - 1 - distance]; }
   unsigned char& behind(size_t distance) const { return whole_[kGuardBytes + bytes_ + distance]; }
@@ -60,15 +62,15 @@ class GuardedBlock {
   }
 
   [[noreturn]] void fail(const std::string& what, int64_t byte) const {
-    throw std::runtime_error("written outside of " + what + ", " + std::to_string(bytes_) + " bytes: at byte " +
-                             std::to_string(byte));
+    throw std::runtime_error("a kernel wrote outside of " + what + ", " + std::to_string(bytes_) +
+                             " bytes: at byte " + std::to_string(byte));
   }
 
   size_t bytes_;
   std::unique_ptr<unsigned char[], Release> whole_;
 };
 
-// An array of a call: filled with what no kernel writes, or with the values of an input.
+// An array of a call, filled with a value that no kernel writes, or with the values of an input.
 template <typename T>
 class GuardedArray {
  public:

@@ -16,7 +16,8 @@ struct LoadMatrices {
 void load_matrices(void* const (&lanes)[kLanes]);
 void load_matrices_transposed(void* const (&lanes)[kLanes]);
 
-// Sums start with c and go through the depth in rising order, rounded at each step: a GPU may do otherwise.
+// Sums start with c and accumulate in ascending order of depth, rounded at each step. A GPU may use
+// another order or rounding.
 struct Mma {
   float* c;           // [4]
   const uint32_t* a;  // [4]

@@ -19,7 +19,7 @@ struct Where {
   int line;
   const char* function;
 
-  // As a default argument, `Where where = Where::here()` is the place of the call.
+  // As a default argument, `Where where = Where::here()` is the location of the call.
   static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE(),
                               const char* function = __builtin_FUNCTION()) {
     return {file, line, function};

@@ -1,9 +1,11 @@
-// Python module cyclip_emulation: the operators of torch.ops.cyclip_ext by the same names and with the same
-// arguments, over numpy arrays, executed by the emulator. For the tests (python_tests/kernels).
+// Python module cyclip_emulation: the operators of torch.ops.cyclip_ext with the same names and
+// arguments, over numpy arrays, executed by the emulator. Only the tests use it
+// (python_tests/kernels).
 //
-// Features are float32, float64 or, for "bfloat16" and "float16", uint16 arrays of their bits; rows may lie
-// any distance apart. They are read in place, so the tests decide what lies around them. Results lie in
-// guarded memory first: RuntimeError where a kernel wrote beside it, NaN where it wrote nothing.
+// Features are float32 or float64 arrays or, for "bfloat16" and "float16", uint16 arrays of their
+// bits; rows may be any distance apart. They are read in place, so that tests control the
+// surrounding memory. Results are first written to guarded memory: a write out of bounds raises
+// RuntimeError, and elements that a kernel does not write are NaN.
 
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
@@ -30,7 +32,7 @@ using namespace cyclip::cuda;
 // Arguments that every operator takes in addition to those of its schema.
 struct Options {
   ElementType type;
-  py::dtype array_type;  // of the numpy arrays that stand for tensors of this type
+  py::dtype array_type;  // of the numpy arrays that represent tensors of this type
   bool allow_tf32;
   std::optional<int64_t> panel_bytes, large_tiles;
   bool needs_hardest;  // of pair_statistics
@@ -87,7 +89,7 @@ const T* vector_of(const py::array& array, int64_t size, const char* name) {
   return static_cast<const T*>(array.data());
 }
 
-// A result while it is computed.
+// A result during its computation.
 class Output {
  public:
   Output(py::dtype type, std::vector<py::ssize_t> shape)
@@ -99,7 +101,7 @@ class Output {
   T* data() const {
     return reinterpret_cast<T*>(memory_.data());
   }
-  // Null where nothing is wanted.
+  // Null if the result is not required.
   void* gradient() const { return shape_[0] > 0 ? memory_.data() : nullptr; }
 
   py::array take(const char* name) const {
@@ -122,7 +124,7 @@ class Output {
 Output doubles(std::vector<py::ssize_t> shape) { return {py::dtype::of<double>(), std::move(shape)}; }
 Output integers(std::vector<py::ssize_t> shape) { return {py::dtype::of<int64_t>(), std::move(shape)}; }
 
-// No rows for a tower that needs no gradient, as the schemas say.
+// Without rows for a tower that does not need a gradient, as in the schemas.
 Output gradient_of(const Features& features, const Options& options, bool needed = true) {
   return {options.array_type, {needed ? features.rows : 0, features.d}};
 }
@@ -333,7 +335,7 @@ PYBIND11_MODULE(cyclip_emulation, m) {
       .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
            py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true,
-           py::arg("float64_is_slow") = false, "None: as on a GPU.");
+           py::arg("float64_is_slow") = false, "None: the same as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")
       .value("ASCENDING", Order::kAscending)
       .value("DESCENDING", Order::kDescending)

@@ -1,4 +1,4 @@
-// Conversions between formats, as the instructions of primitives.cuh do them.
+// Conversions between formats, equivalent to the instructions of primitives.cuh.
 
 #pragma once
 
@@ -18,11 +18,11 @@ inline uint16_t float_to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-// Without branches, so that loops of it vectorize.
+// Without branches, so that loops over it vectorize.
 inline float f16_to_float(uint16_t bits) {
   const uint32_t magnitude = bits & 0x7FFFu;
-  // The fields in place, and the exponent's bias corrected by a product, which is exact and which
-  // normalizes subnormal numbers.
+  // Moves the fields into place and corrects the bias of the exponent by a product, which is exact
+  // and normalizes subnormal numbers.
   constexpr auto kBias = std::bit_cast<float>(uint32_t{127 + 127 - 15} << 23);
   uint32_t wide = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * kBias);
   wide |= magnitude >= 0x7C00 ? kInfinity : 0;
@@ -37,7 +37,7 @@ inline uint16_t float_to_f16(float x) {
   if (magnitude > kInfinity) return 0x7FFF;
   if (magnitude >= 0x477FF000u) return sign | 0x7C00;  // 65520 and more round to infinity
   if (magnitude < 0x38800000u) {                       // 2^-14: the result is subnormal, or the least normal
-    // The last bit of numbers from 1/2 to 1 counts 2^-24, like that of the result.
+    // The last bit of numbers from 1/2 to 1 has the value 2^-24, like that of the result.
     const float sum = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(sum) - std::bit_cast<uint32_t>(0.5f)));
   }
@@ -45,7 +45,7 @@ inline uint16_t float_to_f16(float x) {
   return static_cast<uint16_t>(sign | ((rounded - (uint32_t{127 - 15} << 23)) >> 13));
 }
 
-// The instruction is right to 22 bits; this is right to 24.
+// The instruction is accurate to 22 bits, this function to 24.
 inline float exp2_approximately(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0 : y;

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include <math.h>  // puts the functions, with their overloads, where kernels expect them
+#include <math.h>  // declares the functions and their overloads in the global namespace
 
 #include <cstddef>
 #include <cstdint>
@@ -18,7 +18,7 @@
 #include "sanitizers.h"
 #include "message.h"
 
-// ---------------------------------------------------------------- what nvcc defines by itself
+// ---------------------------------------------------------------- nvcc's built-in names
 
 #define __global__
 #define __device__
@@ -36,7 +36,7 @@
 
 namespace cyclip::emulation {
 
-// A function of its own, and so a key of its own, for each lambda, which is for each declaration.
+// A separate function, and so a separate key, for each lambda and thus for each declaration.
 template <typename T, typename Declaration>
 T& shared_variable(Declaration) {
   static_assert(std::is_trivially_default_constructible_v<T> && std::is_trivially_destructible_v<T>);
@@ -124,7 +124,8 @@ Storage& dynamic_shared(emulation::Where where = emulation::Where::here()) {
 
 inline uint32_t shared_address(const void* shared, emulation::Where where = emulation::Where::here()) {
   emulation::Block& block = *emulation::running.block;
-  if (!block.shared().contains(shared, 1)) block.fail("shared_address of what is not shared memory", where);
+  if (!block.shared().contains(shared, 1))
+    block.fail("the argument of shared_address must be shared memory", where);
   return block.shared().offset(shared);
 }
 

@@ -7,7 +7,7 @@
 
 namespace cyclip::cuda {
 
-// Work is done when a launch returns, so there is nothing that a stream has to order.
+// Work is complete when a launch returns, so streams have nothing to order.
 using Stream = void*;
 
 // Misuse throws std::runtime_error from the launch, so this is the only value.
@@ -17,15 +17,16 @@ enum Error : int { kSuccess = 0 };
 
 namespace cyclip::emulation {
 
-// Which block, and of a block's threads that can go on, which one runs next. All of them give a warp the
-// precedence until it waits for others: even turns would hide most missing barriers.
+// The order of blocks, and of the threads of a block that can run. A warp runs until it waits for
+// others, in every order: alternating evenly would hide most missing barriers.
 enum class Order {
   kAscending,
   kDescending,
-  kRandom,  // precedence drawn from the seed, for the warps of a block anew at each barrier
+  kRandom,  // by the seed; the warps of a block get a new order at each barrier
 };
 
-// For all launches from now on; not while one is under way. Initially ascending.
+// Applies to all later launches. Must not be called during a launch. The initial order is
+// ascending.
 void set_order(Order order, uint64_t seed = 0);
 
 }  // namespace cyclip::emulation

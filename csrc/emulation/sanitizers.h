@@ -56,13 +56,13 @@ inline constexpr bool kAddressSanitizer = true;
 inline constexpr bool kAddressSanitizer = false;
 #endif
 
-// While one lives, ThreadSanitizer ignores what its CUDA thread reads and writes. A switch to another
-// thread in between is fine: each of them has its own state.
+// While an instance exists, ThreadSanitizer ignores the reads and writes of its CUDA thread.
+// Switching to another thread in the meantime is allowed, because each thread has its own state.
 class Unseen {
  public:
   Unseen() {
 #if defined(CYCLIP_TSAN)
-    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);  // and writes
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);  // also ignores writes
 #endif
   }
   ~Unseen() {
@@ -74,7 +74,8 @@ class Unseen {
   Unseen& operator=(const Unseen&) = delete;
 };
 
-// Report a copy to ThreadSanitizer, which does not see copies of constant size that are expanded in line.
+// Report a copy to ThreadSanitizer, which does not notice copies of constant size that are expanded
+// inline.
 inline void seen_read([[maybe_unused]] const void* address, [[maybe_unused]] size_t bytes) {
 #if defined(CYCLIP_TSAN)
   __tsan_read_range(const_cast<void*>(address), bytes);
@@ -87,7 +88,8 @@ inline void seen_write([[maybe_unused]] void* address, [[maybe_unused]] size_t b
 #endif
 }
 
-// Actions of a thread before it releases a key are ordered before those of a thread that acquires it.
+// A thread's actions before it releases a key are ordered before those of a thread that acquires it
+// afterwards.
 inline void release([[maybe_unused]] void* key) {
 #if defined(CYCLIP_TSAN)
   __tsan_release(key);
@@ -112,7 +114,7 @@ inline void allow_access([[maybe_unused]] void* address, [[maybe_unused]] size_t
 #endif
 }
 
-// Like memory that was just allocated, to MemorySanitizer.
+// Marks memory as uninitialized for MemorySanitizer.
 inline void mark_unwritten([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
 #if defined(CYCLIP_MSAN)
   __msan_poison(address, bytes);

@@ -29,7 +29,7 @@ void SharedMemory::reset(size_t dynamic_bytes) {
   add(nullptr, dynamic_bytes);
 }
 
-// Guards are addressable only while they are written and checked.
+// Guards are accessible only while they are written and checked.
 void SharedMemory::add(const void* key, size_t bytes) {
   const Unseen unseen;
   const size_t begin = end_;
@@ -71,7 +71,7 @@ uint32_t SharedMemory::offset(const void* address) const {
 }
 
 std::string SharedMemory::damage() const {
-  if (kAddressSanitizer) return "";  // which has reported the write itself
+  if (kAddressSanitizer) return "";  // the sanitizer has reported the write itself
   size_t guard = 0;
   for (size_t i = 0; i <= regions_.size(); ++i) {
     const size_t guard_end = i < regions_.size() ? regions_[i].begin : end_;

@@ -1,4 +1,5 @@
-// The shared memory of one block: what it asked for at the launch, and its variables, each between guards.
+// The shared memory of one block: the dynamic part, whose size the launch sets, and its variables,
+// each between guards.
 
 #pragma once
 
@@ -11,7 +12,7 @@
 
 namespace cyclip::emulation {
 
-// Shared memory of a block on the architecture with the least of it (12.0).
+// The shared memory of a block on the architecture with the least of it (12.0).
 inline constexpr size_t kMaxSharedBytes = 99 * 1024;
 
 // NaN in every floating type.
@@ -41,7 +42,7 @@ class SharedMemory {
 
  private:
   struct Region {
-    const void* key;  // null: dynamic
+    const void* key;  // null for the dynamic region
     size_t begin, bytes;
     size_t end() const { return begin + bytes; }
   };
@@ -49,8 +50,8 @@ class SharedMemory {
   void add(const void* key, size_t bytes);
 
   Pages pages_;
-  std::vector<Region> regions_;  // the dynamic one first
-  size_t end_ = 0;               // behind the last guard
+  std::vector<Region> regions_;  // the dynamic region comes first
+  size_t end_ = 0;               // after the last guard
   size_t used_ = 0;              // bytes of all regions
 };
 

@@ -1,5 +1,5 @@
-// The resources of a running block: stacks, shared memory, and its threads' identities to
-// ThreadSanitizer. Making them costs much more than running a small block, so they are used again.
+// The resources of a running block: stacks, shared memory, and the identities of its threads for
+// ThreadSanitizer. Creating them costs much more than running a small block, so they are reused.
 
 #pragma once
 
@@ -20,11 +20,12 @@ class Slot {
   Slot(const Slot&) = delete;
   Slot& operator=(const Slot&) = delete;
 
-  void* identity(int thread);  // made when first asked for; null without ThreadSanitizer
+  void* identity(int thread);  // created on first use; null without ThreadSanitizer
 
-  // Orders one use of the slot after the other, and threads after what the host did before: the host and
-  // the threads that end release the key of the next use, threads that start acquire that of their own.
-  // (One key for both would order threads of a block after others that happened to end before.)
+  // Orders successive uses of the slot, and threads after earlier actions of the host: the host and
+  // ending threads release the key of the next use, and starting threads acquire the key of their
+  // own. (A single key for both would order threads of a block after others that happened to end
+  // before.)
   void* key_of_this_use() { return &keys_[use_ % 2]; }
   void* key_of_next_use() { return &keys_[(use_ + 1) % 2]; }
   void next_use() {
@@ -34,7 +35,7 @@ class Slot {
 
   Stacks stacks;
   SharedMemory shared;
-  std::vector<AsyncCopies> copies;  // of each thread
+  std::vector<AsyncCopies> copies;  // one per thread
 
  private:
   std::vector<void*> identities_;
@@ -42,15 +43,16 @@ class Slot {
   char keys_[2] = {};
 };
 
-// The slots that the blocks of a grid take in turn. ThreadSanitizer takes two blocks in the same slot for
-// ordered, so it gets several: it sees races between blocks that are not further apart than that.
+// The slots that the blocks of a grid use in turn. ThreadSanitizer treats two blocks in the same
+// slot as ordered, so there are several slots: races are detected between blocks that are at most
+// that far apart.
 class Slots {
  public:
-  // Those of this thread of the host, with room for a block of this many threads.
+  // The slots of this host thread, with memory for a block of this many threads.
   static Slots& of(int threads);
 
   Slot& operator[](int64_t block);
-  void acquire_all();  // the host, after a grid
+  void acquire_all();  // called by the host after a grid
 
  private:
   std::vector<std::unique_ptr<Slot>> slots_;

@@ -1,6 +1,6 @@
-// A model of the tile registers of AMX in plain C++, for processors without them: the same interface and the same
-// arithmetic as the registers in kernels/cpu/isa/amx.cpp. It stops the program where the processor would raise an
-// exception.
+// A model of the tile registers of AMX in plain C++, for processors without them: the same
+// interface and the same arithmetic as the registers in kernels/cpu/isa/amx.cpp. It stops the
+// program when the processor would raise an exception.
 
 #pragma once
 
@@ -46,7 +46,8 @@ class AmxTwin {
     }
   }
 
-  // tdpbf16ps: the sums of both halves of the words, fused multiply-adds each, are added up and then to the tile.
+  // tdpbf16ps: the two halves of the words are summed separately with fused multiply-adds; both
+  // sums are added up and then added to the tile.
   template <int kSums, int kLeft, int kRight>
   void multiply_add() {
     const int rows = config_.rows[kSums], cols = config_.row_bytes[kSums] / 4, depth = config_.rows[kRight];
@@ -70,7 +71,7 @@ class AmxTwin {
   static void require(bool condition) {
     if (!condition) std::abort();
   }
-  // Denormal numbers are taken for zero, as operands and as results.
+  // Denormal operands and results are treated as zero.
   static float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
   static float number(uint32_t bits) {
     float x;

@@ -1,7 +1,8 @@
-// Every operator of kernels/cuda/operators.h under emulation, in all orders of the threads: the results
-// have the same bits, hold no NaN (which is what unwritten memory holds), and stay within their memory.
-// Cases are small because the sanitizers run them: ThreadSanitizer finds missing barriers that no order
-// shows. python_tests/kernels tests the values; here short ones are compared with plain loops.
+// Every operator of kernels/cuda/operators.h under emulation, in all orders of the threads: the
+// results are bit-identical, contain no NaN (the content of unwritten memory), and stay within
+// their memory. The cases are small because the sanitizers run them: ThreadSanitizer finds missing
+// barriers that no order reveals. python_tests/kernels tests the values; here only simple ones are
+// compared with plain loops.
 
 #include <map>
 #include <random>
@@ -25,7 +26,8 @@ struct Shape {
   int64_t large_tiles;  // 0: large tiles for all products
 };
 
-// One entry; several small tiles, ragged in all dimensions, and a pipeline that goes round; large tiles.
+// A single entry; several small tiles, ragged in all dimensions, with a pipeline that wraps around;
+// large tiles.
 constexpr Shape kShapes[] = {{1, 1, 1, 128}, {70, 67, 129, 128}, {33, 130, 37, 0}};
 
 struct Precision {
@@ -44,7 +46,7 @@ constexpr Precision kPrecisions[] = {{ElementType::kBFloat16, false, "bfloat16",
 constexpr double kScale = 5, kBias = -2;
 constexpr int64_t kOffset = 3;
 
-// A tower of small multiples of 1/2, which every type holds exactly.
+// A tower of small multiples of 1/2, which every type represents exactly.
 class Tower {
  public:
   Tower(const Precision& precision, int64_t rows, int64_t d, unsigned seed)
@@ -91,7 +93,7 @@ class Tower {
 struct Problem {
   Shape shape;
   Precision precision;
-  Tower image, text, square_text;  // the last as many as the images
+  Tower image, text, square_text;  // the last has as many rows as the images
 
   Problem(const Shape& shape, const Precision& precision)
       : shape(shape),
@@ -129,14 +131,14 @@ class Results {
 
   void expect_same(const Results& other, const std::string& what) const {
     for (const auto& [name, bytes] : bytes_)
-      check(other.bytes_.at(name) == bytes, what + ": other bits in " + name);
+      check(other.bytes_.at(name) == bytes, what + ": different bits in " + name);
   }
 
  private:
   std::map<std::string, std::vector<unsigned char>> bytes_;
 };
 
-// A feature gradient: one of 0xFFFF is NaN in both 16-bit types, and unwritten.
+// A feature gradient. The bits 0xFFFF are NaN in both 16-bit types and mark unwritten entries.
 class Gradient {
  public:
   Gradient(const Problem& problem, int64_t rows)
@@ -226,7 +228,8 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// Without the hardest negatives, and with a scale at which lines of a tile get shifts of their own.
+// Without the hardest negatives, and with a scale at which lines of a tile have shifts of their
+// own.
 void run_slim_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
@@ -351,7 +354,7 @@ void run_cycle(const Problem& problem, Results& results) {
   results.add("in_modal_sum", in_modal);
   results.add("cross_modal_sum", cross_modal);
 
-  double both = 0, difference = 0;  // the two routes against each other
+  double both = 0, difference = 0;  // compares the two routes
   for (int64_t i = 0; i < d; ++i) {
     for (int64_t j = 0; j < d; ++j) {
       both += plus.data()[i * d + j] * minus.data()[i * d + j];

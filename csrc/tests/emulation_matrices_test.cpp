@@ -1,6 +1,6 @@
-// Matrix instructions against plain loops, with the positions of all entries as the tables of the PTX ISA
-// give them ("Matrix Fragments for mma.m16n8k16 with floating point type" and its like). Entries are small
-// integers, so that products are exact in whatever order they are added.
+// Matrix instructions against plain loops, with the positions of all entries according to the
+// tables of the PTX ISA ("Matrix Fragments for mma.m16n8k16 with floating point type" and similar
+// ones). Entries are small integers, so that products are exact in every order of addition.
 
 #include <bit>
 #include <cmath>
@@ -46,7 +46,7 @@ Position a_f64(int lane, int) { return {lane >> 2, lane % 4}; }
 Position b_f64(int lane, int) { return {lane % 4, lane >> 2}; }
 Position c_f64(int lane, int i) { return {lane >> 2, (lane % 4) * 2 + (i & 1)}; }
 
-// One warp's instruction, from and to memory: what lane l holds is at [l].
+// One warp's instruction, from and to memory: the data of lane l are at [l].
 template <typename C, typename Register>
 struct Fragments {
   C c[32][4];
@@ -171,7 +171,8 @@ void test_load_matrices() {
   for (size_t i = 0; i < matrices.size(); ++i) matrices[i] = static_cast<uint16_t>(1000 + i);
   std::vector<uint32_t> out(4 * 32);
   launch(load_matrices_kernel<kTransposed>, dim3(1), dim3(32), 0, nullptr, matrices.data(), out.data());
-  // Table: thread T holds of row T / 4 the entries 2 (T % 4) and the next, the first in the lower half.
+  // Table: thread T holds entries 2 (T % 4) and 2 (T % 4) + 1 of row T / 4, the first one in the
+  // lower half.
   for (int m = 0; m < 4; ++m) {
     for (int row = 0; row < 8; ++row) {
       for (int col = 0; col < 8; ++col) {

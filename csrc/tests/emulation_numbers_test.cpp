@@ -1,5 +1,5 @@
-// The conversions between floating formats: all 16-bit numbers, and floats around all of their midpoints,
-// against rounding by nearest neighbours in double.
+// The conversions between floating formats: all 16-bit numbers, and floats around all of their
+// midpoints, compared with rounding to the nearest neighbours in double.
 
 #include <bit>
 #include <cmath>
@@ -11,7 +11,7 @@ namespace cyclip::test {
 
 namespace {
 
-// A binary format with a sign, and bits left over below where it is stored wide.
+// A binary format with a sign.
 struct Format {
   const char* name;
   int exponent_bits, mantissa_bits;
@@ -19,7 +19,8 @@ struct Format {
   int bias() const { return (1 << (exponent_bits - 1)) - 1; }
   uint32_t infinity() const { return ((1u << exponent_bits) - 1) << mantissa_bits; }
 
-  // The value of a magnitude's bits. That of infinity is the number that would follow the largest.
+  // The value of a magnitude's bits. The value of infinity is the number that would follow the
+  // largest one.
   double value(uint32_t bits) const {
     const uint32_t exponent = bits >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
     if (exponent == 0) return std::ldexp(mantissa, 1 - bias() - mantissa_bits);

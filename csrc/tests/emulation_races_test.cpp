@@ -1,8 +1,8 @@
-// Kernels that lack a barrier, each in another way: some order of threads gives a result that differs, and
-// ThreadSanitizer reports each of them, also where no order shows it. Of the same kernels with all their
-// barriers neither complains.
+// Kernels that each lack a barrier in a different way: in some order of the threads the result
+// differs, and ThreadSanitizer reports each of them, even if no order shows it. The correct
+// kernels, with all their barriers, give one result and no report.
 //
-// ThreadSanitizer's reports end a program, so there each kernel runs in a process of its own.
+// A report of ThreadSanitizer ends the program, so each kernel runs in a process of its own there.
 
 #include <cstdlib>
 #include <numeric>
@@ -26,7 +26,7 @@ struct Exchange {
   float values[kThreads];
 };
 
-// Reads what another warp writes.
+// Reads values that another warp writes.
 template <bool kCorrect>
 __global__ void write_then_read_kernel(const float*, float* out) {
   CYCLIP_SHARED(Exchange, shared);
@@ -35,7 +35,7 @@ __global__ void write_then_read_kernel(const float*, float* out) {
   out[blockIdx.x * kThreads + threadIdx.x] = shared.values[(threadIdx.x + kWarpSize) % kThreads];
 }
 
-// Writes again before everybody has read.
+// Writes again before all threads have read.
 template <bool kCorrect>
 __global__ void read_then_write_kernel(const float*, float* out) {
   CYCLIP_SHARED(Exchange, shared);
@@ -49,7 +49,7 @@ __global__ void read_then_write_kernel(const float*, float* out) {
   out[blockIdx.x * kThreads + threadIdx.x] = sum;
 }
 
-// A shuffle makes lanes meet, but does not order what they do to memory.
+// A shuffle synchronizes lanes, but does not order their accesses to memory.
 template <bool kCorrect>
 __global__ void shuffle_as_barrier_kernel(const float*, float* out) {
   CYCLIP_SHARED(Exchange, shared);
@@ -63,7 +63,7 @@ struct Matrices {
   alignas(16) float rows[kThreads][4];
 };
 
-// The wait is for one's own copies only.
+// The wait only covers the thread's own copies.
 template <bool kCorrect>
 __global__ void copy_then_load_kernel(const float* in, float* out) {
   CYCLIP_SHARED(Matrices, shared);
@@ -76,7 +76,7 @@ __global__ void copy_then_load_kernel(const float* in, float* out) {
   out[blockIdx.x * kThreads + threadIdx.x] = static_cast<float>(fragment[0] % 1024);
 }
 
-// Copies into what others still read.
+// Copies into memory that other threads still read.
 template <bool kCorrect>
 __global__ void load_then_copy_kernel(const float* in, float* out) {
   CYCLIP_SHARED(Matrices, shared);
@@ -90,14 +90,14 @@ __global__ void load_then_copy_kernel(const float* in, float* out) {
   out[blockIdx.x * kThreads + threadIdx.x] = value;
 }
 
-// Blocks write to the same place.
+// Blocks write to the same address.
 template <bool kCorrect>
 __global__ void blocks_collide_kernel(const float*, float* out) {
   const int position = kCorrect ? blockIdx.x * kThreads + threadIdx.x : threadIdx.x;
   out[position] = static_cast<float>(blockIdx.x);
 }
 
-// A block reads what the next one has written, or not yet.
+// A block reads a value that the next block may not have written yet.
 template <bool kCorrect>
 __global__ void blocks_depend_kernel(const float*, float* out) {
   const int block = kCorrect ? blockIdx.x : (blockIdx.x + 1) % gridDim.x;
@@ -119,7 +119,7 @@ struct Case {
 
 const Case kCases[] = {
     CYCLIP_CASE(write_then_read, true),     CYCLIP_CASE(read_then_write, true),
-    CYCLIP_CASE(shuffle_as_barrier, false),  // the lanes do meet
+    CYCLIP_CASE(shuffle_as_barrier, false),  // the lanes do synchronize
     CYCLIP_CASE(copy_then_load, true),      CYCLIP_CASE(load_then_copy, true),
     CYCLIP_CASE(blocks_collide, true),      CYCLIP_CASE(blocks_depend, true),
 };
@@ -135,7 +135,7 @@ std::vector<float> run(Kernel kernel) {
 bool same_in_all_orders(Kernel kernel) {
   const std::vector<std::vector<float>> results = in_all_orders([&] { return run(kernel); });
   for (const std::vector<float>& result : results) {
-    if (result != results.front()) return false;  // also where it has NaN
+    if (result != results.front()) return false;  // also if it contains NaN
   }
   return true;
 }
@@ -145,7 +145,7 @@ constexpr int kReported = 66;
 int exit_code_of(const std::string& program, const Case& test, const char* variant) {
   const std::string options = "TSAN_OPTIONS=exitcode=" + std::to_string(kReported) + ":halt_on_error=1 ";
   const int status = std::system((options + program + " " + test.name + " " + variant + " 2>/dev/null").c_str());
-  return status / 256;  // of an exit
+  return status / 256;  // the exit code
 }
 
 void test_case(const Case& test, const std::string& program) {

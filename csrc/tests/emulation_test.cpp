@@ -1,4 +1,4 @@
-// The emulator runs what the GPU runs, and reports what the GPU leaves undefined.
+// The emulator executes kernels like a GPU, and reports behaviour that is undefined on a GPU.
 
 #include <numeric>
 #include <random>
@@ -62,7 +62,7 @@ void test_shared_memory() {
 
 // ---------------------------------------------------------------- shuffles
 
-// Thread `voter` votes in every third of six votes, which follow one another without another barrier.
+// Thread `voter` votes true in every third of six votes, with no other barrier between them.
 __global__ void vote_kernel(int* found, unsigned voter) {
   bool ok = true;
   for (int vote = 0; vote < 6; ++vote)
@@ -113,7 +113,7 @@ __global__ void async_copy_kernel(const float* in, float* out) {
   copy_async_commit();
   copy_async_16(chunks.values[1], in + 4, true);
   copy_async_commit();
-  copy_async_16(chunks.values[2], in + 8, false);  // in no group yet
+  copy_async_16(chunks.values[2], in + 8, false);  // not in a group yet
   report(0);
   copy_async_wait<1>();
   report(1);
@@ -130,7 +130,7 @@ void test_async_copies() {
   for (int when = 0; when < 3; ++when) {
     const int finished = when == 0 ? 0 : when == 1 ? 1 : 3;
     for (int i = 0; i < 12; ++i) {
-      const float value = out[12 * when + i], expected = i < 8 ? in[i] : 0;  // the last copy is of zeros
+      const float value = out[12 * when + i], expected = i < 8 ? in[i] : 0;  // the last copy writes zeros
       check(i / 4 < finished ? value == expected : std::isnan(value),
             "asynchronous copy, entry " + std::to_string(i) + " at time " + std::to_string(when));
     }
@@ -142,7 +142,8 @@ void test_async_copies() {
 constexpr int kTile = 64, kStep = 16, kStages = 3;
 
 struct Stage {
-  alignas(16) uint16_t left[kTile][kStep + 8], right[kTile][kStep + 8];  // 8: no two rows at one alignment
+  alignas(16) uint16_t left[kTile][kStep + 8],
+      right[kTile][kStep + 8];  // 8 more, so that rows have different alignments
 };
 struct Stages {
   Stage stages[kStages];
@@ -344,11 +345,11 @@ void test_misuse() {
   check_throws([] { launch(empty_groups_kernel, dim3(0), dim3(1), 0, nullptr); }, {"(0, 1, 1) blocks"},
                "no blocks");
   check_throws([] { launch(empty_groups_kernel, dim3(1), dim3(1025), 0, nullptr); }, {"1025"}, "too many threads");
-  if (!emulation::kAddressSanitizer) {  // which ends the program
+  if (!emulation::kAddressSanitizer) {  // the sanitizer would end the program
     check_throws(in(1, overflow_kernel, 64), {"wrote 0 bytes behind the end of 64 bytes"}, "overflow");
     check_throws(in(1, overflow_kernel, -1), {"before the start"}, "underflow");
   }
-  test_gemm();  // nothing of all this is left
+  test_gemm();  // a correct kernel still works after all errors
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Matrix products of every instruction set that this processor has, against plain loops: operands in every
-// layout that the operators use, shapes that leave ragged blocks, and bfloat16 words.
+// Matrix products of every instruction set that this processor has, compared with plain loops:
+// operands in every layout that the operators use, shapes with ragged blocks, and bfloat16 words.
 
 #include <cmath>
 #include <cstring>
@@ -37,7 +37,7 @@ struct Shape {
   int64_t rows, depth, panels;
 };
 
-// Ragged blocks of rows; depths of one block, and of several.
+// Ragged blocks of rows; depths of a single block and of several blocks.
 constexpr Shape kShapes[] = {{1, 1, 1},    {5, 3, 2},    {6, 16, 1},    {7, 33, 2},
                              {13, 600, 1}, {131, 20, 1}, {130, 530, 1}, {50, 41, 2}};
 
@@ -134,7 +134,8 @@ LeftOperand<Bf16Pair> gather_by_row(const LeftOperand<Bf16Pair>& left, int64_t r
   return {workspace, depth, 1};
 }
 
-// The tile products on a model of the registers, with the operands prepared as for the real ones.
+// The tile products on a model of the registers, with operands that are prepared as for the real
+// registers.
 void test_tile_products() {
   ProductKernel<Bf16Pair> kernel = {kTilePanelCols, tile_product_block<AmxTwin>, gather_by_row};
   test_all(&kernel, "bfloat16 tiles");
@@ -146,7 +147,7 @@ void test_tile_products() {
 #endif
 }
 
-// In both orders of pairing; odd rows and columns are filled up with zeros, and so is the last panel.
+// In both orders of pairing. Odd rows and columns are padded with zeros, and so is the last panel.
 void test_pairs(int64_t rows, int64_t cols) {
   const std::string name = "pairs [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
   std::vector<Bf16> numbers(rows * cols);

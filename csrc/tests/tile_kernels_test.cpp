@@ -1,6 +1,6 @@
-// The epilogues of the similarity tile, in every instruction set that this processor has, against the
-// plain loops of their definition. Shapes leave ragged vectors, and the positives run through the
-// tile, beside it, and along its edge.
+// The epilogues of the similarity tile, in every instruction set that this processor has, compared
+// with the plain loops of their definition. Shapes have ragged vectors, and the positives lie in
+// the tile, outside it, and along its edge.
 
 #include <cmath>
 #include <limits>
@@ -41,7 +41,7 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1, 0},   {1, 1, 5},    {3, 7, 0},     {5, 16, 2},   {4, 17, -1},
                              {9, 33, 24}, {2, 31, -40}, {16, 64, 100}, {13, 100, 87}};
 
-// A tile of random dot products. Nothing may depend on its padding, which is NaN.
+// A tile of random dot products. Its padding is NaN, because no result may depend on it.
 template <typename T>
 struct Problem {
   Shape shape;
@@ -174,10 +174,10 @@ template <typename T>
 void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
                            const std::string& name) {
   const auto [rows, cols, offset] = problem.shape;
-  // Shifts as of a row whose largest z' is about 20: all weights stay below one or so.
+  // The shifts of a row whose largest z' is about 20, so that all weights are at most about one.
   const std::vector<LaneInt<T>> row_shift(rows, 28), col_shift(problem.pitch, 29);
   const std::vector<T> row_weight(rows, T(0.25)), col_weight(problem.pitch, T(0.5));
-  const int64_t pitch = problem.pitch + kColumnPadding;  // another than that of the dot products
+  const int64_t pitch = problem.pitch + kColumnPadding;  // different from that of the dot products
   std::vector<T> values(rows * pitch);
   ScalarGradients scalars;
   kernels.softmax_backward({problem.tile(),
@@ -232,8 +232,8 @@ void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, doub
   check_close(scalars.bias, bias_gradient, cols * kScale * tolerance, name + " bias");
 }
 
-// NaN and infinity leave their row and column with a sum that is not a number, and no undefined behaviour
-// on the way; the sanitizers see to the latter.
+// NaN and infinity give a sum that is not finite in their row and column, without undefined
+// behaviour, which the sanitizers would report.
 template <typename T>
 void test_not_finite(const TileKernels<T>& kernels, T bad, const std::string& name) {
   constexpr int64_t kBadRow = 2, kBadCol = 5;
