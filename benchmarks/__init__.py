@@ -3,8 +3,8 @@
     python -m benchmarks loss          time, memory and error of the losses and their peers on a CPU
     python -m benchmarks report        docs/benchmarks.md and its plots from the CSV of `loss`
     python -m benchmarks grad_cache    a large batch in chunks: memory, time, gradient
-    python -m benchmarks gpu           the first ten minutes on a GPU
-    python -m benchmarks sass_report   the machine code of each CUDA kernel; nvcc, no GPU
+    python -m benchmarks gpu           correctness, times and peers on a GPU, in ten minutes
+    python -m benchmarks sass_report   the machine code of each CUDA kernel; needs nvcc but no GPU
 
 Run from the root of the repository. README.md describes the output.
 """

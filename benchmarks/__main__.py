@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in PROGRAMS:
         print(benchmarks.__doc__)
         return 0 if list(arguments) in (["-h"], ["--help"]) else 2
-    # Only this one is imported: the programs have different dependencies.
+    # Imports only this program, because the programs have different dependencies.
     program = importlib.import_module(f"benchmarks.{arguments[0]}")
     status: int = program.main(arguments[1:])
     return status

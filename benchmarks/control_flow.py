@@ -1,8 +1,8 @@
 """Counts the instructions that a kernel spends on a tile after its product, from the disassembly.
 
-The count is that of the shortest way from the end of the product's loop to the next tile, or to the
-end of the kernel: the way of a tile inside the matrix and off its diagonal, in a thread that has
-nothing to write.
+The count is the length of the shortest path from the end of the product's loop to the next tile, or
+to the end of the kernel. A thread with nothing to write takes this path for a tile inside the
+matrix and off its diagonal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COPY, _ARITHMETIC = re.compile("LDGSTS"), re.compile("HMMA|DMMA|FFMA")
 
 @dataclass
 class Program:
-    """Instructions and, for each, the places where execution may go on."""
+    """Instructions and, for each of them, the possible successors."""
 
     opcodes: list[str] = field(default_factory=list)
     successors: list[list[int]] = field(default_factory=list)
@@ -49,7 +49,7 @@ def parse(disassembly: str) -> Program:
             labels[label[1]] = len(lines)
         elif instruction := _INSTRUCTION.match(text):
             lines.append(instruction)
-    rejoins: dict[str, int] = {}  # barrier register of a BSSY: where its threads meet again
+    rejoins: dict[str, int] = {}  # barrier register of a BSSY: where its threads reconverge
     for place, line in enumerate(lines):
         operands = line["operands"]
         named = re.search(r"\.L_x_\d+", operands)
@@ -71,7 +71,7 @@ def parse(disassembly: str) -> Program:
 
 
 def epilogue_instructions(disassembly: str) -> int | None:
-    """Return the length of the shortest way after the product's loop; None without such a loop."""
+    """Return the length of the shortest path after the product's loop, or None without a loop."""
     program = parse(disassembly)
     loops = program.loops()
     product = next(
@@ -88,7 +88,7 @@ def epilogue_instructions(disassembly: str) -> int | None:
 def _shortest(
     program: Program, start: int, goal: int | None, avoided: tuple[int, int]
 ) -> int | None:
-    """Return the number of instructions from `start` to `goal` or to an exit, if there is a way."""
+    """Return the number of instructions from `start` to `goal` or an exit, if there is a path."""
     queue, seen = [(1, start)], {start}
     while queue:
         count, place = heappop(queue)

@@ -1,6 +1,6 @@
-"""Every operator against the float64 formulas, before anything is timed.
+"""Compares every operator with the float64 formulas, before anything is timed.
 
-A first look at a new machine; python_tests/ is the proof.
+This is a quick check on a new machine. python_tests/ contains the complete tests.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BIAS = -5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """The largest error of one operator and dtype by its bound; wrong if it exceeds 1."""
+    """The largest error of one operator and dtype, relative to its bound; wrong if it exceeds 1."""
 
     operator: str
     dtype: torch.dtype
     share: float
-    quantity: str  # which result has it, and for which scale
+    quantity: str  # the result with this error, and the scale
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def _badness(finding: Finding) -> float:
 
 
 def _check_loss(loss: Differentiable, batch: Batch, case: str) -> Iterator[Finding]:
-    """Yield errors by their bound: twice the error of dense PyTorch in the same precision.
+    """Yield errors relative to their bound: twice the error of dense PyTorch in this precision.
 
-    One more rounding is granted, of the result in its dtype and of each cosine, times the scale:
-    dense code can be right by luck on shapes as small as these.
+    The bound includes one more rounding, of the result in its dtype and of each cosine, times the
+    scale, because dense code can be exact by chance on shapes as small as these.
     """
     dtype, device = batch.image_features.dtype, batch.image_features.device
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -150,7 +150,7 @@ def _check_row_norms(batch: Batch) -> Finding:
 
 
 def _check_retrieval(batch: Batch) -> Iterator[Finding]:
-    """Yield whether ranks and top-k are right in float64, where rounding orders no two cosines."""
+    """Yield whether ranks and top-k are right in float64, which does not reorder cosines."""
     image, text = batch.image_features.detach(), batch.text_features.detach()
     (n, d), device = image.shape, image.device
     cosines = reference.similarity(image, text)

@@ -1,6 +1,6 @@
 """Compiles a .cu file for one architecture and reads the compiler's output.
 
-There are three sources, because none has everything: the PTX (launch bounds, dynamic shared
+There are three sources, because none of them is complete: the PTX (launch bounds, dynamic shared
 memory), the messages of ptxas (registers, stack, spills), and the machine code (instructions).
 """
 
@@ -29,7 +29,7 @@ from .control_flow import epilogue_instructions  # noqa: E402
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel as compiled for one architecture; sizes in bytes, instructions as written."""
+    """One kernel compiled for one architecture. Sizes are in bytes."""
 
     name: str  # demangled, without namespaces and parameters
     arch: str  # "80"
@@ -38,9 +38,9 @@ class Kernel:
     stack: int
     spilled: int  # stores and loads
     static_shared: int
-    dynamic_shared: int | None  # None: used, but how much is unknown
+    dynamic_shared: int | None  # None: used, but the size is unknown
     opcodes: Counter[str]
-    epilogue: int | None  # instructions on the shortest way after the product (control_flow.py)
+    epilogue: int | None  # instructions on the shortest path after the product (control_flow.py)
 
     def count(self, pattern: str) -> int:
         """Count the instructions whose opcode with modifiers begins with a regular expression."""
@@ -109,12 +109,12 @@ def _kernel(
     name: str,
     arch: str,
     ptx: str,
-    unsized: list[str],  # arrays in shared memory whose size the launch decides
+    unsized: list[str],  # arrays in shared memory whose size is set by the launch
     resources: dict[str, int],
     disassembly: str,
 ) -> Kernel:
     bounds = re.search(r"^\.maxntid (\d+(?:, \d+)*)", ptx, flags=re.MULTILINE)
-    # primitives.cuh leaves this remark where a kernel takes its dynamic shared memory.
+    # primitives.cuh writes this comment in kernels that use dynamic shared memory.
     stated = [int(size) for size in re.findall(r"// dynamic_shared_bytes (\d+)", ptx)]
     used = any(array in ptx for array in unsized)
     return Kernel(

@@ -53,7 +53,7 @@ def cyclip(batch: Batch) -> Tensor:
 
 
 def cycle(batch: Batch) -> Tensor:
-    """Compute the cycle terms of `cyclip` alone."""
+    """Compute only the cycle terms of `cyclip`."""
     image, text = normalized(batch)
     per_image = batch.logit_scale * image @ text.T
     return CYCLE_WEIGHT * _cycle(image, text, batch.logit_scale, per_image)
@@ -106,7 +106,7 @@ def clip_in_blocks(batch: Batch) -> Tensor:
 
 
 def cycle_in_blocks(batch: Batch) -> Tensor:
-    """Compute the cycle terms in blocks of rows. Every block needs both of its cross products."""
+    """Compute the cycle terms in blocks of rows. Each block requires both of its cross products."""
     image, text = normalized(batch)
 
     def block(rows: Tensor, of: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

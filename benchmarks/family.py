@@ -32,7 +32,7 @@ class Peer:
     arithmetic: Arithmetic = "float32"
     ours: bool = False
     compiled: bool = False
-    judged: bool = True  # by its error; a compiled peer has that of the original
+    judged: bool = True  # whether its error is compared; a compiled peer has the original's
     logit_bytes: float = math.inf  # logits up to this size are stored for the backward pass
     largest: int | None = None  # N beyond which a CPU would take too long
 

@@ -1,17 +1,17 @@
-"""`python -m benchmarks gpu`: the first ten minutes on a GPU.
+"""`python -m benchmarks gpu`: correctness, times and peers on a GPU, in ten minutes.
 
 Runs up to six stages, each in a process of its own, so that an error of the device ends one stage
 only:
 
-    facts    the device, the software, and what was built for it
+    facts    the device, the software, and the architectures that were built
     right    every operator against the float64 formulas, with small and large tiles
-    same     the same bits twice, on another stream, in a CUDA graph, on a second device
+    same     whether bits are the same twice, on another stream, in a graph, on a second device
     time     every operator and direction, beside torch's own product of the same shape
     kernels  the time of each kernel of one step, by torch.profiler
     peers    the losses beside other packages: time, memory and error
 
 Each result is printed and written to the CSV at once, with a description of the machine.
-`--device cpu` tries the program itself: its times say nothing about the GPU kernels.
+`--device cpu` tests the program itself: its times are unrelated to the GPU kernels.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from .results import written
 
 Line = dict[str, object]
 
-# How much of the remaining minutes a stage may take, relative to the stages after it.
+# The share of the remaining time that a stage may take, relative to the stages after it.
 SHARES = {"facts": 1, "right": 8, "same": 3, "time": 12, "kernels": 2, "peers": 20}
 
-_GRACE_SECONDS = 30.0  # for the call that is under way when a stage's time is over
+_GRACE_SECONDS = 30.0  # for the call that is running when a stage's time is over
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=SHARES, default=list(SHARES))
     parser.add_argument("--minutes", type=float, default=10.0, help="budget of all stages together")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu for a trial")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu tests the program")
     parser.add_argument("--precisions", nargs="+", choices=names, default=list(names))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="default: all of a family")
@@ -59,10 +59,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if torch.device(options.device).type == "cuda":
         if not torch.cuda.is_available():
-            parser.error("torch sees no GPU; `--device cpu` tries the program alone")
+            parser.error("torch sees no GPU; `--device cpu` tests the program itself")
         if not has_operator("pair_statistics", "cuda"):
             parser.error(
-                "cyclip_ext has no CUDA kernels here; `python -m cyclip_ext.info` says why"
+                "cyclip_ext has no CUDA kernels here; `python -m cyclip_ext.info` prints the reason"
             )
     return options
 
@@ -86,7 +86,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def in_child(
     stage: str, options: argparse.Namespace, arguments: Sequence[str], seconds: float
 ) -> Iterator[Line]:
-    """Yield the lines of a stage that runs in a process of its own for at most so many seconds."""
+    """Yield the lines of a stage that runs in a process of its own for at most `seconds`."""
     command = [sys.executable, "-m", "benchmarks", "gpu", *arguments]
     command += ["--child", "--stages", stage, "--minutes", str(seconds / 60)]
     begin = time.monotonic()

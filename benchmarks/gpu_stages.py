@@ -63,7 +63,7 @@ PRECISIONS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; `deadline` is in seconds since the epoch."""
+    """The measurements to make; `deadline` is in seconds since the epoch."""
 
     device: str
     precisions: tuple[Precision, ...]
@@ -115,7 +115,7 @@ def _backend(plan: Plan) -> Backend:
 
 
 def facts(plan: Plan) -> Iterator[Line]:
-    """Yield the properties of the device, and the versions of what is installed."""
+    """Yield the properties of the device, and the versions of the installed packages."""
     found: dict[str, object] = {
         "cuda architectures built": build_record().get("cuda_architectures"),
         "nvcc": build_record().get("nvcc"),
@@ -146,7 +146,7 @@ def facts(plan: Plan) -> Iterator[Line]:
 
 
 def right(plan: Plan) -> Iterator[Line]:
-    """Yield the largest error of each operator by its bound, for small and for large shapes."""
+    """Yield the largest error of each operator relative to its bound, for several shapes."""
     if _backend(plan) != "native":
         yield line("right", "operators", status="skipped: there are no native operators")
         return
@@ -197,7 +197,7 @@ def _bits(outcome: tuple[Tensor, list[Tensor | None]]) -> list[Tensor]:
 
 
 def _verdict(expected: list[Tensor], found: list[Tensor]) -> str:
-    return "ok" if all(map(torch.equal, expected, found)) else "wrong: other bits"
+    return "ok" if all(map(torch.equal, expected, found)) else "wrong: different bits"
 
 
 def _twice(loss: Loss, batch: Batch) -> str:
@@ -283,7 +283,7 @@ def _timed(
         with FlopCounterMode(display=False) as counter:
             call()
         times = sorted(milliseconds(call, plan.device) for _ in range(plan.rounds))
-    except Exception as error:  # one operator must not end the stage
+    except Exception as error:  # a failing operator must not end the stage
         text = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
         return line("time", name, status=text, **columns)
     finally:
@@ -316,7 +316,7 @@ def milliseconds(call: Call, device: str) -> float:
 
 
 def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
-    """Return what is timed, by name: functions that prepare a call and return it."""
+    """Return the timed calls by name, as functions that prepare a call and return it."""
     x, y = batch.image_features.detach(), batch.text_features.detach()
     scale, bias = batch.logit_scale.detach(), batch.logit_bias.detach()
     (n, d), device = x.shape, x.device
@@ -438,7 +438,7 @@ def peers(plan: Plan) -> Iterator[Line]:
 
 
 def _takes_part(peer: Peer, family: Family, plan: Plan, compiled: set[str]) -> bool:
-    if peer.compiled and family.name in compiled:  # compiling takes longer than all others together
+    if peer.compiled and family.name in compiled:  # compilation takes longer than all others
         return False
     return plan.peers is None or peer.name in plan.peers
 

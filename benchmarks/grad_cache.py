@@ -1,10 +1,11 @@
-"""A large batch in chunks: peak memory, time, and whose gradient comes out.
+"""A large batch in chunks: peak memory, time and error of the gradient.
 
-Three ways to the gradient of one batch: with all activations at once, by GradCache, and by
-accumulation as open_clip documents its --accum-freq: features of all chunks without a graph, then
-for each chunk the towers once more with one, and the loss of all features with the chunk's own in
-their places. Each is measured in a process of its own. Memory is the peak beyond model, batch and
-the parameters' gradients.
+There are three ways to compute the gradient of one batch: with all activations at once, by
+GradCache, and by accumulation as open_clip documents its --accum-freq. Accumulation encodes all
+chunks without a graph. For each chunk it then runs the towers again with a graph, and computes the
+loss of all features, in which the chunk's features replace the earlier ones. Each way is measured
+in a process of its own. Memory is the peak beyond the model, the batch and the parameters'
+gradients.
 """
 
 from __future__ import annotations
@@ -80,11 +81,11 @@ class Figures(NamedTuple):
     peak_bytes: int
     spent_ms: float
     error: float  # of the towers' gradients, relative to the whole batch's
-    temperature: float  # its gradient, as a multiple of the whole batch's
+    temperature: float  # gradient of the temperature, as a multiple of the whole batch's
 
 
 def measured(index: int, model: str, n: int, rounds: int) -> Iterator[Figures]:
-    """One variant's, from a process that has measured nothing else."""
+    """Yield the figures of one variant; the process must not have measured anything else."""
     variant = VARIANTS[index]
     towers, images, tokens = _setting(model, n)
     variant.backward(towers, images[:256], tokens[:256])
@@ -94,7 +95,7 @@ def measured(index: int, model: str, n: int, rounds: int) -> Iterator[Figures]:
         _, peak, spent_ms = cpu_peak_of(partial(variant.backward, towers, images, tokens))
         peaks.append(peak - sum(gradient.nbytes for gradient in _gradients(towers)))
         times.append(spent_ms)
-    towers.eval()  # batch norm sees the same in chunks and in the whole batch
+    towers.eval()  # chunks and the whole batch have the same statistics
     outcomes = []
     for backward in variant.backward, _at_once:
         towers.zero_grad()
@@ -104,7 +105,7 @@ def measured(index: int, model: str, n: int, rounds: int) -> Iterator[Figures]:
         outcomes.append((torch.cat([g.flatten() for g in _gradients(towers)]), temperature))
     (actual, temperature), (expected, whole_temperature) = outcomes
     error = (actual - expected).norm() / expected.norm()
-    # The first peak: what a later one finds freed by an earlier one is not there to be counted.
+    # Use the first peak: later calls reuse memory that the first one freed.
     yield Figures(peaks[0], median(times), error.item(), temperature / whole_temperature)
 
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of a loss, all of them leaves that require gradients."""
+    """The arguments of a loss. All of them are leaves that require gradients."""
 
     image_features: Tensor  # [N, d], raw
     text_features: Tensor  # [N, d]
@@ -62,13 +62,13 @@ def _random(n: int, d: int, generator: Generator) -> Towers:
 
 
 def _aligned(n: int, d: int, generator: Generator) -> Towers:
-    """Pairs differing by 1e-3: expanded squares cancel, the loss is tiny at s = 100."""
+    """Pairs that differ by 1e-3: expanded squares cancel, and the loss is tiny at s = 100."""
     image = _randn(n, d, generator)
     return image, image + 1e-3 * _randn(n, d, generator)
 
 
 def _cone(n: int, d: int, generator: Generator) -> Towers:
-    """All rows within a few degrees of one direction, as towers are at initialization."""
+    """All rows within a few degrees of one direction, as in newly initialized towers."""
     axis = _randn(1, d, generator)
     image, text = _random(n, d, generator)
     return axis + 0.05 * image, axis + 0.05 * text

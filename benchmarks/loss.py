@@ -1,8 +1,8 @@
 """`python -m benchmarks loss`: time, memory and error of the losses and their peers on the CPU.
 
 It takes about 11 minutes on two cores, and less than one with `--quick`. Every family of losses is
-timed in its own process, and so is every peak of memory. A peer that is not installed, cannot be
-compiled, fails or would take too long gets a line with the reason.
+timed in its own process, and each peak of memory is measured in its own process. If a peer is not
+installed, cannot be compiled, fails or would take too long, its line contains the reason.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .results import COLUMNS, ERROR_COLUMNS, Line, read, written
 FAMILIES = cpu_families()
 
 D = 512
-SCALE, BIAS = 50.0, -10.0  # of what is timed: pairs with a cosine of 0.25, unit rows
+SCALE, BIAS = 50.0, -10.0  # of the timed batches: pairs with a cosine of 0.25, unit rows
 ERROR_SCALES, ERROR_BIAS = (14.3, 100.0), -5.0
 ERROR_KINDS = ("random", "aligned", "cone", "gap")
 MEMORY_FAMILIES = ("clip", "cyclip")
@@ -54,11 +54,11 @@ SHOWN = ("rounds", "median_ms", "ratio", "floor_share", "extra_mb", *ERROR_COLUM
 
 @dataclass(frozen=True)
 class Plan:
-    sizes: dict[str, tuple[int, ...]]  # of N, timed, by family
+    sizes: dict[str, tuple[int, ...]]  # N of the timed batches, by family
     rounds: Rounds
     memory_sizes: tuple[int, ...]
-    compiled_memory: tuple[int, ...]  # of compiled peers instead: each is compiled once more
-    large_memory: dict[int, tuple[str, ...]]  # N beyond those: peers of CyCLIP
+    compiled_memory: tuple[int, ...]  # for compiled peers, which are compiled for each size
+    large_memory: dict[int, tuple[str, ...]]  # further N, with the peers of CyCLIP that run there
     error_rows: int
     seeds: int
     compiles: bool
@@ -91,7 +91,7 @@ QUICK = Plan(
 )
 
 
-# ---------------------------------------------------------------- what children do
+# ---------------------------------------------------------------- work of the child processes
 
 
 def time_lines(family_name: str, plan: Plan) -> Iterator[Line]:
@@ -161,7 +161,7 @@ def memory_lines(family_name: str, peer_name: str, n: int) -> Iterator[Line]:
 
 
 def error_lines(family_name: str, plan: Plan) -> Iterator[Line]:
-    """Yield root mean squares over seeds, because a single number can be right by chance."""
+    """Yield root mean squares over seeds, because a single number can be exact by chance."""
     family = FAMILIES[family_name]
     pairwise = family_name in ("clip", "cyclip", "siglip")  # the others have no scale
     retrieval = family_name in ("ranks", "top-k")  # other inputs have exact ties
@@ -255,9 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if not has_operator("pair_statistics", "cpu"):
-        parser.error("cyclip_ext has no CPU kernels here; `python -m cyclip_ext.info` says why")
+        parser.error("cyclip_ext has no CPU kernels here; run `python -m cyclip_ext.info`")
     if "CYCLIP_MEMORY_BUDGET" in os.environ:
-        parser.error("unset CYCLIP_MEMORY_BUDGET: what is measured is the default")
+        parser.error("unset CYCLIP_MEMORY_BUDGET: this program measures the default")
 
     begin = time.perf_counter()
     machine = describe(torch.device("cpu"))

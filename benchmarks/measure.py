@@ -30,7 +30,7 @@ _WARM_UP_ROWS = 2048
 _SMALL_ROWS = 256
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
-# The server imports once and is forked before any thread starts. Not available on Windows.
+# The server imports modules once and is forked before any thread starts. Windows lacks it.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["benchmarks.loss", "torch._dynamo"])
 
@@ -39,7 +39,7 @@ _CONTEXT.set_forkserver_preload(["benchmarks.loss", "torch._dynamo"])
 
 @dataclass(frozen=True)
 class Rounds:
-    """The number of rounds: as many as fit into `seconds`, within bounds."""
+    """The bounds of the number of rounds, which is as large as `seconds` allows."""
 
     least: int
     most: int
@@ -57,7 +57,7 @@ class Entrant:
     times_ms: list[float] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """Return the result, or None if this or an earlier call failed: no peer ends the run."""
+        """Return the result, or None if this or an earlier call failed. The run continues."""
         if self.status != "ok":
             return None
         try:
@@ -103,8 +103,8 @@ class Entrant:
 def take_turns(entrants: Sequence[Entrant], rounds: Rounds) -> None:
     """Warm up, then measure each entrant in every round.
 
-    The entrants take turns, so that a drift of the clock affects all of them, and every round
-    begins with another one. On a GPU, the L2 cache is overwritten before every measurement.
+    The entrants take turns, so that a drift of the clock affects all of them, and each round
+    starts with a different one. On a GPU, the L2 cache is overwritten before every measurement.
     """
     for entrant in entrants:
         entrant.attempt(entrant.warm_up)
@@ -221,7 +221,7 @@ def cpu_peak_of(work: Callable[[], T]) -> tuple[T, int, float]:
     if not _CLEAR_REFS.exists():
         raise Unavailable("peaks are read from Linux's /proc")
     _return_freed_memory()
-    _CLEAR_REFS.write_text("5")  # the peak counts from here
+    _CLEAR_REFS.write_text("5")  # resets the peak
     before = _peak_bytes()
     begin = time.perf_counter()
     result = work()
@@ -230,7 +230,7 @@ def cpu_peak_of(work: Callable[[], T]) -> tuple[T, int, float]:
 
 
 def _peak_bytes() -> int:
-    # Not ru_maxrss, which a child inherits from its parent.
+    # ru_maxrss is not used, because a child inherits it from its parent.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
 
@@ -263,7 +263,7 @@ def in_fresh_process(
             except EOFError:
                 break
     finally:
-        receiver.close()  # ends a child that has more items
+        receiver.close()  # ends a child that still has items
         process.join()
     if process.exitcode:
         raise ChildProcessError(f"its process ended with status {process.exitcode}")

@@ -1,4 +1,4 @@
-"""How many blocks of a kernel a multiprocessor holds.
+"""Computes the number of blocks of a kernel that fit on a multiprocessor.
 
 Source: CUDA C++ programming guide, technical specifications per compute capability; the granularity
 of allocation is that of NVIDIA's occupancy calculator.
@@ -13,12 +13,12 @@ _SUBPARTITIONS = 4  # of a multiprocessor; each has its own registers
 _REGISTERS = 65536 // _SUBPARTITIONS  # of one of them
 _REGISTER_UNIT = 256  # allocated per warp
 _SHARED_UNIT = 128  # bytes
-_RESERVED_SHARED = 1024  # bytes of every block, for the driver
+_RESERVED_SHARED = 1024  # bytes of every block that the driver reserves
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one multiprocessor of an architecture holds."""
+    """The limits of one multiprocessor of an architecture."""
 
     warps: int
     blocks: int

@@ -24,14 +24,14 @@ def _import(module: str, package: str) -> Any:
         if error.name == module.partition(".")[0]:
             raise Unavailable(f"not installed: pip install {package}") from error
         raise Unavailable(f"cannot be imported: {error}") from error
-    except RuntimeError as error:  # torchvision beside a torch that it was not made for
+    except RuntimeError as error:  # torchvision with an incompatible version of torch
         raise Unavailable(f"cannot be imported: {error}") from error
 
 
 def open_clip(
     name: str, *, unit_rows: bool = False, chunk_size: int | None = None
 ) -> Callable[[Batch], Loss]:
-    """Make ClipLoss or SigLipLoss. With `unit_rows`, the features are normalized already.
+    """Make ClipLoss or SigLipLoss. With `unit_rows`, the features are already normalized.
 
     ClipLoss gets no bias, which would only change its time.
     """
@@ -65,7 +65,7 @@ def has_open_clip() -> bool:
 
 
 def multiple_negatives_ranking(batch: Batch) -> Loss:
-    """Make sentence_transformers' loss, which is the CLIP loss of the rows alone.
+    """Make sentence_transformers' loss, which is the rows' half of the CLIP loss.
 
     Its cached form adds gradients to the parameters of a model and returns none for features.
     """

@@ -1,7 +1,8 @@
 """The implementations that are compared, on a CPU and on a GPU.
 
-Every peer gets raw features and learnable scalars and normalizes the features itself, as cyclip_ext
-does, unless its name says otherwise. Its note lists results that it does not compute.
+Every peer receives raw features and learnable scalars and normalizes the features itself, as
+cyclip_ext does, unless its name indicates otherwise. The note of a peer lists results that it does
+not compute.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COMPILED = "torch.compile"
 # N beyond which a CPU would take too long.
 LARGEST_BASELINE = 8192
 LARGEST_OTHERS = 4096
-LARGEST_UNIT_ROWS = 2048  # beyond it normalization takes a negligible share
+LARGEST_UNIT_ROWS = 2048  # beyond it, normalization takes a negligible share of the time
 
 # ---------------------------------------------------------------- the truth, in float64
 

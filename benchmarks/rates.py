@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: what the losses' times are compared with."""
+"""The rate of matrix products on this machine, with which the losses' times are compared."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _rate(dtype: torch.dtype, d: int) -> float:
         begin = time.perf_counter()
         torch.mm(left, right.T, out=out)
         times.append(time.perf_counter() - begin)
-    return 2 * _ROWS * _ROWS * d / min(times)  # the best: a floor is not to be undercut
+    return 2 * _ROWS * _ROWS * d / min(times)  # the best rate, because the floor is a lower bound
 
 
 def dtype_of_products(arithmetic: Arithmetic) -> torch.dtype:

@@ -42,42 +42,44 @@ line says otherwise. Every table names its processor and the instruction sets th
 How it was measured:
 
 - The peers of one family run in a process of their own. After a warm-up they take turns in every
-  round, and each round begins with another one. Times are medians over {rounds} rounds. A ratio is
-  the median over the rounds of the ratio to the first line of its table.
-- Every peer gets raw features, normalizes them, and returns the gradients of the raw features and
-  of the scale. "unit rows" gets normalized features. "sentence_transformers" is
-  `MultipleNegativesRankingLoss`, which has the rows' half of the loss and no gradient of the scale.
+  round, and each round starts with a different peer. Times are medians over {rounds} rounds. A
+  ratio is the median over the rounds of the ratio to the first line of its table.
+- Every peer receives raw features, normalizes them, and returns the gradients of the raw features
+  and of the scale. "unit rows" receives normalized features. "sentence_transformers" is
+  `MultipleNegativesRankingLoss`, which computes the rows' half of the loss and no gradient of the
+  scale.
 - `recompute` is `memory_budget=0`: no logits are stored between forward and backward. By default
-  they are stored up to 256 MiB, which is N = 8,192 in float32.
+  up to 256 MiB of them are stored, which is N = 8,192 in float32.
 - "bf16 products" round float32 features (`precision="bf16"`, or autocast). "bf16 features" are
   bfloat16 tensors, and so are their gradients.
 - Extra memory is the peak of a process during one call beyond its memory before the call, which
-  includes the features, minus the gradients of the features, which every peer must return. Every
-  figure is from a process of its own. MB = 10^6 bytes.
+  includes the features, minus the gradients of the features, which every peer must return. Each
+  figure is measured in a process of its own. MB = 10^6 bytes.
 - The floor is the time of the unavoidable matrix products at the rate at which torch multiplies
-  4096 x {d} x 4096 in the same process, the best of six right before and after. They are 6 N^2 d
-  flops if logits are stored, 8 N^2 d if they are recomputed, and 2 N^2 d for the hinge and for
-  retrieval. Products of the cycle terms are not counted. The rates were {rate}.
-- Errors are relative to the formulas in float64 on the same numbers, as root mean squares over
-  seeds. Those of the features' gradients are by norms, the larger one of both towers. Those of the
-  gradients of scale and bias are relative to 1 if the gradient is smaller than that.
+  4096 x {d} x 4096 in the same process, the best of six measurements right before and after. The
+  products take 6 N^2 d flops if logits are stored, 8 N^2 d if they are recomputed, and 2 N^2 d for
+  the hinge and for retrieval. Products of the cycle terms are not counted. The rates were {rate}.
+- Errors are root mean squares over seeds, relative to the formulas in float64 on the same numbers.
+  The error of the features' gradients is the norm of the difference relative to the norm of the
+  gradient, for the tower in which it is larger. Errors of the gradients of scale and bias are
+  relative to 1 if the gradient is smaller than 1.
 
 Not measured: bfloat16 products on AMX tiles (Intel Xeon since 2023), which are tested against a
-model of the instruction, and all processors of other architectures. The dates above tell which
-version of the code was measured.
+model of the instruction, and processors of other architectures. The dates above identify the
+version of the code that was measured.
 
 ## Where cyclip_ext loses
 
-Every case in which it is slower or needs more memory than a peer in the same arithmetic or in
-float32, and every error beyond twice that of the dense peer in the same arithmetic and one rounding
-of the result.
+The table lists every case in which cyclip_ext is slower or needs more memory than a peer in the
+same arithmetic or in float32. It also lists every error that exceeds twice the error of the dense
+peer in the same arithmetic plus one rounding of the result.
 
 {losses}
 
 ## Time
 
-Median in ms, ± half the distance of the quartiles, and in brackets the speed relative to the first
-line.
+Each entry is the median in ms, ± half the distance of the quartiles, and in brackets the speed
+relative to the first line.
 
 ![Time against N](images/benchmark_time.svg)
 
@@ -97,7 +99,8 @@ Extra memory in MB.
 
 ## Error
 
-Error of the loss / of the features' gradients / of the scale's gradient, as far as they exist.
+Each entry is the error of the loss / of the features' gradients / of the scale's gradient, if these
+exist.
 
 {errors}
 
@@ -223,7 +226,7 @@ def _losses(results: Results) -> str:
     if not rows:
         return "None."
     return "\n".join(
-        ["| | N | what | cyclip_ext | the other |", "| --- | ---: | --- | ---: | ---: |", *rows]
+        ["| | N | quantity | cyclip_ext | other |", "| --- | ---: | --- | ---: | ---: |", *rows]
     )
 
 
@@ -268,7 +271,7 @@ class Error:
 
     @property
     def excess(self) -> float:
-        """The error relative to the bound, which is twice the dense error and one rounding."""
+        """The error relative to its bound: twice the dense error plus one rounding."""
         if math.isnan(self.ours):
             return math.inf
         if math.isnan(self.dense):

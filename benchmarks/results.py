@@ -27,7 +27,7 @@ def read(path: Path) -> list[Line]:
 
 
 def written(lines: Iterable[L], columns: Sequence[str], path: Path) -> Iterator[L]:
-    """Yield each line once it is in the file, so that an interrupted run loses none."""
+    """Yield each line once it is written to the file, so that an interrupted run loses no lines."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

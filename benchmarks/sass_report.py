@@ -3,11 +3,11 @@
 Compiles csrc/kernels/cuda/*.cu with the flags of setup.py and prints one line per kernel, with the
 figures of the architectures side by side. The exit status is 1 if a kernel
     - spills registers, has a stack frame, or loads or stores local memory
-    - has a TileShape for an arithmetic of the tensor cores and no such instruction
-    - does not fit a multiprocessor, as far as its shared memory is known
+    - has a TileShape for tensor-core arithmetic but no tensor-core instruction
+    - does not fit on a multiprocessor, if the size of its shared memory is known
     - spends more instructions on an entry than EPILOGUE_LIMITS allows
 
-`--check` prints only those.
+`--check` prints only such kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from build_support.toolchain import CudaToolkit, find_cuda  # isort: skip  (cubi
 
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 
-# Instructions of the tensor cores that each arithmetic of tile.cuh stands for.
+# The tensor-core instructions of each kind of arithmetic in tile.cuh.
 TENSOR_CORES = {
     "Bf16": r"HMMA\.16816.*BF16",
     "F16": r"HMMA\.16816\.F32(?!\.BF16)",
@@ -36,7 +36,7 @@ TENSOR_CORES = {
     "F64": r"DMMA",
 }
 
-# Instructions for each entry after the product, of the large tiles in bfloat16.
+# Limits of the instructions per entry after the product, for large tiles in bfloat16.
 EPILOGUE_LIMITS = {
     r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 18.0,
     r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 28.0,
@@ -57,22 +57,22 @@ PAGE = """# The CUDA kernels as compiled
 Written by `python -m benchmarks.sass_report --markdown docs/kernels.md` with nvcc {nvcc}: figures
 of the compiler and counts in its machine code. Nothing here was measured on a GPU.
 
-Where the architectures differ, figures are those of {architectures}.
+If the architectures differ, the figures are those of {architectures}.
 
-Shared memory is static + dynamic, in bytes. Blocks are those that one multiprocessor holds at a
-time, and occupancy is the share of its warps that they are. Instructions are counted as written,
-not as executed: a main loop counts once. "After the product" is executed: the instructions of a
-thread for each entry that it holds of a tile, from the end of the product on, on the shortest way,
-which is that of a tile inside the matrix and off its diagonal. `cp.async 16 B` and
-`global load 16 B` are the wide ones; "local" are loads and stores of local memory, which must be 0,
-as must stack and spills.
+Shared memory is static + dynamic, in bytes. "Blocks" is the number of blocks that fit on one
+multiprocessor, and occupancy is their share of its warps. Instructions are counted in the code, not
+as they are executed, so a main loop counts once. The exception is "after the product", which counts
+executed instructions: those of a thread after the product, per entry of the tile that the thread
+holds, on the shortest path, which a tile inside the matrix and off its diagonal takes.
+`cp.async 16 B` and `global load 16 B` are the accesses of that width. "local" are loads and stores
+of local memory; they must be 0, and so must stack and spills.
 
 {table}
 """
 
 
 def findings(kernel: Kernel) -> list[str]:
-    """Return what is wrong with a kernel, in words."""
+    """Return descriptions of the problems of a kernel."""
     found = []
     if kernel.spilled:
         found.append(f"spills {kernel.spilled} bytes of registers")
@@ -85,7 +85,7 @@ def findings(kernel: Kernel) -> list[str]:
         if f"TileShape<{arithmetic}," in kernel.name and not kernel.count(pattern):
             found.append(f"computes in {arithmetic} without an instruction like {pattern}")
     if _blocks(kernel) == 0:
-        found.append("does not fit a multiprocessor")
+        found.append("does not fit on a multiprocessor")
     per_entry = _after_product(kernel)
     for pattern, limit in EPILOGUE_LIMITS.items():
         if per_entry is not None and per_entry > limit and re.fullmatch(pattern, kernel.name):
@@ -144,7 +144,7 @@ def _or_unknown(value: int | None) -> str:
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Return a table with the first column to the left and numbers to the right."""
+    """Return a table with the first column aligned left and the numbers aligned right."""
     columns = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
 
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "100", "120"]
     )
-    parser.add_argument("--check", action="store_true", help="print only what is wrong")
+    parser.add_argument("--check", action="store_true", help="print only problems")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write docs/kernels.md there")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))
     options = parser.parse_args(arguments)

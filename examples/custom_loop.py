@@ -1,4 +1,4 @@
-"""The loss in a loop of your own: ten lines, no other part of the package."""
+"""The loss in your own training loop, without any other part of the package."""
 
 import torch
 

@@ -1,7 +1,7 @@
 """Evaluate a trained run and write a report that any browser shows.
 
-    python examples/evaluate.py               the newest run in logs/
-    python examples/evaluate.py logs/NAME     that run, or a checkpoint file
+    python examples/evaluate.py               evaluates the newest run in logs/
+    python examples/evaluate.py logs/NAME     evaluates this run, or a checkpoint file
 
 The report is written to the folder evaluation/ inside the run's folder. All options are those of
 `cyclip-eval run --help`; other models are evaluated with `cyclip-eval`.
@@ -20,7 +20,7 @@ def newest_run(folder: Path) -> Path:
     found = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
     if not found:
         sys.exit(
-            f"there is no trained run in {folder}; python examples/pretrain_cc3m.py trains one"
+            f"there is no trained run in {folder}; train one with python examples/pretrain_cc3m.py"
         )
     return found[-1].parent.parent
 

@@ -1,7 +1,7 @@
 """Pretrain CLIP-style towers with CyCLIP's losses, evaluate them, and write a report.
 
-    python examples/pretrain_cc3m.py                          emoji drawings, 5 minutes on 2 cores
-    python examples/pretrain_cc3m.py --compare --seeds 0 1 2  CLIP against CyCLIP and two more
+    python examples/pretrain_cc3m.py                          emoji images, 5 minutes on 2 cores
+    python examples/pretrain_cc3m.py --compare --seeds 0 1 2  CLIP, CyCLIP and two others
     python examples/pretrain_cc3m.py --train-data PATH        CC3M: tar shards, TSV or CSV
     python examples/pretrain_cc3m.py --resume logs/NAME       continue after Ctrl-C
     torchrun --nproc-per-node 2 examples/pretrain_cc3m.py     the same on two processes

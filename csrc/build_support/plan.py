@@ -92,7 +92,7 @@ class Plan:
         system = ["-isystem", str(self.torch.root / "include")]
         if self.cuda is not None:
             system += ["-isystem", str(self.cuda.home / "include")]
-        relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # the same messages from every build folder
+        relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # in messages, in every build folder
         cxx_flags = [*COMMON_FLAGS, *CXX_FLAGS, relative_names, *system]
         nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS, *system]
         if self._warnings_are_errors():

@@ -136,8 +136,8 @@ def _toolkit(home: Path) -> CudaToolkit | None:
 def _home_of(nvcc: str) -> Path:
     """Return the toolkit that an nvcc on PATH belongs to.
 
-    The command may be a link or a script that calls the real nvcc, so its folder may not be the toolkit's.
-    The dry run of nvcc prints the folder of the toolkit as `#$ TOP=...`.
+    The command may be a link or a script that calls the real nvcc, so its folder may not be the
+    toolkit's. The dry run of nvcc prints the folder of the toolkit as `#$ TOP=...`.
     """
     dry_run = _output_of(nvcc, "--dryrun", "-x", "cu", os.devnull) or ""
     top = re.search(r"^#\$ TOP=(.+)$", dry_run, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The command line of the studies: many trainings, one page."""
+"""The command line of the studies."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STUDIES = {
     "data-size": "fractions of the training pairs (Goel et al. 2022, figure 4)",
     "batch-temperature": "batch sizes at held temperatures (Chen et al. 2024)",
 }
-# Flags of a single run, and those of a study that replace them.
+# Flags of a single run, and the flags of a study that replace them.
 INSTEAD = {"seed": "--seeds", "name": "--folder", "logs_dir": "--folder", "resume": "--folder"}
-# Settings that a study varies, or that would change an objective under its name.
+# Settings that a study varies, or that would change the meaning of an objective's name.
 VARIED = {
     "reproduce": {
         *("lr", "logit_scale_fixed"),
@@ -35,15 +35,15 @@ VARIED = {
     "data-size": {"train_fraction", "loss", "hinge"},
     "batch-temperature": {"batch_size", "logit_scale_fixed"},
 }
-# Defaults of a study: nobody watches dozens of runs, and their last weights count.
+# Defaults of a study: its runs are not monitored, and only their last weights are used.
 UNWATCHED = {"tensorboard": False, "val_frequency": 10}
 
 
 def build_parser() -> ArgumentParser:
-    """Return the studies as subcommands, each with the settings of training beside its own."""
+    """Return the studies as subcommands, each with its own settings and those of training."""
     parser = ArgumentParser(
         prog="python examples/reproduce.py",
-        description="Trainings over seeds, some at a time, collected in tables and plots. Ctrl-C "
+        description="Train over several seeds and collect the results in tables and plots. Ctrl-C "
         "saves all states; the same command continues.",
     )
     commands = parser.add_subcommands(required=True, dest="study")
@@ -65,7 +65,7 @@ def build_parser() -> ArgumentParser:
             own.add_argument(
                 "--same-steps",
                 action="store_true",
-                help="smaller fractions for more epochs, so that all take the same steps",
+                help="train smaller fractions for more epochs, so that all take the same steps",
             )
         else:
             own.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256])
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # between trainings
         done = False
     if not done:
-        print("stopped, with all states saved; give the same command again to continue")
+        print("stopped, with all states saved; run the same command again to continue")
         return INTERRUPTED
     return 0
 
@@ -118,7 +118,7 @@ def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{study} varies {flag} itself; omit it")
     base = TrainConfig().updated({**UNWATCHED, **settings})
-    # Runs on one dataset must not be continued on another that "auto" stands for later.
+    # Resolve "auto", so that runs are not continued on another dataset that it means later.
     base = base.updated({"train_data": resolved(base.data.train_data)})
     folder = Path(own.pop("folder"))
     if study == "data-size":
@@ -130,7 +130,7 @@ def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
             f"reproduce takes the default data, emoji (pip install 'cyclip_ext[demo]'), got "
             f"{base.data.train_data}; for other data choose data-size or batch-temperature"
         )
-    mean_interval([0.0, 1.0])  # raises now, not after all trainings, if scipy is missing
+    mean_interval([0.0, 1.0])  # raises before all trainings if scipy is missing
     page = Path(own.pop("page"))
     found = reproduce(base, folder, **own)
     if found is None:

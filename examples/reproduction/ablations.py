@@ -1,8 +1,9 @@
-"""Objectives that are known to be worse, so that the reason for the better ones can be shown.
+"""Objectives that are known to be worse, for comparison with the better ones.
 
-Chen et al. 2024 (arXiv 2310.00927) regularize the positive pairs alone, and name regression of one
-tower on the other as a loss that does not lead to zero-shot transfer. Plain PyTorch: O(N d) needs
-no kernel. They also show how training takes a loss of your own: `run_training(objective=...)`.
+Chen et al. 2024 (arXiv 2310.00927) regularize only the positive pairs, and name regression of one
+tower on the other as a loss that does not lead to zero-shot transfer. The objectives are plain
+PyTorch, because they are O(N d). They also show how to train with your own loss:
+`run_training(objective=...)`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ABLATIONS = ("square", "both-sided", "negative-only")
 def make_ablation(
     name: str, config: TrainConfig, pairs: int, group: ProcessGroup | None = None
 ) -> Objective:
-    """Return the objective called `name`, of ABLATIONS; "" is the one that the settings name.
+    """Return the objective called `name` in ABLATIONS, or that of the settings if it is "".
 
     "square" replaces the loss. "both-sided" adds the mean cosine of negatives to the loss of the
     settings, with the weight of their margin; "negative-only" adds it in place of the margin.
@@ -71,8 +72,9 @@ class SquareLoss(nn.Module):
 class NegativesLoss(nn.Module):
     """Another loss plus weight times the mean cosine of negative pairs, as "negatives_loss".
 
-    L_neg = 1/(N (N-1)) sum_{i != j} S_ij, 0 for a lone pair. Beside the one-sided margin of the
-    same weight it makes the both-sided one: weight (1 - mean positive + mean negative cosine).
+    L_neg = 1/(N (N-1)) sum_{i != j} S_ij, or 0 for a single pair. Together with the one-sided
+    margin of the same weight it is the both-sided one:
+    weight (1 - mean positive + mean negative cosine).
     """
 
     def __init__(self, loss: nn.Module, weight: float, group: ProcessGroup | None = None) -> None:
@@ -89,7 +91,7 @@ class NegativesLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
     ) -> dict[str, Tensor]:
-        """Return the terms by name, whatever `output_dict` is."""
+        """Return the terms by name, independently of `output_dict`."""
         features = image_features, text_features
         terms: dict[str, Tensor] = self.loss(*features, logit_scale, logit_bias, output_dict=True)
         negatives = self.weight * mean_negative(*features, self.group)
@@ -112,7 +114,7 @@ def mean_negative(
 
 
 def sum_of_all(local: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Return the sum over the ranks of a group; without one, `local` itself.
+    """Return the sum over the ranks of a group, or `local` itself without a group.
 
     The gradient is multiplied by the number of ranks, which DistributedDataParallel's averaging
     divides out: the parameters get the gradient of the sum.

@@ -34,7 +34,7 @@ SCALE = Value("logit scale", "", "logit_scale", percent=False)
 class Claim:
     """That `value` of `first` is above (direction +1) or below (-1) that of `second`.
 
-    source: the paper that claims it, OURS if neither does.
+    source: the paper that makes the claim, or OURS if neither does.
     """
 
     text: str

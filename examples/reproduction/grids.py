@@ -18,7 +18,7 @@ from .reproduction_page import NAMES
 from .runs import Method, Result, over_seeds
 from .values import Value
 
-# The first of these that the runs have are shown; datasets of files have no classes.
+# The page shows the first of these that exist in the runs; file datasets have no classes.
 SHOWN = (
     *(c.SHIFTED, c.HELD_OUT, c.MARGIN, c.CONSISTENCY),
     Value("text to image R@1", "validation", "image_retrieval_recall@1"),
@@ -41,10 +41,10 @@ def data_size(
 ) -> bool:
     """Train on fractions of the data, as Goel et al. 2022 in figure 4: page and plot in `folder`.
 
-    Smaller fractions are parts of larger ones. objectives: of OBJECTIVES; those with a margin have
-    base's weight of it, or 0.1. same_steps: more epochs of smaller fractions, so that all take the
-    steps of the whole, but for the incomplete last batches; else all take the same epochs.
-    False after an interruption; the same call continues.
+    Smaller fractions are subsets of larger ones. objectives: names in OBJECTIVES; those with a
+    margin use the weight of `base`, or 0.1. same_steps: train smaller fractions for more epochs, so
+    that all take the same steps except for incomplete last batches; otherwise all take the same
+    epochs. Returns False after an interruption; the same call continues.
     """
     grid: Grid = {}
     for name in objectives:
@@ -76,10 +76,10 @@ def batch_and_temperature(
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 2,
 ) -> bool:
-    """Train at held temperatures with several batch sizes, which Chen et al. 2024 study.
+    """Train at fixed temperatures with several batch sizes, as Chen et al. 2024 do.
 
-    All take the same epochs and learning rate. Margins are measured in batches of one size, so that
-    they can be compared. scales: of the logits, 1 / temperature. Returns as data_size.
+    All runs have the same epochs and learning rate. Margins are measured in batches of one size, so
+    that they can be compared. scales: logit scales, 1 / temperature. Returns like data_size.
     """
     grid = {
         (f"batch {size}", scale): Method(base).updated(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` values. One value has neither deviation nor interval."""
+    """A mean over `count` values. A single value has neither deviation nor interval."""
 
     count: int
     mean: float
@@ -41,9 +41,9 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
 def paired_difference(
     first: Sequence[float], second: Sequence[float], confidence: float = 0.95
 ) -> Estimate:
-    """Estimate first - second seed by seed, so that effects of the seed (data, order) cancel.
+    """Estimate first - second for each seed, so that effects of the seed (data, order) cancel.
 
-    Raises what `mean_interval` raises, and ValueError if the lengths differ.
+    Raises the errors of `mean_interval`, and ValueError if the lengths differ.
     """
     if len(first) != len(second):
         raise ValueError(

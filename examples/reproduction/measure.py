@@ -23,7 +23,7 @@ from cyclip_ext.models.trained import load_trained
 from cyclip_ext.training.data import RunData
 from cyclip_ext.training.precision import autocast_for, choose_device, choose_precision
 
-Measures = dict[str, dict[str, float]]  # evaluation set -> name -> value
+Measures = dict[str, dict[str, float]]  # evaluation dataset -> name -> value
 
 SETS = ("validation", "shifted", "heldout_shifted")
 BATCH = 128  # of the margins, the default batch of training
@@ -31,11 +31,11 @@ QUANTILES = 101  # of the margins, from the smallest to the largest: enough to d
 
 
 def measure(folder: Path, data: RunData) -> Measures:
-    """Of a trained run's last weights; nothing where its data have no classes.
+    """Return the measures of a trained run's last weights; none if its data have no classes.
 
-    Per set: prompt_geometry's names, negative_cosine, consistency@1, 3, 5, 10 (sets of trained
-    classes), fine_acc1 and coarse_acc1 by subgroup, effective_rank_image and _text, margin_... of
-    images against the prompts of batches of 128, and margin_quantile/000 to /100.
+    Each dataset has the metrics of prompt_geometry, negative_cosine, consistency@1, 3, 5, 10
+    (datasets of trained classes), fine_acc1 and coarse_acc1 by subgroup, effective_rank_image and
+    _text, margin_... of images and the prompts of batches of 128, and margin_quantile/000 to /100.
     """
     if data.splits is None:
         return {}

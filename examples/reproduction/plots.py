@@ -41,7 +41,7 @@ def plot_lines(
             axes.minorticks_off()
         axes.set_xticks(positions, [f"{x:g}" for x in positions])
         plain(axes)
-    for axes in list(panels):  # an odd number leaves one place empty
+    for axes in list(panels):  # an odd number of panels leaves one position empty
         axes.set_visible(False)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

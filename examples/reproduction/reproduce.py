@@ -1,9 +1,9 @@
 """Ten objectives on the default data over seeds, and the margin's weight over temperatures.
 
-Three stages, each a list of trainings: settings are chosen on the validation vendor's drawings
-with a seed of their own; the objectives are then trained with three others; and CLIP with its
-temperature held is trained with several weights of the margin. Nothing is chosen by what is
-reported: shifted vendors and held-out concepts.
+There are three stages, each a list of trainings. The first chooses settings on the validation
+vendor's images, with a separate seed. The second trains the objectives with three other seeds. The
+third trains CLIP at a fixed temperature with several weights of the margin. No choice uses the
+reported data: shifted vendors and held-out concepts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 CYCLE_WEIGHTS = (0.1, 0.25, 0.5)
 MARGIN_WEIGHTS = (0.03, 0.1, 0.3)
-# For the square loss, times the others' learning rate: its gradient has no factor of temperature.
+# The square loss's learning rate relative to the others': its gradient lacks the factor 1/T.
 SQUARE_RATES = (0.1, 1.0)
 
 SWEEP_SCALES = (10.0, 30.0, 100.0)  # 1 / temperature
@@ -30,7 +30,7 @@ SWEEP_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 
 MAX_SCALE = 100.0
 
-# Name -> settings besides the weight that is chosen; in the order of the tables.
+# Name -> settings besides the chosen weight, in the order of the tables.
 OBJECTIVES: dict[str, dict[str, object]] = {
     "clip": {"loss": "clip"},
     "clip-scale-100": {"loss": "clip", "logit_scale_fixed": MAX_SCALE},
@@ -54,7 +54,7 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "square": {"loss": "clip", "ablation": "square"},
 }
 
-# Objective -> the settings that get the chosen value, and its candidates.
+# Objective -> the settings to which the chosen value applies, and the candidates.
 TUNED: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "c-cyclip": (("cross_modal",), CYCLE_WEIGHTS),
     "i-cyclip": (("in_modal",), CYCLE_WEIGHTS),
@@ -68,7 +68,7 @@ TUNED: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting and the score of each candidate: top-1 on the validation vendor's drawings."""
+    """A setting and the score of each candidate: top-1 on the validation vendor's images."""
 
     objective: str
     setting: str
@@ -76,7 +76,7 @@ class Choice:
 
     @property
     def value(self) -> float:
-        """The best candidate, the first one of equal ones."""
+        """The best candidate, or the first of several equal ones."""
         return max(self.scores, key=lambda candidate: self.scores[candidate])
 
 
@@ -92,7 +92,7 @@ class Reproduction:
 def reproduce(
     base: TrainConfig, folder: Path, *, seeds: Sequence[int] = SEEDS, jobs: int = 2
 ) -> Reproduction | None:
-    """Train what is missing in `folder`; None after an interruption, the same call continues.
+    """Train the missing runs in `folder`; None after an interruption, the same call continues.
 
     base: the settings that all runs share: data, model, epochs. jobs: trainings at a time.
     """
@@ -122,7 +122,7 @@ def _choose(
 ) -> tuple[tuple[Choice, ...], dict[str, Method]] | None:
     """Choose the learning rate of all objectives, then each one's weight."""
     base = base.updated({"seed": SELECTION_SEED})
-    # One rate for all, so that objectives are compared and not rates.
+    # All objectives share one rate, so that the comparison is not one of rates.
     rates = {
         (name, rate): _settings(base, name).updated({"lr": rate})
         for rate in LEARNING_RATES
@@ -149,7 +149,7 @@ def _choose(
     if scores is None:
         return None
     choices = [rate, *_choices(scores)]
-    # On top of the cycle weights that were chosen without it.
+    # In addition to the cycle weights that were chosen without the margin.
     cycle = next(choice.value for choice in choices if choice.objective == "cyclip")
     both = _settings(base, "cyclip-margin").updated({"in_modal": cycle, "cross_modal": cycle})
     margins = {
@@ -176,7 +176,7 @@ def _settings(base: Method, objective: str) -> Method:
 def _scores(
     candidates: Mapping[tuple[str, float], Method], setting: str, folder: Path, jobs: int
 ) -> dict[tuple[str, float], float] | None:
-    """Return top-1 on the validation vendor's drawings of trained concepts."""
+    """Return top-1 on the validation vendor's images of trained concepts."""
     names = {key: f"select-{key[0]}-{setting}-{key[1]:g}" for key in candidates}
     runs = [Run(names[key], method) for key, method in candidates.items()]
     results = complete(runs, folder, jobs)

@@ -42,8 +42,8 @@ def write_reproduction(
 ) -> None:
     """Write the page and its plots. All sentences follow from the numbers by rule.
 
-    The exception is a section "Reading", which a person writes: it is copied from the existing
-    page. settings: of training, besides the study's own; the page lists them.
+    The exception is the section "Reading", which is written by hand and copied from the existing
+    page. settings: the settings of training besides those of the study; the page lists them.
     """
     reading = existing_section(path, READING)
     runs = found.objectives
@@ -91,7 +91,7 @@ def _opening(found: Reproduction, seeds: Sequence[str], settings: Mapping[str, o
 
 
 def _trained(found: Reproduction) -> int:
-    """Count the models: two objectives choose the learning rate, one each of the weights."""
+    """Count the models: two objectives choose the learning rate, one chooses each weight."""
     chosen = sum(len(choice.scores) * (1 + (choice.objective == "all")) for choice in found.choices)
     stages = (found.objectives, found.sweep)
     return chosen + sum(len(runs) for stage in stages for runs in stage.values())

@@ -1,4 +1,4 @@
-"""Complete many trainings on one machine, some at a time."""
+"""Complete many trainings on one machine, some of them concurrently."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SETTINGS = "study.json"  # the task of a run's worker
 MEASURES = "measures.json"  # written last by the worker
 OUTPUT = "output.txt"
 WORKER = "reproduction.worker"
-# Imports what this process imports, whatever lies in the current directory.
+# Uses the import path of this process, independently of the current directory.
 START = "import runpy, sys; sys.path[:] = {!r}; runpy.run_module({!r}, run_name='__main__')"
 
-# A single run that is resumed may change these, since its checkpoint has a fingerprint of the data;
-# a complete run of a study has no checkpoint any more.
+# A resumed single run may change these, because its checkpoint has a fingerprint of the data; the
+# checkpoints of a study's complete runs are deleted.
 DECISIVE_HERE = {entry.name for entry in fields(DataConfig)} - {"workers", "max_skipped"}
 
 Result = dict[str, Any]  # the content of result.json, with "measures" beside it
@@ -43,7 +43,7 @@ class Method:
     ablation: str = ""
 
     def updated(self, values: Mapping[str, object]) -> Method:
-        """Return a copy with other values for the settings named; "ablation" is one of them."""
+        """Return a copy with new values for the given settings, of which "ablation" is one."""
         settings = dict(values)
         ablation = str(settings.pop("ablation", self.ablation))
         return Method(self.config.updated(settings), ablation)
@@ -73,13 +73,13 @@ class RunFailed(RuntimeError):
 def complete(runs: Sequence[Run], folder: Path, jobs: int) -> dict[str, Result] | None:
     """Train the runs that are not complete yet, and return the results of all by name.
 
-    jobs: trainings at a time, each in a process of its own with its share of the processors.
-    After Ctrl-C or SIGTERM the trainings save their state, and None is returned; the same call
-    continues. The same happens if this process is killed. A run that two studies share, in one
-    folder, is trained once.
+    jobs: number of concurrent trainings, each in a process of its own with its share of the
+    processors. After Ctrl-C or SIGTERM the trainings save their state, and None is returned; the
+    same call continues. The trainings also save their state if this process is killed. A run that
+    two studies share, in one folder, is trained once.
 
-    Raises ValueError for jobs below 1 and if the folder holds a run of that name with other
-    settings, RunFailed if a training fails; the others are stopped then, with their state saved.
+    Raises ValueError if jobs is below 1 or the folder contains a run of that name with other
+    settings, and RunFailed if a training fails. The others then save their state and stop.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -115,8 +115,8 @@ def over_seeds(
 ) -> dict[str, list[Result]] | None:
     """Train each method with each seed; results by name, in the order of seeds. See `complete`.
 
-    Seed by seed, so that the runs that are complete after an interruption can be compared.
-    Raises ValueError if a seed is repeated or there is none.
+    Completes all methods for one seed before the next, so that results can be compared after an
+    interruption. Raises ValueError if seeds are repeated or empty.
     """
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
@@ -158,7 +158,7 @@ def _require_same(method: Method, found: dict[str, Any], folder: Path) -> None:
 
 
 def write_measures(folder: Path, measures: Measures) -> None:
-    """Write the last file of a run: with it the run is complete."""
+    """Write the last file of a run, which marks the run as complete."""
     write_atomic(folder / MEASURES, json.dumps(measures) + "\n")
 
 
@@ -209,7 +209,7 @@ def _summary(folder: Path) -> str:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Make them save and end, and wait for it."""
+    """Make the processes save their state and end, and wait for them."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     for process in processes:

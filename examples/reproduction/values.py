@@ -1,4 +1,4 @@
-"""Numbers of runs by their place in the results, and the table cells of several runs."""
+"""Numbers of runs by their position in the results, and the table cells of several runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Value:
         return 100 * value if self.percent else value
 
     def has(self, run: Result) -> bool:
-        """Return whether a run has it: datasets of files have no classes."""
+        """Return whether a run has this value; file datasets have no classes."""
         own = run["metrics"].get(self.dataset, {}) | run["measures"].get(self.dataset, {})
         return self.name in (own if self.dataset else run)
 
@@ -74,7 +74,7 @@ def verdict(differences: Sequence[float], direction: int) -> str:
 
     "shown": the 95% t interval is on the claimed side of zero. "every seed": all have the sign, and
     the interval contains zero. "opposite": the interval is on the other side. "not shown": neither.
-    One seed is "not shown".
+    A single seed is "not shown".
     """
     signed = [direction * difference for difference in differences]
     interval = mean_interval(signed).interval

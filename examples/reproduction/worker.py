@@ -25,9 +25,9 @@ from .runs import MEASURES, OUTPUT, SETTINGS, Method, write_measures
 def main(folder: Path) -> int:
     """Train with the folder's settings, from its last checkpoint on, and measure.
 
-    The weights are deleted then: a study has dozens of runs and uses their numbers alone. When the
-    standard input ends, because the study's process has ended, the state is saved and the training
-    stops. A folder belongs to one process at a time: another one waits.
+    The weights are deleted afterwards: a study has dozens of runs and uses only their numbers. When
+    the standard input is closed, because the study's process has ended, the training saves its
+    state and stops. Only one process at a time uses a folder; another one waits.
     """
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     with (folder / OUTPUT).open("ab") as lock:

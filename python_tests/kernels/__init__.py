@@ -1,29 +1,29 @@
-"""Tests of the CUDA kernels, under emulation and, if there is one, on a GPU.
+"""Tests of the CUDA kernels, under emulation and on a GPU if there is one.
 
 Shared by the tests:
-    conftest.py          the fixture `device`: every test runs on each
+    conftest.py          the fixture `device`: every test runs on each device
     devices.py           an operator call on a device, CPU tensors in and out
     emulation.py         builds and imports the emulated kernels (csrc/emulation)
-    cases.py             precisions, shapes, and features as they lie in memory
-    bounds.py            how far rounding may carry each result, to first order
+    cases.py             precisions, shapes, and layouts of features in memory
+    bounds.py            first-order bounds of the rounding error of each result
     device_losses.py     the losses on top of a device's operators, with autograd
 
     test_devices.py           the two devices themselves: arguments and results of every operator
     test_row_norms.py         norms against the float64 truth
     test_pair_statistics.py   values and gradients against the float64 truth
-    test_sigmoid.py           the same of the sigmoid loss
+    test_sigmoid.py           the same for the sigmoid loss
     test_cycle.py             both routes of the cycle terms
     test_retrieval.py         ranks and top-k, exactly
     test_accuracy.py          error at most twice that of dense PyTorch in the same precision
-    test_layouts.py           pitch, alignment, panels, tile sizes; nothing is read beside
+    test_layouts.py           pitch, alignment, panels, tile sizes; no reads out of bounds
     test_policies.py          NaN, infinity, bad scales, zero rows, N = 1
-    test_streams.py           other streams, CUDA graphs, two devices; on a GPU alone
+    test_streams.py           other streams, CUDA graphs, two devices; only on a GPU
     test_orders.py            the same bits in every run and in every order of the threads
 
 The first test that needs the emulated kernels builds them with cmake, unless CYCLIP_EMULATION_DIR
 names a folder that contains them. Without cmake or pybind11 the emulated tests are skipped; with
-CYCLIP_REQUIRE_EMULATION=1 they fail. CYCLIP_EMULATE_LARGE_TILES=1 forces 128 x 128 tiles, which
-devices use from N = 1,409 on, onto all shapes.
+CYCLIP_REQUIRE_EMULATION=1 they fail. CYCLIP_EMULATE_LARGE_TILES=1 forces 128 x 128 tiles for all
+shapes; devices use them from N = 1,409 on.
 
 The folder is not called `cuda`, because torch imports a package of that name. Tests of the formulas
 and of the CPU operators are in `losses/`.

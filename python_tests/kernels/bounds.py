@@ -1,9 +1,9 @@
 """First-order bounds of the absolute rounding error of each entry of a result.
 
 All bounds follow from the errors of one cosine and of an operand of a product. They are tight
-enough to show a single missing or misplaced term in every precision, and do not depend on the order
-of a kernel's sums. Feature gradients and their errors are multiplied by the norms of their rows, as
-in losses/test_accuracy.py.
+enough to detect a single missing or misplaced term in every precision, and do not depend on the
+order of a kernel's sums. Feature gradients and their errors are multiplied by the norms of their
+rows, as in losses/test_accuracy.py.
 """
 
 from __future__ import annotations

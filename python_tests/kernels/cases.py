@@ -1,4 +1,4 @@
-"""Precisions, shapes, and features as they lie in memory."""
+"""Precisions, shapes, and layouts of features in memory."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def rectangle(
     return image[:n], text[:m]
 
 
-# Elements of NaN to the left and right of the rows: aligned or not, in address and in pitch.
+# Numbers of NaN elements to the left and right of the rows, for several alignments and pitches.
 SURROUNDINGS = [(8, 8), (0, 1), (1, 0), (1, 7), (3, 2)]
 
 
 def surrounded(features: Tensor, left: int, right: int) -> Tensor:
-    """Return the same rows amid NaN, `left` elements behind an aligned address."""
+    """Return the same rows surrounded by NaN, `left` elements after an aligned address."""
     n, d = features.shape
     whole = torch.full((n + 2, left + d + right), torch.nan, dtype=features.dtype)
     whole[1:-1, left : left + d] = features

@@ -1,4 +1,4 @@
-"""The fixture `device`: every test of a kernel runs on each."""
+"""The fixture `device`: every test of a kernel runs on each device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses on top of a device's operators, with autograd, as cyclip_ext.functional has them."""
+"""The losses of cyclip_ext.functional on top of a device's operators, with autograd."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def device_losses(device: Device, allow_tf32: bool) -> dict[str, Loss]:
                 plus, minus, cross = outputs
                 both, difference = (plus * minus).sum(), (cross * cross.T).sum()
                 outputs = (both + difference) / 2, (both - difference) / 2
-            # The other takes part with weight zero: of one pair only the first can show NaN.
+            # The other result has weight zero: for a single pair only the first can be NaN.
             total = outputs[term] + 0 * outputs[1 - term]
             return (total / image.shape[0]).to(_result_dtype(image))
 

@@ -16,16 +16,16 @@ from torch import Tensor
 
 Device = Callable[..., tuple[Tensor, ...]]
 
-# numpy has no bfloat16: 16-bit features travel as their bits.
+# numpy lacks bfloat16, so 16-bit features are passed as their bits.
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
 
 
-# Forces 128 x 128 tiles onto the small problems of these tests, unless a test chooses by itself.
+# Forces 128 x 128 tiles for the small problems of these tests, unless a test sets the limit itself.
 LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" else None
 
 
 class Emulated:
-    """The operators by csrc/emulation; `order` is that of the threads."""
+    """The operators executed by csrc/emulation; `order` is the order of the threads."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -54,7 +54,7 @@ class Emulated:
 
 
 class Cuda:
-    """torch.ops.cyclip_ext on the GPU, which has one order and chooses panels and tiles itself."""
+    """torch.ops.cyclip_ext on the GPU, which chooses the order, the panels and the tiles itself."""
 
     def __call__(
         self,
@@ -66,7 +66,7 @@ class Cuda:
     ) -> tuple[Tensor, ...]:
         call = getattr(torch.ops.cyclip_ext, operator).default
         takes = [argument.name for argument in call._schema.arguments]
-        if "dots" in takes:  # a GPU keeps none
+        if "dots" in takes:  # a GPU stores none
             place = takes.index("dots")
             arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
         precision = {"allow_tf32": allow_tf32, "allow_bf16": False, "needs_hardest": needs_hardest}
@@ -90,7 +90,7 @@ def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def _to_cuda(argument: Any) -> Any:
-    """With all of its storage, so that pitch, alignment and surroundings stay as they are."""
+    """Copy the whole storage, so that pitch, alignment and surrounding memory stay the same."""
     if not isinstance(argument, Tensor):
         return argument
     storage = torch.empty(0, dtype=argument.dtype).set_(argument.detach().untyped_storage())

@@ -27,7 +27,7 @@ def emulation() -> ModuleType:
 
 
 def _build() -> Path:
-    """Build with cmake and return the build folder."""
+    """Build the kernels with cmake and return the build folder."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     missing += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
     missing += [] if (ROOT / "CMakeLists.txt").exists() else ["the sources beside the tests"]

@@ -1,7 +1,7 @@
 """The promise of docs/losses.md: at most twice the error of dense PyTorch in the same precision.
 
-The rule, its grants and the hard inputs are those of losses/test_accuracy.py; here the losses stand
-on the operators of a device. Dense code in TF32 is float32 code whose matrix products, forward and
+The rule, its allowances and the hard inputs are those of losses/test_accuracy.py; here the losses
+use the operators of a device. Dense code in TF32 is float32 code whose matrix products, forward and
 backward, round their operands.
 """
 
@@ -34,13 +34,13 @@ TERMS = {
 
 
 def _round_to_tf32(x: Tensor) -> Tensor:
-    """To 10 bits of mantissa, ties away from zero."""
+    """Round to 10 bits of mantissa, ties away from zero."""
     bits = x.float().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 class _Tf32Product(torch.autograd.Function):
-    """a b' of rounded operands."""
+    """Compute a b' with rounded operands."""
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor) -> Tensor:

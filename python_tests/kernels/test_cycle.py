@@ -82,7 +82,7 @@ def check_grams(
         (plus, minus, minus),
         strict=True,
     ):
-        bound = error.T @ (b.abs() + error) + a.abs().T @ error  # also where a and b vanish
+        bound = error.T @ (b.abs() + error) + a.abs().T @ error  # also if a and b vanish
         bound += bounds.product(a.T, b.T, precision, 0.0)
         bounds.assert_within(mine, true.detach(), bound, name)
 
@@ -171,7 +171,7 @@ def test_deflated_grams_in_chunks(
     check_grams(emulated, *case, precision, cross_grad, **options)
 
 
-# The Gram route is for n >= 2d, but right for all.
+# The Gram route is intended for n >= 2d, but correct for all sizes.
 @pytest.mark.parametrize(
     ("check", "n", "d"),
     [(check_direct, *LARGE[0][1:]), (check_grams, 129, 513), (check_grams, 513, 130)],

@@ -1,4 +1,4 @@
-"""The two devices themselves, which the other tests trust."""
+"""Tests of the two devices themselves, on which the other tests rely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .test_orders import OPERATORS, calls
 @pytest.mark.parametrize("allow_tf32", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_cuda_calls(operator: str, allow_tf32: bool) -> None:
-    """Without a GPU, the CPU operators check the arguments: they have the same schemas."""
+    """Without a GPU, the CPU operators check the arguments, because their schemas are the same."""
     arguments = calls(9, 12, 4, torch.float32)[operator]
     with mock.patch.object(devices, "_to_cuda", lambda argument: argument):
         outputs = Cuda()(operator, *arguments, allow_tf32=allow_tf32, panel_bytes=0, large_tiles=1)

@@ -1,4 +1,4 @@
-"""Pitch, alignment, panels and tile sizes; and nothing beside the features is read or written."""
+"""Pitch, alignment, panels and tile sizes; no memory outside the features is accessed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520)])
 def test_batch_that_takes_large_tiles(device: Device, n: int, d: int, precision: Precision) -> None:
-    """From N = 1,409 on, a device chooses 128 x 128 tiles by itself."""
+    """From N = 1,409 on, a device chooses 128 x 128 tiles automatically."""
     emulated = isinstance(device, Emulated)
     if emulated and (precision.dtype == torch.float64 or (d > 72 and str(precision) != "bfloat16")):
         pytest.skip("takes a minute under emulation; float64 has no large tiles")
@@ -86,7 +86,7 @@ def test_batch_that_takes_large_tiles(device: Device, n: int, d: int, precision:
 
 @pytest.mark.parametrize(("n", "m", "d"), [(5, 3, 7), (77, 130, 72), (129, 257, 40)])
 def test_large_tiles(emulated: Emulated, n: int, m: int, d: int, precision: Precision) -> None:
-    """Small problems do not get the 128 x 128 tile by themselves."""
+    """Small problems do not use the 128 x 128 tile automatically."""
     image, text = rectangle("random", n, m, d, precision.dtype)
     check(emulated, image, text, 14.3, 3, precision, large_tiles=1)
     check_sigmoid(emulated, image, text, 14.3, -5.0, 3, precision, large_tiles=1)

@@ -1,7 +1,7 @@
 """The same bits in every run and in every order of the threads.
 
-A missing barrier gives other numbers, or NaN of unwritten shared memory, in some order; a sum
-without a fixed order gives other bits.
+A missing barrier changes the numbers in some order, or returns NaN from unwritten shared memory. A
+sum without a fixed order changes the bits.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def bits(outputs: tuple[Tensor, ...]) -> list[bytes]:
 def test_orders(
     emulated: Emulated, operator: str, precision: Precision, large_tiles: int | None
 ) -> None:
-    """A missing barrier or a sum without a fixed order shows in another order of the threads."""
+    """Another order of threads reveals a missing barrier or a sum without a fixed order."""
     for shape in SHAPES:
         arguments = calls(*shape, precision.dtype)[operator]
         options = {"allow_tf32": precision.allow_tf32, "large_tiles": large_tiles}

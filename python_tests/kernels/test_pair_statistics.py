@@ -104,7 +104,7 @@ def check_backward(
     with mock.patch.object(reference, "similarity", return_value=sim):
         outputs = truth.pair_statistics(image, text, as_double(scale), offset)[:5]
     magnitudes = []
-    for used in (0, 1), (2, 3, 4):  # apart, because the two could cancel
+    for used in (0, 1), (2, 3, 4):  # separately, because the two could cancel
         grads = [g.abs() if i in used else 0 * g for i, g in enumerate(upstream)]
         magnitudes.append(torch.autograd.grad(outputs, sim, grads, retain_graph=True)[0].abs())
     of_softmax, magnitude = magnitudes[0], sum(magnitudes)
@@ -165,7 +165,7 @@ def test_spread_within_a_tile(device: Device, scale: float, precision: Precision
 
 
 def test_without_hardest(device: Device, precision: Precision) -> None:
-    """The hardest negatives are optional, and nothing else depends on them."""
+    """The hardest negatives are optional, and other results do not depend on them."""
     image, text = rectangle("random", 140, 70, 24, precision.dtype)
     for scale in 14.3, -14.3:
         arguments = image, text, as_double(scale), -30
@@ -213,7 +213,7 @@ def test_negative_scale(device: Device, precision: Precision) -> None:
 
 @pytest.mark.parametrize(("n", "m", "offset"), [(40, 70, 0), (140, 70, -30)])
 def test_ties(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
-    """The first of equal cosines counts, within a tile and between tiles."""
+    """The first of several equal cosines counts, within a tile and between tiles."""
     image, text = rectangle("ties", n, m, 24, precision.dtype)
     exact = truth.pair_statistics(image.double(), text.double(), 14.3, offset)
     ours = truth.PairStatistics(

@@ -1,4 +1,4 @@
-"""The promises about streams, CUDA graphs and devices, which only a GPU can test."""
+"""Tests of streams, CUDA graphs and devices, which require a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_another_stream(name: str, n: int, precision: Precision) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # the features are not there before it ends
+        torch.cuda._sleep(50_000_000)  # the features are not available before it ends
         outputs = step(name, [t.clone().requires_grad_() for t in source])
     stream.synchronize()
     assert on_host(outputs) == expected
@@ -60,7 +60,7 @@ def test_another_stream(name: str, n: int, precision: Precision) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_graph_replayed_with_other_features(name: str, n: int, precision: Precision) -> None:
-    """A captured call must not bake in anything that it read from the device."""
+    """A captured call must not depend on values read from the device during capture."""
     static, others = leaves(n, precision, 0), leaves(n, precision, 1)
     expected = on_host(step(name, others))
     stream = torch.cuda.Stream()
