@@ -63,7 +63,7 @@ PRECISIONS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; `deadline` is in seconds since the epoch."""
+    """Selection of measurements; `deadline` is in seconds since the epoch."""
 
     device: str
     precisions: tuple[Precision, ...]

@@ -18,7 +18,7 @@ _RESERVED_SHARED = 1024  # bytes of every block, for the driver
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one multiprocessor of an architecture holds."""
+    """Resources of one multiprocessor of an architecture."""
 
     warps: int
     blocks: int

@@ -69,7 +69,7 @@ def tar_index(shards: Sequence[Path]) -> Columns:
         "\n".join(names),
         state,
         lambda _: _build(shards),
-        # What cannot be read now may be readable next time, without a new time of change.
+        # An unreadable shard may become readable without a new time of change.
         store=lambda columns: _UNREADABLE not in columns.meta["skipped"],
     )
 

@@ -36,7 +36,7 @@ _EXIT_STATUS = (
     "Exit status: 0 if the report is written; 2 if model, data or options cannot be used, or the "
     "report cannot be written; 130 after Ctrl-C."
 )
-_READ_OPTIONS = {  # fields of ReadOptions, which apply to those datasets that know them
+_READ_OPTIONS = {  # fields of ReadOptions; each applies to some kinds of datasets
     "split": "of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of "
     "--train-data train",
     "images": "folder of the images of tables and caption files",

@@ -220,8 +220,8 @@ def norms_of_batches(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def kept_running_statistics(model: nn.Module) -> Iterator[None]:
     """Restore the running statistics of the model on exit."""
-    # Inside the block the layers work on copies. Writing old values back would tell autograd that
-    # tensors which other graphs hold have changed.
+    # Inside the block the layers use copies of the statistics. Restoring values in place would
+    # change the version of tensors that other graphs have saved, and autograd would raise.
     originals: list[tuple[nn.Module, str, Any]] = []
     for module in norms_of_batches(model).values():
         for name in _BUFFERS:

@@ -31,7 +31,7 @@ QUANTILES = 101  # of the margins, from the smallest to the largest: enough to d
 
 
 def measure(folder: Path, data: RunData) -> Measures:
-    """Of a trained run's last weights; nothing where its data have no classes.
+    """Measure the last weights of a trained run; return nothing if its data have no classes.
 
     Per set: prompt_geometry's names, negative_cosine, consistency@1, 3, 5, 10 (sets of trained
     classes), fine_acc1 and coarse_acc1 by subgroup, effective_rank_image and _text, margin_... of

@@ -133,7 +133,7 @@ def test_poisoned_statistics(device: Device, precision: Precision) -> None:
     stats = truth.PairStatistics(
         *device("pair_statistics", image, text, as_double(5.0), 0, allow_tf32=precision.allow_tf32)
     )
-    bad, others = torch.arange(6) == 2, torch.arange(70) != 2  # its positive is no negative
+    bad, others = torch.arange(6) == 2, torch.arange(70) != 2  # its positive is not a negative
     assert torch.equal(stats.row_lse.isnan(), bad)
     assert torch.equal(stats.row_hardest.isnan(), bad)
     assert torch.equal(stats.positive.isnan(), bad)

@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-// gram += the parts of a product in float32, each [d, d]. Of a symmetric one only the lower half is read.
+// gram += the parts of a product in float32, each [d, d]. If it is symmetric, only the lower half is read.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     add_gram_parts_kernel(const float* parts, int64_t count, int64_t d, bool is_symmetric, bool is_first,
                           double* gram) {
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   for (int r = 0; r < kDirections; ++r) {
     const double of_cols = warp_sum(left[r]), of_rows = warp_sum(right[r]);
     if (lane > 0) continue;
-    // Of a symmetric gradient, those of g + g'.
+    // If the product is symmetric, the gradient is that of g + g'.
     sides.left[r * d + line] = is_symmetric ? of_cols + of_rows : of_cols;
     sides.right[r * d + line] = is_symmetric ? of_cols + of_rows : of_rows;
   }

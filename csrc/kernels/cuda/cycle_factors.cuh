@@ -65,7 +65,7 @@ Error with_element(ElementType type, const F& f) {
 }
 
 // Fills P and M of the rows from `begin`, as many as they have, and these rows' norms. Work is double, or
-// float, where the features are no double.
+// float if the features are not double.
 template <typename Work>
 Error launch_cycle_factors_forward(const CycleFeatures& features, int64_t begin, const CycleFactors<Work>& factors,
                                    const Context& context);

@@ -9,7 +9,7 @@ namespace cyclip::cuda {
 
 namespace {
 
-// Adds up the parts of a matrix, each [d, d], in order. Of a symmetric one only the lower half is read.
+// Adds up the parts of a matrix, each [d, d], in order. If it is symmetric, only the lower half is read.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_gram_forward_kernel(const double* parts, int64_t count, int64_t d, bool symmetric, double* gram) {
   const int64_t entry = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

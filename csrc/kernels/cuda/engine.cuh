@@ -1,6 +1,6 @@
 // The tile engine: a block multiplies the lines of two operands, kRows x kCols of them, over a range of
-// depth. Copies run kStages - 1 stages ahead of the arithmetic. What becomes of the tile is up to the
-// kernel, which holds it in registers (see Place for which entry is where).
+// depth. Copies run kStages - 1 stages ahead of the arithmetic. The kernel that uses the engine
+// processes the tile, which stays in registers (Place has the position of each entry).
 
 #pragma once
 

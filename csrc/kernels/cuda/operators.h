@@ -1,6 +1,6 @@
-// The operators of torch.ops.cyclip_ext on the GPU, without torch: raw device pointers and sizes in,
-// a sequence of kernel launches out. What each of them computes: docs/losses.md, docs/gradients.md,
-// docs/cycle.md. This header is all that csrc/ops/cuda and the emulator's Python module include.
+// The operators of torch.ops.cyclip_ext on the GPU, without torch: each takes raw device
+// pointers and sizes and launches a sequence of kernels. docs/losses.md, docs/gradients.md and docs/cycle.md
+// define the results. This header is all that csrc/ops/cuda and the emulator's Python module include.
 //
 // Nothing here waits for the device, reads from it, or allocates except through the Workspace: a call can
 // be captured in a CUDA graph. Sizes may be odd; arguments have been checked by the caller: rows and d are

@@ -87,8 +87,8 @@ struct Scalar {
   }
 };
 
-// Scratch memory of torch's caching allocator. What is freed here while kernels still use it goes only to
-// work that the same stream does after them.
+// Scratch memory of torch's caching allocator. Memory that is freed while kernels use it is only
+// reused by later work on the same stream.
 class TorchWorkspace : public Workspace {
  public:
   explicit TorchWorkspace(const Tensor& features) : features_(features) {}
