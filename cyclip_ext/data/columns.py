@@ -191,12 +191,15 @@ def cached(
 
 
 def file_state(path: Path) -> list[int] | None:
-    """Return [size, time of change in ns] of a file, None if it is not there."""
+    """Return [size, times of change in ns] of a file, None if it is not there.
+
+    The time of the content can be set, as unpacking an archive does; that of the status cannot.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _places(folder: Path, name: str) -> list[Path]:

@@ -207,10 +207,14 @@ class DelimitedRows:
         for number, line in lines:
             if "\r" in line:  # rows of another system, appended
                 parts = list(filter(str.strip, line.split("\r")))
-                if all(map(self._is_row, parts)):
+                if all(map(self._is_row, parts)) or self._are_rows(parts):
                     yield from ((number, part) for part in parts)
                     continue
             yield number, line
+
+    def _are_rows(self, parts: list[str]) -> bool:
+        """Whether most parts begin with a row, although some of them have commas or quotes."""
+        return 2 * sum(self._ends_field([parts[0], part]) for part in parts[1:]) > len(parts) - 1
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():
