@@ -2,7 +2,7 @@
 
     from cyclip_ext import CyCLIPLoss
 
-| module | what lives there |
+| module | contents |
 | --- | --- |
 | `losses`, `functional` | the public losses, as modules and as functions |
 | `_inputs`, `_dispatch`, `_terms` | their arguments, options and terms; which implementation runs |
@@ -10,10 +10,10 @@
 | `ops` | the native operators: loading, shapes, derivatives |
 | `distributed` | the losses of a batch that is spread over processes |
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
-| `info` | `python -m cyclip_ext.info`: what is installed and usable |
+| `info` | `python -m cyclip_ext.info`: a report on the installation |
 | `_torch_compat` | every use of an undocumented name of torch |
 | `data`, `models`, `training` | the pretraining loop |
-| `evaluation` | what a model can do, what its embeddings look like; for any model |
+| `evaluation` | accuracy and geometry of the embeddings of any model |
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
 Dependencies point one way: ops, distributed <- _dispatch <- _inputs <- _terms <- functional, losses
@@ -29,7 +29,7 @@ from .functional import (
 )
 from .losses import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CLIPLoss",

@@ -11,7 +11,7 @@ The losses that look at all pairs share these keyword arguments, in `**options`:
 `backend` chooses the implementation:
     "auto"       the native operators if they exist for the device, else the reference with one
                  warning
-    "native"     the native operators, or a RuntimeError that says why they are missing
+    "native"     the native operators, or a RuntimeError with the reason why they are missing
     "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
 
 `precision` chooses the matrix products over all pairs:

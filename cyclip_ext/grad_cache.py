@@ -1,9 +1,9 @@
 """Gradients of a large batch in the memory of a small one.
 
-A contrastive loss needs the features of all pairs at once, yet not the activations of all pairs.
-So chunks are encoded without a graph, the loss is differentiated with respect to the features, and
-each chunk is encoded once more, with a graph, and the features' gradients are sent through it. The
-result is the gradient of the whole batch, not an approximation, for one more forward pass.
+A contrastive loss needs the features of all pairs at once, but not their activations. Each chunk is
+first encoded without a graph, and the loss is differentiated with respect to all features. Each
+chunk is then encoded again with a graph, through which the features' gradients are propagated. The
+result is the exact gradient of the whole batch. It costs one more forward pass.
 
 Source: Gao et al. 2021, arXiv 2101.06983. Measurements and pitfalls: docs/large_batches.md.
 """
@@ -35,11 +35,11 @@ def cached_backward(
     check: Callable[[Terms], None] | None = None,
     per_chunk_statistics: bool = False,
 ) -> Terms:
-    """Forward and backward of a batch, with the activations of `chunk_size` pairs at a time.
+    """Run forward and backward of a batch, with the activations of `chunk_size` pairs at a time.
 
-    Adds to `.grad` of the towers' parameters what `loss(*towers(images, tokens))` and a backward
-    pass would. With chunk_size >= n that is what is done. Random numbers are the same in both
-    passes over a chunk, and the generators end where one pass leaves them.
+    Adds to `.grad` of the towers' parameters the gradient of `loss(*towers(images, tokens))`. If
+    chunk_size >= n, this is one ordinary forward and backward pass. Random numbers are the same in
+    both passes over a chunk. The generators end in the state in which one pass leaves them.
 
     Args:
         towers: towers(images, tokens) -> image features [n, d], text features [n, d], logit scale
@@ -71,12 +71,12 @@ def cached_backward(
             their layers could not be inspected.
     """
     if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     leaves_of_inputs = dict(_tensors("images", images)) | dict(_tensors("tokens", tokens))
     n = _rows(leaves_of_inputs)
     if not isinstance(towers, nn.Module):
         raise TypeError(
-            f"towers must be an nn.Module, not {type(towers).__name__}: a function hides whether "
+            f"towers must be an nn.Module, got {type(towers).__name__}: a function hides whether "
             "there is batch norm in it; put its body into a module's forward"
         )
 
@@ -100,7 +100,7 @@ def cached_backward(
         return terms
 
     if not per_chunk_statistics:
-        _refuse_norms_of_batches(towers, chunk_size, n)
+        _require_no_norms_of_batches(towers, chunk_size, n)
     chunks = [
         (_chunk(images, rows), _chunk(tokens, rows))
         for rows in (slice(begin, begin + chunk_size) for begin in range(0, n, chunk_size))
@@ -112,8 +112,8 @@ def cached_backward(
         for chunk in chunks:
             states.append(generators.states())
             encoded.append(encode(chunk))
-    # Where the caller is under autocast, older torch would use weights cast here, without a graph,
-    # again (pytorch issues 112583, 158232).
+    # If the caller uses autocast, older torch would reuse the weights that were cast here without a
+    # graph (pytorch issues 112583, 158232).
     torch.clear_autocast_cache()
     leaves = _leaves(encoded)
     terms, total = evaluate(leaves)
@@ -152,7 +152,7 @@ def _tensors(name: str, inputs: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rows(tensors: dict[str, Tensor]) -> int:
-    """Return the number of pairs; raises ValueError if tensors differ in it."""
+    """Return the number of pairs, or raise ValueError if tensors differ in it."""
     rows = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(rows.values())) != 1:
         got = ", ".join(f"{count} in {name}" for name, count in rows.items()) or "no tensor at all"
@@ -178,7 +178,7 @@ def _widened(features: Tensor) -> Tensor:
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
-def _refuse_norms_of_batches(towers: nn.Module, chunk_size: int, n: int) -> None:
+def _require_no_norms_of_batches(towers: nn.Module, chunk_size: int, n: int) -> None:
     norms = norms_of_batches(towers)
     if norms:
         name, module = next(iter(norms.items()))

@@ -1,7 +1,7 @@
 """Report versions and which backends are built and usable: `python -m cyclip_ext.info`.
 
-The first thing to run if something is slower than it should be, and to paste into a bug report. It
-never fails: if something cannot be imported or loaded, the report says so.
+Run it if the losses are slower than expected, and paste its output into a bug report. Modules that
+cannot be imported or loaded appear in the report with the reason.
 """
 
 from __future__ import annotations

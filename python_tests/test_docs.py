@@ -71,19 +71,12 @@ def test_options_of_documented_commands_exist(
     """A renamed option would leave a command in the docs that fails."""
     main = importlib.import_module(PARSERS[program])
     options = {word.split("=")[0] for word in arguments if word.startswith("--")}
-    known = _options(main.build_parser())
+    parser = main.build_parser()
+    for action in parser._actions:  # the options of a subcommand are those of its own parser
+        if isinstance(action.choices, dict) and arguments and arguments[0] in action.choices:
+            parser = action.choices[arguments[0]]
+    known = {option for action in parser._actions for option in action.option_strings}
     assert options <= known | {"--help"}, f"{page}: {program}"
-
-
-def _options(parser: object) -> set[str]:
-    found: set[str] = set()
-    for action in parser._actions:  # type: ignore[attr-defined]
-        found |= set(action.option_strings)
-        choices = getattr(action, "choices", None)
-        if isinstance(choices, dict):  # subcommands
-            for subparser in choices.values():
-                found |= _options(subparser)
-    return found
 
 
 def test_dense_formula_of_the_readme_equals_the_loss() -> None:

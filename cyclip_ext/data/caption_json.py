@@ -26,11 +26,11 @@ def read_caption_json(
     find_image_folder. split: of Karpathy's, such as "test" or "train+restval"; COCO's have none.
 
     Images without captions, captions without an image, empty ones and broken entries are counted in
-    `skipped`; whether a file exists is found out on reading it.
+    `skipped`. A missing image file is only noticed when it is read.
 
-    Raises ValueError if the file is not such JSON, if two images have one id, if there is no such
-    split and if nothing is left; MissingData, naming the folders tried, if none of them has an
-    image.
+    Raises ValueError if the file is in neither format, if two images share an id, if the split does
+    not exist, and if no image has a caption. Raises MissingData, with the folders tried, if none of
+    them has an image.
     """
     content = _content(path)
     pairs = PairWriter(None)

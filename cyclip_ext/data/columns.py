@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """Arrays of one dimension by name, and what else was found, as plain JSON.
+    """One-dimensional arrays by name, and further values as plain JSON.
 
     A column of strings called "x" is stored as the arrays "x.data" (uint8, all of them joined) and
     "x.ends" (int64 [n + 1]). Arrays that were read from a file are memory-mapped; pickling such
@@ -169,9 +169,9 @@ def cached(
     They are stored in `folder`, or if it cannot be written in the user's cache ($XDG_CACHE_HOME,
     ~/.cache), as `.cyclip_ext-<digest of name>.index`. state: plain JSON that they depend on, such
     as the size and time of change of the source; a stored file of another state, or a damaged one,
-    is built again. Of many ranks that start together, one builds and the others wait. build: takes
-    a folder for temporary files, None if no folder can be written. current: whether what was stored
-    still holds; store: whether a result may be stored.
+    is built again. If many ranks start together, one builds and the others wait. build: takes
+    a folder for temporary files, None if no folder can be written. current: whether the stored
+    columns are still valid; store: whether a result may be stored.
     """
     places = _places(folder, name)
     state = json.loads(json.dumps(state))
@@ -231,7 +231,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; it ends with the process and leaves no file behind."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # A file system without locks costs only work done twice: files are replaced atomically.
+        # Without locks two ranks may build the same file. Each replaces it atomically.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

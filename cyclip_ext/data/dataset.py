@@ -1,4 +1,4 @@
-"""Images and what is known of them: `ImageDataset`, which every reader and evaluation set is."""
+"""Datasets of images with captions and labels: `ImageDataset`, the base of every reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .skips import SkipReport
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and what is known of it.
+    """An image with its captions and labels.
 
     image: RGB. key: names the record inside its dataset. captions: none of them empty; the first is
     the canonical one. label, domain: indices into the dataset's class_names and domain_names.
@@ -50,10 +50,10 @@ class Superclasses:
 
 
 class ImageDataset(Dataset[Sample]):
-    """Map-style dataset of images. It holds no position, so any order of access is as good.
+    """Map-style dataset of images, without a position: records may be read in any order.
 
-    `dataset[i]` raises BadRecord if record i cannot be used: a missing image is never replaced by
-    another one. Transforms are applied outside.
+    `dataset[i]` raises BadRecord if record i cannot be used. A missing image is never replaced by
+    another one. Readers do not apply transforms.
 
     name: for messages and reports. skipped: records that opening already dropped; they have no
     index. templates: prompts, each with one "{}" for a class name. labels, domains: int64 [N], if
@@ -204,7 +204,7 @@ class InMemoryDataset(ImageDataset):
         return digest(self.images.numpy(), repr(self.captions))
 
     def subset(self, indices: npt.NDArray[np.int64]) -> InMemoryDataset:
-        """Return some of the images with what is known of them, still in memory."""
+        """Return a part of the images, with their captions and labels, in memory."""
         chosen = torch.from_numpy(indices)
         return InMemoryDataset(
             self.name,

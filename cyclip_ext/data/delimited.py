@@ -110,7 +110,7 @@ class Quoting:
     lines: list[int] = field(default_factory=list)
 
     def warning(self, path: Path) -> str:
-        """Return what a user should know; empty if there is no doubt."""
+        """Return a warning about rows with misplaced quotes; empty if there are none."""
         if not self.count:
             return ""
         where = ", ".join(map(str, self.lines)) + (", ..." if self.count > len(self.lines) else "")
@@ -188,7 +188,7 @@ class DelimitedRows:
         return doubt
 
     def _needs_quoting(self, line: str) -> bool:
-        """Whether a line makes no sense unless quotes enclose fields."""
+        """Return whether a line is only valid if quotes enclose fields."""
         fields = line.split(self._separator)
         if not line.strip():
             return False
@@ -274,7 +274,7 @@ class DelimitedRows:
         return len(line.split(self._separator)) == self._columns
 
     def _ends_field(self, lines: list[str]) -> bool:
-        """Whether the last line cannot be inside the quoted field that was opened in the first."""
+        """Return whether the last line cannot belong to the quoted field that the first opens."""
         if len(lines) > _MOST_LINES or (self._separator != "," and self._is_row(lines[-1])):
             return True  # text has commas, but hardly tabs
         own, other = (line.split(self._separator) for line in (lines[0], lines[-1]))
@@ -326,7 +326,7 @@ def _patterns(separator: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def _unclosed(line: str, position: int) -> bool:
-    """Whether all quotes after the first one are doubled."""
+    """Return whether all quotes after the first one are doubled."""
     start = line.index('"', position) + 1
     return '"' not in line[start:].replace('""', "")
 
@@ -339,7 +339,7 @@ def _reason(fields: Sequence[str], columns: int) -> str:
 
 
 def _shape(cell: str) -> str:
-    """Return what names of one making have in common: "images/0012.x" is "a/0.a"."""
+    """Return the pattern of a name: "images/0012.x" has the pattern "a/0.a"."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell))
 
 

@@ -39,8 +39,8 @@ def _is_hidden(name: str) -> bool:
 def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder below `folder`, relative to it, with the sorted names of its files.
 
-    Links to folders are followed, each folder once. Hidden files and folders are passed over, and
-    folders that cannot be read are counted.
+    Links to folders are followed, each folder once. Hidden files and folders are ignored. Folders
+    that cannot be read are counted.
     """
 
     def unreadable(error: OSError) -> None:
@@ -49,7 +49,7 @@ def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
     visited: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         place = os.path.realpath(parent)
-        if place in visited:  # a link to a folder above it would never end
+        if place in visited:  # without this, a link to a parent folder is an endless loop
             folders.clear()
             continue
         visited.add(place)
@@ -100,7 +100,7 @@ class FolderDataset(FileDataset):
         self._kinds = np.array(kinds, dtype=np.uint8)
 
     def _pairs(self, parent: str, names: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield (image, suffix of its caption file) of one folder; the rest is counted."""
+        """Yield (image, suffix of its caption file) of one folder, and count all other files."""
         images: dict[str, list[str]] = {}
         texts: dict[str, str] = {}
         for name in names:
@@ -146,7 +146,7 @@ class FolderDataset(FileDataset):
 
 
 class ClassFolderDataset(FileDataset):
-    """Images anywhere below the subfolder of their class; other and hidden files do not count.
+    """Images at any depth below the subfolder of their class; other and hidden files are ignored.
 
     The classes are the subfolders in the order of their names, and if all of these are numbers, in
     the order of the numbers. A class has the name of its folder, with spaces for underscores, or of
@@ -155,7 +155,7 @@ class ClassFolderDataset(FileDataset):
         folder<TAB>name   a line for each class; may name classes that have no folder
         name              line k for subfolder k; if the folders are numbers, line k for folder k
                           (the first line is that of 0)
-    A class without images stays: it is one more to choose among.
+    A class without images remains among the classes to choose from.
 
     class_ids: the folder of each class. skipped: images beside the class folders, and folders that
     cannot be read.
@@ -172,7 +172,7 @@ class ClassFolderDataset(FileDataset):
         folders = _subfolders(folder)
         if not folders:
             raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
-        _refuse_splits(folder, folders)
+        _require_no_splits(folder, folders)
         if all(name.isdecimal() for name in folders):
             folders.sort(key=int)
         label_of, self.class_names = _classes(folder, folders)
@@ -229,7 +229,7 @@ def _subfolders(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).is_dir()]
 
 
-def _refuse_splits(folder: Path, folders: Sequence[str]) -> None:
+def _require_no_splits(folder: Path, folders: Sequence[str]) -> None:
     training = [name for name in folders if _TRAINING.fullmatch(name)]
     evaluation = [name for name in folders if _EVALUATION.fullmatch(name)]
     if (training and evaluation) or len(training) + len(evaluation) == len(folders):

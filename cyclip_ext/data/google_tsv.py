@@ -34,7 +34,7 @@ _CLOCK_NS = 2 * 10**9  # file systems round times of change
 
 
 def is_google_tsv(path: Path) -> bool:
-    """Return whether one of two columns of the first line is a web address: there is no header."""
+    """Return whether the first line has two columns, one of them a web address, and no header."""
     return _address_column(TextFile(path).first_line()) is not None
 
 
@@ -49,8 +49,8 @@ def _address_column(line: str) -> int | None:
 def read_google_tsv(path: Path, images: Path, *, first_row: int | None = None) -> TableDataset:
     """Open a TSV of caption and address (CC3M) or address and caption (CC12M), without a header.
 
-    The file of a row is looked for anywhere below `images`, with any image suffix or none, under
-    the namings of NAMINGS; the one that fits most rows is used for all, and is part of the name.
+    The file of a row may lie at any depth below `images`, with any image suffix or none. Of the
+    NAMINGS the one that fits most rows is used for all rows; it is part of the dataset's name.
     first_row: the number of the first row in the file names, 0 or 1. Blank lines are not rows.
 
     The result is stored beside the table; it holds until the table or a folder below `images`

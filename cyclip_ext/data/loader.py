@@ -65,7 +65,7 @@ class Batch:
 
 
 class Loader:
-    """Batches of a dataset, augmented; the same ones for each way of dividing them.
+    """Augmented batches of a dataset, the same for any number of ranks that share a batch.
 
     Step k of an epoch takes order[k * B : (k + 1) * B], B = batch_size * world_size, and rank r the
     r-th batch_size of it. A sample's crop and caption depend on (seed, epoch, index) alone. The
@@ -140,8 +140,8 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | None]:
         """Yield the batches of one epoch from step `start` on, the same for each call.
 
-        None stands for a batch without a usable record, so that the steps of an epoch are the same
-        wherever it is entered. Only the iterator of the last call may be used.
+        A batch without a usable record is None, so that step k is the same for every `start`. Only
+        the iterator of the last call may be used.
 
         Raises WorkerDied if a worker process was killed.
         """

@@ -1,4 +1,4 @@
-"""Open a dataset by what its path is: `open_dataset`, and the built-in datasets by name."""
+"""Opening of datasets: files by the format of a path, and built-in datasets by name."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ReadOptions:
     split: str | None = None
     manifest: str | Path | None = None
 
-    def refuse_except(self, spec: str, kind: str, *accepted: str) -> None:
+    def require_applicable(self, spec: str, kind: str, *accepted: str) -> None:
         """Raise ValueError if an option is given that does not apply to this kind of dataset."""
         given = [
             option.name
@@ -90,7 +90,7 @@ class ReadOptions:
 
 
 def resolved(name: str) -> str:
-    """Return the name or path, with "auto" replaced by the dataset it stands for here."""
+    """Return the name or path; "auto" becomes "emoji" if it is installed, else "shapes"."""
     if name != "auto":
         return name
     return "emoji" if emoji_available() else "shapes"
@@ -107,9 +107,9 @@ def load_builtin(name: str, size: int = 64) -> DatasetSplits:
 
 
 def open_dataset(spec: str, options: ReadOptions | None = None) -> ImageDataset:
-    """Open images with captions on disk by what `spec` is; `.name` says what it was taken for.
+    """Open images with captions on disk; `.name` contains the format that was recognized.
 
-    spec: a path or pattern, see the error message above.
+    spec: a path or pattern in one of the formats of `_ACCEPTED`.
 
     Raises FileNotFoundError if nothing is there, ValueError if it is not of an accepted format
     (both name the path and the accepted formats), if an option does not apply to the format, and if
@@ -127,11 +127,11 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
     images = None if options.images is None else Path(options.images)
     shards = _files(spec, ".tar")
     if shards:
-        options.refuse_except(spec, "tar shards")
+        options.require_applicable(spec, "tar shards")
         return _open_shards(spec, shards)
     tables = _files(spec, ".parquet")
     if tables:
-        options.refuse_except(spec, "parquet", "images", "csv_img_key", "csv_caption_key")
+        options.require_applicable(spec, "parquet", "images", "csv_img_key", "csv_caption_key")
         return read_parquet(
             tables,
             images=images,
@@ -139,17 +139,17 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
             caption_key=options.csv_caption_key,
         )
     if path.is_dir():
-        options.refuse_except(spec, "a folder")
+        options.require_applicable(spec, "a folder")
         return _open_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{spec} does not exist; {_ACCEPTED}")
     if path.suffix.lower() == ".json":
-        options.refuse_except(spec, "a caption file", "images", "split")
+        options.require_applicable(spec, "a caption file", "images", "split")
         return read_caption_json(path, images, options.split)
     if path.suffix.lower() not in _TEXT_TABLES:
         raise ValueError(f"{spec} is not of a known format; {_ACCEPTED}")
     if is_google_tsv(path):
-        options.refuse_except(spec, "a TSV of captions and addresses", "images", "first_row")
+        options.require_applicable(spec, "a TSV of captions and addresses", "images", "first_row")
         if images is None:
             raise ValueError(
                 f"{spec} lists web addresses: images (--images) must name the folder the files "
@@ -157,8 +157,8 @@ def _open(spec: str, options: ReadOptions) -> FileDataset:
             )
         return read_google_tsv(path, images, first_row=options.first_row)
     if is_token_file(path):
-        options.refuse_except(spec, "a file of captions without a header", "images")
-    options.refuse_except(spec, "a table with a header", "images", *TABLE_OPTIONS)
+        options.require_applicable(spec, "a file of captions without a header", "images")
+    options.require_applicable(spec, "a table with a header", "images", *TABLE_OPTIONS)
     return open_table(path, options)
 
 
@@ -231,16 +231,18 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _files(spec: str, suffix: str) -> list[Path]:
-    """Return the files with a suffix that a path stands for, sorted within each pattern.
+    """Return the files with a suffix that a path or pattern matches, sorted within each pattern.
 
-    None if it is no such path. Raises FileNotFoundError for a part of a pattern that is not there,
-    ValueError for one that has no such file although others have.
+    The list is empty if the path has another suffix, or is a folder without such files.
+
+    Raises FileNotFoundError for a part of a pattern that is not there, ValueError for one that has
+    no such file although others have.
     """
     if spec.endswith(_PACKED):
         raise _compressed(spec)
     found: list[Path] = []
     without: list[str] = []
-    # An existing path is taken by its name, even if it has braces or brackets.
+    # Braces and brackets in the name of an existing path are not expanded.
     names = [spec] if Path(spec).exists() else expand_braces(spec)
     for name in names:
         path = Path(name)
@@ -291,7 +293,7 @@ def _first_below(folder: Path, suffix: str) -> Path | None:
 
 
 def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
-    """Warn of a shard that is not there while one of a higher number is."""
+    """Warn if shards are missing between the first and the last number."""
     series: dict[str, set[int]] = {}
     for path in files:
         match = re.fullmatch(r"(.*?)(\d{1,18})", path.stem, re.ASCII)

@@ -83,7 +83,7 @@ def _open(path: Path) -> Any:
 
 
 def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
-    """Open img2dataset's images that are files, each called by the key of its row."""
+    """Open img2dataset's image files, whose names are the keys of the rows."""
     pairs = PairWriter(None)
     known: dict[str, list[str]] = {}
     for parent, names in walk(folder, pairs.skipped):
@@ -245,8 +245,12 @@ def _column(
     for candidate in (key,) if key is not None else defaults:
         if candidate in names:
             return candidate
-    wanted = repr(key) if key is not None else "one of " + ", ".join(defaults)
-    raise ValueError(f"{path} has the columns {names}, but {flag} is {wanted}")
+    if key is None:
+        raise ValueError(
+            f"{path} has the columns {names}, but none of {', '.join(defaults)}; name the column "
+            f"with {flag}"
+        )
+    raise ValueError(f"{flag} is {key!r}, but {path} has the columns {names}; name one of them")
 
 
 def _pyarrow() -> Any:

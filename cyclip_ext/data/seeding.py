@@ -45,7 +45,7 @@ def uniforms(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Return a 63-bit seed for code that has a generator of its own."""
+    """Return a 63-bit seed for a generator, such as torch.Generator."""
     return int(_keys(seed, epoch, np.array([index]))[0] >> np.uint64(1))
 
 

@@ -10,8 +10,8 @@ from .captions import printable
 
 EXAMPLES_PER_REASON = 3  # enough to find the cause, few enough to print
 
-# Reasons that do not make the data worse: a third of CC3M's addresses are dead, and the records in
-# a manifest were judged when it was written. They are counted, but stop no run.
+# Reasons that are counted but do not stop a run: a third of CC3M's addresses are dead, and the
+# records of a manifest were checked when it was written.
 NOT_DOWNLOADED = "not downloaded"
 IN_MANIFEST = "listed in the manifest"
 NO_ROW = "image of no row"
@@ -19,11 +19,11 @@ ACCEPTED_REASONS = frozenset({NOT_DOWNLOADED, NO_ROW, IN_MANIFEST})
 
 
 class MissingData(RuntimeError):
-    """A dataset that is not installed; the message carries the command that installs it."""
+    """Raised if a dataset is not installed; the message has the command that installs it."""
 
 
 class TooManyBadRecords(ValueError):
-    """More bad records than the user allows; the message has counts and examples."""
+    """Raised if more records are bad than allowed; the message has counts and examples."""
 
 
 class BadRecord(Exception):
@@ -72,7 +72,7 @@ class SkipReport:
 
     @property
     def judged(self) -> int:
-        """The same without ACCEPTED_REASONS: the count that `require_usable` compares."""
+        """Number of skipped records without ACCEPTED_REASONS, which `require_usable` compares."""
         return sum(n for reason, n in self.counts.items() if reason not in ACCEPTED_REASONS)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -111,7 +111,11 @@ class PairWriter:
     def add(
         self, image: str, captions: Sequence[str], label: str | None = None, line: int = 0
     ) -> None:
-        """Add a row. Without captions there must be a label."""
+        """Add a row.
+
+        image: name of the file, not blank. captions: at least one, cleaned by `clean_caption`, not
+        empty and without surrogates (`is_text`), or else `label` must be given.
+        """
         name = os.path.normpath(image).encode("utf-8", "surrogateescape")
         for caption in captions if self._captioned else ("",):
             self._images.append(name)
@@ -316,8 +320,14 @@ def _column(
                 raise ValueError(f"{path} has several columns called {candidate!r}: {header}")
             if candidate.strip() in names:
                 return names.index(candidate.strip())
-    wanted = repr(key) if key is not None else "one of " + ", ".join(defaults)
-    raise ValueError(f"{path} has the columns {header}, but {argument} is {wanted}")
+    if key is None:
+        raise ValueError(
+            f"{path} has the columns {header}, but none of {', '.join(defaults)}; name the column "
+            f"with {argument}"
+        )
+    raise ValueError(
+        f"{argument} is {key!r}, but {path} has the columns {header}; name one of them"
+    )
 
 
 def _columns(file: TextFile, layout: _Layout, quoting: str, folder: Path | None) -> Columns:

@@ -137,7 +137,7 @@ def _metadata(file: BufferedReader, size: int, data: int) -> bytes:
 def _require_end(file: BufferedReader, position: int, end: int) -> None:
     """Check an archive whose zeros start at position; file is after the first block of them.
 
-    A hole, of a download that was interrupted or a disk that was full, looks like an end.
+    An interrupted download or a full disk can leave a hole of zeros, which resembles an end.
     """
     if file.read(_MOST_PADDING).strip(b"\0"):
         raise BrokenTar(f"zeros at byte {position} with data after it")

@@ -61,7 +61,7 @@ def tar_index(shards: Sequence[Path]) -> Columns:
     Raises ValueError if a shard is compressed.
     """
     for shard in shards:
-        _refuse_compressed(shard)
+        _require_uncompressed(shard)
     folder = shards[0].parent
     names = [os.path.relpath(shard, folder) for shard in shards]
     state = [_VERSION, [[name, file_state(s)] for name, s in zip(names, shards, strict=True)]]
@@ -91,11 +91,11 @@ def _build(shards: Sequence[Path]) -> Columns:
 
 @dataclass
 class _Part:
-    """What one pass over a shard found, and how far it came.
+    """Result of one pass over a shard, up to its end or to a break.
 
     bytes: of the shard, None if it is not there. read: bytes up to the end of the last member
-    found. samples: good and bad ones up to there. reason: why it came no further; empty if it
-    came to the end. marked: whether there is a zero block at the end.
+    found. samples: good and bad ones up to there. reason: the cause of the break; empty if the pass
+    reached the end. marked: whether there is a zero block at the end.
     """
 
     shard: Path
@@ -302,11 +302,11 @@ def _is_complete(members: list[tuple[str, Member]]) -> bool:
 
 
 def _extends(inner: str, others: set[str]) -> bool:
-    """Whether the name of a member is that of a sample and more, as of a mask."""
+    """Return whether the name of a member has more dots than that of its sample, as a mask has."""
     return any(inner == other or inner.startswith(other + ".") for other in others)
 
 
-def _refuse_compressed(shard: Path) -> None:
+def _require_uncompressed(shard: Path) -> None:
     try:
         regular_size(shard)  # opening a FIFO would never end
         with shard.open("rb") as file:

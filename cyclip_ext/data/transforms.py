@@ -1,4 +1,4 @@
-"""From images to the float tensors that a model takes: batches in memory, or files one by one."""
+"""Transforms from images to a model's float tensors, for batches in memory and single files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Augment:
     rotation: up to this many degrees, both ways. background: share of images put on a random
     colour rather than white. contrast: up to this factor up or down. brightness: added to all
     channels, up to this much of the full range, both ways.
-    There is no mirroring: it would turn arrows and letters into something else.
+    Images are not mirrored, because that changes the meaning of arrows and letters.
 
     The defaults were chosen on the validation vendor of the emoji set (docs/results.md).
     """

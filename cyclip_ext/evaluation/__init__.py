@@ -7,7 +7,7 @@
 | `embeddings` | `Embeddings`, the arrays that every task takes, and their .npz file |
 | `tasks/` | one file per task: metrics, plot, explanation; how to add one |
 | `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
-| `report` | results.json, report.md, report.html |
+| `report`, `tables` | results.json, report.md, report.html; numbers and tables as text |
 | `__main__` | the command line |
 
 Metrics take embeddings, and `encode` takes any model with open_clip's `encode_image` and

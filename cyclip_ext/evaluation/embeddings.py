@@ -43,7 +43,6 @@ _ARRAYS = {
 }
 _KINDS = {"f": "floats", "iu": "integers", "U": "texts"}
 LEVEL = "levels/"  # "levels/<name>": the superclass of each class, texts [C]
-
 _SIGNATURES = {  # first bytes of files that are often given instead of a .npz
     b"\x93NUMPY": "a .npy file, which holds one array without a name",
     b"PAR1": "a Parquet file",
@@ -57,7 +56,7 @@ _EXPECTED = (
 
 
 class NotFiniteError(ValueError):
-    """Features have NaN or infinity; the function that computed or read them adds the remedy."""
+    """Features with NaN or infinity. The function that computed or read them adds the remedy."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value
@@ -65,51 +64,36 @@ class Embeddings:
     """One dataset as arrays, computed by a run or an open_clip model, or read from a file.
 
     Only image_features is required; a task runs if the arrays that it takes are there.
-
-    image_features: float [N, d].
-    name: of the dataset, for reports.
-    image_ids: [N] texts that name the images.
-    text_features: float [M, d], captions. An image's own captions are given by text_owners (int
-        [M], its index) or by text_labels (int [M], its class). With neither of them M must be N,
-        and caption i belongs to image i.
-    labels: int [N], the class of each image. class_features: float [C, d], one prompt ensemble
-        per class. class_names: [C] texts. synonym_features: float [C, d], the same with every
-        known name or caption of the class as a prompt.
-    domains: int [N], the style or origin of each image, an index into domain_names.
-    levels: name of a level -> superclasses of the C classes.
-    quadruple_tags: [N / 2] texts. Rows 2i and 2i + 1 of image_features and text_features are then
-        the two images and two captions of quadruple i (Winoground), and "" is no tag.
-    logit_scale: factor of the logits, above 0 (100, not its logarithm).
-    skipped: records of the dataset without a row, by reason. total: number of records, skipped
-        ones included; by default the sum of both.
+    An image's own captions are given by text_owners or by text_labels. With neither of them M must
+    be N, and caption i belongs to image i. With quadruple_tags, rows 2i and 2i + 1 of
+    image_features and text_features are the two images and two captions of quadruple i
+    (Winoground).
 
     Features of any floating-point type and length are converted to float32 and unit length,
     because every metric is one of cosines; float32 rows of unit length do not change.
     Indices may be of any integer type.
 
-    Raises: NotFiniteError, naming the array, for NaN or infinity. ValueError, naming the array,
-    for shapes that do not fit together, other types, rows of zeros, labels without class_features
-    or class_names, indices out of range, and a total that is not the sum of used and skipped
-    records.
+    Raises NotFiniteError for NaN or infinity; ValueError, naming the array, for other types, shapes
+    that do not fit together, rows of zeros, indices out of range, and a wrong total.
     """
 
-    image_features: Tensor
-    name: str = "embeddings"
-    image_ids: tuple[str, ...] | None = None
-    text_features: Tensor | None = None
-    text_owners: Tensor | None = None
-    text_labels: Tensor | None = None
-    labels: Tensor | None = None
-    class_features: Tensor | None = None
-    class_names: tuple[str, ...] | None = None
-    synonym_features: Tensor | None = None
-    domains: Tensor | None = None
+    image_features: Tensor  # float [N, d]
+    name: str = "embeddings"  # of the dataset, for reports
+    image_ids: tuple[str, ...] | None = None  # [N]
+    text_features: Tensor | None = None  # float [M, d], captions
+    text_owners: Tensor | None = None  # int [M], the image of each caption
+    text_labels: Tensor | None = None  # int [M], the class of each caption
+    labels: Tensor | None = None  # int [N], the class of each image
+    class_features: Tensor | None = None  # float [C, d], one prompt ensemble per class
+    class_names: tuple[str, ...] | None = None  # [C]
+    synonym_features: Tensor | None = None  # float [C, d], from every known name or caption
+    domains: Tensor | None = None  # int [N], the style or origin of each image
     domain_names: tuple[str, ...] = ()
-    levels: Mapping[str, Superclasses] = field(default_factory=dict)
-    quadruple_tags: tuple[str, ...] | None = None
-    logit_scale: float | None = None
-    skipped: SkipReport = field(default_factory=SkipReport)
-    total: int | None = None
+    levels: Mapping[str, Superclasses] = field(default_factory=dict)  # by name of the level
+    quadruple_tags: tuple[str, ...] | None = None  # [N / 2]; "" is no tag
+    logit_scale: float | None = None  # factor of the logits (100, not its logarithm)
+    skipped: SkipReport = field(default_factory=SkipReport)  # records without a row
+    total: int | None = None  # records, skipped ones included; default: the sum of both
 
     def __post_init__(self) -> None:
         self._set("name", printable(self.name))
@@ -124,8 +108,13 @@ class Embeddings:
         if len(set(self.domain_names)) < len(self.domain_names):
             raise ValueError(f"domain_names must differ, got {self.domain_names}")
         self._set_index("domains", count, "image", len(self.domain_names), "domain_names")
-        if self.quadruple_tags is not None:
-            self._check_quadruples(count)
+        tags, texts = self.quadruple_tags, self.text_features
+        captions = 0 if texts is None else len(texts)
+        if tags is not None and not count == captions == 2 * len(tags):
+            raise ValueError(
+                f"quadruple_tags has {len(tags)} entries, so image_features and text_features must "
+                f"have twice as many rows, got {count} and {captions}"
+            )
         if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
             raise ValueError(
                 f"logit_scale must be above 0 and finite, got {self.logit_scale}; it is the "
@@ -149,10 +138,8 @@ class Embeddings:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the C classes: class_names, or "class 0" and so on; empty without classes."""
-        if self.class_names is not None:
-            return self.class_names
         count = 0 if self.class_features is None else len(self.class_features)
-        return tuple(f"class {label}" for label in range(count))
+        return self.class_names or tuple(f"class {label}" for label in range(count))
 
     def classification(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return image_features, class_features and labels, or None unless there are all three."""
@@ -184,14 +171,14 @@ class Embeddings:
         captions = self.captions()
         if found is not None:
             images, classes, labels = found
-            pairs = images, classes[labels], labels
+            texts = classes[labels]
         elif captions is not None:
-            images, texts, image_labels, text_labels = captions
-            rows, first = _first_texts(image_labels, text_labels)
-            pairs = images[rows], texts[first], image_labels[rows]
+            images, texts, labels, text_labels = captions
+            rows, first = _first_texts(labels, text_labels)
+            images, texts, labels = images[rows], texts[first], labels[rows]
         else:
             return None
-        return pairs if len(pairs[2].unique()) > 1 else None
+        return (images, texts, labels) if len(labels.unique()) > 1 else None
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -220,36 +207,24 @@ class Embeddings:
             features = unit_rows(features).float()
         self._set(name, features)
 
-    def _set_index(self, name: str, rows: int, what: str, size: int, target: str) -> None:
-        """Check and convert an optional index array."""
+    def _set_index(self, name: str, rows: int, entry: str, size: int, target: str) -> None:
         values: Tensor | None = getattr(self, name)
-        if values is None:
-            return
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers, got {values.dtype}")
-        values = values.detach().cpu().to(torch.int64)
-        if values.shape != (rows,):
-            raise ValueError(f"{name} must be [{rows}], one per {what}, got {[*values.shape]}")
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < size:
-            raise ValueError(
-                f"{name} must be in 0 .. {size - 1} ({target}), got {int(values.min())} .. "
-                f"{int(values.max())}"
-            )
-        self._set(name, values)
+        if values is not None:
+            self._set(name, _index(name, values, rows, entry, size, target))
 
     def _check_classes(self, images: int) -> None:
         named = {
             "class_features": self.class_features,
             "class_names": self.class_names,
             "synonym_features": self.synonym_features,
-            **{
-                f"{LEVEL}{level}": superclasses.of_class
-                for level, superclasses in self.levels.items()
-            },
+            **{f"{LEVEL}{name}": level.of_class for name, level in self.levels.items()},
         }
         counts = {name: len(entries) for name, entries in named.items() if entries is not None}
         if len(set(counts.values())) > 1:
             raise ValueError(f"all arrays of classes must have one length, got {counts}")
+        for level, superclasses in self.levels.items():
+            of_class, size = superclasses.of_class, len(superclasses.names)
+            _index(f"{LEVEL}{level}", of_class, len(of_class), "class", size, "superclasses")
         if self.labels is not None and not counts:
             raise ValueError(
                 "labels without class_features or class_names: the number of classes is unknown; "
@@ -264,9 +239,7 @@ class Embeddings:
                 raise ValueError(f"{given[0]} without text_features: add the captions' features")
             return
         if len(given) == 2:
-            raise ValueError(
-                "text_owners and text_labels exclude each other: leave one of them out"
-            )
+            raise ValueError("text_owners and text_labels exclude each other: remove one of them")
         texts = len(self.text_features)
         if not given:
             if texts != images:
@@ -280,14 +253,20 @@ class Embeddings:
         self._set_index("text_owners", texts, "caption", images, "images")
         self._set_index("text_labels", texts, "caption", len(self.classes), "classes")
 
-    def _check_quadruples(self, images: int) -> None:
-        assert self.quadruple_tags is not None
-        texts = 0 if self.text_features is None else len(self.text_features)
-        if not images == texts == 2 * len(self.quadruple_tags):
-            raise ValueError(
-                f"quadruple_tags has {len(self.quadruple_tags)} entries, so image_features and "
-                f"text_features must have twice as many rows, got {images} and {texts}"
-            )
+
+def _index(name: str, values: Tensor, rows: int, entry: str, size: int, target: str) -> Tensor:
+    """Check an index array [rows], one index per `entry`, and convert it to int64."""
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
+    values = values.detach().cpu().to(torch.int64)
+    if values.shape != (rows,):
+        raise ValueError(f"{name} must be [{rows}], one per {entry}, got {[*values.shape]}")
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < size:
+        raise ValueError(
+            f"{name} must be in 0 .. {size - 1} ({target}), got {int(values.min())} .. "
+            f"{int(values.max())}"
+        )
+    return values
 
 
 def save_embeddings(path: str | Path, embeddings: Embeddings) -> None:
@@ -347,12 +326,10 @@ def load_embeddings(path: str | Path) -> Embeddings:
         raise ValueError(f"{path}: skipped is not a report of skipped records: {error!r}") from None
     try:
         return Embeddings(**values, levels=levels)
-    except NotFiniteError as error:
-        raise ValueError(
-            f"{path}: {error}; remove these rows, or compute their embeddings again"
-        ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        broken = isinstance(error, NotFiniteError)
+        remedy = "; remove these rows, or compute their embeddings again" if broken else ""
+        raise ValueError(f"{path}: {error}{remedy}") from None
 
 
 def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:

@@ -77,8 +77,8 @@ class Prompts:
                     f"by WordNet ids such as n02084071, but here they are {', '.join(own[:3])}, ..."
                 )
             raise ValueError(
-                f"there are {len(self.names)} class names for the {len(own)} classes of "
-                f"{dataset.name}{hint}"
+                f"class_names (--class-names): {len(self.names)} class names for the "
+                f"{len(own)} classes of {dataset.name}; give one name per class{hint}"
             )
         return self.names
 

@@ -23,15 +23,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .._plotting import png
 from .embeddings import Embeddings
-from .tasks import Cell, Metric, Table, TaskResult, Unit
+from .tables import ShownTable, escape, markdown_table, show, show_value
+from .tasks import Cell, Table, TaskResult, Unit
 
 PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
 RESULTS = "results.json"
 
-DASH = "-"
-LONGEST = 30  # rows shown of a table, half of them from its end
-OPEN_ROWS = 12  # a table of more rows is folded
-SHORT = 16  # characters of a text that is not wrapped
 FEW_METRICS = 8  # more, of a single dataset, are folded if tables below break them down
 LONGEST_STEM = 100  # bytes of a dataset's name in names of files
 
@@ -42,9 +39,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would co
 class About:
     """What was evaluated.
 
-    model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: name and value
-    of everything else that a reader must know. main: the dataset whose numbers are at the top, if a
-    task has it; else each task's first. A fact under the name of a dataset joins its counts.
+    model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: further
+    names and values for the reader. main: the dataset whose numbers are at the top, if a
+    task has it; else each task's first. A fact under the name of a dataset follows its counts.
     """
 
     model: str
@@ -216,29 +213,8 @@ def _csv(table: Table) -> str:
 
 
 @dataclass(frozen=True)
-class ShownTable:
-    """A table as text.
-
-    kinds: CSS class of each column: n for numbers, s for short texts, which are not wrapped. rows:
-    None stands for omitted rows. notes: lines under the table. count: rows of the whole table.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    kinds: tuple[str, ...]
-    rows: tuple[tuple[str, ...] | None, ...]
-    notes: tuple[str, ...]
-    count: int
-
-    @property
-    def folded(self) -> bool:
-        """Whether the page opens it on demand only."""
-        return self.count > OPEN_ROWS
-
-
-@dataclass(frozen=True)
 class Section:
-    """All results of one title; datasets are in the order they were measured in."""
+    """All results of one title; the datasets are in the order of their measurement."""
 
     title: str
     anchor: str
@@ -282,41 +258,13 @@ def _facts(about: About, results: Sequence[TaskResult]) -> dict[str, str]:
 
 def describe_data(data: Embeddings) -> str:
     """Return the counts of a dataset: "12 of 20 images used, 8 skipped: 8 truncated (e.g. x)"."""
-    what = "images" if data.quadruple_tags is None else "quadruples"
-    text = f"{data.used:,} {what}"
+    noun = "images" if data.quadruple_tags is None else "quadruples"
+    text = f"{data.used:,} {noun}"
     if data.skipped.total:
-        text = f"{data.used:,} of {data.total:,} {what} used, {data.skipped}"
+        text = f"{data.used:,} of {data.total:,} {noun} used, {data.skipped}"
     elif data.classes:
         text += f", {len(data.classes):,} classes"
     return text
-
-
-def show_value(metric: Metric, value: float) -> str:
-    """Return a number with its unit."""
-    if not math.isfinite(value):
-        return DASH
-    if metric.unit is Unit.SHARE:
-        return f"{100 * value:.1f}%"
-    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 10):
-        return f"{value:,.1f}".removesuffix(".0")
-    return f"{value:.4g}"
-
-
-def show(table: Table, file: str = "") -> ShownTable:
-    """Convert a table to text; file: has all rows, if some are omitted."""
-    columns = [_column([row[i] for row in table.rows]) for i in range(len(table.header))]
-    rows: list[tuple[str, ...] | None] = list(zip(*columns, strict=True))
-    notes = [table.note] if table.note else []
-    if (count := len(rows)) > LONGEST:
-        rows[LONGEST // 2 : -(LONGEST // 2)] = [None]
-        notes.append(f"{count - LONGEST:,} rows in the middle are omitted; all are in {file}.")
-    shown = list(filter(None, rows))
-    kinds = []
-    for i in range(len(table.header)):
-        text = any(isinstance(row[i], str) for row in table.rows)
-        short = max((len(row[i]) for row in shown), default=0) <= SHORT
-        kinds.append("n" if not text else "s" if short else "")
-    return ShownTable(table.title, table.header, tuple(kinds), tuple(rows), tuple(notes), count)
 
 
 def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
@@ -337,74 +285,34 @@ def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
     return Table(title, tuple(header), rows, "In percent." if percent else "")
 
 
-def _column(cells: Sequence[Cell]) -> list[str]:
-    """Return the cells of a column as text, its floats with one number of digits."""
-    floats = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
-    largest = max(floats, default=0.0)
-    # Decimals that leave the largest number three figures, and none more than four.
-    digits = min(4, max(1, 2 - math.floor(math.log10(largest)))) if largest else 1
-    return [_cell(cell, digits) for cell in cells]
-
-
-def _cell(cell: Cell, digits: int) -> str:
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
-        return DASH
-    if isinstance(cell, float):
-        text = f"{cell:,.{digits}f}"
-        return text.removeprefix("-") if float(cell) < 0 and not text.strip("-0.,") else text
-    return f"{cell:,}" if isinstance(cell, int) else cell
-
-
 # -------------------------------------------------------------------------------- report.md
 
 
 def _markdown(about: About, results: Sequence[TaskResult]) -> str:
-    lines = [f"# {_escape(about.title)}", ""]
+    lines = [f"# {escape(about.title)}", ""]
     facts = _facts(about, results)
-    lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in facts.items()]
+    lines += [f"- {escape(name)}: {escape(value)}" for name, value in facts.items()]
     lines.append("")
     for section in _sections(results):
-        lines += [f"## {_escape(section.title)}", "", *map(_escape, section.explanations), ""]
+        lines += [f"## {escape(section.title)}", "", *map(escape, section.explanations), ""]
         numbers = section.numbers()
         if numbers is not None:
             lines += markdown_table(numbers)
         for result in section.results:
             for plot in result.plots:
-                caption = _escape(plot.caption)
+                caption = escape(plot.caption)
                 lines += [f"![{caption}](plots/{_stem(result, plot.name)}.png)", "", caption, ""]
             for number, table in enumerate(result.tables, 1):
-                lines += [f"### {_escape(result.dataset)}: {_escape(table.title)}", ""]
+                lines += [f"### {escape(result.dataset)}: {escape(table.title)}", ""]
                 lines += markdown_table(show(table, f"tables/{_stem(result, str(number))}.csv"))
     return "\n".join(lines).rstrip() + "\n"
-
-
-def markdown_table(table: ShownTable) -> list[str]:
-    """Return the lines of a table, without its title."""
-    lines = [
-        "| " + " | ".join(map(_escape, table.header)) + " |",
-        "| " + " | ".join("---:" if kind == "n" else "---" for kind in table.kinds) + " |",
-    ]
-    for row in table.rows:
-        cells = ["…"] * len(table.header) if row is None else row
-        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
-    lines.append("")
-    for note in table.notes:
-        lines += [_escape(note), ""]
-    return lines
-
-
-def _escape(text: str) -> str:
-    """Escape the characters that Markdown interprets."""
-    for character in "\\`*_[]<>|#&~$":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
 
 
 # ------------------------------------------------------------------------------ report.html
 
 
 def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes]) -> str:
-    """Return one file that needs neither network nor scripts, for a phone as for a desk."""
+    """Return one file that needs neither network nor scripts, readable on phones and desktops."""
     sections = _sections(results)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -18,7 +18,7 @@ def load_checkpoint(path: Path) -> State:
     """Load a saved state onto the CPU.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file is empty, damaged, or not a checkpoint of this package. The message
             is one line with the file, the cause and a remedy.
     """

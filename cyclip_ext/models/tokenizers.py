@@ -1,4 +1,4 @@
-"""Tokenizers: texts to rows of token ids. open_clip's, or hashed words, which need no package."""
+"""Tokenizers from texts to token ids: open_clip's, or hashed words, which need no package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained models: this package's checkpoints, and everything that open_clip loads."""
+"""Trained models: checkpoints of this package, and models that open_clip can load."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def load_trained(path: Path) -> TrainedModel:
     Only tensors and plain values are read; no code in the file is executed.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If the checkpoint does not exist.
         ValueError: If the file is damaged, is not a checkpoint of this package, or does not fit its
             model.
         ImportError: If the model or its tokenizer needs open_clip and it cannot be imported.
@@ -102,7 +102,7 @@ def load_trained(path: Path) -> TrainedModel:
 
 
 def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
-    """Load a model that open_clip knows, with its weights, on the CPU.
+    """Load a model of open_clip with its weights, on the CPU.
 
     Args:
         name: One of `open_clip.list_models()`, "local-dir:FOLDER", "hf-hub:ORGANIZATION/MODEL", or

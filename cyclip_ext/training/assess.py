@@ -1,4 +1,4 @@
-"""Evaluation of a model in training: the tasks of `cyclip_ext.evaluation`, fewer of them."""
+"""Evaluation of a model in training by some of the tasks of `cyclip_ext.evaluation`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Checkpoints:
             torn.unlink()
 
     def save_last(self, state: State) -> None:
-        """Save the state to continue from. The former one stays as previous.pt.
+        """Save the state to resume from, and keep the former one as previous.pt.
 
         A disk may lose data that it has acknowledged; then `newest` returns the previous one.
         """
@@ -79,7 +79,7 @@ class Checkpoints:
 def save_checkpoint(path: Path, state: State) -> None:
     """Write beside the target, flush to the disk, then rename over it.
 
-    A reader of `path` sees the former checkpoint or the new one, whatever interrupts the writing.
+    If writing is interrupted, `path` is the former checkpoint.
     """
     _publish(_write(path, state), path)
 

@@ -23,7 +23,7 @@ def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
     """Return settings by short name: CLIP, CyCLIP, with margin, and CLIP with a held scale of 100.
 
     The last one controls for the temperature: cycle consistency drives the logit scale to its
-    bound, and part of its gain is due to that.
+    bound, which explains a part of its gain.
     """
     cyclip = replace(config.loss, loss="cyclip", margin=0.0, hinge=0.0)
     losses = {
@@ -74,7 +74,7 @@ def run_comparison(
 def _complete(
     config: TrainConfig, data: RunData, folder: Path, ranks: Ranks
 ) -> dict[str, Any] | None:
-    """Return a run's result: as found, or after starting or continuing the run."""
+    """Return the result of a run, which is started or resumed unless it is complete."""
     with locked(folder, ranks):
         state = newest_state(folder, ranks)
         if state is not None:

@@ -10,7 +10,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 
 class SetupError(ValueError):
-    """Raised before the run starts if this machine does not support a setting."""
+    """Raised before a run starts if this machine does not support a setting."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -172,7 +172,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the setting, for a value that cannot work."""
+        """Raise ValueError, naming the setting, for an invalid value."""
         data, optim, run = self.data, self.optim, self.run
         for name, value, least in (
             ("accum-freq", data.accum_freq, 1),
@@ -235,7 +235,7 @@ class TrainConfig:
         return cls(**{name: kind(**values.get(name, {})) for name, kind in _SECTIONS.items()})
 
     def updated(self, values: Mapping[str, Any]) -> TrainConfig:
-        """Return a copy with other values for the settings named, whatever their section."""
+        """Return a copy with new values for the given settings of any section."""
         sections = {}
         for name, kind in _SECTIONS.items():
             own = {entry.name for entry in fields(kind)} & set(values)

@@ -56,7 +56,7 @@ class RunData:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Digests of the records of each part in their order."""
+        """Return a digest of the records of each part, in their order."""
         return {name: dataset.fingerprint() for name, dataset in self.parts.items()}
 
     def counts(self) -> dict[str, dict[str, Any]]:
@@ -85,7 +85,7 @@ def open_data(config: DataConfig) -> RunData:
     """
     name = resolved(config.train_data)
     if name in BUILTIN:
-        _refuse_file_options(config, name)
+        _require_no_file_options(config, name)
         note = ""
         if name == "shapes" and config.train_data == "auto":
             note = (
@@ -121,7 +121,7 @@ def open_data(config: DataConfig) -> RunData:
     return RunData(part, description + _fraction_note(part, train), validation=validation)
 
 
-def _refuse_file_options(config: DataConfig, name: str) -> None:
+def _require_no_file_options(config: DataConfig, name: str) -> None:
     for option in (*READ_OPTIONS, "val_data", *(VAL + own for own in READ_OPTIONS)):
         value = getattr(config, option)
         if value is not None:
@@ -190,7 +190,7 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
 
 
 def require_readable(pairs: ImageDataset) -> None:
-    """Raise ValueError if no validation record can be read: better now than after an epoch."""
+    """Raise ValueError if no validation record can be read, before the first epoch is spent."""
     skipped = SkipReport()
     for index in range(len(pairs)):
         try:

@@ -98,7 +98,7 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Hold the folder for this run. The lock ends with the process that holds it, however it ends.
 
     Only the main rank writes to the folder, so it alone holds the lock, but all ranks raise.
-    Leaves no folder behind if nothing was written to it.
+    Deletes the folder if nothing was written to it.
 
     Raises ValueError at once if another process holds the folder.
     """
@@ -133,10 +133,10 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def state_to_resume(folder: Path, resume: str, ranks: Ranks) -> State | None:
-    """Return the state to continue from, the same on all ranks; None to start anew.
+    """Return the state to resume from, the same on all ranks; None for a new run.
 
-    resume: as --resume. Raises FileNotFoundError if there is none to continue from, ValueError if
-    the file is damaged, lacks entries, or is not the same for all ranks.
+    resume: as --resume. Raises FileNotFoundError if there is no checkpoint, ValueError if the file
+    is damaged, lacks entries, or differs between ranks.
     """
     if resume == "auto" or Path(resume).is_dir():
         state = newest_state(folder, ranks)

@@ -23,9 +23,9 @@ UNPROFILED_STEPS = 3  # the first steps allocate and compile
 
 
 class Window:
-    """Means over the steps since the last record; its clock starts when it is made.
+    """Means over the steps since the last record; construction starts the clock.
 
-    Values are summed where they are, in float64: on a GPU they are fetched once per record.
+    Values are summed on their device, in float64. A GPU is read once per record.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -91,11 +91,11 @@ class Tracker(Protocol):
     """Receiver of the numbers of a step."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Take a record; for its kinds see MetricsLog."""
+        """Write a record of one of the kinds of MetricsLog."""
         ...
 
     def close(self) -> None:
-        """End writing."""
+        """Close the tracker."""
         ...
 
 

@@ -92,7 +92,7 @@ class TwoViewLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
     ) -> Any:
-        """Return the terms by name, whatever `output_dict` is."""
+        """Return the terms by name; `output_dict` is ignored."""
         image, other_image = image_features.chunk(2)
         text, other_text = text_features.chunk(2)
         temperature = logit_scale, logit_bias

@@ -62,7 +62,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group its share of `rate`."""
+    """Set the learning rate of every group to its multiple of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
 

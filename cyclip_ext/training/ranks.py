@@ -53,7 +53,7 @@ class Ranks:
         return summed
 
     def gathered(self, thing: Thing) -> list[Thing]:
-        """Return every rank's `thing`, in order of rank."""
+        """Return the value of every rank, in the order of ranks."""
         if self.control is None:
             return [thing]
         things = [thing] * self.size

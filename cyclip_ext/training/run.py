@@ -37,8 +37,8 @@ def run_training(
 
     resume: a loaded checkpoint to continue from. objective: makes the loss, by default from the
     settings. Returns None after an interruption; checkpoints/last.pt then has the state. A folder
-    with neither a checkpoint nor a result is started anew. Every rank calls this; the main one
-    measures and writes, and the result is the same on all.
+    with neither a checkpoint nor a result is used for a new run. All ranks call this; the main one
+    measures and writes, and all return the same result.
 
     Raises DivergedError if loss or gradient are not finite, FileExistsError if the folder holds a
     run that is not being resumed.
@@ -176,7 +176,7 @@ def _median(values: list[float]) -> float:
 
 
 def backend_line(device: torch.device) -> str:
-    """Return which implementation of the losses tensors on this device get."""
+    """Return the implementation of the losses for tensors on this device."""
     status = ops.backend_status().get(device.type)
     if status is not None and status.loaded and ops.has_operator("pair_statistics", device.type):
         return "native kernels"

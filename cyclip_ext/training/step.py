@@ -1,8 +1,8 @@
 """Optimizer steps: forward and backward of a batch, and whether the step was finite.
 
-Nothing here waits for the device. Whether a step was finite is decided on the device, which leaves
-weights and optimizer alone if it was not; the host reads that one step late, while the device
-computes the next one.
+Nothing here waits for the device. The device checks whether a step is finite, and leaves weights
+and optimizer unchanged if it is not. The host reads the result one step later, while the device
+computes the next step.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class StepResult:
     moved: bool = True
 
     def wait(self) -> bool:
-        """Wait until the verdict is on the host; whether loss and gradient were finite."""
+        """Wait for the result of the check; return whether loss and gradient were finite."""
         if self.done is not None:
             self.done.synchronize()
         return bool(self.finite)
@@ -139,7 +139,7 @@ class Stepper:
         )
 
     def launch(self, inputs: Inputs, step: int, total_steps: int) -> StepResult | None:
-        """Launch optimizer step `step` of `total_steps`; the result of the step before it.
+        """Launch optimizer step `step` of `total_steps`; return the result of the previous one.
 
         None for the first one. The result of the last step comes from `settle`.
         """
@@ -204,7 +204,7 @@ class Stepper:
         ]
 
     def _update(self, finite: Tensor, step: int) -> bool:
-        """Take the optimizer's step unless it is not finite; whether the scaler let it through."""
+        """Step the optimizer if the step is finite; return whether the scaler did not skip it."""
         if not self.scaler.is_enabled():
             self.optimizer.found_inf = (~finite).float()  # fused AdamW skips where this is 1
             self.optimizer.step()
@@ -225,7 +225,7 @@ class Stepper:
         return after >= before
 
     def _fetched(self, flag: Tensor) -> tuple[Tensor, Any]:
-        """Start copying a flag to the host; the copy, and the event that ends it."""
+        """Start copying a flag to the host; return the copy and the event that ends it."""
         if flag.device.type != "cuda":
             return flag, None
         copy = flag.to("cpu", non_blocking=True)
@@ -284,7 +284,7 @@ def restore_modules(
     for name, part in parts.items():
         try:
             part.load_state_dict(state[name])
-        except Exception as error:  # RuntimeError, KeyError, ...: whatever a foreign entry leads to
+        except Exception as error:  # RuntimeError, KeyError, ...: any error of a foreign entry
             problem = " ".join(str(error).split())[:400]
             raise ValueError(_misfit(folder, name, problem)) from error
     for parameter, moments in stepper.optimizer.state.items():

@@ -43,8 +43,8 @@ class Trainer:
     """One run, on this process's rank. `fit` trains from the current state to the end.
 
     A run is a function of its settings and data: order, captions and augmentation come from
-    (seed, epoch, sample), what the model draws from (seed, step, rank), so that a resumed run takes
-    the very steps an uninterrupted one takes. All ranks call the same methods at the same time.
+    (seed, epoch, sample), the model's draws from (seed, step, rank). A resumed run therefore takes
+    the same steps as an uninterrupted one. All ranks call the same methods at the same time.
 
     objective: makes the loss; a custom one needs no setting (docs/training.md).
     """
@@ -155,7 +155,7 @@ class Trainer:
         return scale
 
     def fit(self) -> bool:
-        """Train to the end: True. False after an interruption; `last.pt` is then up to date.
+        """Train to the end and return True, or False after an interruption, with `last.pt` saved.
 
         Raises DivergedError if loss or gradient are not finite, TooManyBadRecords if too much of
         the data cannot be read.
@@ -242,7 +242,7 @@ class Trainer:
             self._account(last, *launched)
 
     def _account(self, result: StepResult, batch: Batch, images: int) -> None:
-        """Add the numbers of a step to the window; write down one that was not finite."""
+        """Add the numbers of a step to the window, and report a step that was not finite."""
         if result.wait():
             # The temperature is logged as of the record, not as a mean.
             self.window.add(result.names[:-1], result.values[:-1], images)
@@ -250,7 +250,7 @@ class Trainer:
             self._not_finite(result, batch)
 
     def _not_finite(self, result: StepResult, batch: Batch) -> None:
-        """Write down the contents of the step, then raise or, if so set, go on."""
+        """Write the contents of the step to a file, then raise, unless such steps are skipped."""
         path = self.folder / f"nonfinite-step-{result.step}.json"
         own = {"indices": batch.indices.tolist(), "texts": batch.texts}
         records = self.ranks.gathered(own)
@@ -297,7 +297,7 @@ class Trainer:
         return Window(self.objective.weights)
 
     def track(self, kind: str, **values: Any) -> None:
-        """Hand a record to the log and the trackers, on the main rank."""
+        """Pass a record to the log and the trackers, on the main rank."""
         if self.ranks.is_main:
             for tracker in self.trackers:
                 tracker.write(kind, self.step, values)
@@ -336,7 +336,7 @@ class Trainer:
         self.ranks.wait()
 
     def _evaluate(self) -> None:
-        """Log the numbers that the report at the end will have, as of now."""
+        """Log the numbers of the final report for the current weights."""
         self._settle()
         if self.ranks.is_main:
             for name, metrics in self.assessor.evaluate(self.data).items():
@@ -344,7 +344,7 @@ class Trainer:
         self.ranks.wait()
 
     def state(self) -> State:
-        """Return all that a run continues from; loader and dropout follow from the position."""
+        """Return the state to resume from; loader and dropout are functions of the position."""
         return {
             "config": self.config.to_dict(),
             "objective": self.objective.label,

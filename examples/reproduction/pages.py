@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cyclip_ext._plotting import png
-from cyclip_ext.evaluation.report import markdown_table, show
+from cyclip_ext.evaluation.tables import markdown_table, show
 from cyclip_ext.evaluation.tasks import Plot, Table
 
 Part = str | Table | Plot

@@ -250,3 +250,10 @@ def test_records_are_counted_or_refused() -> None:
     assert Embeddings(unit(3), skipped=skipped).total == 5
     with pytest.raises(ValueError, match="count every record"):
         Embeddings(unit(3), skipped=skipped, total=6)
+
+
+@pytest.mark.parametrize("of_class", [torch.zeros(2), torch.tensor([-1, 0]), torch.tensor([0, 2])])
+def test_levels_are_indices_of_superclasses(of_class: torch.Tensor) -> None:
+    levels = {"group": Superclasses(("a", "b"), of_class)}
+    with pytest.raises(ValueError, match=r"levels/group must be (integers|in 0 \.\. 1)"):
+        Embeddings(unit(2), class_names=("x", "y"), levels=levels)

@@ -285,7 +285,7 @@ def test_problems_are_found_before_anything_is_measured(
         message = "would have the same file names"
     elif problem == "prompts":
         words += ["--class-names", str(tmp_path / "two.txt")]
-        message = "there are 2 class names for the 3 classes of colours"
+        message = "2 class names for the 3 classes of colours; give one"
     elif problem == "hierarchy":
         words += ["--hierarchy", str(tmp_path / "h.csv")]
         message = "green"

@@ -19,11 +19,9 @@ from cyclip_ext.evaluation.report import (
     About,
     check_names,
     describe_data,
-    markdown_table,
-    show,
-    show_value,
     write_report,
 )
+from cyclip_ext.evaluation.tables import markdown_table, show, show_value
 from cyclip_ext.evaluation.tasks import Metric, Plot, Table, TaskResult, Unit
 
 NASTY = '<b>&"pets|'
@@ -281,6 +279,12 @@ def test_folders_of_the_same_names_without_a_report_are_not_replaced(
     with pytest.raises(FileExistsError, match=r"has plots but no results.json"):
         write_report(tmp_path, ABOUT, results())
     assert [path.name for path in tmp_path.rglob("*")] == ["plots", "mine.png"]
+
+
+def test_a_path_below_a_file_is_refused(tmp_path: Path, results: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file is not a writable folder"):
+        write_report(tmp_path / "file" / "report", ABOUT, results())
 
 
 @pytest.mark.parametrize("names", [("a/b", "a-b"), ("Set", "set"), ("x y", "x?y"), ("a", "a")])

@@ -379,7 +379,7 @@ def test_activations_of_one_chunk_at_a_time(frozen: str | None) -> None:
 
 def test_bad_arguments_raise() -> None:
     towers, (images, tokens) = _towers(), _batch()
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         cached_backward(towers, CLIPLoss(), images, tokens, chunk_size=0)
     with pytest.raises(ValueError, match="13 in images, 12 in tokens"):
         cached_backward(towers, CLIPLoss(), images, tokens[:-1], chunk_size=5)
@@ -389,7 +389,7 @@ def test_bad_arguments_raise() -> None:
     for unsplittable in "text", torch.tensor(3.0), ["a caption"] * N:
         with pytest.raises(TypeError, match=r"tokens.*must be a tensor"):
             cached_backward(towers, CLIPLoss(), images, unsplittable, chunk_size=5)
-    with pytest.raises(TypeError, match=r"must be an nn\.Module, not function"):
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, got function"):
         cached_backward(lambda *batch: towers(*batch), CLIPLoss(), images, tokens, chunk_size=5)
 
 

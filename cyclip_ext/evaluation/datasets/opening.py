@@ -1,4 +1,4 @@
-"""From a user's specification to an evaluation dataset."""
+"""Opening of evaluation datasets from a user's specification."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def open_evaluation_dataset(
         root: Folder of torchvision's files.
 
     Raises:
-        ValueError: If spec is of no kind above (the message lists what is there), if an option does
-            not apply to the kind, and for contents that are wrong.
+        ValueError: If the kind of spec is not recognized (the message lists the kinds), if an
+            option does not apply to the kind, and for invalid contents.
         FileNotFoundError, MissingData: If something does not exist.
         ImportError: If a package is needed and cannot be imported.
     """
     options = options or ReadOptions()
     kind, place = kind_of(spec, options.split)
-    options.refuse_except(spec, f"of the kind {kind}", *KINDS[kind])
+    options.require_applicable(spec, f"of the kind {kind}", *KINDS[kind])
     if not place:
-        raise ValueError(f"{spec} names no place; {_ACCEPTED}")
+        raise ValueError(f"{spec} has no path or name after the colon; {_ACCEPTED}")
     split = options.split or "test"
     if kind == "builtin":
         return load_builtin(place)
@@ -111,9 +111,9 @@ def applicable(options: ReadOptions, spec: str) -> ReadOptions:
 
 
 def kind_of(spec: str, split: str | None = None) -> tuple[str, str]:
-    """Return the kind and the place of a specification, looking at what is there if it is a path.
+    """Return the kind and the place of a specification; the contents of a path decide its kind.
 
-    Raises ValueError or FileNotFoundError if it is of no kind.
+    Raises ValueError or FileNotFoundError if the kind is not recognized.
     """
     if spec in BUILTIN:
         return "builtin", spec
@@ -124,7 +124,7 @@ def kind_of(spec: str, split: str | None = None) -> tuple[str, str]:
 
 
 def _guess(spec: str, split: str) -> str:
-    """Return the kind of what is at a path."""
+    """Return the kind of the dataset at a path."""
     if not spec:
         raise ValueError(f"the name of the dataset is empty; {_ACCEPTED}")
     path = Path(spec)
@@ -150,7 +150,10 @@ def _guess(spec: str, split: str) -> str:
             return "coco"
         if suffix in {".csv", ".tsv", ".txt", ".token"}:
             return "pairs" if is_google_tsv(path) else "csv"
-        raise ValueError(f"{path} is a file of no known format; {_ACCEPTED}")
+        raise ValueError(
+            f"the format of {path} is not recognized; if it is one that training reads, pass "
+            f"pairs:{path}. {_ACCEPTED}"
+        )
     hint = f"; did you mean torchvision:{spec}?" if spec in NAMES else ""
     raise FileNotFoundError(f"{spec} does not exist{hint}; {_ACCEPTED}")
 

@@ -30,8 +30,8 @@ def open_webdataset(folder: Path, split: str = "test") -> TarDataset:
 
     Raises:
         MissingData: If the split or a shard is missing.
-        ValueError: If a label is not in classnames.txt, no sample can be used, or a file has other
-            contents than above.
+        ValueError: If a label is not in classnames.txt, no sample can be used, or the contents of a
+            file are not as above.
     """
     shards = _shards(folder, split)
     kind = _kind(folder)

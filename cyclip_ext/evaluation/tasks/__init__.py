@@ -6,8 +6,9 @@ A task is a file with pure metric functions, its plot, and
 
 which returns None if the dataset lacks an array that the task takes. Each number of the result is
 declared as a Metric beside the code that computes it: its unit decides how reports show it. To add
-a task, write such a file, import it here and add one line to TASKS; command line, report and
-in-training evaluation take it from there. A test belongs in python_tests/evaluation/tasks/.
+a task, write such a file, import it here and add one line to TASKS: the command line and the report
+use it without further changes. Add it to SHORT if training should measure it as well. A test
+belongs in python_tests/evaluation/tasks/.
 
 The metric functions take arrays of Embeddings, which checks shapes, types and ranges and that the
 features are finite: with NaN a comparison is false and would count in favour of the model. The
@@ -58,7 +59,7 @@ TASKS: dict[str, Run] = {  # by name, in the order of the report
     margins.TASK: margins.run,
 }
 
-# The tasks of in-training evaluation, and their metrics of one name that its log has.
+# The tasks of in-training evaluation, and the metrics that it logs under their own keys.
 LOGGED = ("acc1", "acc5", "mean_per_class_recall", "acc1_all_names", "consistency@1")
 SHORT = (zero_shot.TASK, hierarchy.TASK, consistency.TASK, retrieval.TASK)
 
@@ -132,7 +133,7 @@ def require_same_classes(train: Embeddings, tested: Embeddings) -> None:
 
 
 def in_order(results: Iterable[TaskResult]) -> list[TaskResult]:
-    """Sort by task as in TASKS, others last; the datasets of a task keep their order."""
+    """Sort by task as in TASKS, others last, without changing the order within a task."""
     order = {name: place for place, name in enumerate(TASKS)}
     return sorted(results, key=lambda result: order.get(result.task, len(order)))
 

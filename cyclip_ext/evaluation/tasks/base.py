@@ -28,7 +28,7 @@ class Metric:
     """The declaration of one number.
 
     key: in results.json; CLIP_benchmark's if it has one. label: in the report, without the unit.
-    headline: whether the number also stands at the top of the report.
+    headline: whether the number is also shown at the top of the report.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Table:
 class Plot:
     """A figure that is drawn when the report is written.
 
-    name: stem of its file. caption: what it shows and how to read it. draw: draws on the matplotlib
+    name: stem of its file. caption: its contents, and how to read it. draw: draws on the matplotlib
     Figure that it is given. size: inches.
     """
 

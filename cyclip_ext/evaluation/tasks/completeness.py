@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -162,24 +162,22 @@ def _named(text: str, phrases: Mapping[Phrase, frozenset[str]]) -> set[str]:
 def _read_instances(path: Path) -> tuple[list[str], dict[int, set[str]]]:
     """Return the names of the categories, and those annotated in each image that has any."""
     content = _read_object(path)
-    names: dict[Any, str] = {}
-    for where, entry in _entries(path, content, "categories"):
-        names[_get(path, where, entry, "id", int)] = _get(path, where, entry, "name", str)
+    names: dict[int, str] = dict(_records(path, content, "categories", id=int, name=str))
     objects: defaultdict[int, set[str]] = defaultdict(set)
-    for where, entry in _entries(path, content, "annotations"):
-        category = _get(path, where, entry, "category_id", int)
+    annotations = _records(path, content, "annotations", image_id=int, category_id=int)
+    for index, (image_id, category) in enumerate(annotations):
         if category not in names:
-            raise ValueError(f"{path}: {where}: category_id {category} is not in categories")
-        image_id = _get(path, where, entry, "image_id", int)
+            place = f"annotations[{index}]"
+            raise ValueError(f"{path}: {place}: category_id {category} is not in categories")
         objects[image_id].add(names[category])
     return list(names.values()), objects
 
 
 def _read_captions(path: Path) -> dict[int, list[str]]:
     captions: defaultdict[int, list[str]] = defaultdict(list)
-    for where, entry in _entries(path, _read_object(path), "annotations"):
-        image_id = _get(path, where, entry, "image_id", int)
-        captions[image_id].append(_get(path, where, entry, "caption", str))
+    content = _read_object(path)
+    for image_id, caption in _records(path, content, "annotations", image_id=int, caption=str):
+        captions[image_id].append(caption)
     return captions
 
 
@@ -193,25 +191,22 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _entries(path: Path, content: dict[str, Any], key: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a list in a file, each with its place for error messages."""
+def _records(path: Path, content: dict[str, Any], key: str, **fields: type) -> Iterator[Any]:
+    """Yield these fields of every object of the list `key`, after a check of their types."""
     entries = content.get(key)
     if not isinstance(entries, list):
-        raise ValueError(
-            f"{path}: {key!r} must be a list, got "
-            f"{type(entries).__name__ if key in content else 'no such key'}"
-        )
+        found = type(entries).__name__ if key in content else "no such key"
+        raise ValueError(f"{path}: {key!r} must be a list, got {found}")
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: {key}[{index}] must be an object, got {entry!r}")
-        yield f"{key}[{index}]", entry
-
-
-def _get(path: Path, where: str, entry: dict[str, Any], key: str, kind: type) -> Any:
-    if not isinstance(entry.get(key), kind):
-        found = repr(entry[key]) if key in entry else "no such key"
-        raise ValueError(f"{path}: {where}: {key!r} must be {kind.__name__}, got {found}")
-    return entry[key]
+        for name, kind in fields.items():
+            if not isinstance(entry.get(name), kind):
+                found = repr(entry[name]) if name in entry else "no such key"
+                raise ValueError(
+                    f"{path}: {key}[{index}]: {name!r} must be {kind.__name__}, got {found}"
+                )
+        yield tuple(entry[name] for name in fields)
 
 
 # --------------------------------------------------------------------------------------- task

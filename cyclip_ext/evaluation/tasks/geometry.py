@@ -145,11 +145,12 @@ def log_mean_exp(
 
 
 def singular_values(features: Tensor) -> Tensor:  # [N, d], one tower
-    """Return the singular values of the centred unit rows / sqrt(N), falling, float64 [min(N, d)].
+    """Return the singular values of the centred unit rows / sqrt(N), float64 [min(N, d)].
 
-    Squares are variances along the principal directions, and their sum is 1 - |mean|^2. Without
-    centring the first one would be mostly the mean, the axis of the cone in which all rows of a
-    tower lie. Values below the rounding error of the subtraction are 0.
+    They are in descending order. Their squares are the variances along the principal directions,
+    and the sum of the squares is 1 - |mean|^2. Without centring the first one would be mostly the
+    mean, the axis of the cone in which all rows of a tower lie. Values below the rounding error of
+    the subtraction are 0.
     """
     rows = unit_rows(features)
     values = torch.linalg.svdvals((rows - rows.mean(0)) / len(rows) ** 0.5)

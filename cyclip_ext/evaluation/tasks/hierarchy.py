@@ -41,8 +41,8 @@ SHOWN = 20  # superclasses: more names do not fit beside a plot
 def superclasses_of(superclass_of: Mapping[str, str], class_names: Sequence[str]) -> Superclasses:
     """Return the superclasses of a dataset's classes from a table of class -> superclass.
 
-    superclass_of: see `read_superclasses`; it may have more classes than the dataset. Upper case
-    and underscores make no difference to names of classes: "aquarium_fish" is "aquarium fish".
+    superclass_of: see `read_superclasses`; it may have more classes than the dataset. Names are
+    compared without case, and underscores are spaces: "Aquarium_fish" is "aquarium fish".
 
     Raises ValueError for a class that is missing in the table.
     """

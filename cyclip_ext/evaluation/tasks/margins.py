@@ -138,7 +138,7 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     found: dict[int, Margins] = {}
     for size in BATCH_SIZES:
         if size <= len(labels):
-            # A rare class may be among the pairs that whole batches leave over.
+            # The remainder may hold all pairs of a rare class.
             with suppress(ValueError):
                 found[size] = measure(size)
     found = found or {len(labels): measure(len(labels))}

@@ -135,11 +135,11 @@ def validation_rows(
     seed: int,
     share: float = _VALIDATION,
 ) -> Tensor:  # bool [T]
-    """Choose a random share of the rows, stratified; every class keeps at least one training row.
+    """Choose a random share of the rows, stratified, but not the last row of a class.
 
-    A class gives in proportion to its rows but one, and classes too small for a whole row give one
-    at random, so that all together give the share. If they cannot, because most classes have a
-    single row, they give all they can spare: none if every class has a single row.
+    The number of rows of a class is proportional to its size minus one. Classes too small for a
+    whole row give one at random, so that the total is the share. If most classes have a single row,
+    the total is smaller: all rows but one of each class.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
@@ -150,7 +150,7 @@ def validation_rows(
     if not total:
         return chosen
     wanted = min(max(1, round(share * len(labels))), total)
-    # Systematic sampling, in integers: parts add up to `wanted`, and none exceeds what is spare.
+    # Systematic sampling, in integers: parts add up to `wanted`, and none exceeds the spare rows.
     start = torch.randint(total, (), generator=generator)
     bounds = (spare.cumsum(0) * wanted + start) // total
     parts = torch.diff(bounds, prepend=torch.zeros(1, dtype=torch.int64))
@@ -200,7 +200,7 @@ def search(train: Rows, held_out: Rows) -> dict[float, Fit]:
         C = 10.0**exponent
         if C in fits or not _COARSE[0] <= exponent <= _COARSE[-1]:
             return
-        # From a larger C, whose weights are larger, a fit would end too early with those.
+        # A fit that starts at the larger weights of a larger C would end too early.
         smaller = [value for value in fits if value < C]
         model, converged = fit(train, C, fits[max(smaller)].model if smaller else None)
         fits[C] = Fit(model, converged, score(model, held_out, classes).accuracy())
@@ -252,7 +252,7 @@ def fit(rows: Rows, C: float, start: Any | None = None) -> tuple[Any, bool]:
     for each in caught:
         if issubclass(each.category, library.exceptions.ConvergenceWarning):
             converged = False
-        elif "number of unique classes" not in str(each.message):  # labels are no measurements
+        elif "number of unique classes" not in str(each.message):  # not a regression
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     return model, converged
 

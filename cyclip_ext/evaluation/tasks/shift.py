@@ -1,8 +1,8 @@
 """Natural distribution shift: accuracy on shifted datasets beside that on the base dataset.
 
 Source: Taori et al. 2020 (Measuring Robustness to Natural Distribution Shifts in Image
-Classification): effective robustness is accuracy beyond what a line, fitted to other models,
-predicts from the accuracy on the base dataset.
+Classification): effective robustness is the accuracy minus the prediction, from the accuracy on the
+base dataset, of a line that is fitted to other models.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_baselines(path: str | Path) -> dict[str, Points]:
     """Read the (base, shifted) accuracies of baseline models for each shifted dataset.
 
     path: a CSV file with a row per model, a column "base" and one per shifted dataset under its
-    name; a column "model" is for readers. Accuracies are shares, not percent. An empty cell means
+    name; a column "model" is ignored. Accuracies are shares, not percent. An empty cell means
     not measured.
 
     Raises ValueError, naming the file and the line, for other columns or two of one name, rows
@@ -299,8 +299,8 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     )
     if options.baselines:
         explanation += (
-            " Effective robustness is what remains after the drop of baseline models with the same "
-            "base accuracy: above 0 is better than they do."
+            " Effective robustness is the accuracy minus that of baseline models with the same "
+            "accuracy on the base dataset: above 0 the model is more robust than they are."
         )
     base_inside = inside(base.accuracy, base.images)
     robustness: dict[str, float] = {}

@@ -214,7 +214,7 @@ def plot_confusion_matrix(figure: Figure, classified: Classified, names: Sequenc
     cells = classified.labels * size + classified.predictions
     counts = torch.bincount(cells, minlength=size**2).view(size, size)
     shares = 100 * counts / images.clamp(min=1)[:, None]  # a class without images: zeros
-    wrong = shares.clone().fill_diagonal_(0)  # the right ones would outshine all others
+    wrong = shares.clone().fill_diagonal_(0)  # right ones would dominate the colours
     largest = wrong.max().item() or 1.0
     matrix = axes.imshow(wrong.numpy(), vmin=0, vmax=largest, cmap="Blues", aspect="auto")
     figure.colorbar(matrix, ax=axes, label="wrong predictions (% of the true class)")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
 from torch.nn.functional import normalize
 
 from cyclip_ext.data import Superclasses
@@ -58,18 +57,6 @@ def test_fine_and_coarse_equal_brute_force() -> None:
             coarse += of_class[label] in sorted(best, key=lambda s: -best[s])[:k]
         assert metrics[f"fine_acc{k}"] == pytest.approx(fine / 200)
         assert metrics[f"coarse_acc{k}"] == pytest.approx(coarse / 200)
-
-
-def test_coarse_equals_scikit_learn() -> None:
-    images, classes, labels, hierarchy = random_case()
-    of_class = hierarchy.of_class
-    similarity = images @ classes.T
-    best = torch.stack([similarity[:, of_class == s].amax(1) for s in range(4)], dim=1)
-    metrics = fine_and_coarse(images, classes, labels, hierarchy).metrics((1, 2))
-    for k in (1, 2):
-        assert metrics[f"coarse_acc{k}"] == pytest.approx(
-            top_k_accuracy_score(of_class[labels], best, k=k, labels=range(4))
-        )
 
 
 def test_fine_ignores_classes_of_other_superclasses() -> None:

@@ -168,6 +168,8 @@ def test_shift_compares_datasets_without_domains_whole() -> None:
     assert {"acc1/base", "acc1/c", "acc1_drop/b", "acc1_shifted"} <= set(found.values)
     assert found.tables[0].note == ""
     assert run_tasks(plain[0], tasks=("distribution_shift",)) == []
+    unlabelled = Embeddings(unit(3, 8))
+    assert run_tasks(plain[0], shifted=[unlabelled], tasks=("distribution_shift",)) == []
 
 
 def test_baselines_give_effective_robustness_of_the_measured_accuracies(render: Any) -> None:
@@ -204,7 +206,7 @@ def test_geometry_of_captions_pairs_each_image_with_its_first_own() -> None:
 
 
 def test_margins_use_the_whole_dataset_if_batches_have_no_negative() -> None:
-    # Of 17 images one is left over by batches of 16, and it may be the only one of its class.
+    # Batches of 16 do not use one of 17 images, which may be the only one of its class.
     labels = torch.zeros(17, dtype=torch.int64)
     labels[3] = 1
     data = Embeddings(unit(17, 8), labels=labels, class_features=unit(2, 8, seed=1))
