@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .._files import regular_size
+
 _FORMAT = "cyclip_ext columns 1"
 _CHECKSUM_BYTES = 4
 _ALIGNMENT = 64
@@ -282,6 +284,7 @@ def _description(dtype: np.dtype[Any]) -> Any:
 def _load(place: Path, state: Any) -> Columns | None:
     """Return the stored columns; None if there are none, of this state, or they are damaged."""
     try:
+        regular_size(place)
         with place.open("rb") as file:
             stored = file.read(_CHECKSUM_BYTES)
             checksum = 0

@@ -213,8 +213,10 @@ class DelimitedRows:
             yield number, line
 
     def _are_rows(self, parts: list[str]) -> bool:
-        """Whether most parts begin with a row, although some of them have commas or quotes."""
-        return 2 * sum(self._ends_field([parts[0], part]) for part in parts[1:]) > len(parts) - 1
+        """Whether most of many parts are rows, and the others are rows with commas or quotes."""
+        rows = [part for part in parts if self._is_row(part)]
+        alike = sum(self._ends_field([parts[0], part]) for part in rows)
+        return len(parts) > 2 and 2 * alike > len(parts)
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():
