@@ -20,7 +20,7 @@ _COPY, _ARITHMETIC = re.compile("LDGSTS"), re.compile("HMMA|DMMA|FFMA")
 
 @dataclass
 class Program:
-    """Instructions and, for each, the places where execution may go on."""
+    """Instructions and, for each, its possible successors."""
 
     opcodes: list[str] = field(default_factory=list)
     successors: list[list[int]] = field(default_factory=list)

@@ -84,7 +84,7 @@ class Figures(NamedTuple):
 
 
 def measured(index: int, model: str, n: int, rounds: int) -> Iterator[Figures]:
-    """One variant's, from a process that has measured nothing else."""
+    """Yield the figures of one variant. Call it in a process that has measured nothing else."""
     variant = VARIANTS[index]
     towers, images, tokens = _setting(model, n)
     variant.backward(towers, images[:256], tokens[:256])

@@ -299,7 +299,7 @@ void require_launchable(const Launch& launch) {
                   " on all architectures"));
 }
 
-// In which order the blocks run.
+// The order of the blocks.
 class BlockOrder {
  public:
   explicit BlockOrder(int64_t blocks) : blocks_(blocks) {

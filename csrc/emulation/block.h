@@ -15,7 +15,7 @@
 #include "slot.h"
 #include "message.h"
 
-// As in the vendor's headers.
+// The same types as in the vendor's headers.
 struct uint3 {
   unsigned x, y, z;
 };
@@ -111,7 +111,7 @@ struct Running {
 };
 extern constinit thread_local Running running;
 
-// Runs the whole grid. Throws what a kernel threw; std::runtime_error where it misused a primitive.
+// Runs the whole grid. Throws the exception of a kernel, or std::runtime_error if a kernel misuses a primitive.
 void run(const Launch& launch);
 
 }  // namespace cyclip::emulation

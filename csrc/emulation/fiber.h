@@ -13,7 +13,7 @@
 
 namespace cyclip::emulation {
 
-// Zeroed pages; what ThreadSanitizer knew of them goes when they are given back.
+// Zeroed pages. When they are freed, ThreadSanitizer forgets accesses to them.
 class Pages {
  public:
   explicit Pages(size_t bytes);

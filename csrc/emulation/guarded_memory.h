@@ -1,6 +1,6 @@
-// Device memory of one call under emulation: allocations of exactly the size asked for, uninitialized in a
-// way that shows, and with guards that show what was written beside them. With the address sanitizer
-// plain allocations, whose surroundings it guards itself, against reads too.
+// Device memory of one call under emulation. Allocations have exactly the requested size and start with values
+// that no kernel writes. Guards around them show writes out of bounds. With the address sanitizer they are plain
+// allocations, because it detects both reads and writes out of bounds.
 
 #pragma once
 
@@ -68,7 +68,7 @@ class GuardedBlock {
   std::unique_ptr<unsigned char[], Release> whole_;
 };
 
-// An array of a call: filled with what no kernel writes, or with the values of an input.
+// An array of a call, filled with values that no kernel writes or with those of an input.
 template <typename T>
 class GuardedArray {
  public:

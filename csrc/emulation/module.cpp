@@ -1,5 +1,5 @@
 // Python module cyclip_emulation: the operators of torch.ops.cyclip_ext by the same names and with the same
-// arguments, over numpy arrays, executed by the emulator. For the tests (python_tests/kernels).
+// arguments, over numpy arrays, executed by the emulator. Only the tests (python_tests/kernels) use it.
 //
 // Features are float32, float64 or, for "bfloat16" and "float16", uint16 arrays of their bits; rows may lie
 // any distance apart. They are read in place, so the tests decide what lies around them. Results lie in
@@ -122,7 +122,7 @@ class Output {
 Output doubles(std::vector<py::ssize_t> shape) { return {py::dtype::of<double>(), std::move(shape)}; }
 Output integers(std::vector<py::ssize_t> shape) { return {py::dtype::of<int64_t>(), std::move(shape)}; }
 
-// No rows for a tower that needs no gradient, as the schemas say.
+// The gradient of a tower that needs none has no rows, as in the schemas.
 Output gradient_of(const Features& features, const Options& options, bool needed = true) {
   return {options.array_type, {needed ? features.rows : 0, features.d}};
 }

@@ -36,7 +36,7 @@
 
 namespace cyclip::emulation {
 
-// A function of its own, and so a key of its own, for each lambda, which is for each declaration.
+// Each declaration has its own lambda type, and therefore its own function and key.
 template <typename T, typename Declaration>
 T& shared_variable(Declaration) {
   static_assert(std::is_trivially_default_constructible_v<T> && std::is_trivially_destructible_v<T>);

@@ -25,7 +25,7 @@ enum class Order {
   kRandom,  // precedence drawn from the seed, for the warps of a block anew at each barrier
 };
 
-// For all launches from now on; not while one is under way. Initially ascending.
+// Sets the order of all later launches. Do not call it during a launch. The initial order is ascending.
 void set_order(Order order, uint64_t seed = 0);
 
 }  // namespace cyclip::emulation

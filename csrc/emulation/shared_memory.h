@@ -1,4 +1,4 @@
-// The shared memory of one block: what it asked for at the launch, and its variables, each between guards.
+// The shared memory of one block: the dynamic memory of the launch, and its variables, each between guards.
 
 #pragma once
 

@@ -20,7 +20,7 @@ class Slot {
   Slot(const Slot&) = delete;
   Slot& operator=(const Slot&) = delete;
 
-  void* identity(int thread);  // made when first asked for; null without ThreadSanitizer
+  void* identity(int thread);  // created at the first call; null without ThreadSanitizer
 
   // Orders one use of the slot after the other, and threads after what the host did before: the host and
   // the threads that end release the key of the next use, threads that start acquire that of their own.
@@ -42,11 +42,11 @@ class Slot {
   char keys_[2] = {};
 };
 
-// The slots that the blocks of a grid take in turn. ThreadSanitizer takes two blocks in the same slot for
-// ordered, so it gets several: it sees races between blocks that are not further apart than that.
+// The slots that the blocks of a grid use in turn. ThreadSanitizer considers two blocks in the same slot as
+// ordered. With several slots it detects races between blocks whose distance is less than their number.
 class Slots {
  public:
-  // Those of this thread of the host, with room for a block of this many threads.
+  // The slots of this host thread, with room for a block of this many threads.
   static Slots& of(int threads);
 
   Slot& operator[](int64_t block);

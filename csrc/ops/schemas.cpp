@@ -1,5 +1,5 @@
-// The operators of torch.ops.cyclip_ext. Every backend implements these schemas; what each operator
-// means is documented where Python registers its derivative, cyclip_ext/ops.py.
+// The operators of torch.ops.cyclip_ext. Every backend implements these schemas. cyclip_ext/ops.py
+// documents the operators and registers their derivatives.
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,8 +1,7 @@
-// Kernels that lack a barrier, each in another way: some order of threads gives a result that differs, and
-// ThreadSanitizer reports each of them, also where no order shows it. Of the same kernels with all their
-// barriers neither complains.
+// Kernels that lack a barrier, each in another way. Some order of threads changes the result of most of them, and
+// ThreadSanitizer reports all of them. The same kernels with all barriers give one result and no report.
 //
-// ThreadSanitizer's reports end a program, so there each kernel runs in a process of its own.
+// A report of ThreadSanitizer ends the program, so each kernel runs in a separate process.
 
 #include <cstdlib>
 #include <numeric>

@@ -1,4 +1,4 @@
-// The emulator runs what the GPU runs, and reports what the GPU leaves undefined.
+// The emulator executes kernels as a GPU does, and reports undefined behaviour.
 
 #include <numeric>
 #include <random>

@@ -131,7 +131,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert ClassFolderDataset(tmp_path).class_names == ("car", "test tube", "train")
 
 
-def test_a_single_class_is_refused(tmp_path: Path) -> None:
+def test_a_single_class_is_rejected(tmp_path: Path) -> None:
     """Every answer is right: 100% for any model."""
     for i in range(3):
         numbered(tmp_path / "flat" / f"{i}.png", i)

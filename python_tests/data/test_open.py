@@ -93,7 +93,7 @@ def test_a_fifo_among_shards_is_counted(shards: Path) -> None:
     assert open_dataset(str(shards)).skipped.counts.keys() == {"unreadable tar"}
 
 
-def test_shards_in_subfolders_are_refused(shards: Path) -> None:
+def test_shards_in_subfolders_are_rejected(shards: Path) -> None:
     (shards / "more" / "a").mkdir(parents=True)
     (shards / "00002.tar").rename(shards / "more" / "a" / "00002.tar")
     with pytest.raises(ValueError, match=r"in subfolders .more/a/00002.tar.: name those"):
@@ -105,13 +105,13 @@ def test_shards_in_subfolders_are_refused(shards: Path) -> None:
     assert len(open_dataset(f"{shards}/*/*/*.tar")) == 1
 
 
-def test_a_shard_named_twice_is_refused(shards: Path) -> None:
+def test_a_shard_named_twice_is_rejected(shards: Path) -> None:
     with pytest.raises(ValueError, match="names a shard twice"):
         open_dataset(f"{shards}/0000{{0,1,0}}.tar")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.csv", "a.tsv"])
-def test_datasets_without_a_record_are_refused(tmp_path: Path, name: str) -> None:
+def test_datasets_without_a_record_are_rejected(tmp_path: Path, name: str) -> None:
     if name == "a.tar":
         write_tar(tmp_path / name, [("no_suffix", PNG), ("text", b"x")])
     else:

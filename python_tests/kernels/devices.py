@@ -90,7 +90,7 @@ def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def _to_cuda(argument: Any) -> Any:
-    """With all of its storage, so that pitch, alignment and surroundings stay as they are."""
+    """Copy a tensor with all of its storage, so that pitch, alignment and padding are kept."""
     if not isinstance(argument, Tensor):
         return argument
     storage = torch.empty(0, dtype=argument.dtype).set_(argument.detach().untyped_storage())

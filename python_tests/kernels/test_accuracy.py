@@ -34,13 +34,13 @@ TERMS = {
 
 
 def _round_to_tf32(x: Tensor) -> Tensor:
-    """To 10 bits of mantissa, ties away from zero."""
+    """Round to 10 bits of mantissa, ties away from zero."""
     bits = x.float().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 class _Tf32Product(torch.autograd.Function):
-    """a b' of rounded operands."""
+    """Return a b' of rounded operands."""
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batch norm over a group: everything as one process has it with all rows."""
+"""Batch norm over a group has the results of one process with all rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _inputs(kind: str, rows: int, *, offset: float = 3.0) -> tuple[Tensor, Tenso
 
 
 def _steps(norm: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Two steps in training mode, whose running statistics the third, in eval mode, shows."""
+    """Run two steps in training mode, and a third in eval mode, which uses their statistics."""
     outcome = {}
     for step in range(2):
         x = (x * (1 + step)).detach().requires_grad_()
@@ -192,7 +192,7 @@ def _errors(rank: int) -> None:
         synchronize_batch_norm(net, dist.group.WORLD)
 
 
-def test_single_values_and_foreign_layers_are_refused(worlds: dict[int, World]) -> None:
+def test_single_values_and_foreign_layers_are_rejected(worlds: dict[int, World]) -> None:
     worlds[1].results(_errors)
 
 

@@ -1,4 +1,4 @@
-"""Which weights a run folder stands for, and the errors for files that cannot be used."""
+"""The choice of weights in a run folder, and the errors for files that cannot be used."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ inline constexpr int kBlockRows = 6;
 // 32 registers (AVX-512, NEON) hold 6 x 4 sums, 4 words of the right operand and one of the left; 16 hold half.
 inline constexpr int kBlockVectors = CYCLIP_VECTOR_BYTES == 32 ? 2 : 4;
 
-// Rows of a right operand that is not packed are too far apart for the hardware to see them coming.
+// Rows of an unpacked right operand are too far apart for the hardware's prefetcher.
 inline constexpr int64_t kPrefetchDepth = 16;
 
 template <typename Word>
 inline constexpr int64_t kPanelCols = kBlockVectors * CYCLIP_VECTOR_BYTES / int64_t{sizeof(Word)};
 
-// A sum of many numbers of one sign loses a digit for every hundred of them. So the registers sum no more than
-// this many words, and what they have is added to the rest in memory: that costs one cycle in thirty.
+// A sum of many numbers of one sign loses a digit for every hundred of them. The registers therefore sum at
+// most this many words, and the partial sum is added to memory, which costs one cycle in thirty.
 inline constexpr int64_t kChain = 64;
 
 template <typename Word, int kRows>

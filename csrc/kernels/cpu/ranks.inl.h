@@ -3,7 +3,7 @@
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-// For comparisons: NaN is worse than any number.
+// A cosine for comparisons: NaN becomes -infinity.
 template <typename T>
 inline Vec<T> comparable_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   const Vec<T> s = cosine(tile, row, col);
@@ -25,7 +25,7 @@ void own_best(const OwnBest<T>& args) {
       const Vec<T> s = comparable_cosine(tile, row, col);
       const IntVec<T> own = choose(mask, same_label(args.labels, row, col), IntVec<T>{});
       const Vec<T> col_best = load<Vec<T>>(args.col_best + col);
-      // Not "greater": it would never replace NaN.
+      // The comparison is "not less or equal", because "greater" would never replace NaN.
       row_best = own & ~(s <= row_best) ? s : row_best;
       store(args.col_best + col, own & ~(s <= col_best) ? s : col_best);
     });

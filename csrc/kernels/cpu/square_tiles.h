@@ -1,7 +1,7 @@
-// Passes over square matrices that need an entry together with its mirror image across the diagonal. They go
-// by small tiles: a column of a large matrix falls into the same cache set again and again. Each works on the
-// rows [begin, end), begin a multiple of kSquareTile, up to the diagonal, and on what mirrors these: calls with
-// different rows may run at the same time. Row-major [n, n] without padding.
+// Passes over square matrices that need an entry together with its mirror image across the diagonal. They use
+// small tiles, because the entries of a column of a large matrix share few cache sets. Each pass reads the rows
+// [begin, end) up to the diagonal, begin a multiple of kSquareTile, and the mirror images of these entries. Calls
+// with different rows may run at the same time. Row-major [n, n] without padding.
 
 #pragma once
 

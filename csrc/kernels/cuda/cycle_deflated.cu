@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   parts[(blockIdx.y * 2 + tower) * d + k] = sum;
 }
 
-// q = the sums, each of length 1. In the last step q becomes orthonormal, or zero if there is no cone: deflation
-// would only round what may be exact. One block.
+// q = the sums, each of length 1. In the last step q becomes orthonormal, or zero if there is no cone, because
+// deflation would only round numbers that may be exact. One block.
 __global__ void __launch_bounds__(kThreadsPerBlock)
     cycle_directions_kernel(const double* parts, int64_t d, int64_t n, bool is_last, double* q) {
   CYCLIP_SHARED(BlockSums<kThreadsPerBlock>, block_sums);
@@ -288,7 +288,7 @@ __device__ inline void along_directions(const double* v, const double* q, int64_
   }
 }
 
-// Which of the moments belong to a Gram matrix L'R: p (0) or m (1) of the left and of the right factor.
+// The moments that belong to a Gram matrix L'R: p (0) or m (1) of the left and of the right factor.
 struct GramSides {
   int left, right;
 };
@@ -413,7 +413,7 @@ struct CycleCorrections {
   Sides a, b, k;
 };
 
-// Adds to dL/dP and dL/dM what the products of deflated matrices leave out, and finishes the gradients of the
+// Adds to dL/dP and dL/dM the terms that the products of deflated matrices lack, and finishes the gradients of the
 // features. A warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock, 1)

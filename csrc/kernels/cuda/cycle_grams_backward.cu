@@ -2,8 +2,8 @@
 //
 //     dL/dP = P (a + a') + M k'    dL/dM = M (b + b') + P k.
 //
-// In double, as the Gram matrices are, and for the same reason: what is left of these products is as small
-// beside their terms.
+// The products are in double for the same reason as the Gram matrices: the sums are small compared with their
+// terms.
 
 #include "cycle_deflated.cuh"
 #include "product.cuh"

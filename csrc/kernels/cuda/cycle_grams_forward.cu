@@ -1,5 +1,6 @@
-// The Gram matrices A = P'P, B = M'M and K = P'M (docs/cycle.md). In double whatever the features are: where
-// all of them lie in a narrow cone, <A, B> is small beside |A||B|, and an entry rounded to float would show.
+// The Gram matrices A = P'P, B = M'M and K = P'M (docs/cycle.md), in double for all types of features. If the
+// features lie in a narrow cone, <A, B> is small compared with |A||B|, and rounding an entry to float would
+// change the loss.
 
 #include "cycle_deflated.cuh"
 #include "product.cuh"

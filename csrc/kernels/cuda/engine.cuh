@@ -44,7 +44,7 @@ class Engine {
       copy_async_commit();  // an empty group, too: groups are counted
     };
 
-    block_barrier();  // of an earlier product that may still be read
+    block_barrier();  // other threads may still read an earlier product
     for (int64_t step = 0; step < Tile::kStages - 1; ++step) start_copies(step);
     for (int64_t step = 0; step < steps; ++step) {
       copy_async_wait<Tile::kStages - 2>();  // this step's copies

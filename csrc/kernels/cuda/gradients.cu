@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 1)
   const int64_t d = args.tower.d, row = args.begin + local_row;
   const T* x = static_cast<const T*>(args.tower.data) + row * args.tower.pitch;
 
-  // The row's partner, and what it contributes.
+  // The row's partner, and its contribution to the gradient.
   const int64_t partner_row = row + (args.tower_is_text ? -args.positives.offset : args.positives.offset);
   const bool has_partner = partner_row >= 0 && partner_row < args.partner.rows;
   const T* y = static_cast<const T*>(args.partner.data) + (has_partner ? partner_row * args.partner.pitch : 0);

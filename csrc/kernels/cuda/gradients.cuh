@@ -1,4 +1,4 @@
-// From G = dL/dS to the gradients of the raw features: the schedule of every pairwise loss.
+// The schedule of every pairwise loss from G = dL/dS to the gradients of the raw features.
 //
 // With H_ij = G_ij / (|x_i| |y_j|),
 //
@@ -80,7 +80,7 @@ struct PanelSize {
     rows = std::min(most_rows, whole_units(elements / cols));
   }
 
-  // With the smaller tiles.
+  // The number of tiles of a panel if they are small.
   int64_t most_tiles() const { return (rows / 64) * (cols / 64); }
 };
 
@@ -115,7 +115,7 @@ struct PairwiseGradients {
   void* text_grad;
 };
 
-// fill(panel, tower of images, tower of texts) launches what fills a panel.
+// fill(panel, tower of images, tower of texts) launches the kernel that fills a panel.
 template <typename Math, typename Fill>
 Error launch_feature_gradients(const PairwiseGradients& args, const Context& context, const Fill& fill) {
   using PanelM = PanelMath<Math>;

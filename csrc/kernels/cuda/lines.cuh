@@ -1,6 +1,6 @@
-// From the entries of a tile to its lines, which are rows and columns. Each thread holds some entries of many
-// lines. Reductions go over the lanes that share a line, then over the warps that do, through shared memory. The
-// order is fixed by the tile's shape.
+// Reductions of the entries of a tile to its lines, which are rows and columns. Each thread holds some entries of
+// many lines. Reductions go over the lanes that share a line, then over the warps that do, through shared memory.
+// The order is fixed by the tile's shape.
 //
 // Afterwards every thread owns one line of the tile, the first kRows threads a row each, the others a
 // column each.
@@ -11,9 +11,9 @@
 
 namespace cyclip::cuda {
 
-// Reduces the values of the lanes whose numbers differ in the bits from kMask down to kLastMask. With each bit a
-// lane hands half of its lines to the other one, so that it is left with the first kCount / (number of lanes)
-// values, of its own lines. combine(x, y) must be commutative.
+// Reduces the values of the lanes whose numbers differ in the bits from kMask down to kLastMask. For each bit a
+// lane passes half of its lines to the other one. Afterwards it has kCount / (number of lanes) values, those of
+// its own lines, in the first places. combine(x, y) must be commutative.
 template <int kMask, int kLastMask, int kCount, int kSize, typename T, typename Combine>
 __device__ inline void reduce_by_halving(T (&values)[kSize], const Combine& combine) {
   constexpr int kHalf = kCount / 2;
@@ -67,7 +67,7 @@ struct LineScratch {
   }
 };
 
-// For LineScratch.
+// The functions to combine values with in LineScratch.
 struct Sum {
   template <typename T>
   __device__ T operator()(T a, T b) const {
@@ -81,7 +81,7 @@ struct Largest {  // ignores NaN
   }
 };
 
-// Which part of a matrix a tile covers, and where this thread's line lies in it.
+// The part of a matrix that a tile covers, and the place of this thread's line in it.
 struct Window {
   int64_t rows, cols;            // of the matrix
   int64_t row_begin, col_begin;  // of the tile

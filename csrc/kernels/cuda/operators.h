@@ -51,7 +51,7 @@ struct Context {
   bool allow_tf32 = false;  // round float32 features to TF32 in products
   // Most bytes that a panel of gradients may take; smaller panels mean more launches.
   int64_t panel_bytes = int64_t{256} << 20;
-  // From how many 128 x 128 tiles on a product is cut into those and not into 64 x 64.
+  // A product with at least this many 128 x 128 tiles is divided into these, a smaller one into 64 x 64 tiles.
   int64_t large_tiles = 128;
   // Whether the device has no tensor cores for float64. Then the Gram route of the cycle terms multiplies in
   // float32, unless the features are float64.

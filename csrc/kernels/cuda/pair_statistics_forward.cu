@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
   side.lse[line] = total.sum == 0 ? -INFINITY : kLn2 * (total.shift + log2(total.sum));
   const double hardest = total.index < 0 ? -INFINITY : static_cast<double>(total.hardest);
-  const bool is_nan = kHardest && isnan(total.sum);  // comparisons pass over NaN, the sum does not
+  const bool is_nan = kHardest && isnan(total.sum);  // comparisons ignore NaN, the sum does not
   side.hardest[line] = is_nan ? total.sum : hardest;
   side.hardest_index[line] = total.index;
 }

@@ -1,8 +1,8 @@
 // The kernel that fills a panel of H for one loss. Loss gives the slope of the loss by one negative's logit:
 //
 //   struct Loss {
-//     struct Scalars { T scale; ... };    // s, and what else is the same everywhere
-//     struct Row; struct Col;             // what the slopes of a line have in common
+//     struct Scalars { T scale; ... };    // s, and other values that all entries share
+//     struct Row; struct Col;             // values that the slopes of a line share
 //     Scalars scalars() const;
 //     Row row(int64_t i) const;
 //     Col col(int64_t j) const;

@@ -23,9 +23,9 @@ struct RegionTiles {
   Pairing<T> pairing;
   Regions regions;
 
-  // From left to right and then down, calls on_tile(window, cosines) for each tile, when shared memory is the
-  // epilogue's, and on_strip(window) after each row of tiles; before, on_positive(row, cosine) for the
-  // positives in the tile.
+  // Visits the tiles from left to right and then down. For each tile it calls on_positive(row, cosine) for the
+  // positives in it, then on_tile(window, cosines), which may use the epilogue's shared memory. After each row
+  // of tiles it calls on_strip(window).
   template <typename Epilogue, typename OnPositive, typename OnTile, typename OnStrip>
   __device__ void for_each(RegionStorage<Tile, Epilogue>& shared, const Place<Tile>& place,
                            const OnPositive& on_positive, const OnTile& on_tile, const OnStrip& on_strip) const {

@@ -8,7 +8,7 @@ namespace cyclip::cuda {
 
 namespace {
 
-// The first pass. NaN stands for the best of nothing.
+// The first pass. The best of no entries is NaN.
 template <typename T>
 struct OwnBest {
   using Result = T;
@@ -23,7 +23,7 @@ struct OwnBest {
   __device__ Result operator()(Result a, Result b) const { return fmax(a, b); }  // of NaN and b, b
 };
 
-// The second pass. Nothing reaches a best entry that is NaN.
+// The second pass. If the best entry is NaN, no comparison with it is true.
 template <typename T>
 struct ForeignCount {
   using Result = int;
@@ -41,7 +41,7 @@ struct ForeignCount {
   __device__ Result operator()(Result a, Result b) const { return a + b; }
 };
 
-// Bit a kThreadCols + b stands for entry (a, b) of a thread.
+// Bit a kThreadCols + b represents entry (a, b) of a thread.
 template <typename Tile>
 __device__ inline bool test(uint64_t entries, int a, int b) {
   return entries >> (a * Tile::kThreadCols + b) & 1;

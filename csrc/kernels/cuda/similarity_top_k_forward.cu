@@ -74,7 +74,7 @@ __device__ void scan_row(TileRows<Tile>& tile, int row, int64_t count, int64_t c
   for (int col = 0; col < count; ++col) {
     const int64_t listed = seen + col;
     const T value = tile.at(row, col);
-    if (listed >= capacity && value <= least) continue;  // as most are
+    if (listed >= capacity && value <= least) continue;  // true for most entries
     insert(value, static_cast<int>(col_begin + col), listed < capacity ? listed : capacity - 1, lists.rows, values,
            indices);
     if (listed + 1 >= capacity) least = values[last];
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 }  // namespace
 
-// Small tiles alone: the scan by rows is what takes long, and it has more threads to it.
+// Only small tiles are used: most of the time is the scan of the rows, and small tiles have more threads for it.
 Error launch_similarity_top_k_forward(const SimilarityTopKForward& args, const Context& context) {
   return with_math(args.query.type, context, [&](auto math) -> Error {
     using Math = decltype(math);

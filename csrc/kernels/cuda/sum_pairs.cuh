@@ -32,7 +32,8 @@ __device__ inline SumPair block_sum(const SumPair& sums, BlockSums<kThreads>& sh
   return total;
 }
 
-// Adds the parts up, and adds that to what the totals hold, or to 0. A null second total is not wanted.
+// Sets the totals to the sums of the parts, or with `accumulate` adds the sums to them. The second total may be
+// null.
 Error launch_sum_pairs(const SumPair* parts, int64_t count, bool accumulate, double* first_total,
                        double* second_total, const Context& context);
 

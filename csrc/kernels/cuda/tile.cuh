@@ -34,7 +34,7 @@ struct F64 {
   static constexpr int kDepth = 4;
 };
 
-inline constexpr int kChunkBytes = 16;  // what one asynchronous copy moves
+inline constexpr int kChunkBytes = 16;  // bytes of one asynchronous copy
 inline constexpr int kStepBytes = 128;  // of each line of a tile per stage of the pipeline
 
 template <typename Element>

@@ -26,8 +26,8 @@ struct Tower {
   }
 };
 
-// Computes the norms, and copies what cannot be used in place: rows that are not aligned to 16 bytes or end
-// within a chunk, types that Math does not read, floats that have to be rounded to TF32.
+// Computes the norms, and copies features that cannot be used in place: rows that are not aligned to 16 bytes or
+// end within a chunk, types that Math does not read, floats that have to be rounded to TF32.
 template <typename Math>
 Error prepare_tower(const Features& features, const Context& context, Tower<Math>* tower);
 

@@ -66,7 +66,7 @@ class Panels {
     });
   }
 
-  // From a column that begins a panel on.
+  // The operand from this column on, which must be the first of a panel.
   RightOperand<Word> from(int64_t col) const { return {words_.data() + col * depth_, cols_, depth_ * cols_}; }
   int64_t count(int64_t cols) const { return ceil_div(cols, cols_); }
 

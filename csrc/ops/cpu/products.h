@@ -141,7 +141,7 @@ class Bf16Products {
                            false});
   }
 
-  // As above; H is paired along its rows for one product and down its columns for the other.
+  // As above, but H is paired along its rows for one product and down its columns for the other.
   class Panel {
    public:
     Panel(const Bf16Products& products, int64_t rows, int64_t pitch, int64_t tile_rows, int64_t tile_cols)

@@ -83,7 +83,7 @@ class KeptDots {
         rows_(rows),
         width_(round_up(cols, kTileColumns)) {}
 
-  // Not all of them are written by a product: an output of an operator has no undefined bits.
+  // The products do not write all of these columns, and an operator's output must not have undefined bits.
   void clear_last_columns() {
     for (int64_t row = 0; row < rows_; row += tile_rows_) {
       const TileRange last = {row, std::min(row + tile_rows_, rows_), (width_ - 1) / tile_cols_ * tile_cols_,
