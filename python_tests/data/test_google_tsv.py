@@ -151,6 +151,15 @@ def test_bad_lines_have_a_number_and_blank_ones_have_none(tmp_path: Path) -> Non
     assert dataset.skipped.counts == {"not two columns": 1, "empty caption": 1, "bad encoding": 1}
 
 
+def test_a_carriage_return_inside_a_caption_shifts_no_row(tmp_path: Path, table: Path) -> None:
+    table.write_text(table.read_text().replace("number 3\t", "number 3\rand\rmore\t"))
+    images = download(tmp_path / "images", lambda i: f"{i}.png")
+    dataset = read_google_tsv(table, images)
+    assert len(dataset) == 12
+    assert dataset[3].captions == ('a "quoted number 3 and more',)
+    assert dataset[4].captions == ('a "quoted number 4',)
+
+
 def test_foreign_names_say_what_is_known(tmp_path: Path, table: Path) -> None:
     numbered(tmp_path / "images" / "cat.jpg", 0)
     with pytest.raises(ValueError, match=r"named after a row.*known namings: row number, "):

@@ -127,6 +127,19 @@ def test_a_file_that_is_not_a_manifest_is_named(
         open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
 
 
+@pytest.mark.parametrize("bad", [[10], [-1], ["1"], [1.5], [2, 2]])
+def test_a_manifest_of_impossible_records_is_rejected(
+    table: Path, tmp_path: Path, bad: list[object]
+) -> None:
+    dataset = open_dataset(str(table))
+    entries = [{"index": index, "reason": "truncated", "where": "x"} for index in bad]
+    content = {"records": len(dataset), "fingerprint": dataset.fingerprint(), "bad": entries}
+    content |= {"format": "cyclip_ext manifest", "version": 2, "summary": {}}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"m\.json is not a manifest"):
+        open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
+
+
 def test_exit_status(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(table), "--max-skipped", "0.1"]) == 0
     printed = capsys.readouterr().out
