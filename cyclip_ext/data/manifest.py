@@ -70,7 +70,9 @@ class Manifest:
         except (IsADirectoryError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise ValueError(f"{path} is not a manifest of `cyclip-data verify`")
+            raise ValueError(
+                f"{path} is not a manifest; write one with `cyclip-data verify PATH --manifest ...`"
+            )
         raise ValueError(
             f"{path} is a manifest of version {content['version']}, but this package reads version "
             f"{_VERSION}; write it again"

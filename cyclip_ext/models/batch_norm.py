@@ -85,7 +85,7 @@ class GroupBatchNorm(BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"input must be [n, C, ...], not of shape {list(input.shape)}")
+            raise ValueError(f"input must be [n, C, ...], got shape {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize [n, C, ...]."""

@@ -184,7 +184,7 @@ def _errors(rank: int) -> None:
     norm = synchronize_batch_norm(nn.BatchNorm1d(4), dist.group.WORLD)
     with pytest.raises(ValueError, match="more than one value per channel"):
         norm(torch.ones(1, 4))
-    with pytest.raises(ValueError, match=r"\[n, C, ...\], not of shape \[4\]"):
+    with pytest.raises(ValueError, match=r"\[n, C, ...\], got shape \[4\]"):
         norm(torch.ones(4))
     net = _net()
     net.body[1] = Own(4)

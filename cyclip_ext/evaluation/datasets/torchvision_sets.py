@@ -141,7 +141,7 @@ def open_torchvision(name: str, root: Path, split: str | None = None) -> ImageDa
             torchvision's "val".
 
     Raises:
-        ValueError: If there is no such dataset or split.
+        ValueError: If the dataset or the split is unknown.
         MissingData: If files are missing or incomplete. The message names the folder and its
             expected contents.
         ImportError: If torchvision, or a package that it needs for this dataset, cannot be
