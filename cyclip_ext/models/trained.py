@@ -120,7 +120,7 @@ def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
     if name.startswith(SCHEMAS):
         if weights is not None:
             raise ValueError(
-                f"model {name} contains its own weights, got pretrained {weights!r}; omit pretrained"
+                f"{name} contains its own weights, got pretrained {weights!r}; omit pretrained"
             )
         loaded = _from_open_clip(name, None)
         return TrainedModel(loaded.created, name, transform=loaded.transform)
