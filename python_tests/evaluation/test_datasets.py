@@ -594,7 +594,7 @@ def test_torchvision_sets_that_are_not_there(
 def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither examples\.jsonl .* nor test/\*\.tar"):
         open_evaluation_dataset(str(tmp_path))
-    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized; .*accepted are"):
+    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized .*; accepted are"):
         open_evaluation_dataset(str(write(tmp_path / "set.xlsx", "")))
     with pytest.raises(FileNotFoundError, match="did you mean torchvision:cifar10"):
         open_evaluation_dataset("cifar10")
