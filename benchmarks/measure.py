@@ -1,4 +1,4 @@
-"""Time, memory and error of losses, forward and backward, beside each other on one batch."""
+"""Time, memory and error of several losses on one batch, forward and backward."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from .distributed import Batch, Block, Tensors
 
 
 class PairStatistics(NamedTuple):
-    """What the losses need to know of the similarity matrix; float64 with the native backend.
+    """Statistics of the similarity matrix that the losses use; float64 with the native backend.
 
-    With a group, of this rank's pairs, [n] each, among the negatives of all ranks.
+    With a group they are those of this rank's pairs, [n] each, among the negatives of all ranks.
     """
 
     row_lse: Tensor  # [N] log sum_{j != i} e^(s S_ij), over the negatives of image i
@@ -35,7 +35,7 @@ class PairStatistics(NamedTuple):
 def pair_statistics(
     inputs: Inputs, options: Options, *, needs_hardest: bool = True
 ) -> PairStatistics:
-    """Pass once over the similarity matrix, for every loss and statistic that looks at it.
+    """Return the statistics of all losses from one pass over the similarity matrix.
 
     Without `needs_hardest`, the hardest negatives may be -inf.
     """

@@ -25,7 +25,7 @@ the forward to the backward pass (N M numbers of the compute dtype, M rounded up
 work. None: the environment variable CYCLIP_MEMORY_BUDGET (torch.compile reads it once), else
 256 MiB. On a GPU nothing is saved.
 
-`group` says which processes of torch.distributed share the batch; it is looked up at each call:
+`group` is the group of processes that share the batch; it is looked up at each call:
     "world"      all of them; without init_process_group, this process alone
     "local"      this process alone
     a ProcessGroup or a DeviceMesh of one dimension
@@ -35,18 +35,18 @@ Gradients are such that their average over ranks, as DistributedDataParallel tak
 the whole batch. If the arguments of different ranks do not fit together, or those of one rank are
 invalid, all ranks raise.
 
-`exchange` says how the other ranks' features get here:
+`exchange` chooses the way in which a rank receives the features of the other ranks:
     "gather"     all at once; memory O(N d)
     "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
-                 Nothing is saved between forward and backward, whatever `memory_budget` says
+                 Nothing is saved between forward and backward; `memory_budget` does not apply
     "replicate"  both towers all at once, and every rank computes the whole loss: the bits of one
                  process, nothing sent in the backward pass; for small batches
 Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
 
-Three more arguments say what is known of the pairs:
+Three more arguments describe relations between pairs, and further negatives:
 
 `labels`, int64 [N]: rows of equal labels belong together. `same_label` chooses the meaning:
-    "mask"       pairs of equal labels, other than the pair itself, are no negatives
+    "mask"       pairs of equal labels, other than the pair itself, are not negatives
     "positive"   every pair of equal labels is a positive
 `negative_text_features`, [M, d], and `negative_image_features`, [K, d], are negatives of every
 image and of every text. They get gradients; with a group, those of all ranks count.
@@ -194,11 +194,11 @@ def hinge_margin_loss(
 ) -> Tensor:
     """Return 1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts.
 
-    g is `hinge_margin`. Of tied hardest negatives the first counts. Zero for N = 1.
+    g is `hinge_margin`. If hardest negatives tie, the first counts. The loss is 0 for N = 1.
 
     Args:
         labels, negative_text_features, negative_image_features: see the module; a pair of equal
-            labels is no hardest negative, whatever `same_label` says.
+            labels is never a hardest negative, for any `same_label`.
         options: backend, precision, memory_budget, group, exchange, same_label; see the module.
     """
     chosen = Options(**options)
@@ -290,8 +290,8 @@ def similarity_top_k(
 ) -> tuple[Tensor, Tensor]:  # float64 [N, k] and int64 [N, k]
     """Return the k largest cosines of each query, falling, and the candidates' indices.
 
-    Of equal ones the first comes first; NaN counts as -inf. Memory O((N + M) d + N k) with the
-    native backend, O(N M) with the reference. Without derivatives.
+    Equal values are in the order of their indices; NaN counts as -inf. Memory O((N + M) d + N k)
+    with the native backend, O(N M) with the reference. Without derivatives.
 
     Raises: ValueError for a k outside of 1 ... M; ValueError or TypeError for features that do not
     fit (named in the message).

@@ -118,7 +118,7 @@ def cached_backward(
     leaves = _leaves(encoded)
     terms, total = evaluate(leaves)
     gradients = _gradients(total, leaves)
-    # What is no longer needed while the activations take their memory.
+    # Free tensors that are no longer needed, before the activations take memory.
     del encoded, leaves, total
 
     # DDP averages a gradient when it is touched: in the last chunk, when nothing is left to add.

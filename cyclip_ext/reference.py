@@ -274,7 +274,7 @@ def similarity_top_k(
 ) -> tuple[Tensor, Tensor]:
     """Return the k largest S_ij of each i, falling, and their j, int64; [N, k] each.
 
-    Of equal ones the first comes first. NaN counts as -inf.
+    Equal values are in the order of their indices. NaN counts as -inf.
     """
     sim = _comparable(similarity(query_features, candidate_features))
     values, indices = sim.sort(dim=1, descending=True, stable=True)

@@ -50,7 +50,7 @@ def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[tuple[str,
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes outside of functions and of `if TYPE_CHECKING`."""
+    """Yield the nodes outside of functions and of `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue

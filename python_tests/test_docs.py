@@ -30,7 +30,7 @@ PARSERS = {
 
 
 def blocks(page: Path, language: str = "") -> Iterator[str]:
-    """Fenced blocks of one language and, for no language, indented blocks."""
+    """Return the fenced blocks of a language or, without a language, the indented blocks."""
     text = page.read_text(encoding="utf-8")
     yield from re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     if not language:
@@ -38,7 +38,7 @@ def blocks(page: Path, language: str = "") -> Iterator[str]:
 
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
-    """(page, program, arguments) of every documented command of the package."""
+    """Return (page, program, arguments) of every documented command of the package."""
     for page in PAGES:
         for block in [*blocks(page), *blocks(page, "sh"), *blocks(page, "bash")]:
             for line in block.replace("\\\n", " ").splitlines():

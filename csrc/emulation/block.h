@@ -15,7 +15,7 @@
 #include "slot.h"
 #include "message.h"
 
-// As in the vendor's headers.
+// The same types as in the vendor's headers.
 struct uint3 {
   unsigned x, y, z;
 };

@@ -104,8 +104,10 @@ def _open(options: Namespace) -> FileDataset:
 
 
 def _verify(options: Namespace) -> int:
-    if options.workers < 0 or not 0 <= options.max_skipped <= 1:
-        raise ValueError("--workers must be 0 or more, --max-skipped in [0, 1]")
+    if options.workers < 0:
+        raise ValueError(f"--workers must be 0 or more, got {options.workers}")
+    if not 0 <= options.max_skipped <= 1:
+        raise ValueError(f"--max-skipped must be between 0 and 1, got {options.max_skipped}")
     if options.manifest is not None:
         require_writable(options.manifest)  # before hours of reading
     dataset = _open(options)
@@ -160,7 +162,7 @@ def measure_rate(loader: Loader, seconds: float, warmup: int) -> tuple[float, Sk
                 skipped.merge(loader.skipped)
                 return samples / (now - start), skipped
         skipped.merge(loader.skipped)
-    raise AssertionError("epochs are endless")
+    raise AssertionError("the loop over epochs never ends")
 
 
 if __name__ == "__main__":

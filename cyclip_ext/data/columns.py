@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .._files import regular_size
+
 _FORMAT = "cyclip_ext columns 1"
 _CHECKSUM_BYTES = 4
 _ALIGNMENT = 64
@@ -191,12 +193,15 @@ def cached(
 
 
 def file_state(path: Path) -> list[int] | None:
-    """Return [size, time of change in ns] of a file, None if it is not there."""
+    """Return [size, times of change in ns] of a file, None if it is not there.
+
+    The time of the content can be set, as unpacking an archive does; that of the status cannot.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _places(folder: Path, name: str) -> list[Path]:
@@ -279,6 +284,7 @@ def _description(dtype: np.dtype[Any]) -> Any:
 def _load(place: Path, state: Any) -> Columns | None:
     """Return the stored columns; None if there are none, of this state, or they are damaged."""
     try:
+        regular_size(place)
         with place.open("rb") as file:
             stored = file.read(_CHECKSUM_BYTES)
             checksum = 0

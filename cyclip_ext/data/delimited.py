@@ -207,10 +207,16 @@ class DelimitedRows:
         for number, line in lines:
             if "\r" in line:  # rows of another system, appended
                 parts = list(filter(str.strip, line.split("\r")))
-                if all(map(self._is_row, parts)):
+                if all(map(self._is_row, parts)) or self._are_rows(parts):
                     yield from ((number, part) for part in parts)
                     continue
             yield number, line
+
+    def _are_rows(self, parts: list[str]) -> bool:
+        """Whether most of many parts are rows, and the others are rows with commas or quotes."""
+        rows = [part for part in parts if self._is_row(part)]
+        alike = sum(self._ends_field([parts[0], part]) for part in rows)
+        return len(parts) > 2 and 2 * alike > len(parts)
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():

@@ -57,6 +57,14 @@ def walk(folder: Path, skipped: SkipReport) -> Iterator[tuple[str, list[str]]]:
         yield os.path.relpath(parent, folder), sorted(n for n in names if not _is_hidden(n))
 
 
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes, -1 if it cannot be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 def is_image(name: str) -> bool:
     """Return whether a file is an image by its suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
@@ -128,8 +136,13 @@ class FolderDataset(FileDataset):
         return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
-        return digest(self._images.digest(), repr(self._suffixes), self._kinds)
+        """See ImageDataset.fingerprint: names of images and sizes of both files."""
+        sizes = np.empty((len(self), 2), dtype=np.int64)
+        for index in range(len(self)):
+            path = self.folder / self._images[index]
+            text = path.with_name(path.stem + self._suffixes[self._kinds[index]])
+            sizes[index] = size_of(path), size_of(text)
+        return digest(self._images.digest(), repr(self._suffixes), self._kinds, sizes)
 
 
 class ClassFolderDataset(FileDataset):
@@ -202,8 +215,7 @@ class ClassFolderDataset(FileDataset):
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint."""
         assert self.labels is not None
-        paths = (self.folder / self._images[index] for index in range(len(self)))
-        sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+        sizes = [size_of(self.folder / self._images[index]) for index in range(len(self))]
         return digest(self._images.digest(), repr((sizes, self.labels.tolist(), self.class_names)))
 
 

@@ -54,24 +54,25 @@ class Manifest:
         Raises FileNotFoundError, or ValueError if the file is not a manifest of this version.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text("utf-8"))
             known = content["format"] == _FORMAT
             if known and content["version"] == _VERSION:
-                return cls(
-                    content["records"],
-                    content["fingerprint"],
-                    [BadEntry(**entry) for entry in content["bad"]],
-                    content["summary"],
-                )
+                count, bad = content["records"], [BadEntry(**entry) for entry in content["bad"]]
+                once = len({entry.index for entry in bad}) == len(bad)
+                if once and all(type(e.index) is int and 0 <= e.index < count for e in bad):
+                    return cls(count, content["fingerprint"], bad, content["summary"])
+                known = False
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"the manifest {path} does not exist; write it with `cyclip-data verify PATH "
                 "--manifest ...`"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (IsADirectoryError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise ValueError(f"{path} is not a manifest of `cyclip-data verify`")
+            raise ValueError(
+                f"{path} is not a manifest; write one with `cyclip-data verify PATH --manifest ...`"
+            )
         raise ValueError(
             f"{path} is a manifest of version {content['version']}, but this package reads version "
             f"{_VERSION}; write it again"

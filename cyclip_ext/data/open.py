@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import warnings
@@ -14,11 +15,12 @@ from .caption_json import read_caption_json
 from .dataset import DatasetSplits, FileDataset, ImageDataset
 from .debian import load_debian
 from .emoji import emoji_available, load_emoji
-from .folders import FolderDataset, has_images, is_image
+from .folders import FolderDataset, has_images, is_image, walk
 from .google_tsv import is_google_tsv, read_google_tsv
 from .manifest import apply_manifest
 from .parquet import read_parquet
 from .shapes import load_shapes
+from .skips import SkipReport
 from .tables import TableDataset, is_token_file, read_table, typed_separator
 from .tar import TarDataset
 
@@ -178,11 +180,12 @@ def _open_folder(folder: Path) -> FolderDataset:
     dataset = FolderDataset(folder)
     if len(dataset):
         return dataset
-    inside = next(iter(sorted(folder.glob("*/*.tar"))), None)
+    inside = _first_below(folder, ".tar")
     if inside is not None:
+        pattern = "/".join(["*"] * (len(inside.parts) - 1) + ["*.tar"])
         raise ValueError(
-            f"the .tar files in {folder} are in subfolders ({inside.relative_to(folder)}): name "
-            f"them by a pattern, '{folder}/*/*.tar'"
+            f"the .tar files in {folder} are in subfolders ({inside}): name them by a pattern, "
+            f"'{folder}/{pattern}'"
         )
     if not has_images(folder):
         raise ValueError(f"{folder} is a folder without .tar files and without images; {_ACCEPTED}")
@@ -198,17 +201,10 @@ def _open_shards(spec: str, shards: list[Path]) -> TarDataset:
         raise ValueError(f"{spec} names a shard twice")
     dataset = TarDataset(shards)
     folder = Path(spec)
-    if not folder.is_dir():
-        return dataset
-    inside = next(iter(sorted(folder.glob("*/*.tar"))), None)
-    if inside is not None:
-        raise ValueError(
-            f"{folder} has .tar files, and others in subfolders ({inside.relative_to(folder)}): "
-            f"name those to read by a pattern, '{folder}/*.tar' or '{folder}/*/*.tar'"
-        )
-    beside = sorted(name for name in os.listdir(folder) if is_image(name) and name[0] != ".")
-    if beside:
-        dataset.skipped.add("image beside shards", str(folder / beside[0]), len(beside))
+    if folder.is_dir():
+        for parent, names in walk(folder, dataset.skipped):
+            for name in filter(is_image, names):
+                dataset.skipped.add("image beside shards", str(folder / parent / name))
     return dataset
 
 
@@ -238,36 +234,77 @@ def _files(spec: str, suffix: str) -> list[Path]:
     """Return the files with a suffix that a path or pattern matches, sorted within each pattern.
 
     The list is empty if the path has another suffix, or is a folder without such files.
+
+    Raises FileNotFoundError for a part of a pattern that is not there, ValueError for one that has
+    no such file although others have.
     """
     if spec.endswith(_PACKED):
         raise _compressed(spec)
     found: list[Path] = []
+    without: list[str] = []
     # Braces and brackets in the name of an existing path are not expanded.
-    for name in [spec] if Path(spec).exists() else expand_braces(spec):
-        if Path(name).is_dir():
-            packed = [p for s in _PACKED for p in sorted(Path(name).glob(f"*{s}"))]
-            if packed:
-                raise _compressed(packed[0])
-            inside = [p for p in sorted(Path(name).glob(f"*{suffix}")) if p.name[0] != "."]
-            _warn_of_gaps(Path(name), inside)
-            found.extend(inside)
-        elif name.endswith(suffix) and Path(name).exists():
-            found.append(Path(name))
-        elif name.endswith(suffix):
-            matches = sorted(map(Path, glob.glob(name)))
+    names = [spec] if Path(spec).exists() else expand_braces(spec)
+    for name in names:
+        path = Path(name)
+        matches: list[Path] = []
+        if path.is_dir():
+            matches = _inside(path, suffix)
+        elif name.lower().endswith(suffix):
+            matches = [path] if path.exists() else sorted(map(Path, glob.glob(name)))
             if not matches:
                 raise FileNotFoundError(f"{name} (from {spec}) does not exist; {_ACCEPTED}")
-            found.extend(matches)
+        if not matches:
+            without.append(name)
+        found.extend(matches)
+    if found and without:
+        raise ValueError(
+            f"{spec} names {found[0]}, but also {without[0]}, which is not there or has no "
+            f"{suffix} file: name files of one kind only, that exist"
+        )
     return found
+
+
+def _inside(folder: Path, suffix: str) -> list[Path]:
+    packed = [p for s in _PACKED for p in sorted(folder.glob(f"*{s}"))]
+    if packed:
+        raise _compressed(packed[0])
+    found = sorted(
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(suffix) and entry.name[0] != "."
+    )
+    _warn_of_gaps(folder, found)
+    deeper = _first_below(folder, suffix) if found else None
+    if deeper is not None:
+        raise ValueError(
+            f"{folder} has {suffix} files, and others in subfolders ({deeper}): name those to read "
+            f"by a pattern, '{folder}/*{suffix}' or '{folder}/*/*{suffix}'"
+        )
+    return found
+
+
+def _first_below(folder: Path, suffix: str) -> Path | None:
+    """Return a file with a suffix in a subfolder, relative to the folder."""
+    for parent, names in walk(folder, SkipReport()):
+        for name in names if parent != "." else ():
+            if name.lower().endswith(suffix):
+                return Path(parent, name)
+    return None
 
 
 def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
     """Warn if shards are missing between the first and the last number."""
-    numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
-    missing = sorted({*range(min(numbers, default=0), max(numbers, default=0))} - {*numbers})
-    if missing:
-        warnings.warn(
-            f"{folder} has {len(files):,} shards, but {len(missing):,} between the first and the "
-            f"last number are missing (e.g. number {missing[0]})",
-            stacklevel=4,
-        )
+    series: dict[str, set[int]] = {}
+    for path in files:
+        match = re.fullmatch(r"(.*?)(\d{1,18})", path.stem, re.ASCII)
+        if match:
+            series.setdefault(match[1], set()).add(int(match[2]))
+    for prefix, numbers in series.items():
+        count = max(numbers) - min(numbers) + 1 - len(numbers)
+        if count:
+            first = next(n for n in itertools.count(min(numbers)) if n not in numbers)
+            warnings.warn(
+                f"{folder} has {len(files):,} shards, but {count:,} between the first and the "
+                f"last number are missing (e.g. number {first}{' of ' + prefix if prefix else ''})",
+                stacklevel=5,
+            )

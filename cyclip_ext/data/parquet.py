@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import regular_size
 from .captions import clean_caption, is_text
 from .columns import Columns, Strings, StringWriter, cached, file_state
 from .dataset import Encoded, FileDataset, digest
@@ -16,7 +17,7 @@ from .folders import is_image, walk
 from .skips import NOT_DOWNLOADED, BadRecord, MissingData, SkipReport
 from .tables import CAPTION_KEYS, IMAGE_KEYS, LOOKED_AT, PairWriter, TableDataset, find_image_folder
 
-_VERSION = 1
+_VERSION = 2
 _STATUS = "status"  # of img2dataset's rows
 _PLACE = np.dtype([("file", "<i4"), ("group", "<i4"), ("row", "<i4")])
 _ENCODED_KEYS = ("jpg", "jpeg", "png", "webp")  # img2dataset names the column by the format
@@ -42,15 +43,14 @@ def read_parquet(
     Raises ValueError if a column is missing (names those that are there), MissingData without
     pyarrow.
     """
-    parquet = _pyarrow()
-    schema = parquet.ParquetFile(files[0]).schema_arrow
+    schema = _schema(files)
     caption = _column(files[0], schema.names, caption_key, CAPTION_KEYS, "--csv-caption-key")
     encoded = _encoded_column(schema, image_key)
     state = [_VERSION, [[str(f.name), file_state(f)] for f in files], image_key, caption_key]
     folder = files[0].parent
     if encoded is not None:
         columns = cached(
-            folder, repr(state[1:]), state, lambda place: _index(files, caption, place)
+            folder, repr(state[1:]), state, lambda place: _index(files, caption, encoded, place)
         )
         return ParquetDataset(files, encoded, columns)
     defaults = (*IMAGE_KEYS, "key")
@@ -64,6 +64,22 @@ def read_parquet(
     first = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
     dataset.folder = images or find_image_folder(files[0], first)[0] or folder
     return dataset
+
+
+def _schema(files: Sequence[Path]) -> Any:
+    """Return the columns of the first file that can be read; the others are counted later."""
+    errors = []
+    for path in files:
+        try:
+            return _open(path).schema_arrow
+        except (OSError, ValueError) as error:
+            errors.append(f"{path}: {error}")
+    raise ValueError(f"no parquet file can be read: {errors[0]}")
+
+
+def _open(path: Path) -> Any:
+    regular_size(path)  # opening a FIFO would never end
+    return _pyarrow().ParquetFile(path)
 
 
 def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
@@ -115,11 +131,7 @@ class ParquetDataset(FileDataset):
         known = self._group
         if known is None or known[0] != (file, group):
             try:
-                table = (
-                    _pyarrow()
-                    .ParquetFile(self.files[file])
-                    .read_row_group(group, columns=[self._column])
-                )
+                table = _open(self.files[file]).read_row_group(group, columns=[self._column])
             except (OSError, ValueError) as error:
                 raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
             self._group = known = ((file, group), table.column(0))
@@ -162,14 +174,19 @@ def _caption(text: object, where: str, skipped: SkipReport) -> str:
 
 
 def _values(
-    files: Sequence[Path], columns: list[str], skipped: SkipReport
+    files: Sequence[Path], columns: list[str], skipped: SkipReport, unread: str | None = None
 ) -> Iterator[tuple[tuple[int, int, int], str, list[Any]]]:
-    """Yield ((file, row group, row), where, values) of rows that were downloaded."""
+    """Yield ((file, row group, row), where, values) of rows that were downloaded.
+
+    unread: a column that must be there as well; its values are read later.
+    """
     counts: list[int] = []
     broken: list[tuple[Path, str]] = []
     for number, path in enumerate(files):
         try:
-            file = _pyarrow().ParquetFile(path)
+            file = _open(path)
+            if unread is not None and unread not in file.schema_arrow.names:
+                raise KeyError(f"no column {unread!r}")
             read = [*columns, *({_STATUS} & set(file.schema_arrow.names))]
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group, columns=read).select(read).to_pylist()
@@ -188,11 +205,11 @@ def _values(
         skipped.add("unreadable parquet", detail, usual)
 
 
-def _index(files: Sequence[Path], caption: str, folder: Path | None) -> Columns:
+def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None) -> Columns:
     skipped = SkipReport()
     captions = StringWriter(folder)
     places: list[tuple[int, int, int]] = []
-    for place, where, (text,) in _values(files, [caption], skipped):
+    for place, where, (text,) in _values(files, [caption], skipped, image):
         cleaned = _caption(text, where, skipped)
         if cleaned:
             captions.append(cleaned.encode())
@@ -203,7 +220,7 @@ def _index(files: Sequence[Path], caption: str, folder: Path | None) -> Columns:
         "captions.ends": ends,
         "places": np.array(places, _PLACE),
     }
-    names = repr([(path.name, path.stat().st_size) for path in files])
+    names = repr([(path.name, (file_state(path) or [-1])[0]) for path in files])
     fingerprint = digest(Strings(data, ends).digest(), arrays["places"], names)
     return Columns(arrays, {"skipped": skipped.to_dict(), "fingerprint": fingerprint})
 

@@ -28,7 +28,7 @@ IMAGE_KEYS = (
 CAPTION_KEYS = ("caption", "title", "text", "comment")
 LABEL_KEYS = ("label", "class", "class_name", "target")
 
-_VERSION = 2  # of what the columns of a table mean
+_VERSION = 3  # of what the columns of a table mean
 _TOKEN = re.compile(r"[^\t]*\.\w+#\d+\t")
 LOOKED_AT = 16  # names of images that are looked for in a folder
 

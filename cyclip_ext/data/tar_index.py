@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._files import regular_size
 from .caption_files import CAPTION_SUFFIXES
 from .columns import Columns, cached, file_state
 from .images import IMAGE_SUFFIXES
@@ -69,7 +70,7 @@ def tar_index(shards: Sequence[Path]) -> Columns:
         "\n".join(names),
         state,
         lambda _: _build(shards),
-        # What cannot be read now may be readable next time, without a new time of change.
+        # An unreadable shard may become readable without a new time of change.
         store=lambda columns: _UNREADABLE not in columns.meta["skipped"],
     )
 
@@ -144,7 +145,7 @@ def _skipped(parts: Sequence[_Part]) -> SkipReport:
 def _index_shard(shard: Path) -> _Part:
     part = _Part(shard)
     try:
-        part.bytes = shard.stat().st_size
+        part.bytes = regular_size(shard)
         if not part.bytes:
             part.reason, part.detail = _EMPTY, "0 bytes"
             return part
@@ -307,6 +308,7 @@ def _extends(inner: str, others: set[str]) -> bool:
 
 def _require_uncompressed(shard: Path) -> None:
     try:
+        regular_size(shard)  # opening a FIFO would never end
         with shard.open("rb") as file:
             start = file.read(8)
     except OSError:

@@ -90,7 +90,9 @@ class Workers(Generic[Item, Result]):
             except RuntimeError as error:
                 raise self._death() or error from None
             yield result
-        raise RuntimeError("these results ended when the same workers were given other items")
+        raise RuntimeError(
+            "the workers got other items before these results were read; use the latest iterator"
+        )
 
     def _start(self) -> None:
         before = set(multiprocessing.active_children())

@@ -26,7 +26,7 @@ from .datasets import KINDS, AnyDataset, applicable, kind_of, open_evaluation_da
 from .embeddings import Embeddings, load_embeddings
 from .encode import BATCH, Encoder, choose_device, encode
 from .prompts import Prompts
-from .report import About, check_names, require_writable, write_report
+from .report import About, check_names, describe_data, require_writable, write_report
 from .tasks import TASKS, TaskResult, completeness, in_order, run_tasks, shift
 from .tasks.hierarchy import read_superclasses, superclasses_of
 from .tasks.margins import compare_models
@@ -36,7 +36,7 @@ _EXIT_STATUS = (
     "Exit status: 0 if the report is written; 2 if model, data or options cannot be used, or the "
     "report cannot be written; 130 after Ctrl-C."
 )
-_READ_OPTIONS = {  # fields of ReadOptions, which apply to those datasets that know them
+_READ_OPTIONS = {  # fields of ReadOptions; each applies to some kinds of datasets
     "split": "of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of "
     "--train-data train",
     "images": "folder of the images of tables and caption files",
@@ -239,6 +239,11 @@ def _notify(line: str) -> None:
     print(line, flush=True)
 
 
+def _notify_skipped(data: Embeddings) -> None:
+    if data.skipped.total:
+        _notify(f"{data.name}: {describe_data(data)}")
+
+
 def _evaluate_run(options: Namespace) -> tuple[About, list[TaskResult]]:
     trained = load_trained(options.path)
     specs = options.data or [_own_data(trained)]
@@ -310,11 +315,14 @@ def _evaluate_model(
             main = main or f"{dataset.name}/{MAIN}"
             first = first or sets[MAIN]
         else:
-            opened.append(_with_superclasses(options, encode(dataset, encoder, prompts=prompts)))
+            found = encode(dataset, encoder, prompts=prompts)
+            _notify_skipped(found)
+            opened.append(_with_superclasses(options, found))
             first = first or opened[-1]
-    train = (
-        None if train_data is None else encode(train_data, encoder, prompts=prompts, captions=False)
-    )
+    train = None
+    if train_data is not None:
+        train = encode(train_data, encoder, prompts=prompts, captions=False)
+        _notify_skipped(train)
     results += _run_on_opened(options, opened, train, baselines)
     if others:
         assert first is not None

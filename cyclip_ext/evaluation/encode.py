@@ -146,7 +146,8 @@ def encode(
     """Embed the images of a dataset, its captions and the prompts of its classes.
 
     Images that cannot be read have no row; they are counted in `skipped`, together with the records
-    that opening the dataset skipped. Of quadruples, the whole quadruple is skipped.
+    that opening the dataset skipped. If one image of a quadruple
+    cannot be read, the whole quadruple is skipped.
 
     In a dataset in memory with classes, captions belong to classes rather than to images. Then
     text_features are the captions that belong to exactly one class, and synonym_features average

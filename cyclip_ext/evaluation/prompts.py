@@ -98,7 +98,7 @@ def read_templates(source: str | Path, key: str | None = None) -> tuple[str, ...
     Raises:
         ValueError: For a template without exactly one placeholder, a file without templates and a
             dataset that is not in it. The message names the file and the line or entry.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ImportError: For open_clip's lists if open_clip cannot be imported.
     """
     if source in ("openai", "simple"):
@@ -114,7 +114,9 @@ def read_templates(source: str | Path, key: str | None = None) -> tuple[str, ...
             raise ValueError(f"{where}: a template must be a text, got {template!r}")
         templates.append(_normal_template(template if is_json else _unquoted(template), where))
     if not templates:
-        raise ValueError(f"{path} has no templates")
+        raise ValueError(
+            f"{path} has no templates; write one per line, with {{}} for the class name"
+        )
     return tuple(templates)
 
 
@@ -134,7 +136,7 @@ def read_class_names(source: str | Path, key: str | None = None) -> ClassNames:
         ValueError: For an empty name, a file without names, a dataset that is not in it, and a name
             that two classes of a text file share. The message names the file and the line or entry.
             In JSON files shared names are a warning, because CLIP_benchmark's own lists have them.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ImportError: For "imagenet" if open_clip cannot be imported.
     """
     if source == IMAGENET:
@@ -158,7 +160,9 @@ def read_class_names(source: str | Path, key: str | None = None) -> ClassNames:
             first.setdefault(name, where)
         classes.append(names)
     if not classes:
-        raise ValueError(f"{path} has no class names")
+        raise ValueError(
+            f"{path} has no class names; write one per line, in the order of the labels"
+        )
     return tuple(classes)
 
 

@@ -37,7 +37,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would co
 
 @dataclass(frozen=True)
 class About:
-    """What was evaluated.
+    """Description of the evaluated model, for the report.
 
     model, pretrained: as in CLIP_benchmark's records. title: of the report. facts: further
     names and values for the reader. main: the dataset whose numbers are at the top, if a

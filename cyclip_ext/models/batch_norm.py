@@ -85,7 +85,7 @@ class GroupBatchNorm(BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"input must be [n, C, ...], not of shape {list(input.shape)}")
+            raise ValueError(f"input must be [n, C, ...], got shape {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize [n, C, ...]."""
@@ -220,8 +220,8 @@ def norms_of_batches(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def kept_running_statistics(model: nn.Module) -> Iterator[None]:
     """Restore the running statistics of the model on exit."""
-    # Inside the block the layers work on copies. Writing old values back would tell autograd that
-    # tensors which other graphs hold have changed.
+    # Inside the block the layers use copies of the statistics. Restoring values in place would
+    # change the version of tensors that other graphs have saved, and autograd would raise.
     originals: list[tuple[nn.Module, str, Any]] = []
     for module in norms_of_batches(model).values():
         for name in _BUFFERS:

@@ -86,7 +86,7 @@ def make_tokenizer(name: TokenizerName, context_length: int, vocab_size: int) ->
 
     Raises:
         ImportError: If open_clip is needed and cannot be imported.
-        ValueError: If there is no such tokenizer.
+        ValueError: If the tokenizer is unknown.
     """
     if name == "words":
         return WordTokenizer(context_length, vocab_size)

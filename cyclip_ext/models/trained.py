@@ -119,7 +119,9 @@ def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
     open_clip = import_open_clip()
     if name.startswith(SCHEMAS):
         if weights is not None:
-            raise ValueError(f"model {name} brings its own weights; got pretrained {weights!r}")
+            raise ValueError(
+                f"{name} contains its own weights, got pretrained {weights!r}; omit pretrained"
+            )
         loaded = _from_open_clip(name, None)
         return TrainedModel(loaded.created, name, transform=loaded.transform)
     if Path(name).suffix == ".json":

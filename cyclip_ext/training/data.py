@@ -27,7 +27,7 @@ from .config import READ_OPTIONS, VAL, DataConfig
 
 IMAGE_SIZE = 64  # pixels, a little more than the model's so that augmentation loses nothing
 
-# Of pairs from files, this many at most and this share at most are set apart for validation.
+# Largest number and largest share of the pairs from files that are set apart for validation.
 HELD_OUT_PAIRS, HELD_OUT_SHARE = 2000, 0.05
 
 

@@ -26,7 +26,7 @@ def listening_for_stop(processes: int = 1) -> Iterator[StopRequest]:
     """
     request = StopRequest()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
         if number == signal.SIGINT and processes == 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +34,7 @@ def listening_for_stop(processes: int = 1) -> Iterator[StopRequest]:
     former = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, ask)
+            former[number] = signal.signal(number, request_stop)
     except ValueError:  # not the main thread, which cannot set handlers
         yield request
         return

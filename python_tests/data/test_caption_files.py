@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,14 @@ def test_broken_parquet_files_are_counted(tmp_path: Path) -> None:
             {"png": [coloured(i) for i in range(8)], "caption": CAPTIONS[:8]},
         )
     (tmp_path / "2.parquet").write_bytes((tmp_path / "2.parquet").read_bytes()[:-100])
+    (tmp_path / "0.empty.parquet").touch()
+    os.mkfifo(tmp_path / "0.fifo.parquet")
+    write_parquet(tmp_path / "3.parquet", {"jpg": [coloured(0)], "caption": CAPTIONS[:1]})
     dataset = open_dataset(str(tmp_path))
     assert pairing(dataset) == dict.fromkeys(range(8), 2)
-    assert dataset.skipped.counts == {"unreadable parquet": 8}
+    assert dataset.skipped.counts == {"unreadable parquet": 4 * 8}
+    with pytest.raises(ValueError, match=r"no parquet file can be read: .*0\.empty\.parquet"):
+        open_dataset(str(tmp_path / "0.empty.parquet"))
 
 
 def test_shards_beside_parquet_metadata_are_read_as_shards(tmp_path: Path) -> None:

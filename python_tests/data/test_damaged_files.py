@@ -1,4 +1,4 @@
-"""One policy in every format: what is bad is counted by reason, what is good arrives unchanged."""
+"""All formats: bad records are counted by reason, good records are read unchanged."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_verify_counts_the_same_and_its_manifest_leaves_them_out(
     )
 
 
-def test_a_folder_without_captions_is_refused_with_a_remedy(tmp_path: Path) -> None:
+def test_a_folder_without_captions_is_rejected_with_a_remedy(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(encode(halves(), "JPEG"))
@@ -108,7 +108,7 @@ def test_a_folder_without_captions_is_refused_with_a_remedy(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
-def test_compressed_shards_are_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
+def test_compressed_shards_are_rejected_with_a_remedy(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00" + b"x" * 2000)
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(ValueError, match=r"compressed.*[Uu]npack it to a plain \.tar"):

@@ -100,7 +100,7 @@ def test_superclasses_are_numbered_in_order_of_appearance() -> None:
         ),
     ],
 )
-def test_records_that_do_not_fit_together_are_refused(
+def test_records_that_do_not_fit_together_are_rejected(
     change: dict[str, object], message: str
 ) -> None:
     arguments = {"name": "x", "images": SHIFTED.images[:1], "captions": (("cat",),), **change}

@@ -41,6 +41,16 @@ def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert pairing(FolderDataset(tmp_path)) == {2: 1, 3: 1, "not an image": 2}
 
 
+@pytest.mark.parametrize("changed", ["0.txt", "0.png"])
+def test_fingerprints_tell_captions_and_images(tmp_path: Path, changed: str) -> None:
+    captioned(tmp_path / "0.png", 0)
+    before = FolderDataset(tmp_path).fingerprint()
+    assert FolderDataset(tmp_path).fingerprint() == before
+    with (tmp_path / changed).open("ab") as file:
+        file.write(b" again")
+    assert FolderDataset(tmp_path).fingerprint() != before
+
+
 def test_images_that_share_a_caption_file_are_counted(tmp_path: Path) -> None:
     captioned(tmp_path / "a.png", 1)
     numbered(tmp_path / "a.jpg", 2)
@@ -121,7 +131,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert ClassFolderDataset(tmp_path).class_names == ("car", "test tube", "train")
 
 
-def test_a_single_class_is_refused(tmp_path: Path) -> None:
+def test_a_single_class_is_rejected(tmp_path: Path) -> None:
     """Every answer is right: 100% for any model."""
     for i in range(3):
         numbered(tmp_path / "flat" / f"{i}.png", i)

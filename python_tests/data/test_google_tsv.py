@@ -97,7 +97,7 @@ def test_the_number_of_the_first_row(
         assert pairing(read_google_tsv(table, images, first_row=given)) == expected
 
 
-def test_numbers_on_both_sides_are_refused(tmp_path: Path, table: Path) -> None:
+def test_numbers_on_both_sides_are_rejected(tmp_path: Path, table: Path) -> None:
     images = download(tmp_path / "images", lambda i: f"{i}.png")
     numbered(images / "12.png", 11)
     with pytest.raises(ValueError, match=r"1 file.s. .* numbers above 11.*12\.png"):
@@ -115,7 +115,7 @@ def test_first_row_does_not_apply_to_other_namings(tmp_path: Path, table: Path) 
 
 
 @pytest.mark.parametrize("second", ["old/5.png", "00005.png", "5.jpg", "5"])
-def test_two_files_of_one_row_are_refused(tmp_path: Path, table: Path, second: str) -> None:
+def test_two_files_of_one_row_are_rejected(tmp_path: Path, table: Path, second: str) -> None:
     """The choice between them would depend on the file system's order."""
     images = download(tmp_path / "images", lambda i: f"{i}.png")
     numbered(images / second, 7)
@@ -125,13 +125,13 @@ def test_two_files_of_one_row_are_refused(tmp_path: Path, table: Path, second: s
     assert "5.png" in str(error.value)
 
 
-def test_parts_that_are_numbered_separately_are_refused(tmp_path: Path, table: Path) -> None:
+def test_parts_that_are_numbered_separately_are_rejected(tmp_path: Path, table: Path) -> None:
     images = download(tmp_path / "images", lambda i: f"part{i // 6}/{i % 6}.png")
     with pytest.raises(ValueError, match=r"part0/0.png and part1/0.png are both named after row 0"):
         read_google_tsv(table, images)
 
 
-def test_numbers_of_img2dataset_within_shards_are_refused(tmp_path: Path, table: Path) -> None:
+def test_numbers_of_img2dataset_within_shards_are_rejected(tmp_path: Path, table: Path) -> None:
     """With 5 samples per shard, img2dataset names row 5 "10", which would be used for row 10."""
     images = download(tmp_path / "images", lambda i: f"{i // 5:05d}/{i // 5:05d}{i % 5}.jpg")
     with pytest.raises(ValueError, match=r"5 file.s. .*above 11, .*a power of ten"):
@@ -149,6 +149,15 @@ def test_bad_lines_have_a_number_and_blank_ones_have_none(tmp_path: Path) -> Non
     dataset = read_google_tsv(tmp_path / "t.tsv", images)
     assert pairing(dataset) == {0: 1, 4: 1, 5: 1}
     assert dataset.skipped.counts == {"not two columns": 1, "empty caption": 1, "bad encoding": 1}
+
+
+def test_a_carriage_return_inside_a_caption_shifts_no_row(tmp_path: Path, table: Path) -> None:
+    table.write_text(table.read_text().replace("number 3\t", "number 3\rand\rmore\t"))
+    images = download(tmp_path / "images", lambda i: f"{i}.png")
+    dataset = read_google_tsv(table, images)
+    assert len(dataset) == 12
+    assert dataset[3].captions == ('a "quoted number 3 and more',)
+    assert dataset[4].captions == ('a "quoted number 4',)
 
 
 def test_foreign_names_say_what_is_known(tmp_path: Path, table: Path) -> None:

@@ -189,7 +189,7 @@ def test_bytes_and_path_agree(tmp_path: Path) -> None:
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Smooth, as photographs are: waves of several lengths and directions."""
+    """Return a smooth image, like a photograph: waves of several lengths and directions."""
     y, x = np.mgrid[:height, :width] / max(width, height)
     waves = [np.sin(40 * x + 9 * y), np.sin(11 * x - 50 * y), np.sin(30 * (x * x + y))]
     return Image.fromarray((127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8))
@@ -220,7 +220,7 @@ def test_reduced_decoding_finds_the_same_damage() -> None:
                 open_image(data[:cut], "x", min_side=50)
 
 
-def test_formats_that_the_web_does_not_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_that_the_web_does_not_serve_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would run Ghostscript on PostScript from the web that is named x.jpg."""
 
     def started(*arguments: object, **options: object) -> None:

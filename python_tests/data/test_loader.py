@@ -250,7 +250,7 @@ def test_skipped_is_of_the_current_epoch(table: str) -> None:
 
 
 class Made(ImageDataset):
-    """A dataset made from its captions."""
+    """A dataset in memory with given captions."""
 
     name = "made"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,10 @@ def test_what_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
 
 
 def test_files_beside_shards_are_not_lost(shards: Path) -> None:
-    (shards / "9.png").write_bytes(PNG)
-    assert open_dataset(str(shards)).skipped.counts == {"image beside shards": 1}
+    (shards / "images").mkdir()
+    for name in ("9.png", "images/10.png"):
+        (shards / name).write_bytes(PNG)
+    assert open_dataset(str(shards)).skipped.counts == {"image beside shards": 2}
     (shards / "00002.tar").rename(shards / "00005.tar")
     with pytest.warns(UserWarning, match=r"has 3 shards, but 3 between .* missing .e.g. number 2"):
         assert len(open_dataset(str(shards))) == 3
@@ -64,25 +67,51 @@ def test_files_beside_shards_are_not_lost(shards: Path) -> None:
         open_dataset(str(shards))
 
 
-def test_shards_in_subfolders_are_refused(shards: Path) -> None:
-    (shards / "more").mkdir()
-    (shards / "00002.tar").rename(shards / "more" / "00002.tar")
-    with pytest.raises(ValueError, match=r"and others in subfolders .more/00002.tar.: name those"):
+@pytest.mark.parametrize("other", ["gone", "table.csv", "empty"])
+def test_each_part_of_a_pattern_has_shards(shards: Path, other: str) -> None:
+    (shards / "table.csv").write_text("image,caption\n")
+    (shards / "empty").mkdir()
+    with pytest.raises(ValueError, match=rf"but also .*{other}, which is not there or has no .tar"):
+        open_dataset(f"{shards}/{{00000.tar,{other}}}")
+
+
+def test_shards_are_found_by_any_case_of_their_suffix(shards: Path) -> None:
+    (shards / "00002.tar").rename(shards / "00002.TAR")
+    assert len(open_dataset(str(shards))) == 3
+    assert len(open_dataset(f"{shards}/00002.TAR")) == 1
+
+
+def test_gaps_are_found_in_names_with_a_prefix(shards: Path) -> None:
+    for number in range(3):
+        (shards / f"0000{number}.tar").rename(shards / f"cc3m-train-{2 * number:04}.tar")
+    with pytest.warns(UserWarning, match=r"but 2 between .* .e.g. number 1 of cc3m-train-."):
+        open_dataset(str(shards))
+
+
+def test_a_fifo_among_shards_is_counted(shards: Path) -> None:
+    os.mkfifo(shards / "00003.tar")
+    assert open_dataset(str(shards)).skipped.counts.keys() == {"unreadable tar"}
+
+
+def test_shards_in_subfolders_are_rejected(shards: Path) -> None:
+    (shards / "more" / "a").mkdir(parents=True)
+    (shards / "00002.tar").rename(shards / "more" / "a" / "00002.tar")
+    with pytest.raises(ValueError, match=r"in subfolders .more/a/00002.tar.: name those"):
         open_dataset(str(shards))
     for number in range(2):
         (shards / f"0000{number}.tar").unlink()
     with pytest.raises(ValueError, match=r"are in subfolders .*: name them by a pattern"):
         open_dataset(str(shards))
-    assert len(open_dataset(f"{shards}/*/*.tar")) == 1
+    assert len(open_dataset(f"{shards}/*/*/*.tar")) == 1
 
 
-def test_a_shard_named_twice_is_refused(shards: Path) -> None:
+def test_a_shard_named_twice_is_rejected(shards: Path) -> None:
     with pytest.raises(ValueError, match="names a shard twice"):
         open_dataset(f"{shards}/0000{{0,1,0}}.tar")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.csv", "a.tsv"])
-def test_datasets_without_a_record_are_refused(tmp_path: Path, name: str) -> None:
+def test_datasets_without_a_record_are_rejected(tmp_path: Path, name: str) -> None:
     if name == "a.tar":
         write_tar(tmp_path / name, [("no_suffix", PNG), ("text", b"x")])
     else:

@@ -1,4 +1,4 @@
-"""The stored index: used while it is true, rebuilt when it is not, never a reason to fail."""
+"""The stored index: used while it is valid, rebuilt otherwise, and optional if it fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each index that is built rather than loaded."""
+    """Return a list that grows with each index that is built and not loaded."""
     calls: list[int] = []
     build = module._build
     monkeypatch.setattr(module, "_build", lambda shards: calls.append(1) or build(shards))

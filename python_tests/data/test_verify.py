@@ -25,7 +25,7 @@ COUNT = 140  # several chunks
 
 
 def captions(number: int) -> list[str]:
-    """Several per record, some shared between records in other case and spacing, some repeated."""
+    """Return several captions per record, some of them equal except for case and spacing."""
     return [
         [f"only {number}"],
         ["A  Dog", f"dog {number}"],
@@ -88,7 +88,7 @@ def test_endless_words_are_counted(table: Path, capsys: pytest.CaptureFixture[st
     assert "1 captions with endless words, cut before tokenizing" in capsys.readouterr().out
 
 
-def test_a_manifest_of_other_data_is_refused(table: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_other_data_is_rejected(table: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.json"
     assert main(["verify", str(table), "--manifest", str(manifest), "--max-skipped", "0.1"]) == 0
     options = ReadOptions(manifest=manifest)
@@ -124,6 +124,19 @@ def test_a_file_that_is_not_a_manifest_is_named(
     if content is not None:
         (tmp_path / "m.json").write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
+
+
+@pytest.mark.parametrize("bad", [[10], [-1], ["1"], [1.5], [2, 2]])
+def test_a_manifest_of_impossible_records_is_rejected(
+    table: Path, tmp_path: Path, bad: list[object]
+) -> None:
+    dataset = open_dataset(str(table))
+    entries = [{"index": index, "reason": "truncated", "where": "x"} for index in bad]
+    content = {"records": len(dataset), "fingerprint": dataset.fingerprint(), "bad": entries}
+    content |= {"format": "cyclip_ext manifest", "version": 2, "summary": {}}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"m\.json is not a manifest"):
         open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))
 
 

@@ -137,7 +137,7 @@ def test_names_of_folders(tmp_path: Path) -> None:
         classified(tmp_path)
 
 
-def test_folders_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_rejected(tmp_path: Path) -> None:
     """Two classes with one name tie on every image, so that none of theirs is ever right."""
     for name in ("big_cat", "big cat"):
         write(tmp_path / name / "x.png", image(1))
@@ -268,7 +268,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 
 
 def shards(folder: Path, split: str = "test") -> Path:
-    """11 shards of one image each, k in shard k: 10 comes before 2 in the alphabet."""
+    """Write 11 shards, image k in shard k, because "10" sorts before "2"."""
     (folder / split).mkdir(parents=True)
     for number in range(11):
         write_tar(
@@ -594,7 +594,7 @@ def test_torchvision_sets_that_are_not_there(
 def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither examples\.jsonl .* nor test/\*\.tar"):
         open_evaluation_dataset(str(tmp_path))
-    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized; .*accepted are"):
+    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized .*; accepted are"):
         open_evaluation_dataset(str(write(tmp_path / "set.xlsx", "")))
     with pytest.raises(FileNotFoundError, match="did you mean torchvision:cifar10"):
         open_evaluation_dataset("cifar10")

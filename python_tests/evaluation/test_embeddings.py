@@ -179,7 +179,7 @@ def test_wrong_arrays_are_named(tmp_path: Path, arrays: dict[str, Any], message:
     assert str(path) in str(error.value)
 
 
-def test_damaged_files_are_refused(tmp_path: Path, complete: Embeddings) -> None:
+def test_damaged_files_are_rejected(tmp_path: Path, complete: Embeddings) -> None:
     path = tmp_path / "set.npz"
     save_embeddings(path, complete)
     whole = path.read_bytes()
@@ -244,7 +244,7 @@ def test_quadruples_have_neither_captions_nor_pairs_of_their_own() -> None:
     assert found.captions() is found.pairs() is None
 
 
-def test_records_are_counted_or_refused() -> None:
+def test_records_are_counted_or_rejected() -> None:
     skipped = SkipReport()
     skipped.add("truncated", "a.jpg", 2)
     assert Embeddings(unit(3), skipped=skipped).total == 5

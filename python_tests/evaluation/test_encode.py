@@ -23,7 +23,7 @@ DIM = 4  # of the embeddings
 
 
 class Greys(ImageDataset):
-    """Images of one grey each; None cannot be read."""
+    """Images of a single grey each; None is an image that cannot be read."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ def test_images_in_memory_take_the_transform_of_another_trainer() -> None:
     assert torch.equal(own.labels, data.labels)  # type: ignore[arg-type]
 
 
-def test_unknown_device_is_refused() -> None:
+def test_unknown_device_is_rejected() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     for name in ("cuda:77", "tpu9"):
         with pytest.raises(ValueError, match=f"--device {name} cannot be used"):

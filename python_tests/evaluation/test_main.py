@@ -107,8 +107,8 @@ def test_datasets_from_files(run: Path, colours: Path, tmp_path: Path) -> None:
         assert sum(int(line.split(",")[1]) for line in list(file)[1:]) == 12
 
 
-def test_unreadable_images_are_counted_in_every_report(
-    run: Path, colours: Path, tmp_path: Path
+def test_unreadable_images_are_counted_on_the_screen_and_in_every_report(
+    run: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("red", "green"):
         for index in (0, 1):
@@ -116,6 +116,7 @@ def test_unreadable_images_are_counted_in_every_report(
     words = ["run", str(run), "--data", str(colours), "--output", str(tmp_path)]
     assert main([*words, "--tasks", "zeroshot_classification"]) == 0
     counts = "8 of 12 images used, 4 skipped: 4 "
+    assert counts in capsys.readouterr().out
     assert counts in (tmp_path / "report.md").read_text()
     assert counts in (tmp_path / "report.html").read_text()
     (record,) = json.loads((tmp_path / "results.json").read_text())

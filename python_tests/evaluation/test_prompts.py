@@ -80,7 +80,7 @@ def test_json_files(tmp_path: Path) -> None:
         ("\n \n", "list.txt has no templates"),
     ],
 )
-def test_templates_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_templates_that_are_rejected(tmp_path: Path, content: str, message: str) -> None:
     """A template without a placeholder would give every class the same prompt."""
     with pytest.raises(ValueError, match=message):
         read_templates(text(tmp_path, content))
@@ -95,7 +95,7 @@ def test_templates_that_are_refused(tmp_path: Path, content: str, message: str) 
         ("", "list.txt has no class names"),
     ],
 )
-def test_class_names_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_class_names_that_are_rejected(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_class_names(text(tmp_path, content))
 
@@ -119,7 +119,7 @@ def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
         ("cat", None, "must be a list of texts, got str"),
     ],
 )
-def test_unusable_json_is_refused(
+def test_unusable_json_is_rejected(
     tmp_path: Path, content: Any, dataset: str | None, message: str
 ) -> None:
     path = saved(tmp_path, content)

@@ -185,7 +185,7 @@ def test_unit_decides_how_a_number_is_shown() -> None:
     assert show_value(GAP, 0.123456) == "0.1235"
 
 
-def test_metrics_of_one_key_and_rows_of_another_length_are_refused() -> None:
+def test_metrics_of_one_key_and_rows_of_another_length_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"must have different keys, got \['acc1', 'acc1'\]"):
         TaskResult("a", "t", {ACC1: 0.5, Metric("acc1", "other"): 1.0}, "T", "")
     with pytest.raises(ValueError, match="must have 1 cells, like the header, got 2"):
@@ -281,14 +281,14 @@ def test_folders_of_the_same_names_without_a_report_are_not_replaced(
     assert [path.name for path in tmp_path.rglob("*")] == ["plots", "mine.png"]
 
 
-def test_a_path_below_a_file_is_refused(tmp_path: Path, results: Any) -> None:
+def test_a_path_below_a_file_is_rejected(tmp_path: Path, results: Any) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="file is not a writable folder"):
         write_report(tmp_path / "file" / "report", ABOUT, results())
 
 
 @pytest.mark.parametrize("names", [("a/b", "a-b"), ("Set", "set"), ("x y", "x?y"), ("a", "a")])
-def test_names_that_collide_as_file_names_are_refused(names: tuple[str, str]) -> None:
+def test_names_that_collide_as_file_names_are_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="would have the same file names"):
         check_names(names)
     check_names(["a", "b"])
@@ -301,7 +301,7 @@ def test_long_names_become_different_file_names(tmp_path: Path) -> None:
     assert len(list((tmp_path / "records").iterdir())) == 3
 
 
-def test_results_that_collide_are_refused(tmp_path: Path) -> None:
+def test_results_that_collide_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="results is empty"):
         write_report(tmp_path, ABOUT, [])
     for other in ("a/b", "a-b"):

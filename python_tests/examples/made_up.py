@@ -1,4 +1,4 @@
-"""Results of trainings that never took place."""
+"""Invented results of trainings, for tests of pages and choices."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_command_line_passes_settings_on(tmp_path: Path, pretender: Pretender) -
     assert not config.run.tensorboard
 
 
-def test_flags_of_single_runs_are_refused(
+def test_flags_of_single_runs_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
@@ -78,7 +78,7 @@ def test_objectives_have_the_margins_of_their_names(
     ]
 
 
-def test_flags_that_a_study_varies_are_refused(
+def test_flags_that_a_study_varies_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for study, flag, value in (

@@ -122,7 +122,7 @@ def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "that command with train data emoji, epochs 3, which trains" in page.read_text()
 
 
-def test_other_data_are_refused_before_training(
+def test_other_data_are_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretender = pretend(monkeypatch, accuracy)

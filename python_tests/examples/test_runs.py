@@ -89,7 +89,7 @@ def test_failed_run_is_quoted_and_stops_the_others(tmp_path: Path) -> None:
     assert not (tmp_path / "good" / "result.json").exists()
 
 
-def test_one_name_for_two_settings_is_refused(tmp_path: Path) -> None:
+def test_one_name_for_two_settings_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two runs are called a"):
         complete([Run("a", method()), Run("a", method(lr=1.0))], tmp_path, jobs=1)
     with pytest.raises(ValueError, match="seeds must differ, got 1, 1"):
@@ -128,7 +128,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_zero_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
+def test_zero_jobs_and_no_seeds_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         complete([Run("a", method())], tmp_path, jobs=0)
     with pytest.raises(ValueError, match="seeds is empty"):
@@ -136,7 +136,7 @@ def test_zero_jobs_and_no_seeds_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"train_data": "pairs.csv"}, {"batch_size": 32}])
-def test_complete_run_on_other_data_is_refused(tmp_path: Path, other: dict[str, object]) -> None:
+def test_complete_run_on_other_data_is_rejected(tmp_path: Path, other: dict[str, object]) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.json").write_text(json.dumps(method().to_dict()))
     (tmp_path / "a" / "measures.json").write_text("{}")
@@ -144,7 +144,7 @@ def test_complete_run_on_other_data_is_refused(tmp_path: Path, other: dict[str, 
         complete([Run("a", method(**other))], tmp_path, jobs=1)
 
 
-def test_run_that_is_not_of_a_study_is_refused(tmp_path: Path) -> None:
+def test_run_that_is_not_of_a_study_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "clip-seed0").mkdir()
     (tmp_path / "clip-seed0" / "result.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a run that is not a study's"):

@@ -21,7 +21,7 @@ KINDS = ["random", "aligned", "narrow_cone"]
 
 
 def factors(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """P and M."""
+    """Return P and M."""
     x, y = reference.normalize(image), reference.normalize(text)
     return x + y, x - y
 

@@ -24,7 +24,7 @@ def _doubles(*sizes: int, seed: int) -> list[Tensor]:
 
 
 def calls(n: int, m: int, d: int, dtype: torch.dtype) -> dict[str, tuple]:
-    """Arguments of every operator; statistics as a forward operator could have written them."""
+    """Return arguments of every operator, with statistics that a forward operator could return."""
     image, text = rectangle("random", n, m, d, dtype)
     scale, bias, g = as_double(14.3), as_double(-5.0), as_double(0.7)
     lse = [torch.full((size,), 5.0, dtype=torch.float64) for size in (n, m)]

@@ -1,4 +1,4 @@
-"""NaN, infinity, overflow and empty rows in the operators: docs/losses.md, "At the edges"."""
+"""NaN, infinity, overflow and empty rows in the operators: docs/losses.md, "Special cases"."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ SHAPES = [
 
 
 def similarity(image: Tensor, text: Tensor) -> Tensor:
-    """NaN counts as -inf."""
+    """Replace NaN by -inf."""
     cosines = reference.similarity(image.double(), text.double())
     return cosines.where(~cosines.isnan(), -torch.inf)
 
 
 def integer_features(n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Four (or one) entries of +-1 in each row: norm 2 (or 1), cosines multiples of 1/4."""
+    """Return rows with four (or one) entries of +-1: norm 2 (or 1), cosines multiples of 1/4."""
     generator = Generator().manual_seed(n + 1000 * m)
     width = 4 if d >= 4 else 1
 

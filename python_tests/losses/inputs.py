@@ -1,4 +1,4 @@
-"""Features that break naive code, and the losses that are to survive them."""
+"""Features for which naive code fails, and the losses by name."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def make_features(
 
 
 def random_like(outputs: tuple[Tensor, ...], seed: int = 0) -> tuple[Tensor, ...]:
-    """Random upstream gradients: a uniform one hides wrong per-row factors."""
+    """Return random upstream gradients, because uniform ones hide wrong factors of single rows."""
     generator = Generator().manual_seed(seed)
     return tuple(
         torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
@@ -144,7 +144,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
-    """Return the sum of all terms, none of them with the weight of another."""
+    """Return the sum of all terms, each with a different weight."""
     loss = CyCLIPLoss(0.3, 0.2, margin=0.1, hinge=0.4, backend=backend)
     return loss(image, text, scale) + functional.sigmoid_loss(
         image, text, scale, bias, backend=backend

@@ -97,7 +97,7 @@ def share(
 def loss_and_gradients(
     case: Case, image: Tensor, text: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """With respect to copies of the features, the scale and the bias."""
+    """Return the loss, and the gradients of copies of the features, the scale and the bias."""
     dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
     leaves = {
         "image": image.clone(),

@@ -17,7 +17,7 @@ SHAPES = [(1, 1), (7, 5), (65, 33), (129, 72), (300, 513), (1030, 40), (1100, 20
 
 
 def _bits(n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
-    """Losses, statistics and gradients of one fresh run."""
+    """Return losses, statistics and gradients of one new run."""
     inputs = make_leaves(n, d, dtype)
     value = everything(*inputs, "native")
     value.backward()

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
 
 
 def _total(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Tensor:
-    """All terms at once, none of them with the weight of another."""
+    """Return the sum of all terms, each with a different weight."""
     f = functional
     return (
         f.contrastive_loss(image, text, scale, backend=backend)

@@ -31,7 +31,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 
 
 class Towers(nn.Module):
-    """Small, of every kind of layer that matters here."""
+    """Small towers with every kind of layer that GradCache treats differently."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ def _plain_backward(
     autocast: Callable[[], Any] | None = None,
     scale: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> dict[str, Tensor]:
-    """With the graph of all chunks at once."""
+    """Run one backward pass through the graph of all chunks at once."""
     outputs = []
     for chunk in zip(images.split(chunk_size), tokens.split(chunk_size), strict=True):
         if autocast is None:

@@ -426,7 +426,7 @@ def test_matryoshka_is_the_weighted_sum_over_prefixes(backend: str) -> None:
     assert {"contrastive_2_loss", "in_modal_5_loss", "hinge_8_loss", "image_margin_5"} <= set(terms)
 
 
-def test_matryoshka_refuses_wrong_widths() -> None:
+def test_matryoshka_rejects_wrong_widths() -> None:
     for widths, weights in (((), None), ((4, 4), None), ((0, 4), None), ((2, 4), (1.0,))):
         with pytest.raises(ValueError, match=r"widths|weights"):
             MatryoshkaLoss(CLIPLoss(), widths, weights)

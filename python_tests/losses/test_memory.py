@@ -21,7 +21,7 @@ ops = torch.ops.cyclip_ext
 
 
 def _saved_bytes(loss, n: int, d: int) -> int:
-    """Bytes of distinct storages that the graph of one loss keeps until its backward."""
+    """Return the bytes of distinct storages that the graph of a loss keeps until its backward."""
     features = [t.requires_grad_() for t in make_features("random", n, d, dtype=torch.float32)]
     scale = torch.tensor(14.3, requires_grad=True)
     saved: dict[int, int] = {}

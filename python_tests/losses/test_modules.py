@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -207,6 +208,15 @@ def test_repr_lists_the_options_of_each_loss() -> None:
         assert name in repr(module)
         assert "backend='reference'" in repr(module)
         assert ("in_modal" in repr(module)) == (name == "CyCLIPLoss")
+
+
+@pytest.mark.parametrize(
+    "kind", [cyclip_ext.CLIPLoss, cyclip_ext.CyCLIPLoss, cyclip_ext.SigLIPLoss]
+)
+def test_repr_lists_every_argument_of_the_constructor(kind: type[torch.nn.Module]) -> None:
+    arguments = set(inspect.signature(kind).parameters) - {"options"}
+    text = repr(kind())
+    assert not [name for name in arguments if f"{name}=" not in text]
 
 
 def test_losses_are_siblings() -> None:

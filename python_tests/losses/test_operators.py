@@ -46,7 +46,7 @@ def _gradients(outputs, inputs, weights) -> tuple[Tensor, ...]:
 
 
 def assert_same_derivatives(operator, dense, inputs: tuple[Tensor, ...], seed: int = 0) -> None:
-    """Values and gradients of the floating outputs agree, under random upstream gradients."""
+    """Compare values and gradients of the floating outputs, under random upstream gradients."""
     results = []
     for function in operator, dense:
         leaves = tuple(t.detach().clone().requires_grad_() for t in inputs)
@@ -77,7 +77,7 @@ def test_row_norms_match_torch(n: int, d: int) -> None:
 def _statistics(
     image: Tensor, text: Tensor, scale: Tensor, offset: int = 0, keep_bytes: int = 0
 ) -> list[Tensor]:
-    """All outputs but the dot products."""
+    """Return all outputs except for the dot products."""
     return ops.pair_statistics(image, text, scale, offset, False, False, keep_bytes)[:7]
 
 

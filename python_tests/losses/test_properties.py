@@ -1,4 +1,4 @@
-"""Hypothesis: shapes and values nobody thought of, and what must not change the losses."""
+"""Random shapes and values (Hypothesis), and changes to which the losses are invariant."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (2, 3), (5, 3), (3, 7), (8, 16)]
 
 
 def _cosines(image: Tensor, text: Tensor) -> list[list[float]]:
-    """S_ij by loops over Python floats."""
+    """Compute S_ij by loops over Python floats."""
     rows = image.tolist(), text.tolist()
 
     def unit(row: list[float]) -> list[float]:

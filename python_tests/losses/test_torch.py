@@ -19,7 +19,7 @@ ops = torch.ops.cyclip_ext
 
 
 def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
-    """Arguments for every operator, forward and backward."""
+    """Return arguments for every operator, forward and backward."""
     image, text = make_features("random", 5, 3, dtype=dtype)
     block = text[:4]
     kind = torch.float64 if dtype == torch.float64 else torch.float32
@@ -128,7 +128,7 @@ def test_fake_tensors_stay_on_their_device(name: str) -> None:
 
 
 class _Calls(TorchDispatchMode):
-    """Writes down the arguments of our operators."""
+    """Dispatch mode that records the arguments of our operators."""
 
     def __init__(self) -> None:
         super().__init__()

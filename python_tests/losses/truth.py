@@ -1,4 +1,4 @@
-"""The formulas once more, dense and in float64, written to stay exact where the reference cancels.
+"""The formulas in dense float64, in a form that stays exact if the reference cancels.
 
 cyclip_ext.reference computes LSE_j z_ij - z_ii, which rounds to zero when the positive dominates.
 Here the sum runs over the negatives alone and the loss is softplus(lse - z_ii), so that a loss of
@@ -33,7 +33,7 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
 ) -> PairStatistics:
-    """Row i's positive is column i + offset, where there is one; all else are negatives."""
+    """Return the statistics. The positive of row i is column i + offset, if it exists."""
     n, m = image_features.shape[0], text_features.shape[0]
     sim = reference.similarity(image_features, text_features)
     column = torch.arange(m)[None, :]
@@ -65,7 +65,7 @@ def _over_negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     any_negative = is_negative.any(dim=1)
     none = torch.full_like(sim[:, 0], -torch.inf)
-    # A row without negatives goes through as it is: over -inf alone, logsumexp has gradient NaN.
+    # A row without negatives is left unmasked, because logsumexp over -inf alone has gradient NaN.
     keep = is_negative | ~any_negative[:, None]
     lse = (logit_scale * sim).masked_fill(~keep, -torch.inf).logsumexp(dim=1)
     hardest, index = sim.masked_fill(~keep, -torch.inf).max(dim=1)

@@ -1,4 +1,4 @@
-"""open_clip where it imports; it does not beside a torch that its torchvision was not built for."""
+"""A fixture that skips a test if open_clip, or the torchvision beneath it, cannot be imported."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""Batch norm over a group: everything as one process has it with all rows."""
+"""Batch norm over a group has the results of one process with all rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _inputs(kind: str, rows: int, *, offset: float = 3.0) -> tuple[Tensor, Tenso
 
 
 def _steps(norm: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Two steps in training mode, whose running statistics the third, in eval mode, shows."""
+    """Run two steps in training mode, and a third in eval mode, which uses their statistics."""
     outcome = {}
     for step in range(2):
         x = (x * (1 + step)).detach().requires_grad_()
@@ -184,7 +184,7 @@ def _errors(rank: int) -> None:
     norm = synchronize_batch_norm(nn.BatchNorm1d(4), dist.group.WORLD)
     with pytest.raises(ValueError, match="more than one value per channel"):
         norm(torch.ones(1, 4))
-    with pytest.raises(ValueError, match=r"\[n, C, ...\], not of shape \[4\]"):
+    with pytest.raises(ValueError, match=r"\[n, C, ...\], got shape \[4\]"):
         norm(torch.ones(4))
     net = _net()
     net.body[1] = Own(4)
@@ -192,7 +192,7 @@ def _errors(rank: int) -> None:
         synchronize_batch_norm(net, dist.group.WORLD)
 
 
-def test_single_values_and_foreign_layers_are_refused(worlds: dict[int, World]) -> None:
+def test_single_values_and_foreign_layers_are_rejected(worlds: dict[int, World]) -> None:
     worlds[1].results(_errors)
 
 

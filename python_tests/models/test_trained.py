@@ -1,4 +1,4 @@
-"""Which weights a run folder stands for, and the errors for files that cannot be used."""
+"""The choice of weights in a run folder, and the errors for files that cannot be used."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_unknown_names_and_weights_of_open_clip(
         ("no such model", "x", r"not one of open_clip.list_models\(\)"),
         ("RN50", str(tmp_path / "x.pt"), "neither a file nor a tag of RN50; its tags are: openai"),
         ("RN50", None, "RN50 needs pretrained weights, a file or one of its tags; its tags are: o"),
-        ("local-dir:x", "y", "brings its own weights; got pretrained 'y'"),
+        ("local-dir:x", "y", "its own weights, got pretrained 'y'; omit"),
         (f"local-dir:{tmp_path}/x", None, "open_clip cannot load local-dir:"),
         (str(tmp_path / "x.json"), "y", "does not exist"),
         (str(tmp_path / "none.json"), "y", f"must be an object with .*local-dir:{tmp_path}"),

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or passed over; the newest whole one is found."""
+"""Damaged checkpoints are skipped, and the newest intact one is found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def checkpoints(folder: Path) -> Checkpoints:
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle of a weight, where torch.load notices nothing."""
+    """Flip a bit in the middle of a weight, which torch.load does not detect."""
     data = bytearray(path.read_bytes())
     at = bytes(data).index(torch.full((256,), 1.5).numpy().tobytes()) + 500
     data[at] ^= 1

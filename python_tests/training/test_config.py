@@ -56,7 +56,7 @@ def test_yaml_gives_settings_and_the_line_after_it_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["learning_rate: 1\n", "lr: fast\n", "loss: clap\n"])
-def test_yaml_with_a_mistake_is_refused(
+def test_yaml_with_a_mistake_is_rejected(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.yaml"

@@ -38,13 +38,13 @@ def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_pat
     assert (len(data.validation), data.validation.skipped.total) == (4, 0)
 
 
-def test_named_sets_refuse_flags_for_files() -> None:
+def test_named_sets_reject_flags_for_files() -> None:
     with pytest.raises(ValueError, match='--val-data only applies to files; "shapes" has its own'):
         open_data(DataConfig(train_data="shapes", val_data="x.csv"))
 
 
 class Broken(ImageDataset):
-    """Four records, of which those from `good` on can be read."""
+    """Dataset of four records, of which those from `good` on can be read."""
 
     name = "broken.csv"
 

@@ -60,7 +60,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process.wait()
 
 
-def test_folder_of_another_process_is_refused_at_once(
+def test_folder_of_another_process_is_rejected_at_once(
     tmp_path: Path,
     holder: tuple[subprocess.Popen[str], int],
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +102,7 @@ def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.mark.parametrize(
     "order", [range(1, 25), range(23, -1, -1), range(30)], ids=["others", "reversed", "more"]
 )
-def test_other_data_are_refused_on_resume_unless_allowed(
+def test_other_data_are_rejected_on_resume_unless_allowed(
     tmp_path: Path, finished: list[str], order: range, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_table(tmp_path / "data", order)
@@ -186,7 +186,7 @@ def other_groups(state: dict[str, Any]) -> None:
         (other_groups, "the entry 'optimizer' .* does not fit this run"),
     ],
 )
-def test_checkpoint_with_wrong_entries_is_refused_in_one_line(
+def test_checkpoint_with_wrong_entries_is_rejected_in_one_line(
     tmp_path: Path,
     finished: list[str],
     damage: Callable[[dict[str, Any]], None],

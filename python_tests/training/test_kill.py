@@ -1,4 +1,4 @@
-"""Killed at any step and resumed, a run ends with the very weights of an undisturbed one."""
+"""A run that is killed at any step and resumed ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 

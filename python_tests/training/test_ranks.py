@@ -1,4 +1,4 @@
-"""Several ranks train what one rank trains: the same bits where the sums are the same sums."""
+"""Several ranks train the same model as one rank, to the bit if the sums are the same."""
 
 from __future__ import annotations
 

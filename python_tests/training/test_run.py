@@ -108,7 +108,7 @@ def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_resume_refuses_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_rejects_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_trainer(tmp_path / "a")
     trainer.save()
     assert main(["--resume", str(tmp_path / "a"), "--lr", "0.5"]) == 1
@@ -180,7 +180,7 @@ def test_comparison_is_complete_and_does_not_repeat_itself(
         run_comparison(settings(epochs=1, lr=1.0), data, tmp_path, [0, 1])
 
 
-def test_comparison_refuses_repeated_seeds(tmp_path: Path) -> None:
+def test_comparison_rejects_repeated_seeds(tmp_path: Path) -> None:
     data = RunData(shapes().train, "shapes", splits=shapes())
     with pytest.raises(ValueError, match="--seeds must differ, got 0, 1, 0"):
         run_comparison(settings(epochs=1), data, tmp_path, [0, 1, 0])

@@ -1,4 +1,4 @@
-// From a tile of dot products to the cosines of its negatives.
+// Conversion of a tile of dot products to the cosines of its negatives.
 
 #pragma once
 
@@ -14,7 +14,7 @@ struct Pairing {
   int64_t offset;
 };
 
-// For comparisons: NaN is worse than any number.
+// A cosine for comparisons: NaN becomes -infinity.
 template <typename T>
 __device__ inline T comparable(T cosine) {
   return isnan(cosine) ? static_cast<T>(-INFINITY) : cosine;

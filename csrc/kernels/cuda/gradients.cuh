@@ -1,4 +1,4 @@
-// From G = dL/dS to the gradients of the raw features: the schedule of every pairwise loss.
+// The schedule of every pairwise loss from G = dL/dS to the gradients of the raw features.
 //
 // With H_ij = G_ij / (|x_i| |y_j|),
 //

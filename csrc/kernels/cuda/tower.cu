@@ -58,7 +58,7 @@ Error prepare(const Features& features, const Context& context, Tower<Math>* tow
 
 template <typename Math>
 Error prepare_tower(const Features& features, const Context& context, Tower<Math>* tower) {
-  // For the gradients of float16 features.
+  // TF32 is used for the gradients of float16 features.
   if constexpr (std::is_same_v<Math, Tf32>) {
     if (features.type == ElementType::kFloat16) return prepare<Math, f16>(features, context, tower);
   }

@@ -151,8 +151,8 @@ def _guess(spec: str, split: str) -> str:
         if suffix in {".csv", ".tsv", ".txt", ".token"}:
             return "pairs" if is_google_tsv(path) else "csv"
         raise ValueError(
-            f"the format of {path} is not recognized; if it is one that training reads, pass "
-            f"pairs:{path}. {_ACCEPTED}"
+            f"the format of {path} is not recognized (if training reads it, pass pairs:{path}); "
+            f"{_ACCEPTED}"
         )
     hint = f"; did you mean torchvision:{spec}?" if spec in NAMES else ""
     raise FileNotFoundError(f"{spec} does not exist{hint}; {_ACCEPTED}")

@@ -137,11 +137,11 @@ def open_torchvision(name: str, root: Path, split: str | None = None) -> ImageDa
         root: Folder of the files. Nothing is downloaded; ImageNet's archives are unpacked there by
             torchvision.
         split: "train", "val" or "test" if the dataset has it, and "all" if torchvision does not
-            split it. Default: "test" or "all". Of ImageNet and Imagenette, "test" is torchvision's
-            "val".
+            split it. Default: "test" or "all". For ImageNet and Imagenette, "test" is
+            torchvision's "val".
 
     Raises:
-        ValueError: If there is no such dataset or split.
+        ValueError: If the dataset or the split is unknown.
         MissingData: If files are missing or incomplete. The message names the folder and its
             expected contents.
         ImportError: If torchvision, or a package that it needs for this dataset, cannot be

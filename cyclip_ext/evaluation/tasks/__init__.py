@@ -4,7 +4,9 @@ A task is a file with pure metric functions, its plot, and
 
     run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None
 
-which returns None if the dataset lacks an array that the task takes. Each number of the result is
+which returns None if the dataset lacks an array that the task takes. `classification()`,
+`captions()` and `pairs()` of Embeddings return the arrays of most tasks, or None; in a dataset with
+classes, the text of a pair is the prompt of the image's class. Each number of the result is
 declared as a Metric beside the code that computes it: its unit decides how reports show it. To add
 a task, write such a file, import it here and add one line to TASKS: the command line and the report
 use it without further changes. Add it to SHORT if training should measure it as well. A test

@@ -106,9 +106,9 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a task may use beside the dataset itself.
+    """Inputs of a task in addition to the dataset.
 
-    train: labelled images of the same classes that neighbours and probes learn from.
+    train: labelled images of the same classes, the training set of neighbours and probes.
     shifted: datasets that distribution_shift compares with this one. baselines: shifted dataset ->
     (base, shifted) accuracies of other models. seed: of random batches and samples.
     """

@@ -2,7 +2,7 @@
 
 Source: Chen et al. 2024 (arXiv 2310.00927), figures 4 and 5. Annotations and captions are COCO's.
 A caption names a category if the category's name or one of its words from a table, singular or
-plural, occurs as whole words, in any case. Of overlapping phrases the longest counts: a hot dog is
+plural, occurs as whole words, in any case. If phrases overlap, the longest counts: a hot dog is
 not a dog. The meaning is ignored: "an orange shirt" names the category orange.
 """
 

@@ -43,6 +43,6 @@ def test_consistency_measures_agreement_for_each_k() -> None:
     assert metrics == pytest.approx({"consistency@1": 1 / 3, "consistency@3": 2 / 3})
 
 
-def test_more_neighbours_than_training_images_are_refused() -> None:
+def test_more_neighbours_than_training_images_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"1 .. 4 \(training images\), got 5"):
         consistency_metrics(unit(9, 6), unit(2, 6), unit(4, 6), torch.arange(4) % 2)

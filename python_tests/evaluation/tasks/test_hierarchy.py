@@ -88,8 +88,8 @@ def test_coarse_is_the_maximum_over_a_superclass() -> None:
 
 
 def test_ties_count_against_the_model() -> None:
-    # Collapsed towers score 0, whichever class comes first; ties within a superclass are no error
-    # of the superclass.
+    # Collapsed towers score 0 for any order of the classes. A tie within a superclass does not
+    # count against the superclass.
     same = torch.ones(4, 2)
     ranked = fine_and_coarse(same, same, torch.arange(4), superclasses(0, 0, 1, 1))
     assert ranked.metrics((1, 2)) == {

@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_all_pairs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_batches_of_no_negative_or_too_many_pairs_are_refused(size: int) -> None:
+def test_batches_of_no_negative_or_too_many_pairs_are_rejected(size: int) -> None:
     with pytest.raises(ValueError, match=rf"batch_size must be in 2 \.\.\. 4 .*got {size}"):
         alone(*pairs(4, 3), size)
 

@@ -242,7 +242,7 @@ def test_missing_packages_are_named_in_the_result(
     assert "pip install 'cyclip_ext[eval]'" in found.explanation
 
 
-def test_training_data_of_other_classes_are_refused() -> None:
+def test_training_data_of_other_classes_are_rejected() -> None:
     with pytest.raises(ValueError, match="unknown tasks probes; known are zeroshot_class"):
         run_tasks(dataset(), tasks=("probes",))
     data = dataset()

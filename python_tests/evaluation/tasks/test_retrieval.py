@@ -85,7 +85,7 @@ def test_median_rank_counts_from_one(ranks: tuple[int, ...], median: float) -> N
     assert Retrieved(torch.tensor(ranks)).median_rank() == median
 
 
-def test_texts_of_other_labels_are_refused() -> None:
+def test_texts_of_other_labels_are_rejected() -> None:
     with pytest.raises(ValueError, match="nothing to retrieve"):
         retrieve(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
 

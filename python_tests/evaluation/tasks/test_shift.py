@@ -45,14 +45,14 @@ def test_baselines_are_on_their_own_line() -> None:
     assert (flat.slope, flat.r_squared) == (0, 1)
 
 
-def test_too_few_baselines_are_refused() -> None:
+def test_too_few_baselines_are_rejected() -> None:
     for points in ([], [(0.5, 0.4)], [(0.5, 0.4), (0.5, 0.3)]):
         with pytest.raises(ValueError, match="at least 2 different base accuracies"):
             fit_baseline(points)
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0, 61.5, math.nan])
-def test_accuracies_without_a_logit_are_refused(accuracy: float) -> None:
+def test_accuracies_without_a_logit_are_rejected(accuracy: float) -> None:
     with pytest.raises(ValueError, match=r"strictly between 0 and 1.*by half an image"):
         fit_baseline([(0.5, 0.4), (accuracy, 0.3)])
 

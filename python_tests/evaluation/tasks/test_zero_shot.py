@@ -138,7 +138,7 @@ def test_classes_of_equal_prompts_tie_to_the_last_bit() -> None:
         (["cat"], "a {}", "must be lists of texts"),
     ],
 )
-def test_classes_without_a_prompt_are_refused(names: Any, templates: Any, message: str) -> None:
+def test_classes_without_a_prompt_are_rejected(names: Any, templates: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         class_embeddings(embed_as_units, names, templates)
 
