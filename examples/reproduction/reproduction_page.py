@@ -99,35 +99,36 @@ def _trained(found: Reproduction) -> int:
 
 _VERDICTS = (
     "*shown*: the 95% t interval of the paired differences has the claimed sign; *every seed*: "
-    "all seeds have it, and the interval contains zero; *opposite*: the interval has the other "
-    "sign; *not shown*: none of these. A verdict applies to this model and these images; "
-    f"of {len(c.CLAIMS)} claims one may be by chance. Intervals of few seeds are wide: of three, "
-    "2.5 sample deviations to either side. Source -: our own question, claimed by neither paper."
+    "all seeds have this sign, and the interval contains zero; *opposite*: the interval has the "
+    "other sign; *not shown*: none of these. A verdict applies to this model and these images; "
+    f"one of {len(c.CLAIMS)} claims may be due to chance. Intervals of few seeds are wide: with "
+    "three seeds, 2.5 sample deviations to either side. Source -: our own question, which neither "
+    "paper addresses."
 )
 _ACCURACY_NOTE = (
-    "Percent. Coarse: the right one of the subgroups, each as near as its nearest concept; fine: "
-    "the right concept among those of the true subgroup. Consistency: zero-shot and the "
-    "nearest training image give the same concept, right or wrong. Retrieval on the shifted "
+    "In percent. Coarse: accuracy of the subgroup, each as near as its nearest concept; fine: "
+    "accuracy of the concept among those of the true subgroup. Consistency: zero-shot and the "
+    "nearest training image give the same concept, right or wrong. Retrieval is on the shifted "
     "vendors."
 )
 _GEOMETRY_NOTE = (
-    "On the shifted vendors; images against the names of their concepts. Uniformity is Wang and "
-    "Isola's (lower is more uniform), the gap Liang et al.'s, the effective rank Roy and "
+    "Measured on the shifted vendors, with the names of the concepts as texts. Uniformity is Wang "
+    "and Isola's (lower is more uniform), the gap Liang et al.'s, the effective rank Roy and "
     "Vetterli's. Margins are S_ii - max S_ij in batches of 128, as in Chen et al.'s figure 3."
 )
 _SWEEP_NOTE = (
     "Chen et al.'s theory holds for a given temperature, so here the logit scale (1 / temperature) "
-    "is held and CLIP is trained with several weights of the one-sided margin."
+    "is fixed and CLIP is trained with several weights of the one-sided margin."
 )
 _CHOICE_NOTE = (
-    f"With seed {SELECTION_SEED}, by top-1 on the validation vendor's drawings of trained "
-    "concepts. One learning rate for all objectives, the best mean of CLIP and "
-    "CyCLIP; then each objective's weight. Differences of up to 1.5 points are within the chance "
-    "of one run."
+    f"The choice was made with seed {SELECTION_SEED}, by top-1 on the validation vendor's drawings "
+    "of trained concepts: first one learning rate for all objectives, by the mean of CLIP and "
+    "CyCLIP, then the weight of each objective. Differences of up to 1.5 points are within the "
+    "variation of a single run."
 )
 _LIMITS = (
     "The runs have 3,041 training images, a model of 0.7 million image parameters, and batches of "
-    "128; the papers train on 2.6 to 12 million pairs. Few seeds show large effects only. Each "
+    "128; the papers train on 2.6 to 12 million pairs. Few seeds reveal only large effects. Each "
     "weight was chosen from three values by one run. Natural distribution shifts are drawing "
     "styles here."
 )

@@ -88,8 +88,8 @@ def test_ranks_of_nan(device: Device, n: int, m: int, precision: Precision) -> N
     image, text = integer_features(n, m, 8, precision.dtype)
     image[1, 0] = torch.nan
     text[3, 2] = torch.nan
-    # Each NaN is somebody's own and somebody's foreign, text 3 the only own of image 4 at m = 9;
-    # image label 0 and text label 7 are without a partner.
+    # Each NaN is an own entry for some lines and a foreign one for others. At m = 9, text 3 is the
+    # only own text of image 4. Image label 0 and text label 7 have no partner.
     labels = torch.arange(n) % 7, torch.arange(m) % 7 + 1
     check_ranks(device, image, text, labels, precision)
 
