@@ -6,9 +6,9 @@ only:
     facts    the device, the software, and the architectures that were built
     right    every operator against the float64 formulas, with small and large tiles
     same     whether bits are the same twice, on another stream, in a graph, on a second device
-    time     every operator and direction, beside torch's own product of the same shape
+    time     every operator and direction, with torch's own product of the same shape
     kernels  the time of each kernel of one step, by torch.profiler
-    peers    the losses beside other packages: time, memory and error
+    peers    the losses and those of other packages: time, memory and error
 
 Each result is printed and written to the CSV at once, with a description of the machine.
 `--device cpu` tests the program itself: its times are unrelated to the GPU kernels.

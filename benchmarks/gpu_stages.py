@@ -421,7 +421,7 @@ def kernels(plan: Plan) -> Iterator[Line]:
 
 
 def peers(plan: Plan) -> Iterator[Line]:
-    """Yield time, memory and error of the losses beside other packages."""
+    """Yield time, memory and error of the losses and of those of other packages."""
     compiled: set[str] = set()  # families whose compiled peer has been measured
     for precision, batch in plan.batches():
         for family in gpu_families(_backend(plan)):

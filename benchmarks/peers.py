@@ -76,7 +76,7 @@ def _module(module: type[Any], backend: Backend) -> WithOptions:
 
 
 def _function(function: Callable[..., Tensor]) -> WithOptions:
-    """Return the maker of a loss of the features alone."""
+    """Return the maker of a loss that depends only on the features."""
 
     def with_options(**options: Any) -> Make:
         return lambda batch: (

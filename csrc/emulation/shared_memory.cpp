@@ -11,7 +11,7 @@ namespace cyclip::emulation {
 namespace {
 
 constexpr size_t kAlignment = 128;
-constexpr size_t kGuardBytes = 2048;  // at least, before and behind each region
+constexpr size_t kGuardBytes = 2048;  // at least, before and after each region
 constexpr unsigned char kGuard = kUnwritten;
 constexpr size_t kMostRegions = 32;
 

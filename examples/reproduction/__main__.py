@@ -22,7 +22,7 @@ from .runs import RunFailed
 STUDIES = {
     "reproduce": "ten objectives, and the margin's weight over temperatures: docs/reproduction.md",
     "data-size": "fractions of the training pairs (Goel et al. 2022, figure 4)",
-    "batch-temperature": "batch sizes at held temperatures (Chen et al. 2024)",
+    "batch-temperature": "batch sizes at fixed temperatures (Chen et al. 2024)",
 }
 # Flags of a single run, and the flags of a study that replace them.
 INSTEAD = {"seed": "--seeds", "name": "--folder", "logs_dir": "--folder", "resume": "--folder"}
@@ -52,7 +52,7 @@ def build_parser() -> ArgumentParser:
         own = command.add_argument_group("study")
         own.add_argument("--folder", default=f"logs/{name}", help="folder of the runs")
         own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        own.add_argument("--jobs", type=int, default=2, help="trainings at a time, on one machine")
+        own.add_argument("--jobs", type=int, default=2, help="concurrent trainings, on one machine")
         if name == "reproduce":
             own.add_argument(
                 "--page", default="docs/reproduction.md", help="the page to write, with plots"
@@ -74,7 +74,7 @@ def build_parser() -> ArgumentParser:
                 type=float,
                 nargs="+",
                 default=[10.0, 30.0, 100.0],
-                help="logit scales (1 / temperature), held",
+                help="fixed logit scales (1 / temperature)",
             )
         add_arguments(command)
         commands.add_subcommand(name, command, help=text)

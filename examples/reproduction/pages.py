@@ -1,4 +1,4 @@
-"""The page of a study in docs/: Markdown with its plots in a folder beside it."""
+"""The page of a study in docs/: Markdown, with its plots in a subfolder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Part = str | Table | Plot
 
 
 def write_page(path: Path, title: str, sections: Mapping[str, Sequence[Part]]) -> None:
-    """Write a Markdown page; its plots go to images/<stem of the page>/ beside it.
+    """Write a Markdown page; its plots are written to images/<stem of the page>/ in its folder.
 
     sections: heading -> paragraphs of Markdown, tables and plots, in order.
     """

@@ -94,7 +94,7 @@ def reproduce(
 ) -> Reproduction | None:
     """Train the missing runs in `folder`; None after an interruption, the same call continues.
 
-    base: the settings that all runs share: data, model, epochs. jobs: trainings at a time.
+    base: the settings that all runs share: data, model, epochs. jobs: concurrent trainings.
     """
     chosen = _choose(Method(base), folder, jobs)
     if chosen is None:

@@ -213,8 +213,8 @@ def _sweep_plot(found: Reproduction) -> Plot:
     }
     return Plot(
         "sweep",
-        "The margin's weight at three held temperatures, on the shifted vendors: means, one sample "
-        "deviation, and seeds as points.",
+        "The margin's weight at three fixed temperatures, on the shifted vendors: means, one "
+        "sample deviation, and seeds as points.",
         partial(plot_lines, lines=lines, values=SWEPT, xlabel="weight of the margin"),
         (8.0, 6.4),
     )

@@ -162,7 +162,7 @@ def test_deflated_grams(
 def test_deflated_grams_in_chunks(
     emulated: Emulated, entry: tuple[int, int] | None, precision: Precision
 ) -> None:
-    """P and M exist for some rows at a time, and the gradient of K may be zero."""
+    """Only some rows of P and M are in memory, and the gradient of K may be zero."""
     cross_grad = torch.zeros(70, 70, dtype=torch.float64)
     if entry is not None:
         cross_grad[entry] = 3.0
@@ -187,7 +187,7 @@ def test_long(device: Device, precision: Precision) -> None:
 
 
 def test_chunks(device: Device, precision: Precision) -> None:
-    """P and M exist for some rows at a time."""
+    """Only some rows of P and M are in memory at the same time."""
     case = rectangle("random", 300, 300, 9, precision.dtype)
     check_grams(device, *case, precision, panel_bytes=0)
 

@@ -99,7 +99,7 @@ def test_large(device: Device, n: int, m: int, d: int, scale: float, precision: 
 
 @pytest.mark.parametrize("offset", [100, -70])
 def test_panels(device: Device, offset: int, precision: Precision) -> None:
-    """Positives are counted once, in whichever panel they lie."""
+    """Positives are counted once, in every choice of panels."""
     case = rectangle("random", 150, 300, 24, precision.dtype)
     check(device, *case, 14.3, -5.0, offset, precision, panel_bytes=0)
 

@@ -471,7 +471,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 1)
       y, y_norm, d, lane, 1 / y_norm, [&](int64_t k) { return plus(k) - minus(k); }, text_grad + row * d);
 }
 
-// Rows of P and M that are in memory at a time.
+// The number of rows of P and M in memory at the same time.
 int64_t chunk_rows_of(int64_t n, int64_t row_bytes, const Context& context) {
   return std::min(cycle_chunk_rows(n, row_bytes, context), kRowsInFloat * kMostFloatParts);
 }

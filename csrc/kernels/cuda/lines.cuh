@@ -96,7 +96,7 @@ struct Window {
   // outside the matrix.
   __device__ int64_t inner_row(int row) const { return row_begin + row < rows ? row_begin + row : row_begin; }
   __device__ int64_t inner_col(int col) const { return col_begin + col < cols ? col_begin + col : col_begin; }
-  // Index of the row or column that this thread owns; it may lie beyond the matrix.
+  // Index of the row or column that this thread owns; it may lie outside the matrix.
   template <typename Tile>
   __device__ int64_t line() const {
     return owns_row<Tile>() ? row_begin + threadIdx.x : col_begin + (threadIdx.x - Tile::kRows);

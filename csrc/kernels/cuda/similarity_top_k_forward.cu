@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       [](const Window&) {});
 }
 
-// Of equal heads, the first list's is taken, because its candidates come first.
+// If heads are equal, the first list's is taken, because its candidates come first.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     merge_lists_forward_kernel(Lists<T> lists, int64_t k, double* values, int64_t* indices) {

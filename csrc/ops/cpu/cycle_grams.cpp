@@ -14,7 +14,7 @@ namespace cyclip::cpu {
 
 namespace {
 
-constexpr int64_t kGramRows = 512;  // rows of P and M in memory at a time
+constexpr int64_t kGramRows = 512;  // rows of P and M in memory at the same time
 
 // Fills `factors` with the rows of the towers from `begin` on, and adds to the moments.
 template <typename T>
