@@ -83,6 +83,8 @@ def load_trained(path: Path) -> TrainedModel:
     try:
         run, loss = settings["run"], settings["loss"]["loss"]  # type: ignore[index]
         name, weights = run["model"], state["model"]
+        if not isinstance(weights, dict):
+            raise TypeError
     except (KeyError, TypeError):
         raise ValueError(
             f"{file} lacks the weights or settings of a run; it has the entries "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .._files import read_text
+from ..data import SkipReport
 from .checkpoint import Checkpoints, State, load_checkpoint
 from .config import FREE_ON_RESUME, SetupError, TrainConfig
 from .ranks import ALONE, Ranks
@@ -51,6 +52,8 @@ def run_folder(config: TrainConfig) -> Path:
         path = Path(resume).resolve()
         if path.is_dir():
             return path
+        if not path.exists():
+            raise FileNotFoundError(f"--resume {resume}: there is no such run folder or checkpoint")
         if path.parent.name != "checkpoints":
             raise ValueError(
                 f"--resume {resume} must lie in the folder checkpoints of its run, got {path}; "
@@ -173,6 +176,8 @@ def _require_entries(state: State, where: str) -> None:
     missing = [name for name in ENTRIES if name not in state]
     unknown = [name for name in state if name not in ENTRIES and name != "format"]
     wrong = [n for n, kind in ENTRIES.items() if n in state and not isinstance(state[n], kind)]
+    if not missing and not wrong:
+        wrong = _impossible(state)
     problems = [
         f"{what} {', '.join(map(str, names[:10]))}"
         for what, names in (("lacks", missing), ("has unknown", unknown), ("has damaged", wrong))
@@ -183,6 +188,24 @@ def _require_entries(state: State, where: str) -> None:
             f"{where} {' and '.join(problems)}: it is of another version of cyclip_ext, or not a "
             "checkpoint of a run; resume it with that version, or start a run with another --name"
         )
+
+
+def _impossible(state: State) -> list[str]:
+    """Return the entries whose values no run has."""
+    wrong = [
+        name for name in ("epoch", "step_in_epoch", "step", "skipped_steps") if state[name] < 0
+    ]
+    if state["step_in_epoch"] > state["step"]:
+        wrong.append("step_in_epoch")
+    # Without moments AdamW would start anew. Skipped steps leave none, nor do float16's overflows.
+    stepped = state["step"] > state["skipped_steps"] and not state["scaler"]
+    if stepped and not state["optimizer"].get("state"):
+        wrong.append("optimizer")
+    try:
+        SkipReport.from_dict(state["skipped"])
+    except (AttributeError, KeyError, TypeError):
+        wrong.append("skipped")
+    return wrong
 
 
 def require_same_run(

@@ -108,6 +108,10 @@ def test_flipped_bit_is_found(tmp_path: Path) -> None:
         ({"format": 1}, "has format 1, but this version reads format 2"),
         ({"format": FORMAT, "model": {}}, "lacks the weights or settings .* entries format, model"),
         ({"format": FORMAT, "model": {}, "config": {"run": {}}}, "lacks the weights or settings"),
+        (
+            {"format": FORMAT, "model": 5, "config": {"run": {"model": "x"}, "loss": {"loss": ""}}},
+            "lacks the weights or settings",
+        ),
         ({"epoch": 3}, "is not a checkpoint of this package: it has the entries epoch"),
         ({"a": torch.ones(1)}, r"weights alone \(a\).*cyclip-eval open-clip MODEL --pretrained"),
         (

@@ -19,7 +19,7 @@ from models.tiny import create_tiny
 from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.checkpoint import load_checkpoint
-from cyclip_ext.training.folder import locked
+from cyclip_ext.training.folder import locked, newest_state
 from cyclip_ext.training.logging import MetricsLog
 from cyclip_ext.training.ranks import ALONE
 from cyclip_ext.training.trainer import Trainer
@@ -156,6 +156,18 @@ def damage_epoch(state: dict[str, Any]) -> None:
     state["epoch"] = "two"
 
 
+def negative_epoch(state: dict[str, Any]) -> None:
+    state["epoch"] = -1
+
+
+def no_moments(state: dict[str, Any]) -> None:
+    state["optimizer"]["state"] = {}
+
+
+def no_counts(state: dict[str, Any]) -> None:
+    state["skipped"] = {"missing": 3}
+
+
 def foreign_setting(state: dict[str, Any]) -> None:
     state["config"]["loss"]["margin_pairs"] = "both"
 
@@ -180,6 +192,9 @@ def other_groups(state: dict[str, Any]) -> None:
         (drop_best, "lacks best"),
         (add_entry, "has unknown loader"),
         (damage_epoch, "has damaged epoch"),
+        (negative_epoch, "has damaged epoch"),
+        (no_moments, "has damaged optimizer"),
+        (no_counts, "has damaged skipped"),
         (foreign_setting, "unknown settings margin_pairs"),
         (other_model, "the entry 'model' .* does not fit this run"),
         (lost_moments, "the entry 'optimizer' .* does not fit this run"),
@@ -206,6 +221,14 @@ def test_checkpoint_with_wrong_entries_is_rejected_in_one_line(
     assert str(tmp_path / "r") in error
     assert re.search(problem, error), error
     assert path.read_bytes() == content
+
+
+def test_counts_of_an_epoch_are_no_damage(tmp_path: Path, finished: list[str]) -> None:
+    path = tmp_path / "r/checkpoints/last.pt"
+    state = load_checkpoint(path)
+    state["skipped"] = {"missing": {"count": 3, "examples": ["a.png"]}}
+    torch.save(state, path)
+    assert newest_state(tmp_path / "r") is not None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"label": "CyCLIP"}'])
