@@ -595,5 +595,6 @@ _KERNELS = frozenset(
     (name, device)
     for name in _OPERATORS
     for device in ("cpu", "cuda")
-    if has_kernel(f"cyclip_ext::{name}", device)
+    if _STATUS["cpu"].loaded  # which holds the schemas
+    and has_kernel(f"cyclip_ext::{name}", device)
 )

@@ -27,9 +27,8 @@ pytestmark = pytest.mark.slow  # each run is a process of its own
 def _tiny_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "WORKER", "examples.tiny_worker")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads of so small a model only wait
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(TESTS), str(EXAMPLES), os.getenv("PYTHONPATH", "")])
-    )
+    paths = [str(TESTS), str(EXAMPLES), os.getenv("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 def method(epochs: int = 1, **values: object) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,26 @@ def test_import_loads_torch_alone(run_program: Callable[..., str]) -> None:
     # triton belongs to torch, whose FLOP counter imports it.
     foreign = set(loaded) - set(sys.stdlib_module_names) - {"cyclip_ext", "torch", "triton"}
     assert not foreign
+
+
+def test_losses_run_without_compiled_libraries(
+    tmp_path: Path, run_program: Callable[..., str]
+) -> None:
+    """Without a compiler, the package is installed as pure Python."""
+    libraries = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "cyclip_ext", ignore=libraries)
+    printed = run_program(
+        "import sys, warnings\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, cyclip_ext, cyclip_ext.info\n"
+        f"assert cyclip_ext.__file__.startswith({str(tmp_path)!r})\n"
+        "x, y = torch.randn(2, 4, 3).requires_grad_()\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    cyclip_ext.CyCLIPLoss()(x, y, torch.tensor(10.0)).backward()\n"
+        "print(caught[0].message, cyclip_ext.info.describe())\n"
+    )
+    assert "dense PyTorch reference" in printed
+    assert "not built" in printed
 
 
 def test_public_names_are_documented() -> None:

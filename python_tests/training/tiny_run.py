@@ -45,10 +45,10 @@ def start(words: list[str], ranks: int = 1) -> list[subprocess.Popen[str]]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         environment = os.environ | {name: str(value) for name, value in places.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "training.tiny_run", *words],
+                cwd=TESTS,  # which `python -m` puts first on the import path
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
