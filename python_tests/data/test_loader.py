@@ -128,7 +128,7 @@ def test_results_of_an_earlier_epoch_end_when_another_begins(table: str) -> None
     earlier = loader.epoch(0)
     next(earlier)
     next(loader.epoch(1))
-    with pytest.raises(RuntimeError, match="these results ended"):
+    with pytest.raises(RuntimeError, match="the workers got other items"):
         next(earlier)
 
 

@@ -115,7 +115,7 @@ def test_ctrl_c_between_trainings(
 
     monkeypatch.setattr(runs, "complete", interrupted)
     assert main(["data-size", "--folder", str(tmp_path)]) == 130
-    assert "give the same command again" in capsys.readouterr().out
+    assert "run the same command again" in capsys.readouterr().out
 
 
 def test_plots_of_a_page_with_spaces_in_its_name(tmp_path: Path) -> None:
