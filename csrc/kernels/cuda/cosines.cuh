@@ -59,10 +59,10 @@ __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<T
   T col_inv_norms[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b)
-    col_inv_norms[b] = pairing.col_inv_norms[window.inner_col(place.col(b))];
+    col_inv_norms[b] = window.of_col(pairing.col_inv_norms, place.col(b));
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const T row_inv_norm = pairing.row_inv_norms[window.inner_row(place.row(a))];
+    const T row_inv_norm = window.of_row(pairing.row_inv_norms, place.row(a));
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
       const T cosine = values[a][b] * row_inv_norm * col_inv_norms[b];
@@ -85,6 +85,19 @@ __device__ inline void to_cosines(typename Tile::Fragment& values, const Place<T
       const bool is_inside = row < rows && col < cols, is_positive = col == row + positive;
       if (is_inside && is_positive) on_positive(window.row_begin + row, values[a][b]);
       if (!is_inside || is_positive) values[a][b] = masked;
+    }
+  }
+}
+
+// For a negative scale: the cosines whose logits by the scale's magnitude are the same.
+template <typename Tile>
+__device__ inline void negate_cosines(typename Tile::Fragment& cosines) {
+  using T = typename Tile::Accumulator;
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      if (cosines[a][b] != kMasked<T>) cosines[a][b] = -cosines[a][b];
     }
   }
 }

@@ -1,5 +1,7 @@
 // The gradient through the softmax statistics of the negatives (docs/gradients.md).
 
+#include <climits>
+
 #include "panel_kernel.cuh"
 
 namespace cyclip::cuda {
@@ -73,9 +75,9 @@ struct Softmax {
     const auto base2 = masking_scale(base2_scale<T>(*logit_scale));
     Weight<T> of_row[Tile::kThreadRows], of_col[Tile::kThreadCols];
     CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) of_row[a] = rows[window.inner_row(place.row(a))];
+    for (int a = 0; a < Tile::kThreadRows; ++a) of_row[a] = window.of_row(rows, place.row(a));
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) of_col[b] = cols[window.inner_col(place.col(b))];
+    for (int b = 0; b < Tile::kThreadCols; ++b) of_col[b] = window.of_col(cols, place.col(b));
     if constexpr (sizeof(T) == sizeof(float)) {
       CommonShift<Tile> common;
       for (const auto& line : of_row) common.include(line);

@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   T col_factors[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
-    col_factors[b] = args.pairing.col_inv_norms[window.inner_col(place.col(b))];
+    col_factors[b] = window.of_col(args.pairing.col_inv_norms, place.col(b));
   }
   T slope_sum = 0, dot_sum = 0;
   args.loss.with_slopes(place, window, [&](const auto& slope_of) {
     CYCLIP_UNROLL
     for (int a = 0; a < Tile::kThreadRows; ++a) {
-      const T row_factor = scale * args.pairing.row_inv_norms[window.inner_row(place.row(a))];
+      const T row_factor = scale * window.of_row(args.pairing.row_inv_norms, place.row(a));
       CYCLIP_UNROLL
       for (int b = 0; b < Tile::kThreadCols; ++b) {
         const T slope = slope_of(a, b, values[a][b]);

@@ -20,12 +20,11 @@ struct Sigmoid {
 
   template <typename Tile, typename Body>
   __device__ void with_slopes(const Place<Tile>& place, const Window& window, const Body& body) const {
-    Logits<T> logit(logit_scale, logit_bias);
-    logit.scale = masking_scale(logit.scale);
+    const Logits<T> logit(logit_scale, logit_bias);
     T gradients[Tile::kThreadRows];
     CYCLIP_UNROLL
     for (int a = 0; a < Tile::kThreadRows; ++a) {
-      gradients[a] = static_cast<T>(grad_rows[window.inner_row(place.row(a))]);
+      gradients[a] = static_cast<T>(window.of_row(grad_rows, place.row(a)));
     }
     body([&](int a, int, T cosine) {
       const T z = logit(cosine), u = decay(z);
