@@ -114,17 +114,17 @@ def batch_weights(
     All runs have the same epochs and learning rate. The weights of `base` belong to batches of 128.
     CLIP shows what a batch size changes without cycle terms. Returns like data_size.
     """
-    own = {"in_modal": base.loss.in_modal, "cross_modal": base.loss.cross_modal}
     grid: Grid = {}
     for size in batch_sizes:
-        carried = CyCLIPLoss.for_batch(size, **own)
-        weights = {"in_modal": carried.in_modal, "cross_modal": carried.cross_modal}
-        for name, loss in {
-            "CLIP": {"loss": "clip"},
-            "CyCLIP": {},
-            "CyCLIP for batch": weights,
-        }.items():
-            grid[name, size] = Method(base).updated({"batch_size": size, **loss})
+        carried = CyCLIPLoss.for_batch(
+            size, in_modal=base.loss.in_modal, cross_modal=base.loss.cross_modal
+        )
+        method = Method(base).updated({"batch_size": size})
+        grid["CLIP", size] = method.updated({"loss": "clip"})
+        grid["CyCLIP", size] = method
+        grid["CyCLIP for batch", size] = method.updated(
+            {"in_modal": carried.in_modal, "cross_modal": carried.cross_modal}
+        )
     intro = "Cycle terms with the same weights, and with those of `CyCLIPLoss.for_batch`."
     return _run(grid, folder, "Weights and batch size", intro, "batch size", seeds, jobs)
 
