@@ -49,7 +49,8 @@ def cached_backward(
             or none does.
         loss: called loss(image_features, text_features, logit_scale, logit_bias, output_dict=True)
             with all features, in float32 or wider, outside of `autocast`. Entries of its dictionary
-            that end in `_loss` are summed; others are passed on.
+            that end in `_loss` are summed; others are passed on. Tensors bound to it, such as
+            further negatives, get their gradients as well.
         images, tokens: rows of one pair each: tensors [n, ...], or dictionaries, lists and tuples
             of them, as tokenizers return. All are split along their first dimension; None stays.
         chunk_size: pairs encoded at a time; the last chunk may be smaller.
@@ -211,10 +212,9 @@ def _leaves(encoded: Sequence[Outputs], needed: Sequence[bool]) -> Outputs:
 
 
 def _gradients(total: Tensor, leaves: Outputs) -> list[Tensor | None]:
-    """Return the gradient of `total` for each of the leaves that needs one and has one."""
-    given = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-    found = iter(torch.autograd.grad(total, given, allow_unused=True))
-    return [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
+    """Differentiate `total`; return the gradients of those leaves that need one and have one."""
+    torch.autograd.backward(total)  # further negatives, or parameters of the loss, get theirs
+    return [None if leaf is None else leaf.grad for leaf in leaves]
 
 
 def _of_chunk(gradients: list[Tensor | None], rows: slice, last: bool) -> list[Tensor | None]:
