@@ -20,7 +20,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
-from ..models.trained import TrainedModel, load_pretrained, load_trained
+from ..models.trained import TrainedModel, load_pretrained, load_trained, run_folder_of
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
 from .datasets import AnyDataset, applicable, open_evaluation_dataset, options_of
 from .embeddings import Embeddings, load_embeddings
@@ -223,12 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_folder(options: Namespace) -> Path:
     path: Path | None = options.get("path")
-    if path is None:
-        return Path("evaluation")
-    if path.is_dir():
-        return path / "evaluation"
-    folder = path.resolve().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+    return Path("evaluation") if path is None else run_folder_of(path) / "evaluation"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
