@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .captions import caption_hash, normalized_caption, printable, shorten
+from .captions import caption_hash, normalized_caption, shorten
 from .dataset import FileDataset
 from .images import open_image
 from .manifest import BadEntry, Manifest
-from .skips import BadRecord, SkipReport
+from .skips import BadRecord, SkipReport, printable
 from .workers import ordered_map
 
 _CHUNK = 64  # records per answer of a worker

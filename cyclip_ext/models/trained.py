@@ -66,6 +66,14 @@ def checkpoint_of(path: Path) -> Path:
     )
 
 
+def run_folder_of(path: Path) -> Path:
+    """Return the run folder of a checkpoint, or the folder of another file; folders as they are."""
+    if path.is_dir():
+        return path
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def load_trained(path: Path) -> TrainedModel:
     """Load the model of a run folder or checkpoint of this package's training, on the CPU.
 

@@ -20,26 +20,12 @@ from cyclip_ext.models.trained import (
     unwrapped,
 )
 
-from .tiny import SETTINGS, create_tiny, write_checkpoint
-
-ARCHITECTURE = {  # of a model of open_clip that is created in no time
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
+from .tiny import ARCHITECTURE, SETTINGS, create_tiny, write_checkpoint
 
 
 @pytest.fixture
 def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trained, "create_model", create_tiny)
-
-
-@pytest.fixture
-def architecture(open_clip: ModuleType, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny-ViT.json"
-    path.write_text(json.dumps(ARCHITECTURE))
-    open_clip.add_model_config(path)
-    return path
 
 
 def equal(loaded: trained.TrainedModel, weights: dict[str, Tensor]) -> bool:
