@@ -25,6 +25,12 @@ SETTINGS: dict[str, Any] = {
     "run": {"model": "tiny", "epochs": 3, "seed": 7, "tokenizer": "words"},
 }
 
+ARCHITECTURE = {  # of a model of open_clip that is created in no time
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+
 
 def create_tiny(
     name: str = "tiny", *, sigmoid: bool = False, tokenizer: TokenizerName | None = None
