@@ -339,13 +339,13 @@ def _markdown(
         if numbers is not None:
             lines += markdown_table(numbers)
         for result in section.results:
-            for plot in result.plots:
-                caption = escape(plot.caption)
-                lines += [f"![{caption}](plots/{_stem(result, plot.name)}.png)", "", caption, ""]
             for gallery in result.galleries:
                 lines += [f"### {escape(result.dataset)}: {escape(gallery.title)}", ""]
                 lines += [_markdown_example(each, thumbnails) for each in gallery.examples]
                 lines.append("")
+            for plot in result.plots:
+                caption = escape(plot.caption)
+                lines += [f"![{caption}](plots/{_stem(result, plot.name)}.png)", "", caption, ""]
             for number, table in enumerate(result.tables, 1):
                 lines += [f"### {escape(result.dataset)}: {escape(table.title)}", ""]
                 lines += markdown_table(show(table, f"tables/{_stem(result, str(number))}.csv"))
