@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._files import NotRegularFileError, regular_size
 from ..data import SkipReport, Superclasses
-from ..data.captions import printable
+from ..data.skips import printable
 
 BLOCK = 2048  # rows and columns of similarities held at once, 32 MiB; does not change any result
 

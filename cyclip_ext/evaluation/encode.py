@@ -24,7 +24,8 @@ from ..data import (
     file_transform,
     render,
 )
-from ..data.captions import printable, shorten
+from ..data.captions import shorten
+from ..data.skips import printable
 from ..models.trained import TrainedModel
 from .datasets.winoground import Quadruples
 from .embeddings import Embeddings, NotFiniteError
