@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .._plotting import png
 from ..data import BadRecord
-from ..data.captions import printable
+from ..data.skips import printable
 from .embeddings import Embeddings
 from .tables import ShownTable, escape, markdown_table, show, show_value
 from .tasks import Cell, Example, Item, Table, TaskResult, Unit
