@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,12 +152,6 @@ def test_module_runs_the_trainer_on_shards(
 
 
 # ------------------------------------------------- constructors
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World(2) as ranks:
-        yield ranks
 
 
 def _arguments(rank: int, **changes: Any) -> Namespace:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import cyclip_ext
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("sentence_transformers")
 
-from sentence_transformers.sentence_transformer import losses  # noqa: E402
+import sentence_transformers
+import transformers
+from sentence_transformers.sentence_transformer import losses
 
-from cyclip_ext.integrations.sentence_transformers import FusedRankingLoss  # noqa: E402
+from cyclip_ext.integrations.sentence_transformers import FusedRankingLoss
 
 WORDS = ["a", "the", "cat", "dog", "sits", "runs", "on", "in", "house", "tree", "red", "green"]
 SYMMETRIC = "query_to_doc", "doc_to_query"
