@@ -67,7 +67,6 @@ def test_interruption_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
     pretend(monkeypatch, accuracy, stop_at)
-    assert reproduce(TrainConfig(), tmp_path) is None
     words = ["--folder", str(tmp_path), "--page", str(tmp_path / "p.md"), "--train-data", "emoji"]
     assert main(["reproduce", *words]) == 130
     assert not (tmp_path / "p.md").exists()
@@ -122,20 +121,22 @@ def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "that command with train data emoji, epochs 3, which trains" in page.read_text()
 
 
-def test_other_data_are_rejected_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [("pairs.csv", 1, "reproduce takes the default data"), ("emoji", 2, "cyclip_ext[eval]")],
+)
+def test_study_that_cannot_end_is_rejected_before_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: str,
+    status: int,
+    message: str,
 ) -> None:
+    """Other data, and the default data without SciPy."""
     pretender = pretend(monkeypatch, accuracy)
-    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "pairs.csv"]) == 1
-    assert "reproduce takes the default data" in capsys.readouterr().err
-    assert not pretender.methods
-
-
-def test_missing_scipy_is_reported_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pretender = pretend(monkeypatch, accuracy)
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "emoji"]) == 2
-    assert "cyclip_ext[eval]" in capsys.readouterr().err
+    if data == "emoji":
+        monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", data]) == status
+    assert message in capsys.readouterr().err
     assert not pretender.methods
