@@ -37,7 +37,6 @@ def test_settings_are_chosen_by_validation_alone(
 ) -> None:
     pretender = pretend(monkeypatch, accuracy)
     found = reproduce(TrainConfig(), tmp_path, seeds=(0, 1))
-    assert found is not None
     chosen = {choice.objective: choice.value for choice in found.choices}
     assert chosen["all"] == 4e-3
     assert chosen["cyclip"] == chosen["c-cyclip"] == chosen["i-cyclip"] == 0.5
@@ -83,7 +82,6 @@ def test_page_has_every_objective_and_differences_by_hand(
 
     pretend(monkeypatch, top1)
     found = reproduce(TrainConfig(), tmp_path, seeds=(0, 1))
-    assert found is not None
     write_reproduction(tmp_path / "page.md", found)
     text = (tmp_path / "page.md").read_text()
     for name in NAMES.values():

@@ -44,7 +44,6 @@ def test_runs_are_trained_once_and_measured(
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     wanted = {"square": method(loss="clip", ablation="square")}
     results = over_seeds(wanted, tmp_path, seeds=(0, 1), jobs=2)
-    assert results is not None
     assert [run["seed"] for run in results["square"]] == [0, 1]
     assert [run["label"] for run in results["square"]] == ["square loss"] * 2
     measures = results["square"][0]["measures"]["shifted"]
@@ -76,7 +75,6 @@ def test_interrupted_study_continues_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "cut" / "long" / "checkpoints" / "last.pt").is_file()
     assert not (tmp_path / "cut" / "long" / "result.json").exists()
     continued = complete([long], tmp_path / "cut", jobs=1)
-    assert continued is not None
     for part in "metrics", "measures":
         assert continued["long"][part] == whole["long"][part]
 
