@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from losses.ranks import World
 from torch import Tensor
+
+from cyclip_ext import CyCLIPLoss
 
 pytest.importorskip("lightning")
 
@@ -52,3 +55,10 @@ def test_two_ranks_train_as_one_with_both_batches(world: World, tmp_path: Path) 
     assert {"contrastive_loss", "in_modal_loss", "cross_modal_loss"} < expected.keys()
     for actual in world.results(_fit_on_a_rank, tmp_path):
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_documented_module_trains(run_documented: Callable[..., dict[str, Any]]) -> None:
+    values = run_documented("Lightning", lightning=lightning, torch=torch, CyCLIPLoss=CyCLIPLoss)
+    module = values["DualEncoder"](torch.nn.Linear(32, 16), torch.nn.Linear(24, 16))
+    module.training_step([torch.randn(4, 32), torch.randn(4, 24)], 0).backward()
+    assert module.log_scale.grad != 0

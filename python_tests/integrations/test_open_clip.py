@@ -239,6 +239,13 @@ def test_losses_are_constructed_wherever_open_clip_looks_them_up() -> None:
         assert (loss.in_modal, loss.options.exchange) == (0.5, "ring")
 
 
+def test_documented_installation(run_documented: Callable[..., dict[str, Any]]) -> None:
+    run_documented("open_clip")
+    loss = open_clip.create_loss(_arguments(0, world_size=1))
+    assert isinstance(loss, CyCLIPLoss)
+    assert loss.options.group == "local"
+
+
 def test_last_installation_counts() -> None:
     install("cyclip")
     install("clip")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from cyclip_ext import CyCLIPLoss
 
@@ -19,7 +21,7 @@ ROWS = (4, 3, 4, 2)  # of each rank
 
 
 def case(ranks: int) -> Case:
-    return Case("cyclip", ROWS[:ranks], frozen=("bias",))
+    return Case("CyCLIPLoss", ROWS[:ranks], frozen=("bias",))
 
 
 def gradients(rank: int, of: Case, call: nn.Module, model: TwoTowers) -> dict[str, Tensor]:
@@ -77,3 +79,17 @@ def _accelerated(rank: int, of: Case) -> dict[str, Tensor]:
 def test_accelerate(world: World) -> None:
     pytest.importorskip("accelerate")
     check(world, world.results(_accelerated, case(2)))
+
+
+def test_documented_usage_of_accelerate(run_documented: Callable[..., dict[str, Any]]) -> None:
+    of = case(2)
+    model = TwoTowers(of)
+    run_documented(
+        "accelerate",
+        accelerate=pytest.importorskip("accelerate"),
+        CyCLIPLoss=CyCLIPLoss,
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        loader=DataLoader(TensorDataset(*features(of)), 4),
+    )
+    assert not torch.equal(model.image.weight, TwoTowers(of).image.weight)

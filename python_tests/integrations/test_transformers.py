@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_two_ranks_train_on_the_pairs_of_both(world: World, tmp_path: Path) -> N
     _, expected = train(FusedLossTrainer, tmp_path, batch=8)
     for weights in world.results(_train_on_a_rank, tmp_path):
         torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_documented_usage(run_documented: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=1, use_cpu=True, report_to="none", remove_unused_columns=False
+    )
+    model, batch = create("clip"), {name: row[None] for name, row in pairs()[0].items()}
+    values = {"model": model, "args": arguments, "pairs": pairs(), "collate": collate}
+    values |= {"batch": batch, "criterion": cyclip_ext.CLIPLoss()}
+    run_documented("transformers", **values)["trainer"].train()
 
 
 def test_outputs_of_other_models_raise() -> None:
