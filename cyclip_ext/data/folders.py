@@ -25,6 +25,7 @@ from .dataset import Encoded, FileDataset, digest
 from .images import IMAGE_SUFFIXES, read_bytes
 from .skips import BadRecord, SkipReport
 
+_NO_SUFFIX = "file without a suffix"
 _STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not an image
 _TRAINING, _EVALUATION = (
     re.compile(rf"(?:imagenet[-_ ]?)?(?:{names})(?:[-_ ]?(?:set|data|images|\d+))?", re.IGNORECASE)
@@ -79,8 +80,8 @@ class FolderDataset(FileDataset):
     """Image files anywhere below a folder, each with the .txt or .json of the same stem beside it.
 
     The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over.
-    Images without a caption file, caption files without an image, and images that share a caption
-    file are counted in `skipped`.
+    Images without a caption file, caption files without an image, images that share a caption file,
+    and files without a suffix are counted in `skipped`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,6 +104,7 @@ class FolderDataset(FileDataset):
         """Yield (image, suffix of its caption file) of one folder, and count all other files."""
         images: dict[str, list[str]] = {}
         texts: dict[str, str] = {}
+        place = self.folder / parent
         for name in names:
             stem, suffix = os.path.splitext(name)
             kind = suffix.lower()
@@ -111,7 +113,8 @@ class FolderDataset(FileDataset):
             elif kind in CAPTION_SUFFIXES and not stem.endswith(_STATISTICS):
                 order = CAPTION_SUFFIXES.index
                 texts[stem] = min(texts.get(stem, suffix), suffix, key=lambda s: order(s.lower()))
-        place = self.folder / parent
+            elif not suffix:
+                self.skipped.add(_NO_SUFFIX, str(place / name))
         for stem, found in images.items():
             if stem not in texts:
                 for name in found:
@@ -165,8 +168,8 @@ class ClassFolderDataset(FileDataset):
                           (the first line is that of 0)
     A class without images remains among the classes to choose from.
 
-    class_ids: the folder of each class. skipped: images beside the class folders, and folders that
-    cannot be read.
+    class_ids: the folder of each class. skipped: images beside the class folders, files without a
+    suffix, and folders that cannot be read.
 
     Raises ValueError, naming the folder or line, if there is no subfolder, no image, only one
     class, two subfolders of one name, if the subfolders are splits of a dataset, and if
@@ -190,11 +193,12 @@ class ClassFolderDataset(FileDataset):
         labels: list[int] = []
         for name in folders:
             for parent, names in walk(folder / name, self.skipped):
-                found = [
-                    os.path.normpath(os.path.join(name, parent, n)) for n in names if is_image(n)
-                ]
-                images += found
-                labels += [label_of[name]] * len(found)
+                for file in names:
+                    if is_image(file):
+                        images.append(os.path.normpath(os.path.join(name, parent, file)))
+                        labels.append(label_of[name])
+                    elif not os.path.splitext(file)[1]:
+                        self.skipped.add(_NO_SUFFIX, str(folder / name / parent / file))
         self._images = Strings.of(images)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         if not images:
@@ -250,7 +254,7 @@ def _require_no_splits(folder: Path, folders: Sequence[str]) -> None:
 def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the label of each subfolder, and the name of each label."""
     file = folder / CLASS_NAMES_FILE
-    if not file.is_file():
+    if not file.exists():
         label_of = {name: label for label, name in enumerate(folders)}
         if are_wordnet_ids(folders):
             names = wordnet_names(folders)

@@ -29,8 +29,8 @@ MAX_BYTES = 2**29  # such an image in 16-bit RGB, uncompressed
 # Those of formats that cannot be decoded are among them, so that such files are counted.
 IMAGE_SUFFIXES = frozenset(
     {
-        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
     }
 )
 

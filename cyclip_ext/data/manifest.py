@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import write_atomic
+from .._files import NotRegularFileError, read_text, write_atomic
 from .dataset import FileDataset, Subset
 from .skips import IN_MANIFEST, SkipReport
 
@@ -54,7 +54,7 @@ class Manifest:
         Raises FileNotFoundError, or ValueError if the file is not a manifest of this version.
         """
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = json.loads(read_text(path))
             known = content["format"] == _FORMAT
             if known and content["version"] == _VERSION:
                 count, bad = content["records"], [BadEntry(**entry) for entry in content["bad"]]
@@ -67,7 +67,7 @@ class Manifest:
                 f"the manifest {path} does not exist; write it with `cyclip-data verify PATH "
                 "--manifest ...`"
             ) from None
-        except (IsADirectoryError, ValueError, KeyError, TypeError):
+        except (NotRegularFileError, ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
             raise ValueError(

@@ -109,7 +109,7 @@ class TarDataset(FileDataset):
         if self.labels is not None:
             text_at, text_size = image_at, 0  # the text is not read
         shard, key = self._shard(row), self._where(row)
-        if image_size > MAX_BYTES:
+        if max(image_size, text_size) > MAX_BYTES:
             raise BadRecord("too large", key)
         try:
             data, text = self._read_both(shard, image_at, image_size, text_at, text_size)

@@ -115,6 +115,9 @@ class _Examiner:
             except BadRecord as error:
                 bad.append(BadEntry(index, error.reason, error.where))
                 continue
+            except MemoryError:
+                bad.append(BadEntry(index, "out of memory", f"{self.dataset.name}[{index}]"))
+                continue
             images.append((index, *image.size))
             for caption in found.captions:
                 text = _hash(normalized_caption(caption))

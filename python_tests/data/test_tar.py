@@ -505,6 +505,18 @@ def test_pax_headers_with_absurd_numbers_are_damage(tmp_path: Path) -> None:
         list(read_members(file))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".txt"])
+def test_members_that_fill_the_memory_are_counted(tmp_path: Path, suffix: str) -> None:
+    with (tmp_path / "a.tar").open("wb") as file:
+        for name, data in pair("a", 1):
+            info = tarfile.TarInfo(name)
+            info.size = 2**35 if name.endswith(suffix) else len(data)
+            file.write(info.tobuf(tarfile.GNU_FORMAT) + data)
+            file.seek(info.size - len(data) + -info.size % 512, os.SEEK_CUR)  # sparse
+        file.truncate(file.tell() + 1024)
+    assert reason(TarDataset([tmp_path / "a.tar"]), 0) == "too large"
+
+
 def test_an_archive_that_ends_inside_a_block_is_broken(tmp_path: Path) -> None:
     data = [m for i in range(10) for m in pair(str(i), i)]
     whole = write_tar(tmp_path / "a.tar", data).read_bytes()

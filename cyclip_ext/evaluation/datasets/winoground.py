@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,15 @@ def open_winoground(folder: Path) -> Quadruples:
     Raises ValueError if no line can be used.
     """
     file = folder / EXAMPLES_FILE
-    suffixed = {
-        path.stem: path.name
-        for path in sorted((folder / "images").glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    suffixed: dict[str, list[str]] = {}
+    for path in sorted((folder / "images").glob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            suffixed.setdefault(path.stem, []).append(path.name)
     skipped = SkipReport()
     captions: list[tuple[str, str]] = []
     images: list[Path] = []
     tags: list[str] = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(re.split(rb"\r\n|[\r\n]", file.read_bytes()), 1):
         if not line.strip():
             continue
         entry = _entry(line)
@@ -98,9 +98,12 @@ def open_winoground(folder: Path) -> Quadruples:
         if not first or not second:
             skipped.add("empty caption", where)
             continue
+        names = [suffixed.get(entry[key], [entry[key]]) for key in _IMAGES]
+        if any(len(found) > 1 for found in names):
+            skipped.add("two images of one name", where)
+            continue
         captions.append((first, second))
-        names = [entry[key] for key in _IMAGES]
-        images += [folder / "images" / suffixed.get(name, name) for name in names]
+        images += [folder / "images" / found[0] for found in names]
         tag = entry.get("tag")
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
