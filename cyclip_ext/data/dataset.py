@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
@@ -126,12 +127,8 @@ class Subset(ImageDataset):
     ) -> None:
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)  # 12 million ints are 400 MB in a list
-        self.name = dataset.name
-        self.skipped = dataset.skipped
-        self.class_names = dataset.class_names
-        self.domain_names = dataset.domain_names
-        self.templates = dataset.templates
-        self.levels = dataset.levels
+        for name in ("name", "skipped", "class_names", "domain_names", "templates", "levels"):
+            setattr(self, name, getattr(dataset, name))
         chosen = torch.from_numpy(self.indices)
         self.labels = None if dataset.labels is None else dataset.labels[chosen]
         self.domains = None if dataset.domains is None else dataset.domains[chosen]
@@ -205,17 +202,12 @@ class InMemoryDataset(ImageDataset):
 
     def subset(self, indices: npt.NDArray[np.int64]) -> InMemoryDataset:
         """Return a part of the images, with their captions and labels, in memory."""
+        part = copy(self)
         chosen = torch.from_numpy(indices)
-        return InMemoryDataset(
-            self.name,
-            self.images[chosen],
-            tuple(self.captions[index] for index in indices),
-            labels=None if self.labels is None else self.labels[chosen],
-            class_names=self.class_names,
-            levels=self.levels,
-            domains=None if self.domains is None else self.domains[chosen],
-            domain_names=self.domain_names,
-        )
+        part.images, part.captions = self.images[chosen], tuple(self.captions[i] for i in indices)
+        part.labels = None if self.labels is None else self.labels[chosen]
+        part.domains = None if self.domains is None else self.domains[chosen]
+        return part
 
     def class_captions(self) -> tuple[tuple[str, ...], ...]:
         """Return all captions of each class, canonical first, [C]: a prompt ensemble.
