@@ -73,7 +73,7 @@ def is_image(name: str) -> bool:
 
 def has_images(folder: Path) -> bool:
     """Return whether there is any image file below a folder."""
-    return any(is_image(name) for _, names in walk(folder, SkipReport()) for name in names)
+    return any(any(map(is_image, names)) for _, names in walk(folder, SkipReport()))
 
 
 class FolderDataset(FileDataset):

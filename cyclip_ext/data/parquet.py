@@ -161,7 +161,7 @@ def _rows(
     unread: a column that must be there as well; its values are read later.
     """
     counts: list[int] = []
-    broken: list[tuple[Path, str]] = []
+    broken: list[str] = []
     for number, path in enumerate(files):
         try:
             file = _open(path)
@@ -178,11 +178,11 @@ def _rows(
                         yield (number, group, row), where, [values[name] for name in columns]
             counts.append(file.metadata.num_rows)
         except _errors() as error:
-            broken.append((path, f"{type(error).__name__}: {error}"))
+            broken.append(f"{path}: {type(error).__name__}: {error}")
     usual = max(1, round(sum(counts) / max(len(counts), 1)))
-    for path, reason in broken:
-        detail = f"{path}: {reason}; about {usual:,} row(s) lost (estimated)"
-        skipped.add("unreadable parquet", detail, usual)
+    for reason in broken:
+        where = f"{reason}; about {usual:,} row(s) lost (estimated)"
+        skipped.add("unreadable parquet", where, usual)
 
 
 def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None) -> Columns:
