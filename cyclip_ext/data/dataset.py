@@ -112,7 +112,6 @@ class FileDataset(ImageDataset):
         return self.load(index)
 
     def load(self, index: int, *, min_side: int | None = None) -> Sample:
-        """See ImageDataset.load."""
         found = self.encoded(index)
         image = open_image(found.data, found.key, min_side=min_side)
         label = None if self.labels is None else int(self.labels[index])
@@ -140,11 +139,9 @@ class Subset(ImageDataset):
         return self.dataset[int(self.indices[index])]
 
     def load(self, index: int, *, min_side: int | None = None) -> Sample:
-        """See ImageDataset.load."""
         return self.dataset.load(int(self.indices[index]), min_side=min_side)
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return digest(self.dataset.fingerprint(), self.indices)
 
 
@@ -197,7 +194,6 @@ class InMemoryDataset(ImageDataset):
         )
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return digest(self.images.numpy(), repr(self.captions))
 
     def subset(self, indices: npt.NDArray[np.int64]) -> InMemoryDataset:

@@ -76,7 +76,29 @@ def has_images(folder: Path) -> bool:
     return any(any(map(is_image, names)) for _, names in walk(folder, SkipReport()))
 
 
-class FolderDataset(FileDataset):
+class ImageFiles(FileDataset):
+    """Image files by name, relative to a folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.skipped = SkipReport()
+        self.images = Strings.of(())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, index: int) -> Encoded:
+        path = self.folder / self.images[index]
+        return Encoded(read_bytes(path, str(path)), str(path))
+
+    def fingerprint(self) -> str:
+        sizes = [size_of(self.folder / self.images[index]) for index in range(len(self))]
+        labels = None if self.labels is None else self.labels.tolist()
+        return digest(self.images.digest(), repr((sizes, labels, self.class_names)))
+
+
+class FolderDataset(ImageFiles):
     """Image files anywhere below a folder, each with the .txt or .json of the same stem beside it.
 
     The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over.
@@ -85,9 +107,7 @@ class FolderDataset(FileDataset):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = f"image folder {folder}"
-        self.folder = folder
-        self.skipped = SkipReport()
+        super().__init__(f"image folder {folder}", folder)
         self._suffixes: list[str] = []  # of caption files
         images: list[str] = []
         kinds: list[int] = []
@@ -97,7 +117,7 @@ class FolderDataset(FileDataset):
                 if suffix not in self._suffixes:
                     self._suffixes.append(suffix)
                 kinds.append(self._suffixes.index(suffix))
-        self._images = Strings.of(images)
+        self.images = Strings.of(images)
         self._kinds = np.array(kinds, dtype=np.uint8)
 
     def _pairs(self, parent: str, names: list[str]) -> Iterator[tuple[str, str]]:
@@ -127,11 +147,7 @@ class FolderDataset(FileDataset):
         for stem in sorted(texts.keys() - images):
             self.skipped.add("no image file", str(place / (stem + texts[stem])))
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         image, text = self._files(index)
         captions = decode_captions(
             read_bytes(text, str(image)), text.suffix.lower() == ".json", str(image)
@@ -139,24 +155,21 @@ class FolderDataset(FileDataset):
         return Encoded(read_bytes(image, str(image)), str(image), captions)
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        image = self.folder / self._images[index]
+        image = self.folder / self.images[index]
         return image, image.with_name(image.stem + self._suffixes[self._kinds[index]])
 
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint: names and sizes of images, contents of caption files."""
-        sizes = np.empty(len(self), dtype=np.int64)
         texts = []
         for index in range(len(self)):
-            image, text = self._files(index)
-            sizes[index] = size_of(image)
             try:
-                texts.append(digest(read_bytes(text, "")))
+                texts.append(digest(read_bytes(self._files(index)[1], "")))
             except BadRecord as bad:
                 texts.append(bad.reason)
-        return digest(self._images.digest(), sizes, Strings.of(texts).digest())
+        return digest(super().fingerprint(), Strings.of(texts).digest())
 
 
-class ClassFolderDataset(FileDataset):
+class ClassFolderDataset(ImageFiles):
     """Images at any depth below the subfolder of their class; other and hidden files are ignored.
 
     The classes are the subfolders in the order of their names, and if all of these are numbers, in
@@ -177,9 +190,7 @@ class ClassFolderDataset(FileDataset):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.resolve().name
-        self.folder = folder
-        self.skipped = SkipReport()
+        super().__init__(folder.resolve().name, folder)
         folders = _subfolders(folder)
         if not folders:
             raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
@@ -199,7 +210,7 @@ class ClassFolderDataset(FileDataset):
                         labels.append(label_of[name])
                     elif not os.path.splitext(file)[1]:
                         self.skipped.add(_NO_SUFFIX, str(folder / name / parent / file))
-        self._images = Strings.of(images)
+        self.images = Strings.of(images)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         if not images:
             raise ValueError(
@@ -215,20 +226,6 @@ class ClassFolderDataset(FileDataset):
         for entry in sorted(os.listdir(folder)):
             if is_image(entry) and not entry.startswith("."):
                 self.skipped.add("image in no class folder", str(folder / entry))
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
-        path = self.folder / self._images[index]
-        return Encoded(read_bytes(path, str(path)), str(path))
-
-    def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
-        assert self.labels is not None
-        sizes = [size_of(self.folder / self._images[index]) for index in range(len(self))]
-        return digest(self._images.digest(), repr((sizes, self.labels.tolist(), self.class_names)))
 
 
 def has_class_folders(folder: Path) -> bool:

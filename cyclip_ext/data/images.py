@@ -53,7 +53,6 @@ def open_image(
     where: str,
     *,
     keep_alpha: bool = False,
-    max_pixels: int = MAX_PIXELS,
     min_side: int | None = None,
 ) -> Image.Image:
     """Decode an image completely and convert it to RGB, or RGBA with keep_alpha.
@@ -73,7 +72,7 @@ def open_image(
         raise BadRecord("empty file", where)
     try:
         image = Image.open(BytesIO(data), formats=_formats())
-        if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
+        if image.width * image.height > MAX_PIXELS:  # from the header: nothing is decoded yet
             raise BadRecord("too many pixels", where)
         if min_side is not None and image.format in {"JPEG", "MPO"}:
             image.draft(None, (min_side, min_side))

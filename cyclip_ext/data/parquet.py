@@ -127,7 +127,6 @@ class ParquetDataset(FileDataset):
         return len(self._columns.strings("captions"))
 
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
         file, group, row = self._columns.arrays["places"][index].tolist()
@@ -146,7 +145,6 @@ class ParquetDataset(FileDataset):
         return Encoded(data, key, (self._columns.strings("captions")[index],))
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return str(self._columns.meta["fingerprint"])
 
     def __getstate__(self) -> dict[str, object]:

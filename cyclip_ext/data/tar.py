@@ -99,7 +99,6 @@ class TarDataset(FileDataset):
         return len(self._index.arrays["rows"])
 
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
         row = self._index.arrays["rows"][index]
