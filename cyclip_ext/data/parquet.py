@@ -75,14 +75,12 @@ def _schema(files: Sequence[Path]) -> Any:
 
 def _open(path: Path) -> Any:
     regular_size(path)  # opening a FIFO would never end
-    return _pyarrow().ParquetFile(path)
+    return _arrow().parquet.ParquetFile(path)
 
 
 def _errors() -> tuple[type[Exception], ...]:
     """Return the errors of damaged files, and of codecs that this pyarrow lacks."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    return (OSError, ValueError, KeyError, pa.ArrowException)
+    return (OSError, ValueError, KeyError, _arrow().ArrowException)
 
 
 def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
@@ -208,21 +206,19 @@ def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None)
 
 def _encoded_column(schema: Any, image_key: str | None) -> str | None:
     """Return the name of the column that has encoded images."""
-    import pyarrow as pa
-
+    kinds = _arrow().types
     for name in (image_key,) if image_key is not None else (*_ENCODED_KEYS, *IMAGE_KEYS):
         if name in schema.names:
             kind = schema.field(name).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            struct = kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0
+            if kinds.is_binary(kind) or kinds.is_large_binary(kind) or struct:
                 return name
     return None
 
 
-def _pyarrow() -> Any:
+def _arrow() -> Any:
     try:
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise MissingData("reading parquet files needs pyarrow: pip install pyarrow") from None
-    return pyarrow.parquet
+    return pyarrow
