@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable
+from hashlib import blake2b
 
 import torch
 
@@ -58,8 +60,21 @@ def _choose(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str
 
 
 def normalized_caption(caption: str) -> str:
-    """Return the caption without differences in case and white space."""
-    return clean_caption(caption).casefold()
+    """Return the caption without differences in case, white space and compatible characters.
+
+    Compatible characters are those of Unicode's NFKC, such as full-width letters and ligatures.
+    """
+    return clean_caption(unicodedata.normalize("NFKC", caption)).casefold()
+
+
+def hash63(data: bytes) -> int:
+    """Return 63 bits, the same on every machine; the probability that two agree is 1.1e-19."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def caption_hash(caption: str) -> int:
+    """Return the hash63 of the normalized caption."""
+    return hash63(normalized_caption(caption).encode("utf-8", "surrogatepass"))
 
 
 def clean_caption(text: str) -> str:

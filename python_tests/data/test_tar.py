@@ -19,7 +19,7 @@ from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tar import _OPEN_SHARDS, TarDataset
 from cyclip_ext.data.tar_format import BrokenTar, read_members
 
-from .files import coloured, encode, halves, jpeg, pairing, write_tar
+from .files import coloured, encode, halves, pairing, write_tar
 
 PNG = encode(halves())
 
