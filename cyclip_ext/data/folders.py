@@ -103,7 +103,7 @@ class FolderDataset(ImageFiles):
 
     The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over.
     Images without a caption file, caption files without an image, images that share a caption file,
-    and files without a suffix are counted in `skipped`.
+    files without a suffix and tar shards are counted in `skipped`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,6 +135,8 @@ class FolderDataset(ImageFiles):
                 texts[stem] = min(texts.get(stem, suffix), suffix, key=lambda s: order(s.lower()))
             elif not suffix:
                 self.skipped.add(_NO_SUFFIX, str(place / name))
+            elif kind == ".tar":
+                self.skipped.add("shard among images", str(place / name))
         for stem, found in images.items():
             if stem not in texts:
                 for name in found:
