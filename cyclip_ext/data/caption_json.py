@@ -94,14 +94,15 @@ def _add_karpathy(path: Path, content: dict[str, Any], pairs: PairWriter, split:
         raise ValueError(f"{path} has no split {', '.join(sorted(unknown))}; it has {counted}")
     count = 0
     for where, entry in _entries(path, content, "images"):
-        if isinstance(entry.get("split"), str) and entry["split"].strip() not in wanted:
+        own = entry.get("split")
+        if isinstance(own, str) and own.strip() not in wanted:
             continue
         count += 1
         name, sentences = entry.get("filename"), entry.get("sentences")
         folder = entry.get("filepath", "")  # of COCO: train2014 or val2014
         folder = folder if isinstance(folder, str) else ""
-        broken = not isinstance(entry.get("split"), str) or not isinstance(sentences, list)
-        if broken or not _is_name(name) or not is_text(folder):
+        whole = isinstance(own, str) and is_text(folder)
+        if not whole or not _is_name(name) or not isinstance(sentences, list):
             pairs.skipped.add("broken image entry", where)
             continue
         texts = [_caption(s.get("raw") if isinstance(s, dict) else None) for s in sentences]
