@@ -607,7 +607,7 @@ def test_group_without_this_process_raises(world: World) -> None:
 
 
 @pytest.mark.parametrize("group", ["worlds", 1, True], ids=str)
-def test_what_is_not_a_group_raises(group: Any) -> None:
+def test_invalid_group_raises(group: Any) -> None:
     x = torch.randn(4, 3)
     for call in (
         lambda: functional.contrastive_loss(x, x, 5.0, group=group),

@@ -100,7 +100,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_bad_number_makes_the_loss_nan(loss: Loss, value: float, dtype: torch.dtype) -> None:
+def test_nonfinite_feature_makes_the_loss_nan(loss: Loss, value: float, dtype: torch.dtype) -> None:
     """After a finite loss training would continue; an exception would stop one rank of many."""
     for n, d in ((1, 3), (6, 4), (4, 6), (40, 17)):
         for tower in range(2):
