@@ -58,13 +58,13 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-@pytest.mark.parametrize(("variant", "temperature"), [(1, 1.0), (3, 2.0)])
+@pytest.mark.parametrize(("variant", "temperature"), [(2, 1.0), (4, 2.0)])
 def test_grad_cache(
     variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
 ) -> None:
     """Both gradients match the whole batch's, but accumulation scales that of the temperature."""
     pytest.importorskip("open_clip", exc_type=Exception)
-    (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
+    (figures,) = benchmark("grad_cache").measured(variant, "mini", 256, rounds=1)
     assert figures.error < 1e-5
     assert figures.temperature == pytest.approx(temperature, rel=1e-4)
     assert figures.peak_bytes > 0
