@@ -183,7 +183,7 @@ for name, call in CALLS.items():
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here, not from the imports
     before = peak()
-    step(call, 16384)
+    step(call, 12288)
     print(name, peak() - before)
 """
 
@@ -192,7 +192,7 @@ for name, call in CALLS.items():
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
 def test_peak_of_a_large_batch_is_linear(run_program: Callable[..., str]) -> None:
-    """An N x N matrix would be 1 GiB, a mask 256 MiB; features and gradients take 16 MiB."""
+    """An N x N matrix would be 576 MiB, a mask 144 MiB; features and gradients take 12 MiB."""
     peaks = dict(line.split() for line in run_program(PROGRAM).splitlines())
     assert len(peaks) == 4
     assert {name: mib for name, mib in peaks.items() if int(mib) >= 128} == {}
