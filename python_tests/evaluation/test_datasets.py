@@ -134,6 +134,10 @@ def test_names_of_folders(tmp_path: Path) -> None:
     names.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="UTF-8"):
         classified(tmp_path)
+    names.unlink()
+    names.mkdir()  # not as if there were none
+    with pytest.raises(OSError, match="not a regular file but a folder"):
+        open_evaluation_dataset(f"folder:{tmp_path}")
 
 
 def test_folders_of_one_name_are_rejected(tmp_path: Path) -> None:
@@ -497,6 +501,16 @@ def test_winoground(tmp_path: Path) -> None:
         assert data.tags == ("", "Object")
         assert greys(data.images) == [0, 1, 3, "missing"]
         assert data.images.skipped.counts == {"broken line": 3, "empty caption": 1}
+    lines[3]["image_0"] = "ex_3.png"
+    write(tmp_path / "examples.jsonl", "\r".join([*map(json.dumps, lines)]))
+    write(tmp_path / "images" / "ex_0.webp", image(4))
+    data = open_evaluation_dataset(str(tmp_path))
+    assert data.captions == (("e f", "f e"),)
+    assert data.images.skipped.counts == {
+        "two images of one name": 1,
+        "broken line": 1,
+        "empty caption": 1,
+    }
     write(tmp_path / "examples.jsonl", "{}\n")
     with pytest.raises(ValueError, match="has no usable line"):
         open_evaluation_dataset(str(tmp_path))
