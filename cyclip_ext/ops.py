@@ -401,7 +401,7 @@ def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
         image_grad if needed[0] else None,
         text_grad if needed[1] else None,
         _like_input(scale_grad, logit_scale, needed[2]),
-        *(None,) * 7,
+        *(None,) * (len(ctx.needs_input_grad) - 3),
     )
 
 
@@ -457,7 +457,7 @@ def _sigmoid_rows_fake(
 
 def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs[:8]
-    *labels, ctx.same_are_positives = inputs[8:]
+    labels, ctx.same_are_positives = inputs[8:10], inputs[10:]
     ctx.rounding = Rounding(allow_tf32, allow_bf16)
     _row_loss, dots = output
     ctx.mark_non_differentiable(dots)
@@ -483,9 +483,9 @@ def _sigmoid_rows_backward(
     ctx: Any, grad_rows: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_rows is None:
-        return (None,) * 11
+        return (None,) * len(ctx.needs_input_grad)
     inputs, dots, labels = ctx.saved_tensors[:4], ctx.saved_tensors[4:5], ctx.saved_tensors[5:]
-    options = *ctx.rounding, *labels, ctx.same_are_positives
+    options = *ctx.rounding, *labels, *ctx.same_are_positives
     needed = ctx.needs_input_grad[:4]
     image_grad, text_grad, scale_grad, bias_grad = _sigmoid_rows_grads(
         inputs, ctx.offset, dots, (grad_rows,), needed, options
@@ -495,7 +495,7 @@ def _sigmoid_rows_backward(
         text_grad if needed[1] else None,
         _like_input(scale_grad, inputs[2], needed[2]),
         _like_input(bias_grad, inputs[3], needed[3]),
-        *(None,) * 7,
+        *(None,) * (len(ctx.needs_input_grad) - 4),
     )
 
 

@@ -41,6 +41,11 @@ def _saved_bytes(loss, n: int, d: int) -> int:
 
 RECOMPUTE = {"backend": "native", "memory_budget": 0}
 
+
+def _thirds(features: Tensor) -> Tensor:
+    return torch.arange(len(features)) // 3
+
+
 LOSSES = {
     "contrastive": lambda x, y, s: functional.contrastive_loss(x, y, s, **RECOMPUTE),
     "cycle": lambda x, y, s: functional.cycle_consistency(x, y, backend="native"),
@@ -50,6 +55,13 @@ LOSSES = {
     "everything": lambda x, y, s: cyclip_ext.CyCLIPLoss(
         margin=0.1, hinge=0.1, statistics=True, **RECOMPUTE
     )(x, y, s),
+    "mask": lambda x, y, s: functional.contrastive_loss(x, y, s, labels=_thirds(x), **RECOMPUTE),
+    "positive": lambda x, y, s: functional.contrastive_loss(
+        x, y, s, labels=_thirds(x), same_label="positive", **RECOMPUTE
+    ),
+    "sigmoid with labels": lambda x, y, s: functional.sigmoid_loss(
+        x, y, s, -5.0, labels=_thirds(x), same_label="positive", **RECOMPUTE
+    ),
 }
 
 
@@ -166,12 +178,16 @@ def test_backward_operator_checks_the_dots() -> None:
 
 PROGRAM = """
 import sys, torch
-from cyclip_ext import functional, CyCLIPLoss
+from cyclip_ext import functional, CLIPLoss, CyCLIPLoss
 
 LOSSES = {
     "cyclip": lambda x, y, s: CyCLIPLoss(margin=0.1, hinge=0.1, backend="native")(x, y, s),
     "sigmoid": lambda x, y, s: functional.sigmoid_loss(x, y, s, -5.0, backend="native"),
     "bf16": lambda x, y, s: CyCLIPLoss(precision="bf16", backend="native")(x, y, s),
+    "labels": lambda x, y, s: sum(
+        CLIPLoss(same_label=meaning, backend="native")(x, y, s, labels=torch.arange(len(x)) // 3)
+        for meaning in ("mask", "positive")
+    ),
 }
 loss, n = LOSSES[sys.argv[1]], int(sys.argv[2])
 
@@ -198,7 +214,7 @@ print(peak() - before)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-@pytest.mark.parametrize("name", ["cyclip", "sigmoid", "bf16"])
+@pytest.mark.parametrize("name", ["cyclip", "sigmoid", "bf16", "labels"])
 def test_peak_of_a_large_batch_is_linear(name: str, run_program: Callable[..., str]) -> None:
     """An N x N matrix would be 1 GiB; dense code needs several."""
     peak_mib = int(run_program(PROGRAM, name, "16384"))  # features and gradients take 16
