@@ -38,8 +38,8 @@ TENSOR_CORES = {
 
 # Limits of the instructions per entry after the product, for large tiles in bfloat16.
 EPILOGUE_LIMITS = {
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 18.0,
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 28.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, NoLabels>": 18.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true, NoLabels>": 28.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes

@@ -106,6 +106,8 @@ struct OptionalLabels {
   }
 
   bool given() const { return rows.has_value(); }
+  const int64_t* row_data() const { return rows ? rows->data : nullptr; }
+  const int64_t* col_data() const { return cols ? cols->data : nullptr; }
 };
 
 // A contiguous [d, d] float64 argument.

@@ -1,5 +1,6 @@
 // The gradient through the softmax statistics of the negatives (docs/gradients.md).
 
+#include "labels.cuh"
 #include "panel_kernel.cuh"
 
 namespace cyclip::cuda {
@@ -53,6 +54,28 @@ struct Softmax {
   }
 };
 
+// The same, but 0 for pairs of equal labels.
+template <typename T>
+struct MaskedSoftmax {
+  using Scalars = typename Softmax<T>::Scalars;
+  struct Line {
+    Weight<T> weight;
+    int64_t label;
+  };
+  using Row = Line;
+  using Col = Line;
+
+  Softmax<T> softmax;
+  Labels labels;
+
+  __device__ Scalars scalars() const { return softmax.scalars(); }
+  __device__ Row row(int64_t i) const { return {softmax.row(i), labels.rows[i]}; }
+  __device__ Col col(int64_t j) const { return {softmax.col(j), labels.cols[j]}; }
+  __device__ static T slope(T cosine, const Scalars& scalars, const Row& row, const Col& col) {
+    return row.label == col.label ? T{0} : Softmax<T>::slope(cosine, scalars, row.weight, col.weight);
+  }
+};
+
 // Adds the gradients of the hardest negatives to the panel, one entry per row or per column. Takes
 // two launches in sequence, so that no two threads write to the same entry.
 template <typename Math>
@@ -84,13 +107,17 @@ Error launch_pair_statistics_backward(const PairStatisticsBackward& args, const 
     CYCLIP_TRY(launch(softmax_weights_backward_kernel<T>, blocks_for(m), dim3(kThreadsPerBlock), 0, context.stream,
                       args.col_lse, args.grad_col_lse, m, cols));
     const Softmax<T> loss = {rows, cols, args.logit_scale};
+    const Labels labels = {args.row_labels, args.col_labels};
 
     const PairwiseGradients gradients = {
         args.image, args.text, {args.grad_positive, args.offset}, args.image_grad, args.text_grad};
     return launch_feature_gradients<Math>(
         gradients, context, [&](const auto& panel, const Tower<Math>& image, const Tower<Math>& text) -> Error {
-          CYCLIP_TRY(launch_fill_panel<Math>(panel, image, text, args.offset, loss, args.logit_scale_grad, nullptr,
-                                             context));
+          const auto fill = [&](const auto& of_loss) {
+            return launch_fill_panel<Math>(panel, image, text, args.offset, of_loss, args.logit_scale_grad,
+                                           nullptr, context);
+          };
+          CYCLIP_TRY(labels.rows ? fill(MaskedSoftmax<T>{loss, labels}) : fill(loss));
           const auto kernel = add_hardest_backward_kernel<PanelMath<Math>>;
           CYCLIP_TRY(launch(kernel, blocks_for(panel.rows()), dim3(kThreadsPerBlock), 0, context.stream, panel,
                             args.row_hardest_index, args.grad_row_hardest, true, image.norms, text.norms));

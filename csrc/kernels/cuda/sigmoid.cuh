@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "labels.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
 
@@ -30,6 +31,12 @@ __device__ inline T decay(T z) {
 // 1 / (1 + u) for 0 <= u <= 1.
 __device__ inline float one_over_one_plus(float u) { return reciprocal_approximately(1 + u); }
 __device__ inline double one_over_one_plus(double u) { return 1 / (1 + u); }
+
+// Pairs of equal labels are positives, or do not count.
+struct SameLabels {
+  Labels labels;
+  bool are_positives;
+};
 
 // ---------------------------------------------------------------- positives
 

@@ -33,6 +33,39 @@ struct Sigmoid {
   }
 };
 
+// The same with labels: -g_i logistic(-z_ij) for positives.
+template <typename T>
+struct SigmoidOfLabels {
+  struct Scalars {
+    T scale;
+    Logits<T> logit;
+    bool same_are_positives;
+  };
+  struct Row {
+    T gradient;
+    int64_t label;
+  };
+  struct Col {
+    int64_t label;
+  };
+
+  Sigmoid<T> sigmoid;
+  SameLabels same;
+
+  __device__ Scalars scalars() const {
+    const auto scalars = sigmoid.scalars();
+    return {scalars.scale, scalars.logit, same.are_positives};
+  }
+  __device__ Row row(int64_t i) const { return {sigmoid.row(i), same.labels.rows[i]}; }
+  __device__ Col col(int64_t j) const { return {same.labels.cols[j]}; }
+  __device__ static T slope(T cosine, const Scalars& scalars, const Row& row, const Col& col) {
+    const bool is_same = row.label == col.label;
+    const T of_logit = scalars.logit(cosine), z = is_same ? -of_logit : of_logit, u = decay(z);
+    const T slope = row.gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
+    return is_same ? (scalars.same_are_positives ? -slope : T{0}) : slope;
+  }
+};
+
 // The positives of the rows [begin, end), a warp per row: dL/dS, and the parts of dL/ds and dL/db.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock)
@@ -59,14 +92,18 @@ Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Contex
     using T = typename Math::Accumulator;
     const int64_t n = args.image.rows;
     const Sigmoid<T> loss = {args.grad_rows, args.logit_scale, args.logit_bias};
+    const SameLabels same = {{args.row_labels, args.col_labels}, args.same_are_positives};
     double* cosine_gradients = context.workspace.template take<double>(n);
     SumPair* positive_sums = context.workspace.template take<SumPair>(n);
     const PairwiseGradients gradients = {
         args.image, args.text, {cosine_gradients, args.offset}, args.image_grad, args.text_grad};
     return launch_feature_gradients<Math>(
         gradients, context, [&](const auto& panel, const Tower<Math>& image, const Tower<Math>& text) -> Error {
-          CYCLIP_TRY(launch_fill_panel<Math>(panel, image, text, args.offset, loss, args.logit_scale_grad,
-                                             args.logit_bias_grad, context));
+          const auto fill = [&](const auto& of_loss) {
+            return launch_fill_panel<Math>(panel, image, text, args.offset, of_loss, args.logit_scale_grad,
+                                           args.logit_bias_grad, context);
+          };
+          CYCLIP_TRY(same.labels.rows ? fill(SigmoidOfLabels<T>{loss, same}) : fill(loss));
           if (panel.col_begin > 0) return kSuccess;  // the first panel of these rows has included their positives
           const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
                                            args.offset, args.logit_scale, args.logit_bias};

@@ -7,12 +7,13 @@ namespace cyclip::cuda {
 
 namespace {
 
-template <typename Tile>
+template <typename Tile, typename MaybeLabels>
 struct ForwardArguments {
   RegionTiles<Tile> tiles;
   const double* logit_scale;
   const double* logit_bias;
   double* row_parts;  // [across][n]
+  MaybeLabels same;
 };
 
 // The contribution of this tile to the row of this thread, if it owns one.
@@ -20,19 +21,29 @@ struct ForwardArguments {
 // sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so a thread takes one logarithm for all
 // entries of a row that it holds. The product is stored minus 1, so that small exponentials, the
 // most frequent ones, lose no bits.
-template <typename Tile>
+template <typename Tile, typename MaybeLabels>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
-                                               const Place<Tile>& place, const typename Tile::Fragment& cosines,
-                                               const Logits<typename Tile::Accumulator>& logit) {
+                                               const Place<Tile>& place, const Window& window,
+                                               const typename Tile::Fragment& cosines,
+                                               const Logits<typename Tile::Accumulator>& logit,
+                                               const MaybeLabels& same) {
   using T = typename Tile::Accumulator;
+  constexpr bool kHasLabels = std::is_same_v<MaybeLabels, SameLabels>;
+  uint64_t same_here = 0;
+  if constexpr (kHasLabels) same_here = same_entries(place, window, same.labels);
   T rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     T linear = 0, product = 0;
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const bool counts = cosines[a][b] != kMasked<T>;
-      const T z = logit(cosines[a][b]);
+      bool counts = cosines[a][b] != kMasked<T>;
+      T z = logit(cosines[a][b]);
+      if constexpr (kHasLabels) {
+        const bool is_same = test<Tile>(same_here, a, b);
+        counts = counts && (same.are_positives || !is_same);
+        z = is_same ? -z : z;
+      }
       const T u = counts ? decay(z) : T{0};
       linear += counts && z > 0 ? z : T{0};
       product = multiply_add(product, u, product + u);
@@ -44,9 +55,9 @@ __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::
   return Window::owns_row<Tile>() ? scratch.get(Sum{}) : T{0};
 }
 
-template <typename Tile>
+template <typename Tile, typename MaybeLabels>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
-    sigmoid_rows_forward_kernel(ForwardArguments<Tile> args) {
+    sigmoid_rows_forward_kernel(ForwardArguments<Tile, MaybeLabels> args) {
   using T = typename Tile::Accumulator;
   using Scratch = LineScratch<Tile, T>;
   auto& shared = dynamic_shared<RegionStorage<Tile, Scratch>>();
@@ -55,8 +66,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   double of_row = 0;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
-      [&](const Window&, const typename Tile::Fragment& cosines) {
-        of_row += static_cast<double>(row_loss(shared.epilogue, place, cosines, logit));
+      [&](const Window& window, const typename Tile::Fragment& cosines) {
+        of_row += static_cast<double>(row_loss(shared.epilogue, place, window, cosines, logit, args.same));
       },
       [&](const Window& strip) {
         if (Window::owns_row<Tile>() && strip.has_line<Tile>()) {
@@ -94,9 +105,16 @@ Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context&
       double* row_parts = context.workspace.template take<double>(regions.across * n);
       const RegionTiles<Tile> tiles = {
           image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
-      CYCLIP_TRY(launch(sigmoid_rows_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
-                        sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
-                        ForwardArguments<Tile>{tiles, args.logit_scale, args.logit_bias, row_parts}));
+      const auto launch_tiles = [&](const auto& same) {
+        using MaybeLabels = std::decay_t<decltype(same)>;
+        return launch(
+            sigmoid_rows_forward_kernel<Tile, MaybeLabels>, regions.blocks(), dim3(Tile::kThreads),
+            sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
+            ForwardArguments<Tile, MaybeLabels>{tiles, args.logit_scale, args.logit_bias, row_parts, same});
+      };
+      const Labels labels = {args.row_labels, args.col_labels};
+      CYCLIP_TRY(labels.rows ? launch_tiles(SameLabels{labels, args.same_are_positives})
+                             : launch_tiles(NoLabels{}));
       const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
                                        args.offset, args.logit_scale, args.logit_bias};
       return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
