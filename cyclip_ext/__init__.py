@@ -14,6 +14,7 @@
 | `_torch_compat` | every use of an undocumented name of torch |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | accuracy and geometry of the embeddings of any model |
+| `integrations` | the losses inside the trainers of other packages |
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
 Dependencies point one way: ops, distributed <- _dispatch <- _inputs <- _terms <- functional, losses

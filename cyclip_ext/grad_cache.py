@@ -49,7 +49,8 @@ def cached_backward(
             or none does.
         loss: called loss(image_features, text_features, logit_scale, logit_bias, output_dict=True)
             with all features, in float32 or wider, outside of `autocast`. Entries of its dictionary
-            that end in `_loss` are summed; others are passed on.
+            that end in `_loss` are summed; others are passed on. Tensors bound to it, such as
+            further negatives, get their gradients as well.
         images, tokens: rows of one pair each: tensors [n, ...], or dictionaries, lists and tuples
             of them, as tokenizers return. All are split along their first dimension; None stays.
         chunk_size: pairs encoded at a time; the last chunk may be smaller.
@@ -106,23 +107,28 @@ def cached_backward(
         for rows in (slice(begin, begin + chunk_size) for begin in range(0, n, chunk_size))
     ]
     generators = _Generators(*leaves_of_inputs.values(), *towers.parameters())
+    # DDP averages a gradient when it is touched: in the last chunk, when nothing is left to add.
+    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(towers, "no_sync", nullcontext)
     states: list[_States] = []
     encoded: list[Outputs] = []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(generators.states())
-            encoded.append(encode(chunk))
+    needed: list[bool] = []
+    for chunk in chunks:
+        states.append(generators.states())
+        # The first chunk has a graph, which only shows the outputs that need a gradient.
+        with torch.set_grad_enabled(not needed), no_sync():
+            outputs = encode(chunk)
+        needed = needed or [output is not None and output.requires_grad for output in outputs]
+        encoded.append((outputs[0].detach(), outputs[1].detach(), *outputs[2:]))
+        del outputs
     # If the caller uses autocast, older torch would reuse the weights that were cast here without a
     # graph (pytorch issues 112583, 158232).
     torch.clear_autocast_cache()
-    leaves = _leaves(encoded)
+    leaves = _leaves(encoded, needed)
     terms, total = evaluate(leaves)
     gradients = _gradients(total, leaves)
     # Free tensors that are no longer needed, before the activations take memory.
     del encoded, leaves, total
 
-    # DDP averages a gradient when it is touched: in the last chunk, when nothing is left to add.
-    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(towers, "no_sync", nullcontext)
     with generators.undisturbed(), kept_running_statistics(towers):
         for index, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
             generators.set(state)
@@ -191,22 +197,24 @@ def _require_no_norms_of_batches(towers: nn.Module, chunk_size: int, n: int) -> 
         )
 
 
-def _leaves(encoded: Sequence[Outputs]) -> Outputs:
-    """Return the whole batch's features and the temperature, detached from the towers."""
+def _leaves(encoded: Sequence[Outputs], needed: Sequence[bool]) -> Outputs:
+    """Return the whole batch's features and the temperature, detached from the towers.
+
+    needed: the outputs that need a gradient; the loss computes no other.
+    """
     image_features, text_features, (logit_scale, *_), (logit_bias, *_) = zip(*encoded, strict=True)
     return (
-        torch.cat(image_features).requires_grad_(),
-        torch.cat(text_features).requires_grad_(),
-        logit_scale.detach().requires_grad_(),
-        None if logit_bias is None else logit_bias.detach().requires_grad_(),
+        torch.cat(image_features).requires_grad_(needed[0]),
+        torch.cat(text_features).requires_grad_(needed[1]),
+        logit_scale.detach().requires_grad_(needed[2]),
+        None if logit_bias is None else logit_bias.detach().requires_grad_(needed[3]),
     )
 
 
 def _gradients(total: Tensor, leaves: Outputs) -> list[Tensor | None]:
-    """Return the gradient of `total` for each of the leaves; None if it does not depend on one."""
-    given = [leaf for leaf in leaves if leaf is not None]
-    gradients: list[Tensor | None] = list(torch.autograd.grad(total, given, allow_unused=True))
-    return gradients + [None] * (len(leaves) - len(given))
+    """Differentiate `total`; return the gradients of those leaves that need one and have one."""
+    torch.autograd.backward(total)  # further negatives, or parameters of the loss, get theirs
+    return [None if leaf is None else leaf.grad for leaf in leaves]
 
 
 def _of_chunk(gradients: list[Tensor | None], rows: slice, last: bool) -> list[Tensor | None]:

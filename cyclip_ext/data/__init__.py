@@ -6,6 +6,7 @@
     emoji        the default: seven vendors' drawings with Unicode names (extra `demo`)
     shapes       procedural drawings with the same splits; data of the tests
     debian       clip art and stamps from Debian packages, added to the emoji; fashion-mnist
+    options      ReadOptions: how to read a dataset
     tar          img2dataset / webdataset shards, with random access through tar_index, tar_format
     tables       CSV, TSV and Flickr's token file; delimited has their rows
     google_tsv   Google's CC3M and CC12M with a folder of downloads
@@ -13,10 +14,10 @@
     parquet      img2dataset's parquet output and other parquet files
     folders      image files with captions beside them, or in a folder for each class
     columns      columns of records in one mapped file, built once and shared by all processes
-    caption_files, class_names  text files beside images
+    class_names  text files beside images
     images       decoding: one policy for transparency, rotation, depth, damage and size
     transforms   augmentation and rendering of datasets in memory; crops of files
-    captions     cleaning, cutting and choosing captions
+    captions     reading, cleaning, cutting and choosing captions
     seeding      order and random draws as functions of (seed, epoch, index)
     loader       batches as a function of (seed, epoch, step), divided among ranks
     workers      work spread over processes by torch's DataLoader
@@ -37,7 +38,8 @@ from .dataset import (
 )
 from .emoji import emoji_available, load_emoji
 from .loader import Batch, Loader
-from .open import BUILTIN, ReadOptions, load_builtin, open_dataset, resolved
+from .open import BUILTIN, load_builtin, open_dataset, resolved
+from .options import ReadOptions
 from .shapes import load_shapes
 from .skips import BadRecord, MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment, as_input, file_transform, render

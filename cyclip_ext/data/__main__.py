@@ -14,7 +14,8 @@ from tqdm import tqdm
 from .dataset import FileDataset, ImageDataset
 from .loader import Loader
 from .manifest import require_writable
-from .open import BUILTIN, ReadOptions, load_builtin, open_dataset
+from .open import BUILTIN, load_builtin, open_dataset
+from .options import ReadOptions
 from .skips import MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment
 from .verify import examine, manifest_of, report

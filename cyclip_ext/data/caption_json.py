@@ -7,23 +7,24 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .._files import read_text
 from .captions import clean_caption, is_text
+from .options import ReadOptions
 from .skips import MissingData
-from .tables import LOOKED_AT, PairWriter, TableDataset, find_image_folder
+from .tables import PairWriter, TableDataset
 
 
 def read_caption_json(
-    path: Path, images: Path | None, split: str | None, default_split: str = "train"
+    path: Path, options: ReadOptions, default_split: str = "train"
 ) -> TableDataset:
     """Open the images of a captions file, each with all captions that name it.
 
     path: COCO's {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"},
     ...]}, or Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}.
-    images: the folder of the files; default: the folder near the JSON that has them, see
-    find_image_folder. split: of Karpathy's, such as "test" or "train+restval"; COCO's have none.
+    Defaults of the options: images: see TableDataset.find_images. split: of Karpathy's, such as
+    "test" or "train+restval"; COCO's have none.
 
     Images without captions, captions without an image, empty ones and broken entries are counted in
     `skipped`. A missing image file is only noticed when it is read.
@@ -35,26 +36,23 @@ def read_caption_json(
     content = _content(path)
     pairs = PairWriter(None)
     if "annotations" in content:
-        if split is not None:
+        if options.split is not None:
             raise ValueError(f"{path} is COCO's and has no splits: split (--split) does not apply")
         name = str(path)
         _add_coco(path, content, pairs)
     else:
-        split = split or default_split
+        split = options.split or default_split
         found = _add_karpathy(path, content, pairs, split)
         name = f"{path} ({split}, {found:,} of {len(content['images']):,} images)"
     if not len(pairs):
         raise ValueError(f"{path} has no image with a caption: {pairs.skipped}")
     dataset = TableDataset(name, pairs.columns(), path.parent)
-    if images is None:
-        names = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
-        images, tried = find_image_folder(path, names)
-        if images is None:
-            raise MissingData(
-                f"no image that {path} names (the first is {names[0]}) is in any of "
-                f"{', '.join(map(str, tried))}: name their folder with images (--images)"
-            )
-    dataset.folder = images
+    tried = dataset.find_images(path, options.folder)
+    if tried:
+        raise MissingData(
+            f"no image that {path} names (the first is {dataset.image_name(0)}) is in any of "
+            f"{', '.join(map(str, tried))}: name their folder with images (--images)"
+        )
     return dataset
 
 
@@ -63,7 +61,7 @@ def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
     names: dict[Any, str] = {}
     for where, entry in _entries(path, content, "images"):
         key, name = entry.get("id"), entry.get("file_name")
-        if not isinstance(key, int | str) or not isinstance(name, str) or not _is_name(name):
+        if not isinstance(key, int | str) or not _is_name(name):
             skipped.add("broken image entry", where)
         elif key in names:
             raise ValueError(f"{where}: id {key!r} already belongs to {names[key]!r}")
@@ -71,8 +69,7 @@ def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
             names[key] = name
     captions: dict[Any, list[str]] = {}
     for where, entry in _entries(path, content, "annotations"):
-        key, text = entry.get("image_id"), entry.get("caption")
-        caption = clean_caption(text) if isinstance(text, str) and is_text(text) else ""
+        key, caption = entry.get("image_id"), _caption(entry.get("caption"))
         if not caption:
             skipped.add("empty caption", where)
         elif not isinstance(key, int | str) or key not in names:
@@ -81,7 +78,7 @@ def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
             captions.setdefault(key, []).append(caption)
     for key, name in names.items():
         if key in captions:
-            pairs.add(name, captions[key])
+            pairs.add(f"{path}: {name}", name, captions[key])
         else:
             skipped.add("no caption", f"{path}: {name}")
 
@@ -89,56 +86,56 @@ def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
 def _add_karpathy(path: Path, content: dict[str, Any], pairs: PairWriter, split: str) -> int:
     """Add the images of a split; return how many there are, good and bad."""
     wanted = split.split("+")
-    unknown = set(wanted) - set(_splits(content))
+    entries = (entry for entry in content["images"] if isinstance(entry, dict))
+    splits = Counter(str(entry.get("split")) for entry in entries)
+    unknown = set(wanted) - set(splits)
     if unknown:
-        raise ValueError(
-            f"{path} has no split {', '.join(sorted(unknown))}; it has {_counted(content)}"
-        )
+        counted = ", ".join(f"{name} ({count:,} images)" for name, count in splits.items())
+        raise ValueError(f"{path} has no split {', '.join(sorted(unknown))}; it has {counted}")
     count = 0
     for where, entry in _entries(path, content, "images"):
         if entry.get("split") not in wanted:
             continue
         count += 1
         name, sentences = entry.get("filename"), entry.get("sentences")
-        if not isinstance(name, str) or not _is_name(name) or not isinstance(sentences, list):
+        folder = entry.get("filepath", "")  # of COCO: train2014 or val2014
+        folder = folder if isinstance(folder, str) else ""
+        if not _is_name(name) or not is_text(folder) or not isinstance(sentences, list):
             pairs.skipped.add("broken image entry", where)
             continue
-        folder = entry.get("filepath")  # of COCO: train2014 or val2014
-        texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences]
-        captions = [clean_caption(t) if isinstance(t, str) and is_text(t) else "" for t in texts]
-        captions = [caption for caption in captions if caption]
-        if captions:
-            pairs.add(os.path.join(folder, name) if isinstance(folder, str) else name, captions)
-        else:
+        texts = [_caption(s.get("raw") if isinstance(s, dict) else None) for s in sentences]
+        captions = [text for text in texts if text]
+        if not captions:
             pairs.skipped.add("no caption", where)
-        if len(captions) < len(texts) and captions:
+            continue
+        pairs.add(where, os.path.join(folder, name), captions)
+        if len(captions) < len(texts):
             pairs.skipped.add("empty caption", where, len(texts) - len(captions))
     return count
 
 
-def _is_name(name: str) -> bool:
-    return bool(name.strip()) and is_text(name)
+def _is_name(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and bool(name.strip()) and is_text(name)
 
 
-def _splits(content: dict[str, Any]) -> Counter[str]:
-    entries = (entry for entry in content["images"] if isinstance(entry, dict))
-    return Counter(str(entry.get("split")) for entry in entries)
-
-
-def _counted(content: dict[str, Any]) -> str:
-    return ", ".join(f"{name} ({count:,} images)" for name, count in _splits(content).items())
+def _caption(text: object) -> str:
+    return clean_caption(text) if isinstance(text, str) and is_text(text) else ""
 
 
 def _content(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # ValueError: UnicodeDecodeError as well
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a JSON file, or is damaged or cut off ({error}); copy or write it again"
+        ) from None
     kind = type(content).__name__
     if not isinstance(content, dict):
         content = {}
-    karpathy = any(
-        isinstance(entry, dict) and "sentences" in entry for entry in _first(content.get("images"))
+    images = content.get("images")
+    karpathy = isinstance(images, list) and any(
+        isinstance(entry, dict) and "sentences" in entry for entry in images
     )
     if not karpathy and not {"images", "annotations"} <= content.keys():
         raise ValueError(
@@ -146,10 +143,6 @@ def _content(path: Path) -> dict[str, Any]:
             f"that have sentences (Karpathy), got {sorted(content)[:10] or kind}"
         )
     return content
-
-
-def _first(entries: object) -> list[Any]:
-    return entries[:1] if isinstance(entries, list) else []
 
 
 def _entries(path: Path, content: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:

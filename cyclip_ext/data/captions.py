@@ -1,10 +1,18 @@
-"""Captions: cleaning, cutting, and choosing one of a record's for each view."""
+"""Captions: reading, cleaning, cutting, and choosing one of a record's for each view."""
 
 from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable
+from hashlib import blake2b
 
 import torch
 
 from .seeding import sample_seed, uniforms
+from .skips import BadRecord
+
+CAPTION_SUFFIXES = (".txt", ".json")  # of files beside images, in order of preference
 
 # Each use has its own stream, so that none repeats the numbers of another.
 _FIRST_STREAM = 0x43415054
@@ -52,8 +60,21 @@ def _choose(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str
 
 
 def normalized_caption(caption: str) -> str:
-    """Return the caption without differences in case and white space."""
-    return clean_caption(caption).casefold()
+    """Return the caption without differences in case, white space and compatible characters.
+
+    Compatible characters are those of Unicode's NFKC, such as full-width letters and ligatures.
+    """
+    return clean_caption(unicodedata.normalize("NFKC", caption)).casefold()
+
+
+def hash63(data: bytes) -> int:
+    """Return 63 bits, the same on every machine; the probability that two agree is 1.1e-19."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def caption_hash(caption: str) -> int:
+    """Return the hash63 of the normalized caption."""
+    return hash63(normalized_caption(caption).encode("utf-8", "surrogatepass"))
 
 
 def clean_caption(text: str) -> str:
@@ -75,11 +96,6 @@ def shorten(caption: str) -> str:
     return " ".join(word[:MAX_WORD] for word in caption[:MAX_CAPTION].split(" "))
 
 
-def printable(text: str) -> str:
-    """Escape bytes that are not UTF-8 (surrogates), which would raise when printed."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def is_text(text: str) -> bool:
     """Return whether text, read with "surrogateescape", was UTF-8 without a NUL.
 
@@ -92,3 +108,38 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def usable_captions(texts: Iterable[object], where: str) -> tuple[str, ...]:
+    """Return the captions of a record: cleaned, without empty ones.
+
+    Raises BadRecord with reason empty caption if none is left (texts that are not strings count as
+    empty), or bad encoding, see is_text.
+    """
+    captions = tuple(filter(None, (clean_caption(t) for t in texts if isinstance(t, str))))
+    if not captions:
+        raise BadRecord("empty caption", where)
+    if not all(map(is_text, captions)):
+        raise BadRecord("bad encoding", where)
+    return captions
+
+
+def decode_captions(
+    data: bytes, is_json: bool, where: str, *, one_per_line: bool = False
+) -> tuple[str, ...]:
+    """Return the captions in a .txt (the whole of it) or .json ("caption": a string or several).
+
+    one_per_line: a .txt has a caption on each line, as CLIP_benchmark writes them.
+
+    Raises BadRecord as usable_captions, and with reason broken metadata.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        found = json.loads(text).get("caption") if is_json else text
+    except UnicodeDecodeError:
+        raise BadRecord("bad encoding", where) from None
+    except (ValueError, AttributeError, RecursionError):  # not JSON, or not an object
+        raise BadRecord("broken metadata", where) from None
+    if one_per_line and isinstance(found, str):
+        found = found.split("\n")
+    return usable_captions(found if isinstance(found, list) else [found], where)

@@ -10,7 +10,7 @@ import os
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from io import FileIO
@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from .._files import regular_size
 
-_FORMAT = "cyclip_ext columns 1"
+_FORMAT = "cyclip_ext columns 2"  # another number whenever the meaning of columns changes
 _CHECKSUM_BYTES = 4
 _ALIGNMENT = 64
-_CHUNK = 2**22
+_CHUNK = 2**20  # more would show as memory of this process, which malloc does not return
 _FLUSH = 2**16  # strings gathered before they are written
 
 Array = npt.NDArray[Any]
@@ -159,8 +159,8 @@ class StringWriter:
 
 def cached(
     folder: Path,
-    name: str,
-    state: Any,
+    key: list[Any],
+    sources: Sequence[Path],
     build: Callable[[Path | None], Columns],
     *,
     current: Callable[[Columns], bool] = lambda columns: True,
@@ -169,14 +169,14 @@ def cached(
     """Return columns from disk if they were built before, otherwise build and store them.
 
     They are stored in `folder`, or if it cannot be written in the user's cache ($XDG_CACHE_HOME,
-    ~/.cache), as `.cyclip_ext-<digest of name>.index`. state: plain JSON that they depend on, such
-    as the size and time of change of the source; a stored file of another state, or a damaged one,
-    is built again. If many ranks start together, one builds and the others wait. build: takes
-    a folder for temporary files, None if no folder can be written. current: whether the stored
-    columns are still valid; store: whether a result may be stored.
+    ~/.cache), as `.cyclip_ext-<digest of key>.index`. key: names and options, plain JSON. sources:
+    the files that they were read from; if the `file_state` of one has changed, or a stored file is
+    damaged, they are built again. If many ranks start together, one builds and the others wait.
+    build: takes a folder for temporary files, None if no folder can be written. current: whether
+    the stored columns are still valid; store: whether a result may be stored.
     """
-    places = _places(folder, name)
-    state = json.loads(json.dumps(state))
+    places = _places(folder, repr(key))
+    state = json.loads(json.dumps([key, [file_state(source) for source in sources]]))
     for place in places:
         found = _load(place, state)
         if found is not None and current(found):
@@ -192,16 +192,20 @@ def cached(
     return build(None)
 
 
-def file_state(path: Path) -> list[int] | None:
-    """Return [size, times of change in ns] of a file, None if it is not there.
+def file_state(path: Path) -> list[int | str] | None:
+    """Return plain JSON that changes with the content of a file or folder; None if there is none.
 
-    The time of the content can be set, as unpacking an archive does; that of the status cannot.
+    It consists of the size, the times of change in ns, and the target of a link. The time of the
+    content can be set, as unpacking an archive does; that of the status cannot. All of them are the
+    same on every machine that shares a folder. Numbers of devices are not, nor are those of inodes
+    where an object store is mounted, and each job would read all shards again.
     """
     try:
         status = path.stat()
+        target = os.readlink(path) if path.is_symlink() else ""
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, target]
 
 
 def _places(folder: Path, name: str) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .caption_files import CAPTION_SUFFIXES, decode_captions
+from .captions import CAPTION_SUFFIXES, decode_captions
 from .class_names import (
     CLASS_NAMES_FILE,
     are_wordnet_ids,
@@ -23,7 +23,7 @@ from .class_names import (
 from .columns import Strings
 from .dataset import Encoded, FileDataset, digest
 from .images import IMAGE_SUFFIXES, read_bytes
-from .skips import SkipReport
+from .skips import BadRecord, SkipReport
 
 _STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not an image
 _TRAINING, _EVALUATION = (
@@ -129,20 +129,28 @@ class FolderDataset(FileDataset):
 
     def encoded(self, index: int) -> Encoded:
         """See FileDataset.encoded."""
-        path = self.folder / self._images[index]
-        suffix = self._suffixes[self._kinds[index]]
-        text = read_bytes(path.with_name(path.stem + suffix), str(path))
-        captions = decode_captions(text, suffix.lower() == ".json", str(path))
-        return Encoded(read_bytes(path, str(path)), str(path), captions)
+        image, text = self._files(index)
+        captions = decode_captions(
+            read_bytes(text, str(image)), text.suffix.lower() == ".json", str(image)
+        )
+        return Encoded(read_bytes(image, str(image)), str(image), captions)
+
+    def _files(self, index: int) -> tuple[Path, Path]:
+        image = self.folder / self._images[index]
+        return image, image.with_name(image.stem + self._suffixes[self._kinds[index]])
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint: names of images and sizes of both files."""
-        sizes = np.empty((len(self), 2), dtype=np.int64)
+        """See ImageDataset.fingerprint: names and sizes of images, contents of caption files."""
+        sizes = np.empty(len(self), dtype=np.int64)
+        texts = []
         for index in range(len(self)):
-            path = self.folder / self._images[index]
-            text = path.with_name(path.stem + self._suffixes[self._kinds[index]])
-            sizes[index] = size_of(path), size_of(text)
-        return digest(self._images.digest(), repr(self._suffixes), self._kinds, sizes)
+            image, text = self._files(index)
+            sizes[index] = size_of(image)
+            try:
+                texts.append(digest(read_bytes(text, "")))
+            except BadRecord as bad:
+                texts.append(bad.reason)
+        return digest(self._images.digest(), sizes, Strings.of(texts).digest())
 
 
 class ClassFolderDataset(FileDataset):

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from .captions import clean_caption, is_text
+from .captions import is_text, usable_captions
 from .columns import Columns, cached, file_state
 from .delimited import DelimitedRows, TextFile
 from .folders import walk
 from .images import IMAGE_SUFFIXES
-from .skips import NO_ROW, NOT_DOWNLOADED, SkipReport
+from .skips import NO_ROW, NOT_DOWNLOADED, BadRecord, SkipReport
 from .tables import PairWriter, TableDataset
-
-_VERSION = 1
 
 # How downloaders name the file of a row: (its description, row number and url -> stem). Row numbers
 # count from 0, without leading zeros: they are removed from the names in the folder.
@@ -46,7 +44,9 @@ def _address_column(line: str) -> int | None:
     return found[-1] if found else None
 
 
-def read_google_tsv(path: Path, images: Path, *, first_row: int | None = None) -> TableDataset:
+def read_google_tsv(
+    path: Path, images: Path | None, *, first_row: int | None = None
+) -> TableDataset:
     """Open a TSV of caption and address (CC3M) or address and caption (CC12M), without a header.
 
     The file of a row may lie at any depth below `images`, with any image suffix or none. Of the
@@ -56,11 +56,16 @@ def read_google_tsv(path: Path, images: Path, *, first_row: int | None = None) -
     The result is stored beside the table; it holds until the table or a folder below `images`
     changes.
 
-    Raises ValueError if no naming fits a single row, and if captions might go to the images of
-    other rows: two files have the name of one row; numbers contradict first_row or do not decide it
-    while it is None; there are numbers above that of the last row. The numbers of img2dataset are
-    those of rows only if its number of samples per shard is a power of ten.
+    Raises ValueError without images, if no naming fits a single row, and if captions might go to
+    the images of other rows: two files have the name of one row; numbers contradict first_row or do
+    not decide it while it is None; there are numbers above that of the last row. The numbers of
+    img2dataset are those of rows only if its number of samples per shard is a power of ten.
     """
+    if images is None:
+        raise ValueError(
+            f"{path} lists web addresses: images (--images) must name the folder the files were "
+            "downloaded to, got None"
+        )
     if first_row not in (None, 0, 1):
         raise ValueError(f"first_row (--first-row) must be 0 or 1, got {first_row}")
     file = TextFile(path)
@@ -68,22 +73,18 @@ def read_google_tsv(path: Path, images: Path, *, first_row: int | None = None) -
         raise FileNotFoundError(f"images (--images) must name a folder, but {images} is not one")
     columns = cached(
         path.parent,
-        repr([path.name, str(images.resolve()), first_row]),
-        [_VERSION, file_state(path), first_row],
+        [path.name, str(images.resolve()), first_row],
+        [path],
         lambda folder: _Matching(file, images, first_row).columns(folder),
-        current=lambda columns: columns.meta["folders"] == _times(images, columns.meta["folders"]),
+        current=lambda columns: columns.meta["folders"] == _states(images, columns.meta["folders"]),
     )
     name = f"{path} with images by {columns.meta['naming']} in {images}"
     return TableDataset(name, columns, images)
 
 
-def _times(images: Path, folders: Iterable[str]) -> dict[str, int]:
-    """Return the times of change of folders below `images`, which new files and folders set."""
-    times = {}
-    for name in folders:
-        with contextlib.suppress(OSError):
-            times[name] = (images / name).stat().st_mtime_ns
-    return times
+def _states(images: Path, folders: Iterable[str]) -> dict[str, Any]:
+    """Return the states of folders below `images`, which new files and folders change."""
+    return {name: file_state(images / name) for name in folders}
 
 
 class _Matching:
@@ -102,11 +103,10 @@ class _Matching:
         pairs = PairWriter(folder)
         start = time.time_ns()
         files, folders = _files_by_stem(self.images, pairs.skipped)
-        # A folder that may have changed since it was listed is never current.
-        times = {
-            name: change if change < start - _CLOCK_NS else -1
-            for name, change in _times(self.images, folders).items()
-        }
+        states = _states(self.images, folders)
+        for name, state in states.items():
+            if state is not None and state[1] > start - _CLOCK_NS:
+                states[name] = "may have changed since it was listed"
         naming, first = self._naming(files)
         stem_of = dict(NAMINGS)[naming]
         used: set[str] = set()
@@ -122,16 +122,16 @@ class _Matching:
                     f"{number + first} of {self.file.path}: only one of them can be its "
                     "image. Name a folder with images (--images) that holds one download only"
                 )
+            where = f"{self.file.path}: row {number + first} ({url})"
             if found:
-                pairs.add(found[0], [caption])
+                pairs.add(where, found[0], [caption])
             else:
-                where = f"{self.file.path}: row {number + first} ({url})"
                 pairs.skipped.add(NOT_DOWNLOADED, where)
         for stem, names in files.items():
             if stem not in used:
                 pairs.skipped.add(NO_ROW, str(self.images / names[0]), len(names))
         columns = pairs.columns()
-        columns.meta.update(naming=naming, folders=times)
+        columns.meta.update(naming=naming, folders=states)
         return columns
 
     def _rows(self, skipped: SkipReport) -> Iterator[tuple[int, str, str]]:
@@ -143,17 +143,17 @@ class _Matching:
         rows = DelimitedRows(self.file, "\t", 2, 1, header=False, quoting="none")
         for number, row in enumerate(rows):
             where = f"{self.file.path}:{row.line}"
+            url = caption = ""
             if row.reason:
                 skipped.add("not two columns", where)
-                yield number, "", ""
-                continue
-            url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
-            caption = clean_caption(text)
-            if not is_text(url) or not is_text(text):
-                skipped.add("bad encoding", where)
-                caption = ""
-            elif not caption:
-                skipped.add("empty caption", where)
+            else:
+                url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
+                try:
+                    if not is_text(url):
+                        raise BadRecord("bad encoding", where)
+                    (caption,) = usable_captions([text], where)
+                except BadRecord as bad:
+                    skipped.add(bad.reason, bad.where)
             yield number, caption, url if is_text(url) else ""
         self.count = number + 1
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .captions import choose_caption, other_caption, shorten
+from .captions import caption_hash, choose_caption, hash63, other_caption, shorten
 from .dataset import ImageDataset, InMemoryDataset
 from .seeding import epoch_order, uniforms
 from .skips import BadRecord, SkipReport
@@ -44,6 +44,8 @@ class Batch:
         already.
     texts: [v b]. tokens: int64 [v b, length], if the loader tokenizes.
     indices: int64 [b], into the dataset.
+    hashes: int64 [h, 2], if the loader computes them: a row of the batch, and the hash of its image
+        or of one of its captions (caption_hash). Rows that share one show the same thing.
     skipped: (reason, where) of the records that belong to this batch and could not be used.
     shortened: captions that were cut before tokenizing, see captions.shorten.
     """
@@ -52,6 +54,7 @@ class Batch:
     texts: list[str]
     indices: Tensor
     tokens: Tensor | None = None
+    hashes: npt.NDArray[np.int64] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     shortened: int = 0
 
@@ -75,8 +78,8 @@ class Loader:
     images as evaluation does); files always get open_clip's random crop. workers: processes that
     decode files; 0 decodes in this one. views: 2 adds a second view of each record, with an
     augmentation and a caption of its own (other_caption). tokenize: texts -> int64 [n, length],
-    called where the batch is made; it must be picklable unless processes are forked. pin_memory:
-    puts batches in page-locked memory, for copies to a GPU.
+    called where the batch is made; it must be picklable unless processes are forked. hashes:
+    compute Batch.hashes. pin_memory: puts batches in page-locked memory, for copies to a GPU.
 
     skipped: report of the current epoch, as far as it was read. shortened: the captions that were
     cut in it.
@@ -98,6 +101,7 @@ class Loader:
         world_size: int = 1,
         views: int = 1,
         tokenize: Tokenize | None = None,
+        hashes: bool = False,
         pin_memory: bool = False,
     ) -> None:
         if world_size < 1 or not 0 <= rank < world_size:
@@ -124,9 +128,9 @@ class Loader:
         if isinstance(dataset, InMemoryDataset):
             if workers:
                 raise ValueError(f"workers must be 0 for {dataset.name}, held in memory")
-            read = _MemoryReader(dataset, image_size, augment or _STILL, views_of)
+            read = _MemoryReader(dataset, image_size, augment or _STILL, views_of, hashes)
         elif augment is None:
-            read = _FileReader(dataset, image_size, views_of)
+            read = _FileReader(dataset, image_size, views_of, hashes)
         else:
             raise ValueError(f"augment must be None for files ({dataset.name}): they are cropped")
         self._workers = Workers(read, workers, pin_memory=pin_memory)
@@ -223,6 +227,7 @@ class _MemoryReader:
     image_size: int
     augment: Augment
     views: _Views
+    hashes: bool
 
     def __call__(self, step: _Step) -> Batch:
         indices = torch.from_numpy(step.indices)
@@ -230,11 +235,14 @@ class _MemoryReader:
             self.augment(self.dataset.images[indices], self.image_size, draws)
             for draws in self.views.draws(step, Augment.DRAWS)
         ]
-        texts, tokens, shortened = self.views.texts(
-            [self.dataset.captions[i] for i in step.indices], step
-        )
+        captions = [self.dataset.captions[i] for i in step.indices]
+        texts, tokens, shortened = self.views.texts(captions, step)
+        hashes = None
+        if self.hashes:
+            pixels = self.dataset.images[indices].numpy()
+            hashes = _hashes([hash63(image.tobytes()) for image in pixels], captions)
         joined = images[0] if len(images) == 1 else torch.cat(images)
-        return Batch(joined, texts, indices, tokens, shortened=shortened)
+        return Batch(joined, texts, indices, tokens, hashes, shortened=shortened)
 
 
 @dataclass(frozen=True)
@@ -244,6 +252,7 @@ class _FileReader:
     dataset: ImageDataset
     image_size: int
     views: _Views
+    hashes: bool
 
     def __call__(self, step: _Step) -> Batch:
         size, views = self.image_size, self.views.count
@@ -251,6 +260,7 @@ class _FileReader:
         draws = [view.tolist() for view in self.views.draws(step, CROP_DRAWS)]
         side = math.ceil(_DECODE_MARGIN * size / CROP_SIDE)
         captions: list[tuple[str, ...]] = []
+        hashes: list[int] = []
         good: list[int] = []
         skipped: list[tuple[str, str]] = []
         for row, index in enumerate(step.indices.tolist()):
@@ -267,10 +277,23 @@ class _FileReader:
                 continue
             for view in range(views):
                 pixels[view, len(good)] = random_crop(sample.image, size, draws[view][row])
+            if self.hashes:
+                hashes.append(hash63(sample.image.tobytes()))
             captions.append(sample.captions)
             good.append(row)
         used = replace(step, indices=step.indices[good])
         texts, tokens, shortened = self.views.texts(captions, used)
         images = torch.from_numpy(pixels[:, : len(good)].reshape(-1, 3, size, size))
         indices = torch.from_numpy(used.indices)
-        return Batch(images, texts, indices, tokens, tuple(skipped), shortened)
+        found = _hashes(hashes, captions) if self.hashes else None
+        return Batch(images, texts, indices, tokens, found, tuple(skipped), shortened)
+
+
+def _hashes(images: list[int], captions: list[tuple[str, ...]]) -> npt.NDArray[np.int64]:
+    """Return Batch.hashes, from the hash of each image."""
+    found = [
+        (row, number)
+        for row, (image, own) in enumerate(zip(images, captions, strict=True))
+        for number in (image, *map(caption_hash, own))
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)

@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from .caption_json import read_caption_json
@@ -18,10 +18,11 @@ from .emoji import emoji_available, load_emoji
 from .folders import FolderDataset, has_images, is_image, walk
 from .google_tsv import is_google_tsv, read_google_tsv
 from .manifest import apply_manifest
+from .options import ReadOptions
 from .parquet import read_parquet
 from .shapes import load_shapes
 from .skips import SkipReport
-from .tables import TableDataset, is_token_file, read_table, typed_separator
+from .tables import is_token_file, read_table
 from .tar import TarDataset
 
 # Datasets that bring their own evaluation.
@@ -32,7 +33,7 @@ BUILTIN: dict[str, Callable[[int], DatasetSplits]] = {
 }
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_TEXT_TABLES = {".csv", ".tsv", ".txt", ".token"}
+_TABLES = (".csv", ".tsv", ".txt", ".token")
 
 _ACCEPTED = f"""accepted are
   {", ".join(BUILTIN)}: datasets that bring their own evaluation
@@ -44,49 +45,70 @@ _ACCEPTED = f"""accepted are
   a .parquet, or a folder of them: img2dataset's output"""
 
 
-TABLE_OPTIONS = tuple(
-    f"csv_{name}" for name in ("separator", "img_key", "caption_key", "label_key", "quoting")
-)
+class UnknownFormat(ValueError):
+    """A file of a format that is not among FORMATS."""
 
 
 @dataclass(frozen=True)
-class ReadOptions:
-    """How to read a dataset; each option belongs to some formats, None is the default of each.
+class Format:
+    """A format of files.
 
-    Attributes:
-        images: Folder of the images of a table or caption file.
-        first_row: Number of the first row of Google's TSV in the names of its images, 0 or 1.
-        csv_separator: Character between columns.
-        csv_img_key: Name of the column of images.
-        csv_caption_key: Name of the column of captions.
-        csv_label_key: Name of the column of classes.
-        csv_quoting: Whether quotes enclose fields: "auto", "quoted" or "none".
-        split: Split of Karpathy's JSON.
-        manifest: File written by `cyclip-data verify` for this data; the records it lists as bad
-            are skipped.
+    name: for messages. suffixes: of its files. options: fields of ReadOptions that apply to it.
+    read: opens (files, options, labels, default of split), see open_dataset. recognizes: whether a
+    file of such a suffix is of this format; the first of FORMATS that fits is used. many: a pattern
+    or a folder may name several files.
     """
 
-    images: str | Path | None = None
-    first_row: int | None = None
-    csv_separator: str | None = None
-    csv_img_key: str | None = None
-    csv_caption_key: str | None = None
-    csv_label_key: str | None = None
-    csv_quoting: str | None = None
-    split: str | None = None
-    manifest: str | Path | None = None
+    name: str
+    suffixes: tuple[str, ...]
+    options: tuple[str, ...]
+    read: Callable[[list[Path], ReadOptions, bool, str], FileDataset]
+    recognizes: Callable[[Path], bool] = lambda path: True
+    many: bool = False
 
-    def require_applicable(self, spec: str, kind: str, *accepted: str) -> None:
-        """Raise ValueError if an option is given that does not apply to this kind of dataset."""
-        given = [
-            option.name
-            for option in fields(self)
-            if getattr(self, option.name) is not None and option.name not in {*accepted, "manifest"}
-        ]
-        if given:
-            flags = ", ".join(f"{name} (--{name.replace('_', '-')})" for name in given)
-            does = "does" if len(given) == 1 else "do"
-            raise ValueError(f"{spec} is {kind}: {flags} {does} not apply")
+
+FORMATS = (
+    Format("tar shards", (".tar",), (), lambda files, *_: TarDataset(files), many=True),
+    Format(
+        "parquet",
+        (".parquet",),
+        ("images", "csv_img_key", "csv_caption_key"),
+        lambda files, options, *_: read_parquet(files, options),
+        many=True,
+    ),
+    Format(
+        "a caption file",
+        (".json",),
+        ("images", "split"),
+        lambda files, options, labels, split: read_caption_json(files[0], options, split),
+    ),
+    Format(
+        "a TSV of captions and addresses",
+        _TABLES,
+        ("images", "first_row"),
+        lambda files, options, *_: read_google_tsv(
+            files[0], options.folder, first_row=options.first_row
+        ),
+        is_google_tsv,
+    ),
+    Format(
+        "a file of captions without a header",
+        _TABLES,
+        ("images",),
+        lambda files, options, *_: read_table(files[0], options),
+        is_token_file,
+    ),
+    Format(
+        "a table with a header",
+        _TABLES,
+        (
+            *("images", "csv_separator", "csv_img_key", "csv_caption_key", "csv_label_key"),
+            "csv_quoting",
+        ),
+        lambda files, options, labels, _: read_table(files[0], options, labels=labels),
+    ),
+)
+_FOLDER = Format("a folder", (), (), lambda files, *_: _open_folder(files[0]))
 
 
 def resolved(name: str) -> str:
@@ -106,74 +128,53 @@ def load_builtin(name: str, size: int = 64) -> DatasetSplits:
     return BUILTIN[name](size)
 
 
-def open_dataset(spec: str, options: ReadOptions | None = None) -> ImageDataset:
+def open_dataset(
+    spec: str, options: ReadOptions | None = None, *, labels: bool = False, split: str = "train"
+) -> ImageDataset:
     """Open images with captions on disk; `.name` contains the format that was recognized.
 
-    spec: a path or pattern in one of the formats of `_ACCEPTED`.
+    spec: a path or pattern in one of the formats of `_ACCEPTED`. labels: a table may have labels
+    instead of captions. split: default of the option `split`, for files that have splits.
 
     Raises FileNotFoundError if nothing is there, ValueError if it is not of an accepted format
     (both name the path and the accepted formats), if an option does not apply to the format, and if
     the manifest is of other data.
     """
     options = options or ReadOptions()
-    dataset = _open(spec, options)
+    format, files = format_of(spec)
+    options.require_applicable(spec, format.name, format.options)
+    folders = [path for path in map(Path, _expanded(spec)) if format.many and path.is_dir()]
+    for folder in folders:
+        _require_whole(folder, [f for f in files if f.parent == folder], format.suffixes[0])
+    dataset = format.read(files, options, labels, split)
+    for folder in folders if isinstance(dataset, TarDataset) else ():
+        for parent, names in walk(folder, dataset.skipped):
+            for name in filter(is_image, names):
+                dataset.skipped.add("image beside shards", str(folder / parent / name))
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no record that can be used; {dataset.skipped}")
     return dataset if options.manifest is None else apply_manifest(dataset, Path(options.manifest))
 
 
-def _open(spec: str, options: ReadOptions) -> FileDataset:
+def format_of(spec: str) -> tuple[Format, list[Path]]:
+    """Return the format of the files that a path or pattern names, and the files.
+
+    Raises FileNotFoundError if nothing is there, UnknownFormat, and ValueError for a pattern of
+    several formats and for compressed archives.
+    """
+    for format in FORMATS:
+        files = _matching(spec, format.suffixes[0]) if format.many else []
+        if files:
+            return format, files
     path = Path(spec)
-    images = None if options.images is None else Path(options.images)
-    shards = _files(spec, ".tar")
-    if shards:
-        options.require_applicable(spec, "tar shards")
-        return _open_shards(spec, shards)
-    tables = _files(spec, ".parquet")
-    if tables:
-        options.require_applicable(spec, "parquet", "images", "csv_img_key", "csv_caption_key")
-        return read_parquet(
-            tables,
-            images=images,
-            image_key=options.csv_img_key,
-            caption_key=options.csv_caption_key,
-        )
     if path.is_dir():
-        options.require_applicable(spec, "a folder")
-        return _open_folder(path)
+        return _FOLDER, [path]
     if not path.exists():
         raise FileNotFoundError(f"{spec} does not exist; {_ACCEPTED}")
-    if path.suffix.lower() == ".json":
-        options.require_applicable(spec, "a caption file", "images", "split")
-        return read_caption_json(path, images, options.split)
-    if path.suffix.lower() not in _TEXT_TABLES:
-        raise ValueError(f"{spec} is not of a known format; {_ACCEPTED}")
-    if is_google_tsv(path):
-        options.require_applicable(spec, "a TSV of captions and addresses", "images", "first_row")
-        if images is None:
-            raise ValueError(
-                f"{spec} lists web addresses: images (--images) must name the folder the files "
-                "were downloaded to, got None"
-            )
-        return read_google_tsv(path, images, first_row=options.first_row)
-    if is_token_file(path):
-        options.require_applicable(spec, "a file of captions without a header", "images")
-    options.require_applicable(spec, "a table with a header", "images", *TABLE_OPTIONS)
-    return open_table(path, options)
-
-
-def open_table(path: Path, options: ReadOptions, *, labels: bool = False) -> TableDataset:
-    """Open a table with a header, or Flickr's token file, with the options that apply to it."""
-    return read_table(
-        path,
-        images=None if options.images is None else Path(options.images),
-        separator=typed_separator(options.csv_separator),
-        image_key=options.csv_img_key,
-        caption_key=options.csv_caption_key,
-        label_key=options.csv_label_key,
-        quoting=options.csv_quoting or "auto",
-        labels=labels,
-    )
+    for format in FORMATS:
+        if path.suffix.lower() in format.suffixes and format.recognizes(path):
+            return format, [path]
+    raise UnknownFormat(f"{spec} is not of a known format; {_ACCEPTED}")
 
 
 def _open_folder(folder: Path) -> FolderDataset:
@@ -196,23 +197,16 @@ def _open_folder(folder: Path) -> FolderDataset:
     )
 
 
-def _open_shards(spec: str, shards: list[Path]) -> TarDataset:
-    if len({shard.resolve() for shard in shards}) < len(shards):
-        raise ValueError(f"{spec} names a shard twice")
-    dataset = TarDataset(shards)
-    folder = Path(spec)
-    if folder.is_dir():
-        for parent, names in walk(folder, dataset.skipped):
-            for name in filter(is_image, names):
-                dataset.skipped.add("image beside shards", str(folder / parent / name))
-    return dataset
-
-
 def _compressed(path: str | Path) -> ValueError:
     return ValueError(
         f"{path} is a compressed archive: samples cannot be reached at random in it. Unpack it to "
         "a plain .tar (images are compressed already, it hardly grows)"
     )
+
+
+def _expanded(spec: str) -> list[str]:
+    """Expand braces; those in the name of an existing path are part of it."""
+    return [spec] if Path(spec).exists() else expand_braces(spec)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -230,25 +224,28 @@ def expand_braces(pattern: str) -> list[str]:
     return [expanded for part in parts for expanded in expand_braces(head + part + tail)]
 
 
-def _files(spec: str, suffix: str) -> list[Path]:
+def _matching(spec: str, suffix: str) -> list[Path]:
     """Return the files with a suffix that a path or pattern matches, sorted within each pattern.
 
     The list is empty if the path has another suffix, or is a folder without such files.
 
     Raises FileNotFoundError for a part of a pattern that is not there, ValueError for one that has
-    no such file although others have.
+    no such file although others have, and if a file is named twice.
     """
-    if spec.endswith(_PACKED):
-        raise _compressed(spec)
     found: list[Path] = []
     without: list[str] = []
-    # Braces and brackets in the name of an existing path are not expanded.
-    names = [spec] if Path(spec).exists() else expand_braces(spec)
-    for name in names:
+    for name in _expanded(spec):
+        if name.endswith(_PACKED):
+            raise _compressed(name)
         path = Path(name)
         matches: list[Path] = []
         if path.is_dir():
-            matches = _inside(path, suffix)
+            inside = os.listdir(path)
+            packed = sorted(name for name in inside if name.endswith(_PACKED))
+            if packed:
+                raise _compressed(path / packed[0])
+            fitting = (n for n in inside if n.lower().endswith(suffix) and n[0] != ".")
+            matches = [path / name for name in sorted(fitting)]
         elif name.lower().endswith(suffix):
             matches = [path] if path.exists() else sorted(map(Path, glob.glob(name)))
             if not matches:
@@ -261,26 +258,20 @@ def _files(spec: str, suffix: str) -> list[Path]:
             f"{spec} names {found[0]}, but also {without[0]}, which is not there or has no "
             f"{suffix} file: name files of one kind only, that exist"
         )
+    if len({path.resolve() for path in found}) < len(found):
+        raise ValueError(f"{spec} names a shard twice")
     return found
 
 
-def _inside(folder: Path, suffix: str) -> list[Path]:
-    packed = [p for s in _PACKED for p in sorted(folder.glob(f"*{s}"))]
-    if packed:
-        raise _compressed(packed[0])
-    found = sorted(
-        Path(entry.path)
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(suffix) and entry.name[0] != "."
-    )
-    _warn_of_gaps(folder, found)
-    deeper = _first_below(folder, suffix) if found else None
+def _require_whole(folder: Path, files: list[Path], suffix: str) -> None:
+    """Raise ValueError if there are more files in subfolders; warn of gaps between the numbers."""
+    _warn_of_gaps(folder, files)
+    deeper = _first_below(folder, suffix)
     if deeper is not None:
         raise ValueError(
             f"{folder} has {suffix} files, and others in subfolders ({deeper}): name those to read "
             f"by a pattern, '{folder}/*{suffix}' or '{folder}/*/*{suffix}'"
         )
-    return found
 
 
 def _first_below(folder: Path, suffix: str) -> Path | None:

@@ -10,76 +10,79 @@ from typing import Any
 import numpy as np
 
 from .._files import regular_size
-from .captions import clean_caption, is_text
-from .columns import Columns, Strings, StringWriter, cached, file_state
+from .captions import usable_captions
+from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
-from .folders import is_image, walk
+from .folders import is_image, size_of, walk
+from .options import ReadOptions
 from .skips import NOT_DOWNLOADED, BadRecord, MissingData, SkipReport
-from .tables import CAPTION_KEYS, IMAGE_KEYS, LOOKED_AT, PairWriter, TableDataset, find_image_folder
+from .tables import CAPTION_KEYS, IMAGE_KEYS, PairWriter, TableDataset, column_of
 
-_VERSION = 2
 _STATUS = "status"  # of img2dataset's rows
 _PLACE = np.dtype([("file", "<i4"), ("group", "<i4"), ("row", "<i4")])
 _ENCODED_KEYS = ("jpg", "jpeg", "png", "webp")  # img2dataset names the column by the format
 
 
-def read_parquet(
-    files: Sequence[Path],
-    *,
-    images: Path | None = None,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-) -> FileDataset:
+def read_parquet(files: Sequence[Path], options: ReadOptions) -> FileDataset:
     """Open parquet files with a column of captions and one of images.
 
     The images are, in this order: encoded in a column (img2dataset with output_format parquet, or a
     struct of bytes and path, as Hugging Face datasets have it); named in a column (IMAGE_KEYS); or
-    files named by the column "key", which img2dataset writes beside its output of files. images:
-    the folder of image files, default: near the first parquet file.
+    files named by the column "key", which img2dataset writes beside its output of files. The
+    default of the option images is a folder near the first parquet file.
 
     Rows whose "status" is not success are counted as not downloaded. Encoded images are read by row
     group: random access to large ones is slow, and tar shards are the better format.
 
-    Raises ValueError if a column is missing (names those that are there), MissingData without
-    pyarrow.
+    Raises ValueError if no file can be read and if a column is missing (names those that are
+    there), MissingData without pyarrow.
     """
     schema = _schema(files)
-    caption = _column(files[0], schema.names, caption_key, CAPTION_KEYS, "--csv-caption-key")
-    encoded = _encoded_column(schema, image_key)
-    state = [_VERSION, [[str(f.name), file_state(f)] for f in files], image_key, caption_key]
+    names, keys = schema.names, (options.csv_img_key, options.csv_caption_key)
+    caption = names[column_of(files[0], names, "--csv-caption-key", keys[1], CAPTION_KEYS)]
+    encoded = _encoded_column(schema, keys[0])
     folder = files[0].parent
     if encoded is not None:
         columns = cached(
-            folder, repr(state[1:]), state, lambda place: _index(files, caption, encoded, place)
+            folder,
+            [[str(file) for file in files], *keys],
+            files,
+            lambda place: _index(files, caption, encoded, place),
         )
         return ParquetDataset(files, encoded, columns)
     defaults = (*IMAGE_KEYS, "key")
-    image = _column(files[0], schema.names, image_key, defaults, "--csv-img-key")
+    image = names[column_of(files[0], names, "--csv-img-key", keys[0], defaults)]
     if image == "key":
-        return _by_key(files, images or folder, caption)
+        return _by_key(files, options.folder or folder, caption)
     pairs = PairWriter(None)
-    for _, name, text in _rows(files, image, caption, pairs.skipped):
-        pairs.add(name, [text])
+    for _, where, (name, text) in _rows(files, [image, caption], pairs.skipped):
+        pairs.add(where, name.strip() if isinstance(name, str) else name, [text])
     dataset = TableDataset(_name(files), pairs.columns(), folder)
-    first = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
-    dataset.folder = images or find_image_folder(files[0], first)[0] or folder
+    dataset.find_images(files[0], options.folder)
     return dataset
 
 
 def _schema(files: Sequence[Path]) -> Any:
     """Return the columns of the first file that can be read; the others are counted later."""
-    errors = []
+    reasons = []
     for path in files:
         try:
             return _open(path).schema_arrow
-        except (OSError, ValueError) as error:
-            errors.append(f"{path}: {error}")
-    raise ValueError(f"no parquet file can be read: {errors[0]}")
+        except _errors() as error:
+            reasons.append(f"{path}: {error}")
+    raise ValueError(f"no parquet file can be read: {reasons[0]}; write or copy it again")
 
 
 def _open(path: Path) -> Any:
     regular_size(path)  # opening a FIFO would never end
     return _pyarrow().ParquetFile(path)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the errors of damaged files, and of codecs that this pyarrow lacks."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    return (OSError, ValueError, KeyError, pa.ArrowException)
 
 
 def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
@@ -90,10 +93,11 @@ def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
         for name in filter(is_image, names):
             path = os.path.normpath(os.path.join(parent, name))
             known.setdefault(os.path.splitext(name)[0], []).append(path)
-    for where, key, text in _rows(files, "key", caption, pairs.skipped):
-        found = known.get(key, [])
+    for _, where, (key, text) in _rows(files, ["key", caption], pairs.skipped):
+        named = isinstance(key, str) and bool(key.strip())
+        found = known.get(key.strip(), []) if named else [""]
         if len(found) == 1:
-            pairs.add(found[0], [text])
+            pairs.add(where, found[0], [text])
         else:
             pairs.skipped.add("two images of one key" if found else "missing", f"{where} ({key})")
     columns = pairs.columns()
@@ -132,7 +136,7 @@ class ParquetDataset(FileDataset):
         if known is None or known[0] != (file, group):
             try:
                 table = _open(self.files[file]).read_row_group(group, columns=[self._column])
-            except (OSError, ValueError) as error:
+            except _errors() as error:
                 raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
             self._group = known = ((file, group), table.column(0))
         value = known[1][row].as_py()
@@ -150,30 +154,6 @@ class ParquetDataset(FileDataset):
 
 
 def _rows(
-    files: Sequence[Path], image: str, caption: str, skipped: SkipReport
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (where, name of the image, caption) of usable rows."""
-    for _, where, values in _values(files, [image, caption], skipped):
-        name, text = values
-        if not isinstance(name, str) or not name.strip():
-            skipped.add("no image named", where)
-            continue
-        cleaned = _caption(text, where, skipped)
-        if cleaned:
-            yield where, name.strip(), cleaned
-
-
-def _caption(text: object, where: str, skipped: SkipReport) -> str:
-    cleaned = clean_caption(text) if isinstance(text, str) else ""
-    if not cleaned:
-        skipped.add("empty caption", where)
-    elif not is_text(cleaned):
-        skipped.add("bad encoding", where)
-        return ""
-    return cleaned
-
-
-def _values(
     files: Sequence[Path], columns: list[str], skipped: SkipReport, unread: str | None = None
 ) -> Iterator[tuple[tuple[int, int, int], str, list[Any]]]:
     """Yield ((file, row group, row), where, values) of rows that were downloaded.
@@ -197,7 +177,7 @@ def _values(
                     else:
                         yield (number, group, row), where, [values[name] for name in columns]
             counts.append(file.metadata.num_rows)
-        except (OSError, ValueError, KeyError) as error:
+        except _errors() as error:
             broken.append((path, f"{type(error).__name__}: {error}"))
     usual = max(1, round(sum(counts) / max(len(counts), 1)))
     for path, reason in broken:
@@ -209,9 +189,12 @@ def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None)
     skipped = SkipReport()
     captions = StringWriter(folder)
     places: list[tuple[int, int, int]] = []
-    for place, where, (text,) in _values(files, [caption], skipped, image):
-        cleaned = _caption(text, where, skipped)
-        if cleaned:
+    for place, where, (text,) in _rows(files, [caption], skipped, image):
+        try:
+            (cleaned,) = usable_captions([text], where)
+        except BadRecord as bad:
+            skipped.add(bad.reason, bad.where)
+        else:
             captions.append(cleaned.encode())
             places.append(place)
     data, ends = captions.arrays()
@@ -220,14 +203,14 @@ def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None)
         "captions.ends": ends,
         "places": np.array(places, _PLACE),
     }
-    names = repr([(path.name, (file_state(path) or [-1])[0]) for path in files])
+    names = repr([(path.name, size_of(path)) for path in files])
     fingerprint = digest(Strings(data, ends).digest(), arrays["places"], names)
     return Columns(arrays, {"skipped": skipped.to_dict(), "fingerprint": fingerprint})
 
 
 def _encoded_column(schema: Any, image_key: str | None) -> str | None:
     """Return the name of the column that has encoded images."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     for name in (image_key,) if image_key is not None else (*_ENCODED_KEYS, *IMAGE_KEYS):
         if name in schema.names:
@@ -237,20 +220,6 @@ def _encoded_column(schema: Any, image_key: str | None) -> str | None:
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 return name
     return None
-
-
-def _column(
-    path: Path, names: list[str], key: str | None, defaults: Sequence[str], flag: str
-) -> str:
-    for candidate in (key,) if key is not None else defaults:
-        if candidate in names:
-            return candidate
-    if key is None:
-        raise ValueError(
-            f"{path} has the columns {names}, but none of {', '.join(defaults)}; name the column "
-            f"with {flag}"
-        )
-    raise ValueError(f"{flag} is {key!r}, but {path} has the columns {names}; name one of them")
 
 
 def _pyarrow() -> Any:

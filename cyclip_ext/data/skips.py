@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .captions import printable
-
 EXAMPLES_PER_REASON = 3  # enough to find the cause, few enough to print
 
 # Reasons that are counted but do not stop a run: a third of CC3M's addresses are dead, and the
@@ -16,6 +14,11 @@ NOT_DOWNLOADED = "not downloaded"
 IN_MANIFEST = "listed in the manifest"
 NO_ROW = "image of no row"
 ACCEPTED_REASONS = frozenset({NOT_DOWNLOADED, NO_ROW, IN_MANIFEST})
+
+
+def printable(text: str) -> str:
+    """Escape bytes that are not UTF-8 (surrogates), which would raise when printed."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class MissingData(RuntimeError):

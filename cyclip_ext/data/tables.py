@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .captions import clean_caption, is_text
-from .columns import Columns, Strings, StringWriter, cached, file_state
+from .captions import clean_caption, is_text, usable_captions
+from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
-from .delimited import SEPARATORS, DelimitedRows, Row, TextFile, split_header
+from .delimited import SEPARATORS, DelimitedRows, TextFile, split_header
 from .images import read_bytes
-from .skips import SkipReport
+from .options import ReadOptions
+from .skips import BadRecord, SkipReport
 
 IMAGE_KEYS = (
     *("image", "filepath", "path", "file", "image_path", "filename"),
@@ -28,14 +29,9 @@ IMAGE_KEYS = (
 CAPTION_KEYS = ("caption", "title", "text", "comment")
 LABEL_KEYS = ("label", "class", "class_name", "target")
 
-_VERSION = 3  # of what the columns of a table mean
+_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})[ _-]?\d+")
 _TOKEN = re.compile(r"[^\t]*\.\w+#\d+\t")
-LOOKED_AT = 16  # names of images that are looked for in a folder
-
-
-def typed_separator(typed: str | None) -> str | None:
-    """Return a tab for backslash and t, which some shells pass on; otherwise what was typed."""
-    return "\t" if typed == r"\t" else typed
+_LOOKED_AT = 16  # names of images that are looked for in a folder
 
 
 class TableDataset(FileDataset):
@@ -91,6 +87,44 @@ class TableDataset(FileDataset):
         """See ImageDataset.fingerprint."""
         return str(self._columns.meta["fingerprint"])
 
+    def find_images(self, table: Path, images: Path | None) -> list[Path]:
+        """Set `folder` to `images`, or to the folder near a table that has one of its images.
+
+        It is that of the table if one of the first images is there. Otherwise it is the one among
+        these: its subfolders, the folder above it and `images` there, and beside the table's folder
+        the one that the end of the table's name names (captions_val2017.json: val2017). If none has
+        an image, it is that of the table, and the folders tried are returned.
+
+        Raises ValueError if several folders have images of these names.
+        """
+        parent = self.folder = table.parent
+        if images is not None:
+            self.folder = images
+            return []
+        names = [self.image_name(index) for index in range(min(_LOOKED_AT, len(self)))]
+        if any(map(os.path.isabs, names)) or _has_any(parent, names):
+            return []
+        above = parent.resolve().parent
+        inside = sorted(
+            Path(entry.path)
+            for entry in os.scandir(parent)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        near = [*inside, above, above / "images", above / table.stem.rpartition("_")[2]]
+        found = {folder.resolve(): folder for folder in near if _has_any(folder, names)}
+        if len(found) > 1:
+            several = " and ".join(str(folder) for folder in list(found.values())[:2])
+            raise ValueError(
+                f"{table}: {several} both have images of these names: name one with images "
+                "(--images)"
+            )
+        self.folder = next(iter(found.values()), parent)
+        return [] if found else [parent, *near]
+
+
+def _has_any(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
 
 class PairWriter:
     """Gathers (image, captions, label) row by row and groups them by image.
@@ -109,15 +143,25 @@ class PairWriter:
         self._class_names: dict[str, int] = {}
 
     def add(
-        self, image: str, captions: Sequence[str], label: str | None = None, line: int = 0
+        self,
+        where: str,
+        image: object,
+        texts: Iterable[object],
+        label: str | None = None,
+        line: int = 0,
     ) -> None:
-        """Add a row.
-
-        image: name of the file, not blank. captions: at least one, cleaned by `clean_caption`, not
-        empty and without surrogates (`is_text`), or else `label` must be given.
-        """
-        name = os.path.normpath(image).encode("utf-8", "surrogateescape")
-        for caption in captions if self._captioned else ("",):
+        """Add a row, or count it in `skipped` if it has no name of an image, text or label."""
+        try:
+            name = _file_name(image, where)
+            captions = usable_captions(texts, where) if self._captioned else ("",)
+            if label is not None:
+                label = clean_caption(label)
+                if not label or not is_text(label):
+                    raise BadRecord("bad encoding" if label else "empty label", where)
+        except BadRecord as bad:
+            self.skipped.add(bad.reason, bad.where)
+            return
+        for caption in captions:
             self._images.append(name)
             self._hashes.append(_hash(name))
             if self._captioned:
@@ -160,26 +204,29 @@ class PairWriter:
         return Columns(arrays, meta)
 
 
+def _file_name(image: object, where: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8 (surrogateescape)."""
+    if not isinstance(image, str) or not image.strip():
+        raise BadRecord("no image named", where)
+    try:
+        encoded = os.path.normpath(image).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise BadRecord("bad encoding", where)
+    return encoded
+
+
 def read_table(
-    path: Path,
-    *,
-    images: Path | None = None,
-    separator: str | None = None,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-    label_key: str | None = None,
-    quoting: str = "auto",
-    labels: bool = False,
+    path: Path, options: ReadOptions | None = None, *, labels: bool = False
 ) -> TableDataset:
     """Open a CSV or TSV with a header, or Flickr's token file.
 
-    images: the folder of relative names; default: that of the table, or if none of the first images
-    is there, the one folder near it that has them. separator: default: the first of tab, comma,
-    semicolon and vertical bar for which the header has the columns. image_key, caption_key: names
-    of columns; default: the first of IMAGE_KEYS and CAPTION_KEYS that the header has. Columns
-    called caption_0, caption_1 are captions as well. label_key: the column of the class; default:
-    none. quoting: see DelimitedRows. labels: for evaluation, the table has captions or labels
-    (LABEL_KEYS).
+    Defaults of the options: images: see TableDataset.find_images. csv_separator: the first of tab,
+    comma, semicolon and vertical bar for which the header has the columns. csv_img_key,
+    csv_caption_key: the first of IMAGE_KEYS and CAPTION_KEYS that the header has; columns called
+    caption_0, caption_1 are captions as well. csv_label_key: none. csv_quoting: see DelimitedRows.
+    labels: for evaluation, the table has captions or labels (LABEL_KEYS).
 
     Rows that name the same image become one record with several captions. Whether an image exists
     is found out on reading it. The columns are stored beside the table, see `cached`.
@@ -187,63 +234,31 @@ def read_table(
     Raises ValueError if a column is not in the header (names the header), if the separator is not
     one character, and if an image has two labels.
     """
+    options = options or ReadOptions()
+    separator = options.csv_separator
+    separator = "\t" if separator == r"\t" else separator  # some shells pass on both characters
     if separator is not None and len(separator) != 1:
         raise ValueError(f"separator (--csv-separator) must be one character, got {separator!r}")
     file = TextFile(path)
-    keys = (image_key, caption_key, label_key)
-    state = [_VERSION, file_state(path), separator, keys, quoting, labels]
+    keys = (options.csv_img_key, options.csv_caption_key, options.csv_label_key)
+    quoting = options.csv_quoting or "auto"
 
     def build(folder: Path | None) -> Columns:
         if is_token_file(path):
             return _token_columns(file, folder)
-        layout = _layout(file, separator, keys, labels)
-        return _columns(file, layout, quoting, folder)
+        return _columns(file, _layout(file, separator, keys, labels), quoting, folder)
 
-    name = repr([path.name, separator, keys, quoting, labels])
-    columns = cached(path.parent, name, state, build)
+    columns = cached(path.parent, [path.name, separator, keys, quoting, labels], [path], build)
     if columns.meta["warning"]:
         warnings.warn(columns.meta["warning"], stacklevel=2)
     dataset = TableDataset(f"table {path}", columns, path.parent)
-    first = [dataset.image_name(i) for i in range(min(LOOKED_AT, len(dataset)))]
-    dataset.folder = images or find_image_folder(path, first)[0] or path.parent
+    dataset.find_images(path, options.folder)
     return dataset
 
 
 def is_token_file(path: Path) -> bool:
     """Return whether the lines are Flickr's: name#number<TAB>caption, without a header."""
     return _TOKEN.match(TextFile(path).first_line()) is not None
-
-
-def find_image_folder(table: Path, names: Sequence[str]) -> tuple[Path | None, list[Path]]:
-    """Return the folder near a table that has one of the images it names, and all folders tried.
-
-    It is that of the table if one of them is there. Otherwise it is the one among these: its
-    subfolders, the folder above it and `images` there, and beside the table's folder the one that
-    the end of the table's name names (captions_val2017.json: val2017). None if none has an image.
-
-    Raises ValueError if several folders have images of these names.
-    """
-    parent = table.parent
-    if any(map(os.path.isabs, names)) or _has_any(parent, names):
-        return parent, [parent]
-    above = parent.resolve().parent
-    inside = sorted(
-        Path(entry.path)
-        for entry in os.scandir(parent)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    near = [*inside, above, above / "images", above / table.stem.rpartition("_")[2]]
-    found = {folder.resolve(): folder for folder in near if _has_any(folder, names)}
-    if len(found) > 1:
-        several = " and ".join(str(folder) for folder in list(found.values())[:2])
-        raise ValueError(
-            f"{table}: {several} both have images of these names: name one with images (--images)"
-        )
-    return next(iter(found.values()), None), [parent, *near]
-
-
-def _has_any(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
 
 
 @dataclass(frozen=True)
@@ -267,7 +282,7 @@ def _layout(
     errors: dict[str, ValueError] = {}
     for each, header in headers.items():
         try:
-            image = _column(file.path, header, "image_key (--csv-img-key)", keys[0], IMAGE_KEYS)
+            image = column_of(file.path, header, "image_key (--csv-img-key)", keys[0], IMAGE_KEYS)
             captions, label = _texts(file.path, header, keys[1], keys[2], labels)
             return _Layout(each, len(header), image, captions, label)
         except ValueError as error:
@@ -280,17 +295,18 @@ def _layout(
 def _texts(
     path: Path, header: list[str], caption_key: str | None, label_key: str | None, labels: bool
 ) -> tuple[tuple[int, ...], int | None]:
+    """Return the columns of captions and of labels."""
     caption_name, label_name = "caption_key (--csv-caption-key)", "label_key (--csv-label-key)"
     label: int | None = None
     if label_key is not None or (labels and caption_key is None and _known(header, LABEL_KEYS)):
-        label = _column(path, header, label_name, label_key, LABEL_KEYS)
+        label = column_of(path, header, label_name, label_key, LABEL_KEYS)
     wanted = caption_key is not None or not labels
     captions: list[int] = []
     if caption_key is None and (wanted or label_key is None):
         captions += [i for i, name in enumerate(header) if _NUMBERED.fullmatch(name.casefold())]
     known = caption_key is not None or (label_key is None and _known(header, CAPTION_KEYS))
     if known or (wanted and not captions):
-        captions.insert(0, _column(path, header, caption_name, caption_key, CAPTION_KEYS))
+        captions.insert(0, column_of(path, header, caption_name, caption_key, CAPTION_KEYS))
     if labels and captions and label is not None and None in (caption_key, label_key):
         raise ValueError(
             f"{path} has labels and captions (columns {header}): name the column to evaluate with "
@@ -304,16 +320,14 @@ def _texts(
     return tuple(captions), label
 
 
-_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})[ _-]?\d+")
-
-
 def _known(header: list[str], defaults: Sequence[str]) -> bool:
     return any(name.casefold() in defaults for name in header)
 
 
-def _column(
+def column_of(
     path: Path, header: list[str], argument: str, key: str | None, defaults: Sequence[str]
 ) -> int:
+    """Return the index of the column called `key`, or of the first of defaults; case may differ."""
     for candidate in (key,) if key is not None else defaults:
         for names in (header, [name.casefold() for name in header]):
             if names.count(candidate.strip()) > 1:
@@ -334,31 +348,16 @@ def _columns(file: TextFile, layout: _Layout, quoting: str, folder: Path | None)
     rows = DelimitedRows(file, layout.separator, layout.columns, layout.image, quoting=quoting)
     pairs = PairWriter(folder, captioned=bool(layout.captions))
     for row in rows:
-        _add(pairs, file.path, layout, row)
+        where = f"{file.path}:{row.line}"
+        if row.reason:
+            pairs.skipped.add(row.reason, where)
+            continue
+        fields = row.fields
+        image = fields[layout.image].strip().removeprefix("\ufeff")  # of a file that was appended
+        texts = [fields[index] for index in layout.captions]
+        label = None if layout.label is None else fields[layout.label]
+        pairs.add(where, image, texts, label, row.line)
     return pairs.columns(rows.quoting.warning(file.path))
-
-
-def _add(pairs: PairWriter, path: Path, layout: _Layout, row: Row) -> None:
-    def skip(reason: str) -> None:
-        pairs.skipped.add(reason, f"{path}:{row.line}")
-
-    if row.reason:
-        return skip(row.reason)
-    fields = row.fields
-    image = fields[layout.image].strip().removeprefix("\ufeff")  # of a file that was appended
-    texts = [clean_caption(fields[i]) for i in layout.captions]
-    label = None if layout.label is None else clean_caption(fields[layout.label])
-    if not image:
-        skip("no image named")
-    elif "\0" in image or not all(map(is_text, texts)) or not (label is None or is_text(label)):
-        skip("bad encoding")
-    elif label == "":
-        skip("empty label")
-    elif layout.captions and not any(texts):
-        skip("empty caption")
-    else:
-        pairs.add(image, [text for text in texts if text], label, row.line)
-    return None
 
 
 def _token_columns(file: TextFile, folder: Path | None) -> Columns:
@@ -369,16 +368,8 @@ def _token_columns(file: TextFile, folder: Path | None) -> Columns:
         if row.reason:
             pairs.skipped.add(row.reason, where)
             continue
-        name, mark, number = row.fields[0].rpartition("#")
-        caption = clean_caption(row.fields[1])
-        if not mark or not number.strip().isdecimal() or not name.strip():
-            pairs.skipped.add("no image named", where)
-        elif "\0" in name or not is_text(caption):
-            pairs.skipped.add("bad encoding", where)
-        elif not caption:
-            pairs.skipped.add("empty caption", where)
-        else:
-            pairs.add(name.strip(), [caption])
+        name, _, number = row.fields[0].rpartition("#")
+        pairs.add(where, name.strip() if number.strip().isdecimal() else "", row.fields[1:2])
     return pairs.columns()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .caption_files import decode_captions
+from .captions import decode_captions
 from .dataset import Encoded, FileDataset, digest
 from .images import MAX_BYTES
 from .skips import BadRecord, SkipReport

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._files import regular_size
-from .caption_files import CAPTION_SUFFIXES
-from .columns import Columns, cached, file_state
+from .captions import CAPTION_SUFFIXES
+from .columns import Columns, cached
 from .images import IMAGE_SUFFIXES
 from .skips import SkipReport
 from .tar_format import DIRECTORY, BrokenTar, Member, read_members
@@ -29,10 +29,10 @@ SAMPLE = np.dtype(
 LABEL_SUFFIX = ".cls"
 NO_LABEL, BROKEN_LABEL = -1, -2
 
-_VERSION = 4  # of what the rows mean
 _BROKEN = "broken tar"
 _EMPTY = "empty shard"
 _UNREADABLE = "unreadable tar"
+_NO_SUFFIX = "member without a suffix"
 _TWO_IMAGES, _TWO_TEXTS = "two images of one key", "two captions of one key"
 _SERIAL_BYTES = 2**26  # below this starting processes costs more than it saves
 _LONGEST_LABEL = 32
@@ -64,11 +64,10 @@ def tar_index(shards: Sequence[Path]) -> Columns:
         _require_uncompressed(shard)
     folder = shards[0].parent
     names = [os.path.relpath(shard, folder) for shard in shards]
-    state = [_VERSION, [[name, file_state(s)] for name, s in zip(names, shards, strict=True)]]
     return cached(
         folder,
-        "\n".join(names),
-        state,
+        names,
+        shards,
         lambda _: _build(shards),
         # An unreadable shard may become readable without a new time of change.
         store=lambda columns: _UNREADABLE not in columns.meta["skipped"],
@@ -201,7 +200,10 @@ class _Samples:
         folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, suffix = name.partition(".")
         # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
-        if not stem or not suffix or member.odd == DIRECTORY:
+        if not stem or member.odd == DIRECTORY:
+            return
+        if not suffix:
+            self._skip(_NO_SUFFIX, 1, f"{self._part.shard}:{member.name}")
             return
         key = folder + slash + stem
         if key != self._key:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .captions import normalized_caption, printable, shorten
+from .captions import caption_hash, normalized_caption, shorten
 from .dataset import FileDataset
 from .images import open_image
 from .manifest import BadEntry, Manifest
-from .skips import BadRecord, SkipReport
+from .skips import BadRecord, SkipReport, printable
 from .workers import ordered_map
 
 _CHUNK = 64  # records per answer of a worker
@@ -22,7 +21,7 @@ _SHOWN_GROUPS = 3
 
 # One row per good record, and one per caption of a good record: 3 million records take 150 MB.
 _IMAGE = np.dtype([("record", "<i8"), ("width", "<i4"), ("height", "<i4")])
-_CAPTION = np.dtype([("record", "<i8"), ("text", "<u8"), ("characters", "<i4"), ("words", "<i4")])
+_CAPTION = np.dtype([("record", "<i8"), ("text", "<i8"), ("characters", "<i4"), ("words", "<i4")])
 
 Table = npt.NDArray[Any]
 
@@ -50,7 +49,7 @@ class Findings:
     def equal_captions(self) -> list[npt.NDArray[np.int64]]:
         """Return the records of each caption that several of them have, most frequent first.
 
-        Captions are equal if they differ in nothing but case and white space.
+        Captions are equal as in `normalized_caption`.
         """
         # A record that has the same caption twice counts once.
         pairs = np.unique(self.captions[["text", "record"]])
@@ -117,7 +116,7 @@ class _Examiner:
                 continue
             images.append((index, *image.size))
             for caption in found.captions:
-                text = _hash(normalized_caption(caption))
+                text = caption_hash(caption)
                 captions.append((index, text, len(caption), len(caption.split())))
                 shortened += shorten(caption) != caption
         return Findings(np.array(images, _IMAGE), np.array(captions, _CAPTION), shortened, bad)
@@ -154,7 +153,10 @@ def report(dataset: FileDataset, findings: Findings) -> str:
     if findings.shortened:
         lines.append(f"{findings.shortened:,} captions with endless words, cut before tokenizing")
     groups = findings.equal_captions()
-    lines.append(f"equal captions: {sum(map(len, groups)):,} records in {len(groups):,} groups")
+    lines.append(
+        f"equal captions: {sum(map(len, groups)):,} records in {len(groups):,} groups"
+        + (" (see cyclip-train --mask-duplicates)" if groups else "")
+    )
     for members in groups[:_SHOWN_GROUPS]:
         key = dataset.encoded(int(members[0])).key
         caption = _shared_caption(dataset, members)[:60]
@@ -172,8 +174,3 @@ def _shared_caption(dataset: FileDataset, members: npt.NDArray[np.int64]) -> str
 def _spread(name: str, values: npt.NDArray[Any]) -> str:
     low, middle, high = np.min(values), np.median(values), np.max(values)
     return f"  {name:<19}{low:>10,.6g} {middle:>10,.6g} {high:>10,.6g}"
-
-
-def _hash(text: str) -> int:
-    """Return 64 bits; among 3 million texts, two agree by chance with a probability of 2.4e-7."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -20,9 +20,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
-from ..models.trained import TrainedModel, load_pretrained, load_trained
+from ..models.trained import TrainedModel, load_pretrained, load_trained, run_folder_of
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
-from .datasets import KINDS, AnyDataset, applicable, kind_of, open_evaluation_dataset
+from .datasets import AnyDataset, applicable, open_evaluation_dataset, options_of
 from .embeddings import Embeddings, load_embeddings
 from .encode import BATCH, Encoder, choose_device, encode
 from .prompts import Prompts
@@ -223,12 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_folder(options: Namespace) -> Path:
     path: Path | None = options.get("path")
-    if path is None:
-        return Path("evaluation")
-    if path.is_dir():
-        return path / "evaluation"
-    folder = path.resolve().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+    return Path("evaluation") if path is None else run_folder_of(path) / "evaluation"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -384,11 +379,11 @@ def _require_fit(options: Namespace, specs: list[str]) -> None:
             f"--prompts-key only applies to --templates and --class-names, got "
             f"{options.prompts_key!r}"
         )
-    kinds = [kind_of(spec, options.split)[0] for spec in opened]
+    accepted = {name for spec in opened for name in options_of(spec, options.split)}
     if options.train_data is not None:
-        kinds.append(kind_of(options.train_data, "train")[0])
+        accepted.update(options_of(options.train_data, "train"))
     for name in _READ_OPTIONS:
-        if options[name] is not None and not any(name in KINDS[kind] for kind in kinds):
+        if options[name] is not None and name not in accepted:
             raise ValueError(
                 f"--{name.replace('_', '-')} {options[name]} does not apply to {', '.join(opened)}"
             )

@@ -6,6 +6,7 @@
     batch_norm   batch norm over the batch of all processes
     trained      loading what was trained: runs of this package and everything that open_clip loads
     checkpoint   reading and verifying the files of runs
+    export       writing trained models for open_clip, as safetensors or as ONNX
 
 A configuration with "image" and "text" describes towers of mini.py; one with "vision_cfg" and
 "text_cfg" is registered with open_clip. Losses and training do not belong here.

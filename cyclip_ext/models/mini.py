@@ -104,12 +104,17 @@ class TextTower(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         present = text != PAD
-        length = int(present.any(0).sum().clamp(min=1))  # captions are short: no work on padding
-        text, present = text[:, :length], present[:, :length]
+        length = text.shape[1]
+        if not (torch.compiler.is_compiling() or _is_tracing()):
+            # Captions are short: no work on padding. A traced graph serves captions of any length.
+            length = int(present.any(0).sum().clamp(min=1))
+            text, present = text[:, :length], present[:, :length]
+        padding = ~present
+        padding[:, 0] = False  # an empty caption attends to one token: attention to none is NaN
         hidden = self.token_embedding(text) + self.positional_embedding[:length]
         for layer in self.layers:
             hidden = _apply(
-                layer, hidden, src_key_padding_mask=~present, checkpointed=self.grad_checkpointing
+                layer, hidden, src_key_padding_mask=padding, checkpointed=self.grad_checkpointing
             )
         weight = present[:, :, None].to(hidden.dtype)
         mean = (self.norm(hidden) * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -191,6 +196,11 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = relu(self.norm1(self.conv1(x)))
         return relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+def _is_tracing() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing
 
 
 def _apply(layer: nn.Module, x: Tensor, *, checkpointed: bool, **options: Any) -> Any:

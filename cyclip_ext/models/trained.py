@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoint import State, load_checkpoint, read_state, shortened
 from .factory import CreatedModel, create_model, image_size_of
+from .mini import MiniCLIP
 from .tokenizers import TokenizerName, import_open_clip
 
 CHOICE = ("checkpoints/best.pt", "checkpoints/last.pt")  # of a run folder, in this order
@@ -62,6 +64,14 @@ def checkpoint_of(path: Path) -> Path:
         f"{path} has neither {' nor '.join(CHOICE)}; give a run folder of this package's training, "
         "or a checkpoint file"
     )
+
+
+def run_folder_of(path: Path) -> Path:
+    """Return the run folder of a checkpoint, or the folder of another file; folders as they are."""
+    if path.is_dir():
+        return path
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def load_trained(path: Path) -> TrainedModel:
@@ -145,6 +155,57 @@ def load_pretrained(name: str, weights: str | None = None) -> TrainedModel:
         return _from_open_clip(name, weights)
     except ValueError as error:
         return _from_wrapped(name, Path(weights), error)
+
+
+def load_weights(created: CreatedModel, weights: str) -> dict[str, Any]:
+    """Load pretrained weights, with their temperature, into a new model.
+
+    Args:
+        created: A model of `create_model`. Its logit_bias is unchanged if the weights have none.
+        weights: A run folder or checkpoint of this package's training, of which the same weights
+            are taken as by `load_trained`; another trainer's file as for `load_pretrained`; or one
+            of open_clip's tags for a model of open_clip.
+
+    Returns:
+        The preprocessing that open_clip states for the weights, such as its "mean" and "std"; empty
+        for a model of this package.
+
+    Raises:
+        FileNotFoundError: If the folder has no checkpoint.
+        ValueError: If weights are unknown or do not fit.
+        ImportError: If open_clip is needed and cannot be imported.
+    """
+    path = Path(weights)
+    preprocessing: dict[str, Any] = {}
+    state: State | None = None
+    if isinstance(created.model, MiniCLIP):
+        if not path.exists():
+            raise ValueError(
+                f"pretrained weights of {created.name} must be a file or run folder that exists, "
+                f"got {weights!r}"
+            )
+        state = read_state(checkpoint_of(path))
+    elif path.exists():
+        with suppress(ValueError):  # another trainer's
+            state = load_checkpoint(checkpoint_of(path))
+    if state is None:
+        model: Any = load_pretrained(created.name, weights).created.model
+        preprocessing = model.visual.preprocess_cfg
+        found = dict(model.state_dict())
+    else:
+        average = state.get("ema")
+        found = unwrapped(state if average is None else average)
+    bias = created.model.state_dict().get("logit_bias")
+    if bias is None:
+        found.pop("logit_bias", None)
+    else:
+        found.setdefault("logit_bias", bias)
+    differences = _differences(created.model, found)
+    if differences:
+        raise ValueError(f"pretrained weights {weights} do not fit {created.name}: {differences}")
+    created.model.load_state_dict(found)
+    _require_finite(created.model, weights)
+    return preprocessing
 
 
 def unwrapped(state: State) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""The command line of training: `cyclip-train` or `python -m cyclip_ext.training`."""
+"""The command line of training: `cyclip-train` or `python -m cyclip_ext.training`.
+
+cyclip-train --train-data PATH ...          train
+cyclip-train export RUN --format onnx       write a trained model for other programs
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from jsonargparse import ArgumentParser
 
 from ..data import MissingData, WorkerDied
 from ..models import default_tokenizer
+from ..models.export import FORMATS, export_run
+from ..models.trained import run_folder_of
 from .compare import run_comparison
 from .config import SetupError, TrainConfig, add_arguments
 from .data import open_data
@@ -39,7 +45,8 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cyclip-train",
         description="Pretrain CLIP-style towers with CyCLIP's losses, evaluate, write a report. "
-        "Several processes: torchrun --nproc-per-node N, with the same flags.",
+        "Several processes: torchrun --nproc-per-node N, with the same flags. "
+        "`cyclip-train export RUN` writes a trained model for other programs.",
     )
     add_arguments(parser)
     group = parser.add_argument_group("comparison")
@@ -54,14 +61,42 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def build_export_parser() -> ArgumentParser:
+    """Return the parser of `cyclip-train export`."""
+    parser = ArgumentParser(
+        prog="cyclip-train export",
+        description="Write the model of a run for other programs: its best weights, and their "
+        "moving average if the run keeps one.",
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        required=True,
+        help="open_clip: a folder that open_clip loads; safetensors: weights and configuration; "
+        "onnx: a graph for each tower",
+    )
+    parser.add_argument(
+        "--output", type=Path | None, help="folder; default: export, inside the run folder"
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     0; 1 for an error; 2 if this machine does not support the settings; 130 after Ctrl-C or SIGTERM,
     with the state saved.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["export"]:
+        return _export(words[1:])
     # Only the explicitly given settings: a resumed run supplies the others.
-    typed: dict[str, Any] = vars(build_parser().parse_args(argv, defaults=False))
+    typed: dict[str, Any] = vars(build_parser().parse_args(words, defaults=False))
     try:
         return _dispatch(typed)
     except (SetupError, ImportError) as error:
@@ -72,6 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; give the same --compare command again to continue" if "compare" in typed else ""
         print(f"stopped; the steps after the last checkpoint are lost{again}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _export(words: list[str]) -> int:
+    options = build_export_parser().parse_args(words)
+    try:
+        folder = options.output or run_folder_of(options.run) / "export"
+        for file in export_run(options.run, folder, options.format):
+            print(f"wrote {file}")
+    except (ImportError, ValueError, OSError) as error:
+        return _failed(error, UNUSABLE if isinstance(error, ImportError) else 1)
+    return 0
 
 
 def _failed(error: Exception, status: int) -> int:

@@ -82,6 +82,9 @@ class LossConfig:
     cross_modal: float = _option(0.25, "weight of cross-modal cycle consistency")
     margin: float = _option(0.0, "weight of the one-sided margin; 0.1 when used")
     hinge: float = _option(0.0, "weight of the hinge margin")
+    mask_duplicates: bool = _option(
+        False, "pairs with the same image or an equal caption are not each other's negatives"
+    )
     inmodal: bool = _option(
         False, "also contrast two views of each image, and of each caption (CyCLIP's inmodal)"
     )
@@ -118,6 +121,11 @@ class RunConfig:
     """Model, length, hardware, and what is written where."""
 
     model: str = _option("mini", "a name of cyclip_ext.models.list_models() or of open_clip")
+    pretrained: str | None = _option(
+        None, "weights to start from: a file, a run folder, or a tag of open_clip for the model"
+    )
+    lock_image: bool = _option(False, "leave the image tower as --pretrained has it (LiT)")
+    lock_text: bool = _option(False, "leave the text tower as --pretrained has it")
     tokenizer: Literal["open_clip", "words"] = _option(
         "open_clip",
         "open_clip: the one that open_clip has for the model; words: hashed words, without any "
@@ -210,6 +218,16 @@ class TrainConfig:
                 "--torchcompile, --grad-checkpointing and --use-bn-sync do not go together: "
                 "running statistics would count each batch twice; omit one of them"
             )
+        locked = [tower for tower in ("image", "text") if getattr(run, f"lock_{tower}")]
+        if len(locked) == 2:
+            raise ValueError(
+                "--lock-image and --lock-text leave nothing to train but the temperature; omit one"
+            )
+        if locked and run.pretrained is None:
+            raise ValueError(
+                f"--lock-{locked[0]} needs --pretrained, got None: a tower that is neither trained "
+                "nor loaded is random"
+            )
         scale = optim.logit_scale_fixed
         if scale is not None and not 1 <= scale <= 100:
             raise ValueError(f"--logit-scale-fixed must be between 1 and 100, got {scale}")
@@ -257,6 +275,9 @@ class TrainConfig:
         else:
             text = {"clip": "CLIP", "siglip": "SigLIP"}[loss.loss]
         text += " + views" if loss.inmodal else ""
+        text += ", duplicates masked" if loss.mask_duplicates else ""
+        for tower in ("image", "text"):
+            text += f", {tower} tower locked" if getattr(self.run, f"lock_{tower}") else ""
         if self.optim.logit_scale_fixed is not None:
             text += f", scale held at {self.optim.logit_scale_fixed:g}"
         return text

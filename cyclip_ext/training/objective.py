@@ -21,10 +21,10 @@ class Objective:
     """A loss as the trainer uses it.
 
     loss: called as open_clip's, loss(image_features, text_features, logit_scale, logit_bias,
-    output_dict=True). It returns scalars by name: those that end in "_loss" are summed and
-    differentiated, the others are logged. weights: of the terms, for logging a term without its
-    weight. label: the method in a few words, for reports. learns_temperature: whether the loss
-    depends on logit_scale.
+    output_dict=True), and with labels=... under --mask-duplicates. It returns scalars by name:
+    those that end in "_loss" are summed and differentiated, the others are logged. weights: of the
+    terms, for logging a term without its weight. label: the method in a few words, for reports.
+    learns_temperature: whether the loss depends on logit_scale.
     """
 
     loss: nn.Module
@@ -91,15 +91,17 @@ class TwoViewLoss(nn.Module):
         logit_scale: Tensor,
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
+        *,
+        labels: Tensor | None = None,  # int64 [n], of all three contrasts
     ) -> Any:
         """Return the terms by name; `output_dict` is ignored."""
         image, other_image = image_features.chunk(2)
         text, other_text = text_features.chunk(2)
-        temperature = logit_scale, logit_bias
-        terms: dict[str, Tensor] = self.across(image, text, *temperature, output_dict=True)
+        known = {"logit_scale": logit_scale, "logit_bias": logit_bias, "labels": labels}
+        terms: dict[str, Tensor] = self.across(image, text, **known, output_dict=True)
         terms["contrastive_loss"] = 0.5 * terms["contrastive_loss"]
-        terms["image_views_loss"] = 0.25 * self.within(image, other_image, *temperature)
-        terms["text_views_loss"] = 0.25 * self.within(text, other_text, *temperature)
+        terms["image_views_loss"] = 0.25 * self.within(image, other_image, **known)
+        terms["text_views_loss"] = 0.25 * self.within(text, other_text, **known)
         return terms
 
 

@@ -13,7 +13,9 @@ import torch
 from .. import ops
 from .._files import write_atomic
 from ..data import SkipReport
-from ..models import create_model
+from ..data.transforms import MEAN, STD
+from ..models import CreatedModel, create_model
+from ..models.trained import load_weights
 from .checkpoint import Checkpoints, State
 from .config import TrainConfig
 from .data import RunData, record_counts
@@ -55,6 +57,8 @@ def run_training(
         sigmoid=config.loss.loss == "siglip",
         tokenizer=config.run.tokenizer,
     )
+    if config.run.pretrained is not None and resume is None:
+        _start_from(config.run.pretrained, created)
     trainer = Trainer(config, data, created, folder, ranks, objective)
     if resume is not None:
         trainer.restore(resume)
@@ -83,6 +87,18 @@ def run_training(
         trainer.loader.close()
         for tracker in trainer.trackers:
             tracker.close()
+
+
+def _start_from(weights: str, created: CreatedModel) -> None:
+    """Load pretrained weights. Raises ValueError if they take images of another normalization."""
+    expected = load_weights(created, weights)
+    for name, ours in (("mean", MEAN), ("std", STD)):
+        theirs = tuple(expected.get(name, ours))
+        if theirs != ours:
+            raise ValueError(
+                f"--pretrained {weights} expects images whose {name} is {theirs}, but training "
+                f"normalizes them with {ours}; choose other weights"
+            )
 
 
 def _announce(trainer: Trainer) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,21 @@ class Towers(nn.Module):
     """A model's two towers as one call, which DistributedDataParallel and torch.compile can wrap.
 
     Features are raw: the losses normalize without rounding to bfloat16 first. The temperature is
-    an output as well, because a wrapper synchronizes the outputs of its forward pass.
+    an output as well, because a wrapper synchronizes the outputs of its forward pass. A locked
+    tower is not applied here: its inputs are its features.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, lock_image: bool, lock_text: bool) -> None:
         super().__init__()
         self.model: Any = model
+        self.lock_image = lock_image
+        self.lock_text = lock_text
 
     def forward(self, images: Tensor, tokens: Tensor) -> Features:
         """[n, 3, s, s], [n, context_length] -> [n, d], [n, d], scalar, scalar or None."""
         return (
-            self.model.encode_image(images),
-            self.model.encode_text(tokens),
+            images if self.lock_image else self.model.encode_image(images),
+            tokens if self.lock_text else self.model.encode_text(tokens),
             self.model.logit_scale.exp(),
             getattr(self.model, "logit_bias", None),
         )
@@ -64,12 +68,14 @@ class Towers(nn.Module):
 class Inputs:
     """A batch on the device: images [n, 3, s, s] and tokens [n, context_length] of `pairs` pairs.
 
-    With two views n is 2 * pairs, and all first views come before all second ones.
+    With two views n is 2 * pairs, and all first views come before all second ones. labels: int64
+    [pairs] of groups of pairs that are not each other's negatives.
     """
 
     images: Tensor
     tokens: Tensor
     pairs: int
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Stepper:
         ranks: Ranks,
     ) -> None:
         self.config = config
-        self.model = model
+        self.model: Any = model
         self.ema = ema
         self.loss = objective.loss
         self.autocast = autocast
@@ -126,8 +132,9 @@ class Stepper:
         self.pending: StepResult | None = None
 
     def _wrapped_towers(self) -> Any:
-        towers: Any = Towers(self.model)
-        if self.config.run.torchcompile:
+        run = self.config.run
+        towers: Any = Towers(self.model, lock_image=run.lock_image, lock_text=run.lock_text)
+        if run.torchcompile:
             towers = torch.compile(towers)
         if self.ranks.group is None:
             return towers
@@ -154,12 +161,21 @@ class Stepper:
         # The forward pass updates running statistics, which a skipped step must not.
         may_skip = optim.skip_nonfinite
         statistics = [buffer.clone() for buffer in self.model.buffers()] if may_skip else []
+        loss: Any = self.loss
+        if inputs.labels is not None:
+            loss = partial(loss, labels=inputs.labels)
+        chunk_size = self.config.data.batch_size * (len(inputs.images) // inputs.pairs)
+        images, tokens = inputs.images, inputs.tokens
+        if self.config.run.lock_image:
+            images = self._features(self.model.encode_image, images, chunk_size)
+        if self.config.run.lock_text:
+            tokens = self._features(self.model.encode_text, tokens, chunk_size)
         terms = cached_backward(
             self.towers,
-            self.loss,
-            inputs.images,
-            inputs.tokens,
-            chunk_size=self.config.data.batch_size * (len(inputs.images) // inputs.pairs),
+            loss,
+            images,
+            tokens,
+            chunk_size=chunk_size,
             autocast=self.autocast,
             scale=self.scaler.scale,
             per_chunk_statistics=True,
@@ -167,8 +183,8 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, optim.grad_clip_norm or math.inf)
-        scale: Any = self.model.logit_scale
-        named = {**terms, "grad_norm": norm, "logit_scale": scale.detach().exp()}
+        scale = self.model.logit_scale.detach().exp()
+        named = {**terms, "grad_norm": norm, "logit_scale": scale}
         values = torch.stack([value.double() for value in named.values()])
         finite = values[self._judged(named)].isfinite().all()
         before = self.settle()  # the average takes the weights as the former step left them
@@ -178,6 +194,11 @@ class Stepper:
             buffer.copy_(torch.where(finite, buffer, former))
         self.pending = StepResult(step, rate, tuple(named), values, *self._fetched(finite), moved)
         return before
+
+    def _features(self, encode: Any, inputs: Tensor, chunk_size: int) -> Tensor:
+        """Return the features of a locked tower, which is applied once, also to many chunks."""
+        with torch.no_grad(), self.autocast():
+            return torch.cat([encode(chunk) for chunk in inputs.split(chunk_size)])
 
     def settle(self) -> StepResult | None:
         """Finish the pending step, if there is one: the moving average follows its weights."""
@@ -313,15 +334,16 @@ class Feeder:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> Inputs:
-        """Return images and tokens on the device."""
+    def __call__(self, batch: Batch, labels: Tensor | None = None) -> Inputs:
+        """Return images, tokens and labels on the device."""
         assert batch.tokens is not None  # of a loader that tokenizes
         with torch.cuda.stream(self.stream):  # does nothing for None
             images = batch.images.to(self.device, non_blocking=True)
             tokens = batch.tokens.to(self.device, non_blocking=True)
+            labels = None if labels is None else labels.to(self.device)
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
-            for tensor in (images, tokens):
+            for tensor in (images, tokens, *([] if labels is None else [labels])):
                 tensor.record_stream(current)  # else its memory could be reused too early
-        return Inputs(as_input(images), tokens, len(batch))
+        return Inputs(as_input(images), tokens, len(batch), labels)

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from ..data import Augment, Batch, Loader, SkipReport, require_usable
 from ..models import CreatedModel, synchronize_batch_norm
+from ..models.locking import lock_tower, train_unlocked
 from .assess import SELECTION_METRIC, Assessor
 from .checkpoint import Checkpoints, State
 from .config import TrainConfig
 from .data import RunData
+from .duplicates import group_labels
 from .folder import require_same_run
 from .logging import MetricsLog, Tracker, Window, one_line, profiler
 from .objective import ObjectiveFactory, make_objective
@@ -74,6 +76,10 @@ class Trainer:
             self.model.logit_bias.requires_grad_(False)  # it shifts all logits alike
         if not self.objective.learns_temperature:
             self.model.logit_scale.requires_grad_(False)
+        if config.run.lock_image:
+            lock_tower(self.model, "image")
+        if config.run.lock_text:
+            lock_tower(self.model, "text")
         # Before batch norm holds a process group, which cannot be copied.
         self.ema = moving_average(self.model, config.optim.ema_decay)
         if config.run.grad_checkpointing:
@@ -102,6 +108,7 @@ class Trainer:
             world_size=ranks.size,
             views=2 if config.loss.inmodal else 1,
             tokenize=created.tokenizer,
+            hashes=config.loss.mask_duplicates,
             pin_memory=self.device.type == "cuda",
         )
         evaluated = created if self.ema is None else replace(created, model=self.ema.module)
@@ -179,7 +186,7 @@ class Trainer:
 
     def _train_epoch(self, progress: tqdm[Any], profile: profile | None) -> bool:
         """Train the rest of an epoch; False if a rank was asked to stop."""
-        self.model.train()
+        train_unlocked(self.model)
         self.window, seen = self._new_window(), 0
         batches = self.loader.epoch(self.epoch, start=self.step_in_epoch)
         while self.step_in_epoch < self.steps_per_epoch:
@@ -207,6 +214,7 @@ class Trainer:
             if _due(self.step, self.config.run.evaluate_frequency) and self.step < self.total_steps:
                 before = time.perf_counter()
                 self._evaluate()
+                train_unlocked(self.model)
                 self.window.start += time.perf_counter() - before  # the speed logged is training's
             # At the end of an epoch that is done anyway.
             if _due(self.step, self.config.run.save_frequency) and self.step_in_epoch < len(
@@ -228,7 +236,10 @@ class Trainer:
 
     def _take_step(self, batch: Batch, images: int) -> None:
         """Launch a step, then account for the one before it."""
-        inputs = self.feeder(batch)
+        labels = None
+        if batch.hashes is not None:
+            labels = group_labels(self.ranks.gathered((batch.hashes, len(batch))), self.ranks.rank)
+        inputs = self.feeder(batch, labels)
         former = self.stepper.launch(inputs, self.step, self.total_steps)
         launched, self.launched = self.launched, (batch, images)
         if former is not None and launched is not None:

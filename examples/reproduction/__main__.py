@@ -13,7 +13,7 @@ from cyclip_ext.data import MissingData, resolved
 from cyclip_ext.training.__main__ import INTERRUPTED, UNUSABLE
 from cyclip_ext.training.config import SetupError, TrainConfig, add_arguments
 
-from .grids import batch_and_temperature, data_size
+from .grids import batch_and_temperature, batch_weights, data_size
 from .intervals import mean_interval
 from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
@@ -23,6 +23,7 @@ STUDIES = {
     "reproduce": "ten objectives, and the margin's weight over temperatures: docs/reproduction.md",
     "data-size": "fractions of the training pairs (Goel et al. 2022, figure 4)",
     "batch-temperature": "batch sizes at fixed temperatures (Chen et al. 2024)",
+    "batch-weights": "cycle weights that stay the same or follow the batch size",
 }
 # Flags of a single run, and the flags of a study that replace them.
 INSTEAD = {"seed": "--seeds", "name": "--folder", "logs_dir": "--folder", "resume": "--folder"}
@@ -34,6 +35,7 @@ VARIED = {
     },
     "data-size": {"train_fraction", "loss", "hinge"},
     "batch-temperature": {"batch_size", "logit_scale_fixed"},
+    "batch-weights": {"batch_size", "loss"},
 }
 # Defaults of a study: its runs are not monitored, and only their last weights are used.
 UNWATCHED = {"tensorboard": False, "val_frequency": 10}
@@ -68,7 +70,9 @@ def build_parser() -> ArgumentParser:
                 help="train smaller fractions for more epochs, so that all take the same steps",
             )
         else:
-            own.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256])
+            sizes = [64, 128, 256] + ([512, 1024] if name == "batch-weights" else [])
+            own.add_argument("--batch-sizes", type=int, nargs="+", default=sizes)
+        if name == "batch-temperature":
             own.add_argument(
                 "--scales",
                 type=float,
@@ -125,6 +129,8 @@ def _run(study: str, settings: dict[str, Any], own: dict[str, Any]) -> bool:
         return data_size(base, folder, **own)
     if study == "batch-temperature":
         return batch_and_temperature(base, folder, **own)
+    if study == "batch-weights":
+        return batch_weights(base, folder, **own)
     if base.data.train_data != "emoji":
         raise ValueError(
             f"reproduce takes the default data, emoji (pip install 'cyclip_ext[demo]'), got "

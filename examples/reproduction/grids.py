@@ -1,4 +1,4 @@
-"""Studies of one or two settings: size of the data, batch size and temperature."""
+"""Studies of one or two settings: data size, batch size with temperature or with weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from cyclip_ext import CyCLIPLoss
 from cyclip_ext.evaluation.tasks import Plot, Table
 from cyclip_ext.training.compare import MARGIN
 from cyclip_ext.training.config import TrainConfig
@@ -100,6 +101,34 @@ def batch_and_temperature(
     )
 
 
+def batch_weights(
+    base: TrainConfig,
+    folder: Path,
+    *,
+    batch_sizes: Sequence[int] = (64, 128, 256, 512, 1024),
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 2,
+) -> bool:
+    """Train with the same weights of the cycle terms, and with those of CyCLIPLoss.for_batch.
+
+    All runs have the same epochs and learning rate. The weights of `base` belong to batches of 128.
+    CLIP shows what a batch size changes without cycle terms. Returns like data_size.
+    """
+    grid: Grid = {}
+    for size in batch_sizes:
+        carried = CyCLIPLoss.for_batch(
+            size, in_modal=base.loss.in_modal, cross_modal=base.loss.cross_modal
+        )
+        method = Method(base).updated({"batch_size": size})
+        grid["CLIP", size] = method.updated({"loss": "clip"})
+        grid["CyCLIP", size] = method
+        grid["CyCLIP for batch", size] = method.updated(
+            {"in_modal": carried.in_modal, "cross_modal": carried.cross_modal}
+        )
+    intro = "Cycle terms with the same weights, and with those of `CyCLIPLoss.for_batch`."
+    return _run(grid, folder, "Weights and batch size", intro, "batch size", seeds, jobs)
+
+
 def _run(
     grid: Grid,
     folder: Path,
@@ -109,7 +138,11 @@ def _run(
     seeds: Sequence[int],
     jobs: int,
 ) -> bool:
-    names = {key: f"{key[0]}-{key[1]:g}".lower().replace(" ", "-") for key in grid}
+    first_of: dict[Method, str] = {}  # equal settings are trained once
+    names = {
+        key: first_of.setdefault(method, f"{key[0]}-{key[1]:g}".lower().replace(" ", "-"))
+        for key, method in grid.items()
+    }
     results = over_seeds({names[key]: method for key, method in grid.items()}, folder, seeds, jobs)
     if results is None:
         return False

@@ -35,13 +35,14 @@ def karpathy(tmp_path: Path) -> Path:
     images[4]["sentences"] = []
     images.append({"split": "train", "filename": 5})
     images.append("broken")
+    images.append({**images[0], "filepath": "\ud800"})
     return write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 @pytest.mark.parametrize(
     ("split", "expected", "counted"),
     [
-        (None, {0: 5}, {"no caption": 1, "broken image entry": 1}),  # train
+        (None, {0: 5}, {"no caption": 1, "broken image entry": 2}),  # train
         ("test", {3: 5, 7: 4}, {"empty caption": 1}),
         ("val+restval", {1: 5, 2: 5, 5: 5, 6: 5}, {}),
     ],
@@ -53,7 +54,7 @@ def test_karpathy(
     assert pairing(dataset) == expected
     assert dataset.skipped.counts == counted
     assert f"({split or 'train'}, " in dataset.name
-    with pytest.raises(ValueError, match=r"no split dev; it has train .3 images., restval .2"):
+    with pytest.raises(ValueError, match=r"no split dev; it has train .4 images., restval .2"):
         open_dataset(str(karpathy), ReadOptions(split="dev"))
 
 
@@ -166,7 +167,7 @@ def test_broken_parquet_files_are_counted(tmp_path: Path) -> None:
     dataset = open_dataset(str(tmp_path))
     assert pairing(dataset) == dict.fromkeys(range(8), 2)
     assert dataset.skipped.counts == {"unreadable parquet": 4 * 8}
-    with pytest.raises(ValueError, match=r"no parquet file can be read: .*0\.empty\.parquet"):
+    with pytest.raises(ValueError, match=r"can be read: .*0\.empty\.parquet: .*; write or copy it"):
         open_dataset(str(tmp_path / "0.empty.parquet"))
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cyclip_ext.data.columns import Strings, StringWriter
-from cyclip_ext.data.tables import read_table
+from cyclip_ext.data import SkipReport
+from cyclip_ext.data.columns import Strings, StringWriter, file_state
+from cyclip_ext.data.tables import PairWriter, read_table
 
 COUNT = 70_000  # more than are gathered before they are written
 
@@ -115,12 +118,19 @@ def anonymous_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.parametrize("copied", [False, True])
 def test_a_folder_that_cannot_be_written_is_served_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
 ) -> None:
+    """copied: with the stored columns of another machine, where times of change differ."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     table = write(tmp_path / "set" / "t.csv", 10)
+    if copied:
+        read_table(table)
+        time.sleep(0.02)  # some clocks of file systems tick every 10 ms
+        table = Path(shutil.copytree(tmp_path / "set", tmp_path / "copy")) / "t.csv"
+    before = sorted(path.name for path in table.parent.iterdir())
     temporary = tempfile.TemporaryFile
 
     def refused(dir: Path, **options: object) -> object:
@@ -132,5 +142,41 @@ def test_a_folder_that_cannot_be_written_is_served_from_the_cache(
     first = read_table(table)
     monkeypatch.setattr("cyclip_ext.data.tables._columns", lambda *a: pytest.fail("read again"))
     assert read_table(table).fingerprint() == first.fingerprint()
-    assert [path.name for path in table.parent.iterdir()] == ["t.csv"]
+    assert sorted(path.name for path in table.parent.iterdir()) == before
     assert np.array_equal(first._columns.arrays["images.ends"][:3], [0, 5, 10])
+
+
+def test_states_tell_the_target_of_a_link(tmp_path: Path) -> None:
+    """Files that one archive contains have equal sizes and times."""
+    (tmp_path / "1").write_text("a")
+    states = []
+    for target in ("1", "./1"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(target)
+        states.append(file_state(tmp_path / "link"))
+    assert states[0] != states[1]
+    assert file_state(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("image", "texts", "label", "reason"),
+    [
+        ("a\udce9.png", ["fine", "", None], "cat", ""),  # a name need not be UTF-8
+        ("a\ud800.png", ["fine"], None, "bad encoding"),
+        ("a\0.png", ["fine"], None, "bad encoding"),
+        (" ", ["fine"], None, "no image named"),
+        (None, ["fine"], None, "no image named"),
+        ("a.png", ["fine", "x\ud800"], None, "bad encoding"),
+        ("a.png", [" ", None, 7], None, "empty caption"),
+        ("a.png", ["fine"], "\udce9", "bad encoding"),
+        ("a.png", ["fine"], "\ufeff ", "empty label"),
+    ],
+)
+def test_rows_are_used_or_counted(
+    image: object, texts: list[object], label: str | None, reason: str
+) -> None:
+    pairs = PairWriter(None)
+    pairs.add("t.csv:3", image, texts, label)
+    found = SkipReport.from_dict(pairs.columns().meta["skipped"]).to_dict()
+    assert found == ({reason: {"count": 1, "examples": ["t.csv:3"]}} if reason else {})
+    assert len(pairs) == (not reason)

@@ -41,14 +41,22 @@ def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert pairing(FolderDataset(tmp_path)) == {2: 1, 3: 1, "not an image": 2}
 
 
-@pytest.mark.parametrize("changed", ["0.txt", "0.png"])
-def test_fingerprints_tell_captions_and_images(tmp_path: Path, changed: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("0.txt", b"number 0 again"), ("0.txt", b"number 1"), ("0.txt", None), ("0.png", b"x")],
+)
+def test_fingerprints_tell_captions_and_images(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
     captioned(tmp_path / "0.png", 0)
-    before = FolderDataset(tmp_path).fingerprint()
+    dataset = FolderDataset(tmp_path)
+    before = dataset.fingerprint()
     assert FolderDataset(tmp_path).fingerprint() == before
-    with (tmp_path / changed).open("ab") as file:
-        file.write(b" again")
-    assert FolderDataset(tmp_path).fingerprint() != before
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    assert dataset.fingerprint() != before
 
 
 def test_images_that_share_a_caption_file_are_counted(tmp_path: Path) -> None:

@@ -194,3 +194,13 @@ def test_stored_matches_follow_the_folder(
     assert len(read_google_tsv(table, images)) == 11
     (images / "00002").rename(images / "moved")
     assert pairing(read_google_tsv(table, images)) == dict.fromkeys(range(11), 1)
+
+
+def test_files_in_a_folder_whose_time_is_restored_are_found(tmp_path: Path, table: Path) -> None:
+    images = download(tmp_path / "images", NAMES["plain"], without=(3,))
+    old = time.time() - 60
+    os.utime(images, (old, old))
+    assert len(read_google_tsv(table, images)) == 11
+    numbered(images / "3.jpg", 3)
+    os.utime(images, (old, old))  # as copying a folder does
+    assert pairing(read_google_tsv(table, images)) == ALL

@@ -210,6 +210,45 @@ def test_a_second_view_does_not_change_the_first(
     assert later.texts[count:] != two.texts[count:]
 
 
+def groups(batch: Batch) -> list[list[str]]:
+    """Return the texts of the rows that share each hash of several rows."""
+    assert batch.hashes is not None
+    rows = {number: batch.hashes[batch.hashes[:, 1] == number, 0] for number in batch.hashes[:, 1]}
+    return sorted([batch.texts[row] for row in found] for found in rows.values() if len(found) > 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_hashes_are_shared_by_equal_images_and_by_equal_captions(
+    tmp_path: Path, workers: int
+) -> None:
+    captions = ["A  dog", "a \ufb01sh", "three", "a d\uff4fg", "A FISH", "six", "seven"]
+    for i in range(7):
+        data = jpeg()[:300] if i == 6 else encode(noise(2 if i == 5 else i))
+        (tmp_path / f"{i}.png").write_bytes(data)
+    rows = [f"{i}.png,{caption}" for i, caption in enumerate(captions)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8")
+    dataset = open_dataset(str(tmp_path / "t.csv"))
+    loader = Loader(dataset, 7, 16, workers=workers, hashes=True)
+    batch = next(loader.epoch(0))
+    loader.close()
+    assert batch is not None
+    assert len(batch) == 6
+    found = [sorted(texts) for texts in groups(batch)]
+    assert sorted(found) == [["A FISH", "a \ufb01sh"], ["A dog", "a d\uff4fg"], ["six", "three"]]
+    assert next(Loader(dataset, 7, 16).epoch(0)).hashes is None  # type: ignore[union-attr]
+
+
+def test_hashes_of_a_dataset_in_memory_are_of_all_its_captions() -> None:
+    batch = next(Loader(SHAPES.train, 40, 16, augment=Augment(), hashes=True).epoch(0))
+    assert batch is not None
+    assert batch.hashes is not None
+    shown = [set(SHAPES.train.captions[i]) for i in batch.indices]
+    found = [set(batch.hashes[batch.hashes[:, 0] == row, 1].tolist()) for row in range(40)]
+    for one, own in zip(shown, found, strict=True):
+        assert [bool(one & other) for other in shown] == [bool(own & other) for other in found]
+    assert all(len(own) == 1 + len(one) for one, own in zip(shown, found, strict=True))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_files_are_skipped_and_counted(table: str, workers: int) -> None:
     loader = Loader(open_dataset(table), 23, 16, tokenize=tokenize, workers=workers)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cyclip_ext.data import BadRecord, FileDataset
+from cyclip_ext.data import BadRecord, FileDataset, ReadOptions
 from cyclip_ext.data.folders import ClassFolderDataset, FolderDataset
 from cyclip_ext.data.google_tsv import read_google_tsv
 from cyclip_ext.data.tables import read_table
@@ -100,7 +100,7 @@ def open_table(folder: Path, content: bytes, quoting: str = "auto") -> FileDatas
         (place / "t.csv").write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return read_table(place / "t.csv", images=folder, quoting=quoting)
+            return read_table(place / "t.csv", ReadOptions(images=folder, csv_quoting=quoting))
     finally:
         shutil.rmtree(place)
 

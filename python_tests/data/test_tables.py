@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data import FileDataset, ReadOptions, open_dataset
+from cyclip_ext.data import ReadOptions, open_dataset
 from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tables import read_table
 
@@ -212,7 +212,7 @@ def test_captions_in_several_columns(folder: Path) -> None:
     """A column whose name only begins with "caption" is not a caption column."""
     header = ["image", "caption_0", "caption_1", "caption_source"]
     rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
-    dataset = read_table(write(folder / "t.csv", rows), caption_key=None)
+    dataset = read_table(write(folder / "t.csv", rows))
     assert [dataset[i].captions for i in range(2)] == [
         ("number 0", "also number 0"),
         ("number 1",),
@@ -222,21 +222,24 @@ def test_captions_in_several_columns(folder: Path) -> None:
 def test_keys_and_separator_can_be_set(folder: Path) -> None:
     rows = [["bild", "text", "caption"], [name(0), "number 0", "hello"]]
     table = write(folder / "t.csv", rows, ";")
-    dataset = read_table(table, separator=";", image_key="bild", caption_key="text")
-    assert pairing(dataset) == {0: 1}
-    for options, message in (
+    options = ReadOptions(csv_separator=";", csv_img_key="bild", csv_caption_key="text")
+    assert pairing(read_table(table, options)) == {0: 1}
+    image = {"csv_img_key": "bild"}
+    for wrong, message in (
         (
             {},
             r"columns \['bild', 'text', 'caption'\], but none of image, .*image_key .--csv-img-key",
         ),
-        ({"separator": "::"}, r"--csv-separator. must be one character, got '::'"),
-        ({"image_key": "bild", "caption_key": "titel"}, r"--csv-caption-key. is 'titel'"),
-        ({"quoting": "maybe"}, r"--csv-quoting. must be one of auto, quoted, none, got 'maybe'"),
-        ({"image_key": "bild", "separator": "\t"}, r"has the columns \['bild;text;caption'\]"),
+        ({"csv_separator": "::"}, r"--csv-separator. must be one character, got '::'"),
+        (image | {"csv_caption_key": "titel"}, r"--csv-caption-key. is 'titel'"),
+        (
+            image | {"csv_quoting": "maybe"},
+            r"--csv-quoting. must be one of auto, quoted, none, got 'maybe'",
+        ),
+        (image | {"csv_separator": r"\t"}, r"has the columns \['bild;text;caption'\]"),
     ):
-        options = {"image_key": "bild", **options} if "quoting" in options else options
         with pytest.raises(ValueError, match=message):
-            read_table(table, **options)  # type: ignore[arg-type]
+            read_table(table, ReadOptions(**wrong))  # type: ignore[arg-type]
     write(table, [["image", "image", "caption"], ["a", "b", "c"]])
     with pytest.raises(ValueError, match="several columns called 'image'"):
         read_table(table)
@@ -267,7 +270,7 @@ def test_images_are_looked_for_near_the_table(folder: Path) -> None:
     numbered(folder / "other" / "0000.png", 7)
     with pytest.raises(ValueError, match=r"images and .*other both have .*\(--images\)"):
         read_table(table)
-    assert pairing(read_table(table, images=folder / "images")) == expected
+    assert pairing(read_table(table, ReadOptions(images=folder / "images"))) == expected
     numbered(folder / "0001.png", 1)  # beside the table: no other folder counts
     assert pairing(read_table(table)) == {1: 1, "missing": 2}
 
@@ -294,18 +297,14 @@ def test_special_files_are_counted(folder: Path) -> None:
 # The stored columns
 
 
-def opened(table: Path, **options: object) -> FileDataset:
-    return read_table(table, **options)  # type: ignore[arg-type]
-
-
 def test_columns_are_stored_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of()
     rows[2][1] = ""
     table = write(folder / "t.csv", [["image", "caption"], *rows])
-    first = opened(table)
+    first = read_table(table)
     with monkeypatch.context() as patch:
         patch.setattr("cyclip_ext.data.tables._columns", lambda *a: pytest.fail("read again"))
-        again = opened(table)
+        again = read_table(table)
         copy = pickle.loads(pickle.dumps(again))
     assert len(pickle.dumps(again)) < 10_000  # workers map the file, they do not copy it
     for dataset in (again, copy):
@@ -320,9 +319,9 @@ def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
     table = write(
         folder / "t.csv", [["image", "caption", "other"], *([*r, "x"] for r in rows_of())]
     )
-    before = opened(table).fingerprint()
+    before = read_table(table).fingerprint()
     status = table.stat()
-    options = {"caption_key": "other"} if change == "options" else {}
+    options = ReadOptions(csv_caption_key="other" if change == "options" else None)
     if change == "content":
         write(table, [["image", "caption", "other"], *([*r, "x"] for r in rows_of(7))])
     elif "time" in change:
@@ -336,7 +335,7 @@ def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
         content[-100] ^= 1
         place.unlink()
         place.write_bytes(content)
-    after = opened(table, **options)
+    after = read_table(table, options)
     assert (after.fingerprint() == before) == (change == "damage")
     assert len(after) == (7 if change == "content" else COUNT)
     if change == "time":
@@ -346,9 +345,11 @@ def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
 
 def test_fingerprints_tell_the_order(folder: Path) -> None:
     rows = rows_of()
-    one = opened(write(folder / "a.csv", [["image", "caption"], *rows])).fingerprint()
-    same = opened(write(folder / "b.tsv", [["path", "text"], *rows], "\t")).fingerprint()
-    other = opened(write(folder / "c.csv", [["image", "caption"], *reversed(rows)])).fingerprint()
+    one = read_table(write(folder / "a.csv", [["image", "caption"], *rows])).fingerprint()
+    same = read_table(write(folder / "b.tsv", [["path", "text"], *rows], "\t")).fingerprint()
+    other = read_table(
+        write(folder / "c.csv", [["image", "caption"], *reversed(rows)])
+    ).fingerprint()
     assert one == same
     assert one != other
 
@@ -356,7 +357,7 @@ def test_fingerprints_tell_the_order(folder: Path) -> None:
 def test_colliding_hashes_do_not_mix_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cyclip_ext.data.tables._hash", lambda name, salt=0: salt)
     rows = [*rows_of(), *([name(i), f"also number {i}"] for i in range(0, COUNT, 3))]
-    dataset = opened(write(folder / "t.csv", [["image", "caption"], *rows]))
+    dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
     assert pairing(dataset) == {i: 2 - bool(i % 3) for i in range(COUNT)}
 
 

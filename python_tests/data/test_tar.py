@@ -295,7 +295,7 @@ def test_members_that_belong_to_no_sample_do_not_divide_one(tmp_path: Path) -> N
     ]
     pairs = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert [pairs[i].captions for i in range(len(pairs))] == [("caption",), ("caption",)]
-    assert pairs.skipped.total == 0
+    assert pairs.skipped.counts == {"member without a suffix": 4}  # x/README
 
 
 # Names of members
@@ -370,8 +370,14 @@ TWO_IMAGES, TWO_CAPTIONS = "two images of one key", "two captions of one key"
         pytest.param(
             [("a.avif2", b"x"), ("a.caption", b"y"), ("LICENSE", b"z"), *pair("b", 2)],
             {2: 1},
-            {"no image file": 1},
+            {"no image file": 1, "member without a suffix": 1},
             id="unknown suffixes",
+        ),
+        pytest.param(
+            [png("a", 1), txt("a.txt", 1), png("x/b.", 2), *pair("c", 3), (".hidden", b"")],
+            {3: 1},
+            {"no image file": 1, "member without a suffix": 2},
+            id="without suffixes",
         ),
         pytest.param(
             [png("./a.png", 1), txt("a.txt", 1), png("b.png", 2), txt("./b.txt", 2)],

@@ -78,13 +78,17 @@ def test_parallel_indexing_finds_the_same(
     assert equal(module._build(shards), alone)
 
 
-@pytest.mark.parametrize("change", ["content", "time", "size", "shard lost"])
+@pytest.mark.parametrize("change", ["content", "time", "same time", "size", "shard lost"])
 def test_any_change_of_a_shard_rebuilds(shards: list[Path], builds: list[int], change: str) -> None:
     tar_index(shards)
     status = shards[0].stat()
     if change == "content":
         time.sleep(0.02)
         shard(shards[0], "xyz")
+    elif change == "same time":
+        time.sleep(0.02)
+        shard(shards[0], "xyz")
+        os.utime(shards[0], ns=(status.st_atime_ns, status.st_mtime_ns))
     elif change == "time":
         os.utime(shards[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     elif change == "size":

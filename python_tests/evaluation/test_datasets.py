@@ -256,7 +256,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         ("", r"t\.csv has the columns \[''\]"),
         ("filepath,size\na,1\n", "'size'.*needs one of"),
         ("filepath,label,caption\na,b,c\n", "labels and captions .*--csv-label-key"),
-        ("filepath,label\n", "no usable row"),
+        ("filepath,label\n", "no record that can be used"),
         ("filepath,label\na,b\nc,b\n", "has a single class, b: every answer is right"),
         ("filepath,label\na,b\na,c\n", "several labels"),
     ):
@@ -461,6 +461,20 @@ def test_json_that_is_not_cocos(tmp_path: Path, content: str, message: str) -> N
         open_evaluation_dataset(str(write(tmp_path / "c.json", content)))
 
 
+@pytest.mark.parametrize("kind", ["", "coco:", "pairs:"])
+def test_karpathys_test_split_is_the_default(tmp_path: Path, kind: str) -> None:
+    """The captions of the training split would be those that the model knows."""
+    entries = [
+        {"filename": f"{split}.png", "split": split, "sentences": [{"raw": split}]}
+        for split in ("train", "test")
+    ]
+    path = write(tmp_path / "dataset.json", json.dumps({"images": entries}))
+    for grey, name in enumerate(("train.png", "test.png")):
+        write(tmp_path / name, image(grey))
+    assert captions(captioned(f"{kind}{path}")) == [("test",)]
+    assert captions(captioned(f"{kind}{path}", split="train")) == [("train",)]
+
+
 def test_winoground(tmp_path: Path) -> None:
     for grey in range(4):
         write(tmp_path / "images" / f"ex_{grey}.png", image(grey))
@@ -594,7 +608,7 @@ def test_torchvision_sets_that_are_not_there(
 def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither examples\.jsonl .* nor test/\*\.tar"):
         open_evaluation_dataset(str(tmp_path))
-    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized .*; accepted are"):
+    with pytest.raises(ValueError, match=r"set\.xlsx is not recognized; accepted are"):
         open_evaluation_dataset(str(write(tmp_path / "set.xlsx", "")))
     with pytest.raises(FileNotFoundError, match="did you mean torchvision:cifar10"):
         open_evaluation_dataset("cifar10")

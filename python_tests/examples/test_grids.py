@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from reproduction import runs
 from reproduction.__main__ import main
-from reproduction.grids import batch_and_temperature, data_size
+from reproduction.grids import batch_and_temperature, batch_weights, data_size
 from reproduction.pages import write_page
 
 from cyclip_ext.evaluation.tasks import Plot
@@ -49,6 +49,18 @@ def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
     }
     one = pretender.configs["batch-32-100-seed5"]
     assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
+
+
+def test_weights_follow_the_batch_size(tmp_path: Path, pretender: Pretender) -> None:
+    base = TrainConfig().updated({"in_modal": 0.5, "cross_modal": 0.25})
+    assert batch_weights(base, tmp_path, batch_sizes=(64, 128), seeds=(0,))
+    losses = {name: config.loss for name, config in pretender.configs.items()}
+    assert losses["clip-64-seed0"].loss == "clip"
+    assert losses["cyclip-64-seed0"] == losses["cyclip-128-seed0"] == base.loss
+    assert "cyclip-for-batch-128-seed0" not in losses  # the same settings, trained once
+    carried = losses["cyclip-for-batch-64-seed0"]
+    assert 63 * carried.in_modal == pytest.approx(127 * 0.5)
+    assert 63 * carried.cross_modal == pytest.approx(127 * 0.25)
 
 
 def test_command_line_passes_settings_on(tmp_path: Path, pretender: Pretender) -> None:

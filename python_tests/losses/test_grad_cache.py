@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from cyclip_ext import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
 from cyclip_ext.grad_cache import cached_backward
 from cyclip_ext.models import GroupBatchNorm
 
@@ -148,12 +148,60 @@ def test_dictionaries_of_tensors_are_split_along_their_rows() -> None:
     _assert_same(cached, plain)
 
 
-def test_labels_are_bound_to_the_loss() -> None:
-    plain, cached = _towers(), _towers()
-    labels = torch.arange(N) // 2
-    loss = functools.partial(CLIPLoss(same_label="positive"), labels=labels)
-    _plain_backward(plain, loss, *_batch())
-    cached_backward(cached, loss, *_batch(), chunk_size=5)
+RELATIONS: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
+    "labels": (CyCLIPLoss(hinge=0.1), ("labels",)),
+    "negatives": (CyCLIPLoss(), ("negative_text_features", "negative_image_features")),
+    "sigmoid": (SigLIPLoss(), ("labels", "negative_text_features")),
+    "widths": (MatryoshkaLoss(CLIPLoss(), (2, 5)), ("negative_image_features", "labels")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*takes no labels in this version")
+@pytest.mark.parametrize("name", RELATIONS)
+def test_tensors_bound_to_the_loss_get_their_gradients(name: str) -> None:
+    kind, keywords = RELATIONS[name]
+    results = []
+    for backward, chunk_size in ((_plain_backward, N), (cached_backward, 5)):
+        towers = _towers()
+        bound = {
+            "labels": torch.arange(N) // 2,
+            "negative_text_features": _batch(3)[0][:, :5].requires_grad_(),
+            "negative_image_features": _batch(4)[0][:, 1:].requires_grad_(),
+        }
+        loss = functools.partial(kind, **{key: bound[key] for key in keywords})
+        terms = backward(towers, loss, *_batch(), chunk_size=chunk_size)
+        negatives = [bound[key].grad for key in keywords if key != "labels"]
+        assert all(gradient is not None for gradient in negatives)
+        detached = {key: value.detach() for key, value in terms.items()}
+        results.append((detached, negatives, _gradients(towers)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+class _WithHardTexts(nn.Module):
+    """Towers whose text features are those of a caption and of a hard negative, side by side."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.towers = towers
+
+    def forward(self, images: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        image_features, text_features, *temperature = self.towers(images, tokens["own"])
+        hard = self.towers.text(tokens["hard"])
+        return image_features, torch.cat([text_features, hard], dim=1), *temperature
+
+
+def test_hard_negatives_are_encoded_in_chunks() -> None:
+    def loss(x: Tensor, both: Tensor, *temperature: Tensor, output_dict: bool) -> dict[str, Tensor]:
+        own, hard = both.chunk(2, dim=1)
+        more = {"output_dict": output_dict, "negative_text_features": hard}
+        terms: dict[str, Tensor] = CLIPLoss()(x, own, *temperature, **more)
+        return terms
+
+    images, tokens = _batch()
+    tokens = {"own": tokens, "hard": tokens.flip(0)}
+    plain, cached = _WithHardTexts(_towers()), _WithHardTexts(_towers())
+    loss(*plain(images, tokens), output_dict=True)["contrastive_loss"].backward()
+    cached_backward(cached, loss, images, tokens, chunk_size=5)
     _assert_same(cached, plain)
 
 
@@ -175,14 +223,22 @@ FROZEN = ["image", "text", "logit_scale", "logit_bias", "image|image_projection|
 @pytest.mark.parametrize("chunk_size", [5, N])
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_frozen_parts_get_no_gradient(frozen: str, chunk_size: int) -> None:
+    needed = []
+
+    class Recorded(SigLIPLoss):
+        def forward(self, *outputs: Any, **options: Any) -> Any:
+            needed.append([output.requires_grad for output in outputs])
+            return super().forward(*outputs, **options)
+
     plain, cached = _towers(), _towers()
     for towers in plain, cached:
         for name, parameter in towers.named_parameters():
             if name.split(".")[0] in frozen.split("|"):
                 parameter.requires_grad_(False)
-    _plain_backward(plain, SigLIPLoss(), *_batch())
-    cached_backward(cached, SigLIPLoss(), *_batch(), chunk_size=chunk_size)
+    _plain_backward(plain, Recorded(), *_batch())
+    cached_backward(cached, Recorded(), *_batch(), chunk_size=chunk_size)
     _assert_same(cached, plain)
+    assert needed[0] == needed[1]  # the loss computes no other gradients
 
 
 class _ImagesOnly(nn.Module):

@@ -13,28 +13,19 @@ from torch import Tensor
 
 from cyclip_ext.models import create_model, trained
 from cyclip_ext.models.checkpoint import FORMAT, load_checkpoint
-from cyclip_ext.models.trained import load_pretrained, load_trained, unwrapped
+from cyclip_ext.models.trained import (
+    load_pretrained,
+    load_trained,
+    load_weights,
+    unwrapped,
+)
 
-from .tiny import SETTINGS, create_tiny, write_checkpoint
-
-ARCHITECTURE = {  # of a model of open_clip that is created in no time
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
+from .tiny import ARCHITECTURE, SETTINGS, create_tiny, write_checkpoint
 
 
 @pytest.fixture
 def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trained, "create_model", create_tiny)
-
-
-@pytest.fixture
-def architecture(open_clip: ModuleType, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny-ViT.json"
-    path.write_text(json.dumps(ARCHITECTURE))
-    open_clip.add_model_config(path)
-    return path
 
 
 def equal(loaded: trained.TrainedModel, weights: dict[str, Tensor]) -> bool:
@@ -259,3 +250,49 @@ def test_everything_open_clip_opens_is_opened(
         assert loaded.created.tokenizer(["a cat"]).shape == (1, 8)
         assert str(loaded.transform) == str(transform)
         assert loaded.weights == (weights or name)
+
+
+def test_new_model_takes_weights_of_runs_and_of_other_trainers(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    averaged = create_tiny().model.state_dict()
+    ema = {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in averaged.items()}}
+    last = write_checkpoint(tmp_path / "checkpoints/last.pt", seed=1)
+    write_checkpoint(tmp_path / "ema.pt", seed=2, ema=ema)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in last.items()}}, tmp_path / "other.pt")
+    for name, expected in ((".", last), ("ema.pt", averaged), ("other.pt", last)):
+        created = create_tiny()
+        assert load_weights(created, str(tmp_path / name)) == {}
+        state = created.model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in expected.items())
+    with pytest.raises(ValueError, match="must be a file or run folder that exists, got 'openai'"):
+        load_weights(create_tiny(), "openai")
+    torch.save({**last, "more": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt do not fit tiny: unknown: more"):
+        load_weights(create_tiny(), str(tmp_path / "other.pt"))
+
+
+def test_bias_that_only_one_of_model_and_weights_has(tmp_path: Path) -> None:
+    of_softmax, of_sigmoid = create_tiny(), create_tiny(sigmoid=True)
+    for created, path in ((of_softmax, tmp_path / "a.pt"), (of_sigmoid, tmp_path / "b.pt")):
+        torch.save(created.model.state_dict(), path)
+    load_weights(of_softmax, str(tmp_path / "b.pt"))
+    assert of_softmax.model.logit_bias is None
+    load_weights(of_sigmoid, str(tmp_path / "a.pt"))
+    assert of_sigmoid.model.logit_bias == -10
+
+
+def test_new_model_of_open_clip_takes_files_and_runs(
+    architecture: Path, open_clip: ModuleType, tmp_path: Path
+) -> None:
+    created = create_model(architecture.stem)
+    state = open_clip.create_model(architecture.stem).state_dict()
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "wrapped.pt")
+    write_checkpoint(tmp_path / "run.pt", model=state)
+    for name in ("wrapped.pt", "run.pt"):
+        created = create_model(architecture.stem)
+        stated = load_weights(created, str(tmp_path / name))
+        assert bool(stated.get("mean")) == (name == "wrapped.pt")
+        found = created.model.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+    with pytest.raises(ValueError, match="'nonesuch' are neither a file nor a tag of tiny-ViT"):
+        load_weights(created, "nonesuch")

@@ -15,12 +15,14 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from cyclip_ext.data import emoji_available
-from cyclip_ext.models import create_model
+from cyclip_ext.models import CreatedModel, create_model
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.config import TrainConfig
 from cyclip_ext.training.data import open_data
 from cyclip_ext.training.ranks import join_ranks
 from cyclip_ext.training.trainer import Trainer
+
+from .parts import create_tiny, settings, with_loss
 
 
 def train(
@@ -32,7 +34,7 @@ def train(
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with join_ranks(torch.device("cpu")) as ranks:
         torch.manual_seed(config.run.seed)
-        created = create_model(config.run.model)
+        created = created_model(config)
         created.model.to(dtype)
         visual: Any = created.model.visual
         visual.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
@@ -47,6 +49,10 @@ def train(
         trainer._take_step = stopped  # type: ignore[method-assign]
         assert not trainer.fit()
         assert trainer.step == steps
+
+
+def created_model(config: TrainConfig) -> CreatedModel:
+    return create_tiny() if config.run.model == "tiny" else create_model(config.run.model)
 
 
 def weights_after(
@@ -101,3 +107,24 @@ def test_two_ranks_give_the_weights_of_one_with_the_doubled_batch(
     for name, expected in one.items():
         worst = (two[name] - expected).abs().max() / expected.abs().max()
         assert worst < 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_two_ranks_with_a_locked_tower_and_masks_match_one_with_the_doubled_batch(
+    tmp_path: Path, tower: str
+) -> None:
+    """Labels span the ranks: most groups of 64 pairs have members on both."""
+    config = with_loss(settings(), mask_duplicates=True)
+    own = {"model": "tiny", "use_bn_sync": True, "pretrained": "x", f"lock_{tower}": True}
+    config = replace(config, run=replace(config.run, **own))  # type: ignore[arg-type]
+    half = replace(config, data=replace(config.data, batch_size=32))
+    torch.manual_seed(config.run.seed)
+    start = created_model(config).model.double().state_dict()
+    one = weights_after(6, config, tmp_path / "one", 1, torch.float64)
+    two = weights_after(6, half, tmp_path / "two", 2, torch.float64)
+    for name, expected in one.items():
+        worst = (two[name] - expected).abs().max()
+        assert worst <= 1e-6 * expected.abs().max(), name
+        locked = name.startswith({"image": "visual.", "text": "text."}[tower])
+        assert torch.equal(two[name], start[name]) == locked, name

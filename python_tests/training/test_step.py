@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclip_ext import reference
+from cyclip_ext import CLIPLoss, MatryoshkaLoss, reference
 from cyclip_ext.data import Batch
 from cyclip_ext.training import run
 from cyclip_ext.training.__main__ import main
 from cyclip_ext.training.config import LossConfig, TrainConfig
+from cyclip_ext.training.data import RunData
 from cyclip_ext.training.logging import MetricsLog
-from cyclip_ext.training.objective import make_loss, term_weights
+from cyclip_ext.training.objective import Objective, make_loss, term_weights
 from cyclip_ext.training.step import DivergedError, Stepper, StepResult
 from cyclip_ext.training.trainer import Trainer
 
@@ -86,6 +87,19 @@ def test_parts_make_one_batch(tmp_path: Path) -> None:
     first, expected = take_steps(trainer, 1)[0], take_steps(whole, 1)[0]
     # Batch norm sees halves, so the losses are near, not equal; of 32 pairs it would be ln 2 less.
     assert first["contrastive_loss"] == pytest.approx(expected["contrastive_loss"], abs=0.2)
+
+
+def test_nested_widths_train_in_parts(tmp_path: Path) -> None:
+    def nested(config: TrainConfig, pairs: int, group: Any) -> Objective:
+        return Objective(MatryoshkaLoss(CLIPLoss(group=group), (4, 16)), {}, "nested widths")
+
+    config = changed("data", batch_size=32, accum_freq=2)
+    data = RunData(shapes().train, "shapes", splits=shapes())
+    (tmp_path / "checkpoints").mkdir()
+    trainer = Trainer(config, data, create_tiny(), tmp_path, objective=nested)
+    first, *_, last = take_steps(trainer, 10)
+    for name in ("contrastive_4_loss", "contrastive_16_loss"):
+        assert last[name] < first[name]
 
 
 def test_two_views_are_contrasted_within_the_towers() -> None:

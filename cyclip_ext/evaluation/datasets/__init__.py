@@ -9,14 +9,13 @@ All other formats are read by `cyclip_ext.data`, as in training. Nothing here do
 are opened when they are accessed.
 """
 
-from .opening import KINDS, AnyDataset, applicable, kind_of, open_evaluation_dataset
+from .opening import AnyDataset, applicable, open_evaluation_dataset, options_of
 from .winoground import Quadruples
 
 __all__ = [
-    "KINDS",
     "AnyDataset",
     "Quadruples",
     "applicable",
-    "kind_of",
     "open_evaluation_dataset",
+    "options_of",
 ]

@@ -9,30 +9,22 @@ from pathlib import Path
 import torch
 
 from ...data import BUILTIN, DatasetSplits, ImageDataset, ReadOptions, load_builtin, open_dataset
-from ...data.caption_json import read_caption_json
 from ...data.class_names import CLASS_NAMES_FILE, read_names
 from ...data.folders import ClassFolderDataset, has_class_folders
-from ...data.google_tsv import is_google_tsv
-from ...data.open import open_table
-from ...data.tables import TableDataset, is_token_file
+from ...data.open import FORMATS, UnknownFormat, format_of
+from ...data.tables import TableDataset
 from .torchvision_sets import NAMES, open_torchvision
 from .webdataset import open_webdataset
 from .winoground import EXAMPLES_FILE, Quadruples, open_winoground
 
-_TABLE_OPTIONS = (
-    *("images", "csv_separator", "csv_img_key", "csv_caption_key", "csv_label_key"),
-    "csv_quoting",
-)
-KINDS: dict[str, tuple[str, ...]] = {  # with the fields of ReadOptions that apply to each
+_KINDS: dict[str, tuple[str, ...]] = {  # with the fields of ReadOptions that apply to each
     "builtin": (),
     "torchvision": ("split",),
     "folder": (),
-    "csv": _TABLE_OPTIONS,
     "wds": ("split",),
-    "coco": ("images", "split"),
     "winoground": (),
-    "pairs": tuple(option.name for option in fields(ReadOptions)),
 }
+_FILES = ("csv", "coco", "pairs", "file")  # formats that training reads; format_of has the options
 
 AnyDataset = ImageDataset | Quadruples | DatasetSplits
 
@@ -66,59 +58,51 @@ def open_evaluation_dataset(
         ImportError: If a package is needed and cannot be imported.
     """
     options = options or ReadOptions()
-    kind, place = kind_of(spec, options.split)
-    options.require_applicable(spec, f"of the kind {kind}", *KINDS[kind])
+    kind, place = _kind_of(spec, options.split)
     if not place:
         raise ValueError(f"{spec} has no path or name after the colon; {_ACCEPTED}")
-    split = options.split or "test"
-    if kind == "builtin":
-        return load_builtin(place)
-    if kind == "torchvision":
-        return open_torchvision(place, Path(root), options.split)
-    if kind == "pairs":
-        dataset = open_dataset(place, options)
-        path = Path(place).resolve()
-        dataset.name = path.stem if path.is_file() else path.name
-        return dataset
     path = Path(place)
     if kind in {"csv", "coco"} and not path.exists():
         raise FileNotFoundError(f"{path} (from {spec}) is not a file; {_ACCEPTED}")
     if kind in {"folder", "wds", "winoground"} and not path.is_dir():
         raise FileNotFoundError(f"{path} (from {spec}) is not a folder; {_ACCEPTED}")
+    if kind in _FILES:
+        return _open_files(place, options, labels=kind != "pairs")
+    options.require_applicable(spec, f"of the kind {kind}", _KINDS[kind])
+    if kind == "builtin":
+        return load_builtin(place)
+    if kind == "torchvision":
+        return open_torchvision(place, Path(root), options.split)
     if kind == "folder":
         return ClassFolderDataset(path)
-    if kind == "csv":
-        return _open_table(path, options)
     if kind == "wds":
-        return open_webdataset(path, split)
-    if kind == "coco":
-        captions = read_caption_json(path, _path(options.images), options.split, "test")
-        captions.name = path.stem
-        return captions
+        return open_webdataset(path, options.split or "test")
     if not (path / EXAMPLES_FILE).is_file():
         raise FileNotFoundError(f"{path / EXAMPLES_FILE} (from {spec}) is not a file; {_ACCEPTED}")
     return open_winoground(path)
 
 
+def options_of(spec: str, split: str | None = None) -> tuple[str, ...]:
+    """Return the fields of ReadOptions that apply to a dataset.
+
+    Raises ValueError or FileNotFoundError if its kind is not recognized.
+    """
+    kind, place = _kind_of(spec, split)
+    return format_of(place)[0].options if kind in _FILES else _KINDS[kind]
+
+
 def applicable(options: ReadOptions, spec: str) -> ReadOptions:
-    """Return the options that apply to a dataset, without the others.
-
-    Raises as `kind_of` does.
-    """
-    kind, _ = kind_of(spec, options.split)
-    unused = {option.name: None for option in fields(options) if option.name not in KINDS[kind]}
-    return replace(options, **unused)
+    """Return the options that apply to a dataset, without the others. Raises as `options_of`."""
+    accepted = options_of(spec, options.split)
+    return replace(options, **{o.name: None for o in fields(options) if o.name not in accepted})
 
 
-def kind_of(spec: str, split: str | None = None) -> tuple[str, str]:
-    """Return the kind and the place of a specification; the contents of a path decide its kind.
-
-    Raises ValueError or FileNotFoundError if the kind is not recognized.
-    """
+def _kind_of(spec: str, split: str | None) -> tuple[str, str]:
+    """Return the kind and the place of a specification; the contents of a path decide its kind."""
     if spec in BUILTIN:
         return "builtin", spec
     kind, colon, place = spec.partition(":")
-    if colon and kind in KINDS:
+    if colon and kind in (*_KINDS, *_FILES):
         return kind, place
     return _guess(spec, split or "test"), spec
 
@@ -128,13 +112,12 @@ def _guess(spec: str, split: str) -> str:
     if not spec:
         raise ValueError(f"the name of the dataset is empty; {_ACCEPTED}")
     path = Path(spec)
-    suffix = path.suffix.lower()
     if path.is_dir():
         if (path / EXAMPLES_FILE).is_file():
             return "winoground"
         if any((path / split).glob("*.tar")):
             return "wds"
-        if any(path.glob("*.tar")) or any(path.glob("*.parquet")):
+        if any(any(path.glob(f"*{f.suffixes[0]}")) for f in FORMATS if f.many):
             return "pairs"
         if has_class_folders(path):
             return "folder"
@@ -143,27 +126,18 @@ def _guess(spec: str, split: str) -> str:
             "(wds) nor .tar or .parquet files (pairs) nor subfolders with images (folder); for "
             f"images with captions beside them give pairs:{path}. {_ACCEPTED}"
         )
-    if suffix in {".tar", ".parquet"}:
-        return "pairs"
-    if path.exists():
-        if suffix == ".json":
-            return "coco"
-        if suffix in {".csv", ".tsv", ".txt", ".token"}:
-            return "pairs" if is_google_tsv(path) else "csv"
-        raise ValueError(
-            f"the format of {path} is not recognized (if training reads it, pass pairs:{path}); "
-            f"{_ACCEPTED}"
-        )
-    hint = f"; did you mean torchvision:{spec}?" if spec in NAMES else ""
-    raise FileNotFoundError(f"{spec} does not exist{hint}; {_ACCEPTED}")
+    try:
+        format_of(spec)
+    except FileNotFoundError:
+        hint = f"; did you mean torchvision:{spec}?" if spec in NAMES else ""
+        raise FileNotFoundError(f"{spec} does not exist{hint}; {_ACCEPTED}") from None
+    except UnknownFormat:
+        raise ValueError(f"the format of {path} is not recognized; {_ACCEPTED}") from None
+    return "file"
 
 
-def _path(name: str | Path | None) -> Path | None:
-    return None if name is None else Path(name)
-
-
-def _open_table(path: Path, options: ReadOptions) -> TableDataset:
-    """Open a table of labels or captions.
+def _open_files(place: str, options: ReadOptions, labels: bool) -> ImageDataset:
+    """Open a dataset in a format that training reads; a table may have labels.
 
     If `classnames.txt` is beside a table of labels, its lines are the classes. Labels are then such
     names, or all of them numbers: line k is the class of label k, the first line that of 0. Without
@@ -171,14 +145,14 @@ def _open_table(path: Path, options: ReadOptions) -> TableDataset:
 
     Raises ValueError, naming file and line, for a label that is not in classnames.txt.
     """
-    dataset = open_table(path, options, labels=not is_token_file(path))
-    dataset.name = path.stem
-    if not len(dataset):
-        raise ValueError(f"{path} has no usable row: {dataset.skipped}")
+    dataset = open_dataset(place, options, labels=labels, split="test")
+    path = Path(place)
+    dataset.name = path.resolve().stem if path.is_file() else path.resolve().name
     if dataset.labels is not None:
+        if not isinstance(dataset, TableDataset):
+            raise ValueError(f"{place} has labels: manifest applies to images with captions only")
         file = path.parent / CLASS_NAMES_FILE
-        names = read_names(file) if file.is_file() else None
-        _name_classes(dataset, path, file, names)
+        _name_classes(dataset, path, file, read_names(file) if file.is_file() else None)
         if len(dataset.class_names) < 2:
             raise ValueError(
                 f"{path} has a single class, {dataset.class_names[0]}: every answer is right. List "

@@ -1,0 +1,128 @@
+"""FusedRankingLoss equals MultipleNegativesRankingLoss and its cached form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cyclip_ext
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+transformers = pytest.importorskip("transformers")
+
+from sentence_transformers.sentence_transformer import losses  # noqa: E402
+
+from cyclip_ext.integrations.sentence_transformers import FusedRankingLoss  # noqa: E402
+
+WORDS = ["a", "the", "cat", "dog", "sits", "runs", "on", "in", "house", "tree", "red", "green"]
+SYMMETRIC = "query_to_doc", "doc_to_query"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a BERT of one layer over a dozen words, with dropout, in float64."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=4 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return sentence_transformers.SentenceTransformer(str(folder), device="cpu").double()
+
+
+def texts(columns: int, rows: int = 7) -> list[list[str]]:
+    """Return sentences of one to six words."""
+    torch.manual_seed(1)
+    lengths = torch.randint(1, 7, (columns, rows)).tolist()
+    pick = lambda n: " ".join(WORDS[k] for k in torch.randint(len(WORDS), (n,)).tolist())  # noqa: E731
+    return [[pick(n) for n in row] for row in lengths]
+
+
+def loss_and_gradients(model: Any, loss: Any, columns: int, *, dropout: bool) -> list[Tensor]:
+    """Return the loss and the gradient of every parameter, for an upstream gradient of 2."""
+    model.train(dropout)
+    model.zero_grad()
+    torch.manual_seed(2)
+    value = loss([model.preprocess(column) for column in texts(columns)], torch.empty(0))
+    (2 * value).backward()
+    return [value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("columns", [2, 3, 5], ids=["pairs", "triplets", "3_negatives"])
+@pytest.mark.parametrize("directions", [None, SYMMETRIC], ids=["one", "both"])
+@pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
+def test_equals_multiple_negatives_ranking_loss(
+    model: Any, columns: int, directions: Any, mini_batch_size: int | None
+) -> None:
+    mode: Any = {"directions": directions, "partition_mode": "per_direction"} if directions else {}
+    theirs = losses.MultipleNegativesRankingLoss(model, scale=15.0, **mode)
+    ours = FusedRankingLoss(
+        model, scale=15.0, directions=directions, mini_batch_size=mini_batch_size
+    )
+    expected = loss_and_gradients(model, theirs, columns, dropout=False)
+    actual = loss_and_gradients(model, ours, columns, dropout=False)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_cached_loss_equals_theirs_with_dropout(model: Any) -> None:
+    """The mini-batches draw the same masks in both passes."""
+    theirs = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3)
+    ours = FusedRankingLoss(model, mini_batch_size=3)
+    expected = loss_and_gradients(model, theirs, 3, dropout=True)
+    actual = loss_and_gradients(model, ours, 3, dropout=True)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
+def test_criterion_is_called_with_anchors_and_positives(
+    model: Any, mini_batch_size: int | None
+) -> None:
+    criterion = cyclip_ext.CyCLIPLoss(0.3, 0.2)
+    loss = FusedRankingLoss(model, criterion, mini_batch_size=mini_batch_size)
+    actual = loss_and_gradients(model, loss, 3, dropout=False)
+    with torch.no_grad():
+        anchors, positives, negatives = (
+            model(model.preprocess(column))["sentence_embedding"] for column in texts(3)
+        )
+    expected = criterion(anchors, positives, 20.0, negative_text_features=negatives)
+    torch.testing.assert_close(actual[0], expected)
+
+
+def test_trains_under_its_trainer(model: Any, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    anchor, positive = texts(2, rows=12)
+    data = datasets.Dataset.from_dict({"anchor": anchor, "positive": positive})
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, use_cpu=True, report_to="none"
+    )
+    before = [parameter.clone() for parameter in model.parameters()]
+    loss = FusedRankingLoss(model, mini_batch_size=2)
+    trainer = sentence_transformers.SentenceTransformerTrainer(
+        model, arguments, train_dataset=data, loss=loss
+    )
+    assert 0 < trainer.train().training_loss < 10
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert any(moved)
+    assert "FusedRankingLoss" in (tmp_path / "checkpoint-3" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("directions", [("doc_to_query",), ("query_to_query", "query_to_doc"), ()])
+def test_other_directions_raise(model: Any, directions: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="directions must be") as error:
+        FusedRankingLoss(model, directions=directions)
+    assert repr(directions) in str(error.value)
+
+
+def test_options_beside_a_criterion_raise(model: Any) -> None:
+    with pytest.raises(ValueError, match="directions, precision only applies to the default"):
+        FusedRankingLoss(model, cyclip_ext.CLIPLoss(), directions=SYMMETRIC, precision="bf16")
