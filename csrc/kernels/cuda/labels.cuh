@@ -9,7 +9,7 @@ namespace cyclip::cuda {
 
 struct NoLabels {};
 
-// Pairs of equal labels belong together.
+// Rows and columns of equal labels belong together.
 struct Labels {
   const int64_t* rows;  // [n]
   const int64_t* cols;  // [m]
@@ -27,11 +27,11 @@ template <typename Tile>
 __device__ inline uint64_t same_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
   int64_t col_labels[Tile::kThreadCols];
   CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) col_labels[b] = labels.cols[window.inner_col(place.col(b))];
+  for (int b = 0; b < Tile::kThreadCols; ++b) col_labels[b] = window.of_col(labels.cols, place.col(b));
   uint64_t same = 0;
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const int64_t row_label = labels.rows[window.inner_row(place.row(a))];
+    const int64_t row_label = window.of_row(labels.rows, place.row(a));
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
       same |= uint64_t{row_label == col_labels[b]} << (a * Tile::kThreadCols + b);
@@ -39,5 +39,22 @@ __device__ inline uint64_t same_entries(const Place<Tile>& place, const Window& 
   }
   return same;
 }
+
+// Replaces the entries whose labels are equal.
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment& values, const Place<Tile>& place, const Window& window,
+                                 const Labels& labels, typename Tile::Accumulator masked) {
+  const uint64_t same = same_entries(place, window, labels);
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      if (test<Tile>(same, a, b)) values[a][b] = masked;
+    }
+  }
+}
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment&, const Place<Tile>&, const Window&, const NoLabels&,
+                                 typename Tile::Accumulator) {}
 
 }  // namespace cyclip::cuda

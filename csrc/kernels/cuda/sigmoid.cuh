@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "cosines.cuh"
 #include "labels.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
@@ -12,12 +13,13 @@ namespace cyclip::cuda {
 
 // ---------------------------------------------------------------- negatives
 
+// The logit of a masked entry is so low that its loss and its gradient are zero.
 template <typename T>
 struct Logits {
   T scale, bias;
 
   __device__ Logits(const double* logit_scale, const double* logit_bias)
-      : scale(static_cast<T>(usable_scale(*logit_scale))), bias(static_cast<T>(*logit_bias)) {}
+      : scale(masking_scale(static_cast<T>(usable_scale(*logit_scale)))), bias(static_cast<T>(*logit_bias)) {}
 
   __device__ T operator()(T cosine) const { return multiply_add(cosine, scale, bias); }
 };
@@ -25,7 +27,7 @@ struct Logits {
 // e^(-|z|), from which both softplus and its derivative are computed without overflow.
 template <typename T>
 __device__ inline T decay(T z) {
-  return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
+  return exp2_scaled(-fabs(z), base2_scale<T>(1), T{0});
 }
 
 // 1 / (1 + u) for 0 <= u <= 1.
@@ -37,6 +39,22 @@ struct SameLabels {
   Labels labels;
   bool are_positives;
 };
+
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                                 const SameLabels& same, typename Tile::Accumulator masked) {
+  if (!same.are_positives) mask_same<Tile>(cosines, place, window, same.labels, masked);
+}
+
+// The entries of this thread that are positives by their labels; masked ones may be among them.
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
+  return same.are_positives ? same_entries(place, window, same.labels) : 0;
+}
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {
+  return 0;
+}
 
 // ---------------------------------------------------------------- positives
 

@@ -7,62 +7,39 @@ namespace cyclip::cuda {
 
 namespace {
 
-// dL/dz_ij = g_i logistic(z_ij).
-template <typename T>
+// dL/dz_ij = g_i logistic(z_ij), and -g_i logistic(-z_ij) for positives.
+template <typename T, typename MaybeLabels>
 struct Sigmoid {
-  struct Scalars {
-    T scale;
-    Logits<T> logit;
-  };
-  struct Col {};
-  using Row = T;  // the upstream gradient of the row
+  static constexpr bool kHasBias = true;
 
   const double* grad_rows;
   const double* logit_scale;
   const double* logit_bias;
+  MaybeLabels same;
 
-  __device__ Scalars scalars() const {
+  __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
+
+  template <typename Tile>
+  __device__ void mask(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                       T masked) const {
+    mask_same<Tile>(cosines, place, window, same, masked);
+  }
+
+  template <typename Tile, typename Body>
+  __device__ void with_slopes(const Place<Tile>& place, const Window& window, const Body& body) const {
     const Logits<T> logit(logit_scale, logit_bias);
-    return {logit.scale, logit};
-  }
-  __device__ Row row(int64_t i) const { return static_cast<T>(grad_rows[i]); }
-  __device__ Col col(int64_t) const { return {}; }
-  __device__ static T slope(T cosine, const Scalars& scalars, const Row& gradient, const Col&) {
-    const T z = scalars.logit(cosine), u = decay(z);
-    return gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
-  }
-};
-
-// The same with labels: -g_i logistic(-z_ij) for positives.
-template <typename T>
-struct SigmoidOfLabels {
-  struct Scalars {
-    T scale;
-    Logits<T> logit;
-    bool same_are_positives;
-  };
-  struct Row {
-    T gradient;
-    int64_t label;
-  };
-  struct Col {
-    int64_t label;
-  };
-
-  Sigmoid<T> sigmoid;
-  SameLabels same;
-
-  __device__ Scalars scalars() const {
-    const auto scalars = sigmoid.scalars();
-    return {scalars.scale, scalars.logit, same.are_positives};
-  }
-  __device__ Row row(int64_t i) const { return {sigmoid.row(i), same.labels.rows[i]}; }
-  __device__ Col col(int64_t j) const { return {same.labels.cols[j]}; }
-  __device__ static T slope(T cosine, const Scalars& scalars, const Row& row, const Col& col) {
-    const bool is_same = row.label == col.label;
-    const T of_logit = scalars.logit(cosine), z = is_same ? -of_logit : of_logit, u = decay(z);
-    const T slope = row.gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
-    return is_same ? (scalars.same_are_positives ? -slope : T{0}) : slope;
+    T gradients[Tile::kThreadRows];
+    CYCLIP_UNROLL
+    for (int a = 0; a < Tile::kThreadRows; ++a) {
+      gradients[a] = static_cast<T>(window.of_row(grad_rows, place.row(a)));
+    }
+    const uint64_t positives = more_positives(place, window, same);
+    body([&](int a, int b, T cosine) {
+      const bool is_positive = test<Tile>(positives, a, b) && fabs(cosine) != -kMasked<T>;
+      const T of_cosine = logit(cosine), z = is_positive ? -of_cosine : of_cosine, u = decay(z);
+      const T gradient = is_positive ? -gradients[a] : gradients[a];
+      return gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
+    });
   }
 };
 
@@ -91,7 +68,6 @@ Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Contex
     using Math = decltype(math);
     using T = typename Math::Accumulator;
     const int64_t n = args.image.rows;
-    const Sigmoid<T> loss = {args.grad_rows, args.logit_scale, args.logit_bias};
     const SameLabels same = {{args.row_labels, args.col_labels}, args.same_are_positives};
     double* cosine_gradients = context.workspace.template take<double>(n);
     SumPair* positive_sums = context.workspace.template take<SumPair>(n);
@@ -103,7 +79,9 @@ Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Contex
             return launch_fill_panel<Math>(panel, image, text, args.offset, of_loss, args.logit_scale_grad,
                                            args.logit_bias_grad, context);
           };
-          CYCLIP_TRY(same.labels.rows ? fill(SigmoidOfLabels<T>{loss, same}) : fill(loss));
+          CYCLIP_TRY(same.labels.rows
+                         ? fill(Sigmoid<T, SameLabels>{args.grad_rows, args.logit_scale, args.logit_bias, same})
+                         : fill(Sigmoid<T, NoLabels>{args.grad_rows, args.logit_scale, args.logit_bias, {}}));
           if (panel.col_begin > 0) return kSuccess;  // the first panel of these rows has included their positives
           const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
                                            args.offset, args.logit_scale, args.logit_bias};

@@ -24,28 +24,25 @@ struct ForwardArguments {
 template <typename Tile, typename MaybeLabels>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
                                                const Place<Tile>& place, const Window& window,
-                                               const typename Tile::Fragment& cosines,
-                                               const Logits<typename Tile::Accumulator>& logit,
-                                               const MaybeLabels& same) {
+                                               typename Tile::Fragment& cosines,
+                                               Logits<typename Tile::Accumulator> logit, const MaybeLabels& same) {
   using T = typename Tile::Accumulator;
-  constexpr bool kHasLabels = std::is_same_v<MaybeLabels, SameLabels>;
-  uint64_t same_here = 0;
-  if constexpr (kHasLabels) same_here = same_entries(place, window, same.labels);
+  const uint64_t positives = more_positives(place, window, same);
+  mask_same<Tile>(cosines, place, window, same, kMasked<T>);
+  if (logit.scale < 0) {
+    logit.scale = -logit.scale;
+    negate_cosines<Tile>(cosines);
+  }
   T rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     T linear = 0, product = 0;
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
-      bool counts = cosines[a][b] != kMasked<T>;
       T z = logit(cosines[a][b]);
-      if constexpr (kHasLabels) {
-        const bool is_same = test<Tile>(same_here, a, b);
-        counts = counts && (same.are_positives || !is_same);
-        z = is_same ? -z : z;
-      }
-      const T u = counts ? decay(z) : T{0};
-      linear += counts && z > 0 ? z : T{0};
+      if (test<Tile>(positives, a, b) && cosines[a][b] != kMasked<T>) z = -z;
+      const T u = decay(z);
+      linear += fmax(z, T{0});  // fmax ignores NaN, but then u is NaN
       product = multiply_add(product, u, product + u);
     }
     rows[a] = linear + log1p(product);
@@ -66,7 +63,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   double of_row = 0;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
-      [&](const Window& window, const typename Tile::Fragment& cosines) {
+      [&](const Window& window, typename Tile::Fragment& cosines) {
         of_row += static_cast<double>(row_loss(shared.epilogue, place, window, cosines, logit, args.same));
       },
       [&](const Window& strip) {
