@@ -73,10 +73,14 @@ def sigmoid_rows(
 
 
 def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    labels: Tensor | None = None,  # int64 [N]; pairs of equal labels are not negatives
 ) -> Tensor:
     """1/(2N) sum_i softplus(row_lse_i - z_ii) + softplus(col_lse_i - z_ii)."""
-    stats = pair_statistics(image_features, text_features, logit_scale)
+    both = None if labels is None else (labels, labels)
+    stats = pair_statistics(image_features, text_features, logit_scale, 0, both)
     positive = logit_scale * stats.positive
     return (softplus(stats.row_lse - positive) + softplus(stats.col_lse - positive)).mean() / 2
 
