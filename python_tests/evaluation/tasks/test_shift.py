@@ -30,14 +30,6 @@ def test_line_is_fitted_to_logits() -> None:
     assert line.predict(0.9) == pytest.approx(expected)
 
 
-def test_line_by_hand() -> None:
-    """Shifted odds are a third of those on the base: slope 1, intercept -log 3."""
-    line = fit_baseline([(1 / 2, 1 / 4), (3 / 4, 1 / 2)])
-    assert (line.slope, line.intercept, line.r_squared) == pytest.approx((1, -math.log(3), 1))
-    assert line.predict(0.9) == pytest.approx(3 / 4)  # odds 9 become 3
-    assert line.predict(0.1) == pytest.approx(1 / 28)  # odds 1/9 become 1/27
-
-
 def test_baselines_are_on_their_own_line() -> None:
     line = fit_baseline([(0.2, 0.1), (0.5, 0.4)])
     assert [line.predict(base) for base, _ in line.points] == pytest.approx([0.1, 0.4])
@@ -101,6 +93,7 @@ def test_baselines_are_read_by_column(tmp_path: Path) -> None:
         ("base,v2\n0.5,nan\n", "line 2: .*got nan"),
         ("base,v2\n0.5,0,4\n", "line 2: more cells than columns"),  # a decimal comma
         ("base,v2,v2\n0.5,0.4,0.3\n", "line 1: .* each once"),
+        ('base,v2,model\n0.5,0.4,"a\n0.6,0.5,b', "line 3: a cell has several lines"),
     ],
 )
 def test_wrong_tables_are_named(tmp_path: Path, content: str, message: str) -> None:
