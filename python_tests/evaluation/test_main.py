@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.tiny import create_tiny
+from models.tiny import create_tiny, write_checkpoint
 from PIL import Image
 
 from cyclip_ext.data import DatasetSplits, ImageDataset, load_builtin
@@ -22,8 +22,6 @@ from cyclip_ext.evaluation.__main__ import main
 from cyclip_ext.evaluation.tasks.margins import batch_margins, margin_metrics
 from cyclip_ext.models import trained
 from cyclip_ext.models.trained import load_trained
-
-from .tiny import write_checkpoint
 
 CHEAP = ["zeroshot_classification", "consistency", "margins", "fine_coarse_classification"]
 
