@@ -251,13 +251,9 @@ def test_no_grad_and_inference_mode_give_the_same_loss(backend: str) -> None:
         assert not value.requires_grad
         assert torch.equal(value, expected)
     with torch.inference_mode():
-        value = everything(*_leaves_in_inference(), backend)
+        value = everything(*(t.detach().clone() for t in make_leaves(6, 4)), backend)
         assert value.is_inference()
         assert torch.equal(value, expected)
-
-
-def _leaves_in_inference() -> list[Tensor]:
-    return [t.detach().clone() for t in make_leaves(6, 4)]
 
 
 def test_backward_twice_over_a_retained_graph(backend: str) -> None:
