@@ -260,7 +260,7 @@ class Rounding(NamedTuple):
     allow_bf16: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class PairOperator:
     """pair_statistics or sigmoid_rows with its options: a block of the similarity matrix.
 
