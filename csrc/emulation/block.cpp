@@ -5,6 +5,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "hopper.h"
+
 namespace cyclip::emulation {
 
 constinit thread_local Running running{};
@@ -61,11 +63,14 @@ Block::Block(const Launch& launch)
   host_.adopt_running_thread();
 }
 
+Block::~Block() = default;
+
 std::exception_ptr Block::run(uint3 block_index, Slot& slot) {
   for (int i = 0; i < count_; ++i) threads_[i].fiber.identity = slot.identity(i);
   slot.next_use();
   index = block_index;
   slot_ = &slot;
+  slot.shared.allow(launch.most_shared_bytes);
   slot.shared.reset(launch.dynamic_shared_bytes);
   for (size_t w = 0; w < warps_.size(); ++w) {
     const int lanes = std::min<int>(kLanes, count_ - static_cast<int>(w) * kLanes);
@@ -74,6 +79,7 @@ std::exception_ptr Block::run(uint3 block_index, Slot& slot) {
   }
   for (int i = 0; i < count_; ++i) {
     threads_[i].started = threads_[i].exited = false;
+    threads_[i].waits_for = nullptr;
     threads_[i].fiber.prepare(slot.stacks.bottom(i), &Block::enter);
   }
   at_barrier_ = exited_ = 0;
@@ -82,6 +88,7 @@ std::exception_ptr Block::run(uint3 block_index, Slot& slot) {
   Fiber& first = next();
   Fiber::change(host_, first);
   running = {};
+  hopper_.reset();
   const std::string damage = slot.shared.damage();
   if (error_ == nullptr && !damage.empty()) {
     error_ = std::make_exception_ptr(std::runtime_error(
@@ -137,6 +144,7 @@ CYCLIP_UNSEEN void Block::require_exit(const Thread& thread) {
     fail("the thread ended while others of its block wait here, at a barrier that it never reached",
          barrier_where_);
   }
+  if (hopper_ != nullptr) hopper_->require_exit(exited_ + 1 == count_);
 }
 
 // Resumes all threads, so that they end.
@@ -173,22 +181,96 @@ void Block::draw_precedence() {
 }
 
 CYCLIP_UNSEEN Fiber& Block::next() {
-  for (const int w : precedence_) {
-    Warp& warp = warps_[w];
-    if (warp.ready == 0) continue;
-    int lane = std::countr_zero(warp.ready);
-    if (setting.order == Order::kDescending) {
-      lane = kLanes - 1 - std::countl_zero(warp.ready);
-    } else if (setting.order == Order::kRandom) {
-      lane = (std::countr_zero(std::rotr(warp.ready, warp.first_lane)) + warp.first_lane) % kLanes;
+  if (hopper_ != nullptr && error_ == nullptr) advance_copies(false);
+  do {
+    for (const int w : precedence_) {
+      Warp& warp = warps_[w];
+      if (warp.ready == 0) continue;
+      int lane = std::countr_zero(warp.ready);
+      if (setting.order == Order::kDescending) {
+        lane = kLanes - 1 - std::countl_zero(warp.ready);
+      } else if (setting.order == Order::kRandom) {
+        lane = (std::countr_zero(std::rotr(warp.ready, warp.first_lane)) + warp.first_lane) % kLanes;
+      }
+      Thread& thread = thread_of(warp, lane);
+      thread.started = true;
+      if (hopper_ != nullptr && running.thread != &thread) hopper_->switch_threads();
+      running = {this, &thread};
+      return thread.fiber;
     }
-    Thread& thread = thread_of(warp, lane);
-    thread.started = true;
-    running = {this, &thread};
-    return thread.fiber;
-  }
-  return host_;  // all have ended: waiting for a thread that has ended is an error at once
+  } while (error_ == nullptr && exited_ != count_ && resolve_wait());
+  return host_;
 }
+
+// Makes a thread ready while all wait: a copy arrives or, in a deadlock, all threads end.
+bool Block::resolve_wait() {
+  const Unseen unseen;
+  if (hopper_ != nullptr && advance_copies(true)) return true;
+  error_ = std::make_exception_ptr(std::runtime_error(
+      message("kernel launched at ", launch.where.text(), ", block ", triple(index), ": ", deadlock())));
+  abandon();
+  return true;
+}
+
+// Completes a copy, or none if there is none or it is not due yet.
+bool Block::advance_copies(bool is_due) {
+  const Unseen unseen;
+  try {
+    return hopper_->advance_copies(is_due);
+  } catch (...) {
+    error_ = std::current_exception();
+    abandon();
+    return true;
+  }
+}
+
+std::string Block::deadlock() const {
+  std::string list;
+  const auto describe = [&](const Thread& thread) -> std::string {
+    const Warp& warp = warps_[thread.warp];
+    if (thread.waits_for != nullptr) return thread.waits_for->text();
+    if ((warp.at_barrier >> thread.lane & 1) != 0) return "a barrier of the block, " + barrier_where_.text();
+    return message("the other lanes in ", warp.name, ", ", warp.where.text());
+  };
+  for (int i = 0; i < count_; ++i) {
+    if (threads_[i].exited) continue;
+    const std::string reason = describe(threads_[i]);
+    int last = i;
+    while (last + 1 < count_ && !threads_[last + 1].exited && describe(threads_[last + 1]) == reason) ++last;
+    list += message("\n  threads ", i, " to ", last, " wait for ", reason);
+    i = last;
+  }
+  return "deadlock:" + list;
+}
+
+CYCLIP_UNSEEN void Block::wait_for(const Condition& condition) {
+  Thread& self = *running.thread;
+  self.waits_for = &condition;
+  warps_[self.warp].ready &= ~(Mask{1} << self.lane);
+  wait_for_turn();
+}
+
+CYCLIP_UNSEEN void Block::wake(const Condition& condition) {
+  for (int i = 0; i < count_; ++i) {
+    Thread& thread = threads_[i];
+    if (thread.waits_for != &condition) continue;
+    thread.waits_for = nullptr;
+    warps_[thread.warp].ready |= Mask{1} << thread.lane;
+  }
+  if (setting.order == Order::kRandom) draw_precedence();
+}
+
+void Block::yield() { wait_for_turn(); }
+
+Hopper& Block::hopper() {
+  if (hopper_ == nullptr) {
+    const Unseen unseen;
+    hopper_ = std::make_unique<Hopper>(*this);
+  }
+  return *hopper_;
+}
+
+uint64_t Block::random_below(uint64_t limit) { return setting.order == Order::kRandom ? random() % limit : limit; }
 
 CYCLIP_UNSEEN Thread& Block::thread_of(const Warp& warp, int lane) {
   return threads_[(&warp - warps_.data()) * kLanes + lane];
@@ -197,8 +279,7 @@ CYCLIP_UNSEEN Thread& Block::thread_of(const Warp& warp, int lane) {
 CYCLIP_UNSEEN void Block::wait_for_turn() {
   Thread& self = *running.thread;
   Fiber& other = next();
-  if (&other == &self.fiber) return;
-  Fiber::change(self.fiber, other);
+  if (&other != &self.fiber) Fiber::change(self.fiber, other);
   if (error_ != nullptr) throw Abandoned{};
 }
 
@@ -294,9 +375,10 @@ void require_launchable(const Launch& launch) {
           message(triple({bx, by, bz}), " blocks; must be from 1 to (2^31 - 1, 2^16 - 1, 2^16 - 1)"));
   require(tx >= 1 && ty >= 1 && tz >= 1 && tz <= 64 && count(launch.threads) <= 1024,
           message(triple({tx, ty, tz}), " threads; must be from 1 to 1024 in all, and 64 along z"));
-  require(launch.dynamic_shared_bytes <= kMaxSharedBytes,
-          message(launch.dynamic_shared_bytes, " bytes of dynamic shared memory; at most ", kMaxSharedBytes,
-                  " on all architectures"));
+  require(
+      launch.dynamic_shared_bytes <= launch.most_shared_bytes,
+      message(launch.dynamic_shared_bytes, " bytes of dynamic shared memory; at most ", launch.most_shared_bytes,
+              launch.most_shared_bytes == kMaxSharedBytes ? " on all architectures" : ""));
 }
 
 // The order in which the blocks run.

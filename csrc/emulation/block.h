@@ -1,5 +1,5 @@
 // Executes a grid, thread by thread: fibers and their scheduling. Blocks run one after another. The
-// threads of a block switch only when they have to wait for one another.
+// threads of a block switch when they have to wait for one another, and at the instructions of hopper.h.
 
 #pragma once
 
@@ -34,6 +34,18 @@ struct Launch {
   void (*call_kernel)(const void* arguments);
   const void* arguments;
   Where where;
+  size_t most_shared_bytes = kMaxSharedBytes;
+};
+
+class Hopper;
+
+// A reason for a thread to wait, other than a barrier of the block or the other lanes of its warp.
+class Condition {
+ public:
+  virtual std::string text() const = 0;
+
+ protected:
+  ~Condition() = default;
 };
 
 // A collective operation of a warp: a function of the operands of all lanes, run when the last lane arrives.
@@ -43,12 +55,14 @@ struct Thread {
   uint3 index;
   int warp, lane;
   bool started, exited;
+  const Condition* waits_for;  // null if it does not
   Fiber fiber;
 };
 
 class Block {
  public:
   explicit Block(const Launch& launch);
+  ~Block();
   std::exception_ptr run(uint3 index, Slot& slot);  // null if there was no error
 
   const Launch& launch;
@@ -59,6 +73,18 @@ class Block {
   // Called by the running thread. They return when it may continue.
   bool barrier(Where where, bool vote = false);  // returns whether any thread voted true
   void collective(const char* name, Collective perform, void* operands, Where where);
+
+  void wait_for(const Condition& condition);  // until `wake` is called with the same condition
+  void yield();                               // lets threads that take precedence run first
+
+  void wake(const Condition& condition);
+  Hopper& hopper();  // the asynchronous units of this block, created on first use
+  int threads() const { return count_; }
+  int number_of(const Thread& thread) const { return static_cast<int>(&thread - threads_.get()); }
+  Thread& thread(int number) const { return threads_[number]; }
+  std::string text(const Thread& thread) const;
+  // A random number below `limit`, or `limit` in the other orders.
+  uint64_t random_below(uint64_t limit);
 
   // Called by the running thread. Ends the launch with this message.
   [[noreturn]] void fail(const std::string& what, Where where);
@@ -82,10 +108,12 @@ class Block {
   void abandon();
 
   Fiber& next();
+  bool resolve_wait();
+  bool advance_copies(bool is_due);
   void wait_for_turn();
   void draw_precedence();
   void require_whole_warp(const Warp& warp, const char* name, Collective perform, Where where);
-  std::string text(const Thread& thread) const;
+  std::string deadlock() const;
   Thread& thread_of(const Warp& warp, int lane);
   uint64_t random();
 
@@ -101,6 +129,7 @@ class Block {
   std::exception_ptr error_;
   Fiber host_;
   Slot* slot_ = nullptr;
+  std::unique_ptr<Hopper> hopper_;
   uint64_t random_state_;
 };
 

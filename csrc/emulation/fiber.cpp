@@ -1,6 +1,7 @@
 #include "fiber.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <new>
@@ -20,6 +21,24 @@ Pages::~Pages() {
 }
 
 void Pages::protect(size_t offset, size_t bytes) { mprotect(data_ + offset, bytes, PROT_NONE); }
+
+MirroredPages::MirroredPages(size_t bytes) : size_(bytes) {
+  const int file = memfd_create("cyclip_emulation", MFD_CLOEXEC);
+  const bool has_size = file >= 0 && ftruncate(file, static_cast<off_t>(bytes)) == 0;
+  const auto map = [&] { return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0); };
+  void* const data = has_size ? map() : MAP_FAILED;
+  void* const mirror = has_size ? map() : MAP_FAILED;
+  if (file >= 0) close(file);
+  if (data == MAP_FAILED || mirror == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<unsigned char*>(data);
+  mirror_ = static_cast<unsigned char*>(mirror);
+}
+
+MirroredPages::~MirroredPages() {
+  allow_access(data_, size_);
+  munmap(data_, size_);
+  munmap(mirror_, size_);
+}
 
 Stacks::Stacks(int count) : pages_(count * kPitch) {
   for (int i = 0; i < count; ++i) pages_.protect(i * kPitch, kPage);

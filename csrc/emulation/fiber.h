@@ -30,6 +30,24 @@ class Pages {
   size_t size_;
 };
 
+// Zeroed pages at two addresses.
+class MirroredPages {
+ public:
+  explicit MirroredPages(size_t bytes);
+  ~MirroredPages();
+  MirroredPages(const MirroredPages&) = delete;
+  MirroredPages& operator=(const MirroredPages&) = delete;
+
+  unsigned char* data() const { return data_; }
+  unsigned char* mirror() const { return mirror_; }
+  size_t size() const { return size_; }
+
+ private:
+  unsigned char* data_;
+  unsigned char* mirror_;
+  size_t size_;
+};
+
 // Stacks, each above an inaccessible page. Their tops have different offsets in a page: with equal
 // offsets, they would all map to the same few lines of the cache.
 class Stacks {

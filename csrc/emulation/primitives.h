@@ -110,9 +110,8 @@ T shuffle_xor(T value, int mask, emulation::Where where = emulation::Where::here
 }
 
 template <typename Storage>
-Storage& dynamic_shared(emulation::Where where = emulation::Where::here()) {
+Storage& dynamic_shared_of(emulation::Where where) {
   static_assert(std::is_trivially_default_constructible_v<Storage> && std::is_trivially_destructible_v<Storage>);
-  static_assert(alignof(Storage) <= 128);
   emulation::Block& block = *emulation::running.block;
   if (sizeof(Storage) > block.shared().dynamic_bytes()) {
     block.fail(emulation::message("dynamic_shared of ", sizeof(Storage), " bytes, but the launch gave ",
@@ -120,6 +119,12 @@ Storage& dynamic_shared(emulation::Where where = emulation::Where::here()) {
                where);
   }
   return *reinterpret_cast<Storage*>(block.shared().dynamic());
+}
+
+template <typename Storage>
+Storage& dynamic_shared(emulation::Where where = emulation::Where::here()) {
+  static_assert(alignof(Storage) <= 128);
+  return dynamic_shared_of<Storage>(where);
 }
 
 inline uint32_t shared_address(const void* shared, emulation::Where where = emulation::Where::here()) {

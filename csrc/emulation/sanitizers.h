@@ -102,6 +102,31 @@ inline void acquire([[maybe_unused]] void* key) {
 #endif
 }
 
+// While an instance exists, the running code is that of another thread for ThreadSanitizer, such as an
+// asynchronous unit. Only functions that are CYCLIP_UNSEEN and call nothing but the functions of this file may
+// create one.
+class Impersonation {
+ public:
+  CYCLIP_UNSEEN explicit Impersonation([[maybe_unused]] void* identity) {
+#if defined(CYCLIP_TSAN)
+    self_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(identity, __tsan_switch_to_fiber_no_sync);
+#endif
+  }
+  CYCLIP_UNSEEN ~Impersonation() {
+#if defined(CYCLIP_TSAN)
+    __tsan_switch_to_fiber(self_, __tsan_switch_to_fiber_no_sync);
+#endif
+  }
+  Impersonation(const Impersonation&) = delete;
+  Impersonation& operator=(const Impersonation&) = delete;
+
+#if defined(CYCLIP_TSAN)
+ private:
+  void* self_;
+#endif
+};
+
 inline void forbid_access([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
 #if defined(CYCLIP_ASAN)
   __asan_poison_memory_region(address, bytes);

@@ -11,20 +11,22 @@ namespace cyclip::emulation {
 namespace {
 
 constexpr size_t kAlignment = 128;
-constexpr size_t kGuardBytes = 2048;  // at least, before and after each region
+constexpr size_t kGuardBytes = 2048;  // at least, after each region
+constexpr size_t kFirstGuardBytes = 4096;
 constexpr unsigned char kGuard = kUnwritten;
 constexpr size_t kMostRegions = 32;
 
 }  // namespace
 
-SharedMemory::SharedMemory() : pages_(kMaxSharedBytes + kMostRegions * (kGuardBytes + kAlignment) + kGuardBytes) {}
+SharedMemory::SharedMemory()
+    : pages_(kMaxHopperSharedBytes + kMostRegions * (kGuardBytes + kAlignment) + kFirstGuardBytes) {}
 
 void SharedMemory::reset(size_t dynamic_bytes) {
   regions_.clear();
-  end_ = kGuardBytes;
+  end_ = kFirstGuardBytes;
   used_ = 0;
   allow_access(pages_.data(), pages_.size());
-  std::memset(pages_.data(), kGuard, kGuardBytes);
+  std::memset(pages_.data(), kGuard, kFirstGuardBytes);
   forbid_access(pages_.data(), pages_.size());
   add(nullptr, dynamic_bytes);
 }
@@ -35,9 +37,9 @@ void SharedMemory::add(const void* key, size_t bytes) {
   const size_t begin = end_;
   const size_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment + kGuardBytes;
   used_ += bytes;
-  if (used_ > kMaxSharedBytes || regions_.size() == kMostRegions) {
+  if (used_ > most_bytes_ || regions_.size() == kMostRegions) {
     throw std::runtime_error(message("a block of ", used_, " bytes of shared memory in ", regions_.size() + 1,
-                                     " parts; at most ", kMaxSharedBytes, " in ", kMostRegions));
+                                     " parts; at most ", most_bytes_, " in ", kMostRegions));
   }
   unsigned char* const data = pages_.data() + begin;
   allow_access(data, padded);

@@ -111,6 +111,8 @@ def test_labels_follow_the_images_that_can_be_read(model: Towers) -> None:
         "truncated": {"count": 2, "examples": ["1.png", "3.png"]},
     }
     assert (found.used, found.total) == (3, 6)
+    assert found.load_image is not None
+    assert [found.load_image(row).getpixel((0, 0))[0] for row in range(3)] == [10, 30, 50]
     assert data.skipped.total == 1  # the dataset is as before
     assert model.batches == [2, 1]
     assert model.training
@@ -144,7 +146,8 @@ def test_captions_follow_the_images(model: Towers) -> None:
     assert found.text_owners is not None
     assert found.text_features is not None
     assert found.text_owners.tolist() == [0, 0, 1, 1, 1]
-    assert torch.equal(found.text_features, encoder.texts(["a", "b", "d", "ee", "f"]))
+    assert found.texts == ("a", "b", "d", "ee", "f")
+    assert torch.equal(found.text_features, encoder.texts(list(found.texts)))
     assert encode(data, encoder, captions=False).text_features is None
 
 
@@ -228,6 +231,7 @@ def test_captions_in_memory_belong_to_classes() -> None:
     assert found.text_labels is not None
     assert found.text_labels.tolist() == [0, 1]
     assert found.text_features is not None
+    assert found.texts == ("cat", "dog")
     assert torch.equal(found.text_features, encoder.texts(["cat", "dog"]))
     assert found.synonym_features is not None
     expected = normalize(encoder.texts(["cat", "pet"]).mean(0), dim=0)
