@@ -75,10 +75,10 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
     broken = tiny_trainer(tmp_path / "broken")
     take_step = broken._take_step
 
-    def interrupted(batch: Batch, images: int) -> None:
+    def interrupted(batch: Batch) -> None:
         if broken.step == stop_at - 1:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C during this step
-        take_step(batch, images)
+        take_step(batch)
 
     broken._take_step = interrupted  # type: ignore[method-assign]
     assert not broken.fit()
@@ -96,7 +96,7 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
 def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
 
-    def interrupted(batch: Batch, images: int) -> None:
+    def interrupted(batch: Batch) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
@@ -128,9 +128,9 @@ def test_batch_without_a_readable_record_keeps_the_position(
     steps = []
     take_step = trainer._take_step
 
-    def recorded(batch: Batch, images: int) -> None:
+    def recorded(batch: Batch) -> None:
         steps.append(trainer.step)
-        take_step(batch, images)
+        take_step(batch)
 
     monkeypatch.setattr(trainer.loader, "epoch", epoch)
     monkeypatch.setattr(trainer, "_take_step", recorded)
