@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "cosines.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
 
@@ -11,12 +12,13 @@ namespace cyclip::cuda {
 
 // ---------------------------------------------------------------- negatives
 
+// The logit of a masked entry is so low that its loss and its gradient are zero.
 template <typename T>
 struct Logits {
   T scale, bias;
 
   __device__ Logits(const double* logit_scale, const double* logit_bias)
-      : scale(static_cast<T>(usable_scale(*logit_scale))), bias(static_cast<T>(*logit_bias)) {}
+      : scale(masking_scale(static_cast<T>(usable_scale(*logit_scale)))), bias(static_cast<T>(*logit_bias)) {}
 
   __device__ T operator()(T cosine) const { return multiply_add(cosine, scale, bias); }
 };
@@ -24,7 +26,7 @@ struct Logits {
 // e^(-|z|), from which both softplus and its derivative are computed without overflow.
 template <typename T>
 __device__ inline T decay(T z) {
-  return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
+  return exp2_scaled(-fabs(z), base2_scale<T>(1), T{0});
 }
 
 // 1 / (1 + u) for 0 <= u <= 1.

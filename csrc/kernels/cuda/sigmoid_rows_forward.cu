@@ -22,19 +22,21 @@ struct ForwardArguments {
 // most frequent ones, lose no bits.
 template <typename Tile>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
-                                               const Place<Tile>& place, const typename Tile::Fragment& cosines,
-                                               const Logits<typename Tile::Accumulator>& logit) {
+                                               const Place<Tile>& place, typename Tile::Fragment& cosines,
+                                               Logits<typename Tile::Accumulator> logit) {
   using T = typename Tile::Accumulator;
+  if (logit.scale < 0) {
+    logit.scale = -logit.scale;
+    negate_cosines<Tile>(cosines);
+  }
   T rows[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     T linear = 0, product = 0;
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const bool counts = cosines[a][b] != kMasked<T>;
-      const T z = logit(cosines[a][b]);
-      const T u = counts ? decay(z) : T{0};
-      linear += counts && z > 0 ? z : T{0};
+      const T z = logit(cosines[a][b]), u = decay(z);
+      linear += fmax(z, T{0});  // fmax ignores NaN, but then u is NaN
       product = multiply_add(product, u, product + u);
     }
     rows[a] = linear + log1p(product);
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   double of_row = 0;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
-      [&](const Window&, const typename Tile::Fragment& cosines) {
+      [&](const Window&, typename Tile::Fragment& cosines) {
         of_row += static_cast<double>(row_loss(shared.epilogue, place, cosines, logit));
       },
       [&](const Window& strip) {
