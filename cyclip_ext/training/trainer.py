@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from torch.profiler import profile
 from tqdm import tqdm
 
 from ..data import Augment, Batch, Loader, SkipReport, require_usable
+from ..evaluation import Encoder
 from ..models import CreatedModel, synchronize_batch_norm
 from ..models.locking import lock_tower, train_unlocked
 from .assess import SELECTION_METRIC, Assessor
@@ -114,8 +114,16 @@ class Trainer:
             hashes=config.loss.mask_duplicates,
             pin_memory=self.device.type == "cuda",
         )
-        evaluated = created if self.ema is None else replace(created, model=self.ema.module)
-        self.assessor = Assessor(evaluated, self.device, autocast, notify=tqdm.write)
+        evaluated = created.model if self.ema is None else self.ema.module
+        encoder = Encoder(
+            evaluated,  # type: ignore[arg-type]  # with the two towers that the protocol names
+            created.tokenizer,
+            created.image_size,
+            self.device,
+            autocast,
+            notify=tqdm.write,
+        )
+        self.assessor = Assessor(encoder)
         self.checkpoints = Checkpoints(folder)
         self.epoch = 0
         self.step_in_epoch = 0
@@ -343,9 +351,11 @@ class Trainer:
             if score > self.best:
                 self.best = score
                 # For use, not to continue from: no optimizer, a third of the size.
-                weights = self.assessor.created.model.state_dict()
+                model: Any = self.assessor.encoder.model
                 with self._write_errors():
-                    self.checkpoints.save_best({"config": self.config.to_dict(), "model": weights})
+                    self.checkpoints.save_best(
+                        {"config": self.config.to_dict(), "model": model.state_dict()}
+                    )
         self.save()
         self.ranks.wait()
 

@@ -106,7 +106,7 @@ def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
     words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name"]
     norms = ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]
     finish(start([*words, "norms", *norms, "--logit-scale-fixed", "50"], ranks=2))
-    views = ["--inmodal", "--accum-freq", "2", "--exchange", "ring"]
+    views = ["--inmodal", "--accum-freq", "2", "--exchange", "ring", "--mask-duplicates"]
     finish(start([*words, "views", *views, "--loss", "siglip"], ranks=2))
 
 

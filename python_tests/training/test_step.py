@@ -147,7 +147,7 @@ def test_moving_average_is_measured_and_kept(tmp_path: Path) -> None:
         average = now if step == 0 else {k: 0.75 * average[k] + 0.25 * now[k] for k in now}
     assert trainer.ema is not None
     torch.testing.assert_close(parameters(trainer.ema.module), average)
-    assert trainer.assessor.created.model is trainer.ema.module
+    assert trainer.assessor.encoder.model is trainer.ema.module
     trainer.validation_due = True
     trainer.step_in_epoch, trainer.epoch = 0, 1
     assert trainer.fit()
