@@ -227,9 +227,14 @@ def widen(features: Tensor, precision: Precision = "auto") -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+@constant_when_compiled  # the compiler of torch 2.10 cannot trace it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(features: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which products are not rounded to 16 bits."""
     device_type = features.device.type
-    if not torch.amp.is_autocast_available(device_type):
+    if not _has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

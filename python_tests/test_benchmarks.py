@@ -58,21 +58,22 @@ def test_every_family(family: str, benchmark: Callable[[str], ModuleType], tmp_p
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-@pytest.mark.parametrize(("variant", "temperature"), [(1, 1.0), (3, 2.0)])
+@pytest.mark.parametrize(("variant", "temperature"), [(2, 1.0), (4, 2.0)])
 def test_grad_cache(
     variant: int, temperature: float, benchmark: Callable[[str], ModuleType]
 ) -> None:
     """Both gradients match the whole batch's, but accumulation scales that of the temperature."""
     pytest.importorskip("open_clip", exc_type=Exception)
-    (figures,) = benchmark("grad_cache").measured(variant, "mini", 600, rounds=1)
+    (figures,) = benchmark("grad_cache").measured(variant, "mini", 256, rounds=1)
     assert figures.error < 1e-5
     assert figures.temperature == pytest.approx(temperature, rel=1e-4)
     assert figures.peak_bytes > 0
 
 
 @pytest.fixture
-def gpu_plan(benchmark: Callable[[str], ModuleType]) -> object:
-    """Return a plan for tiny batches on the CPU."""
+def gpu_plan(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Return a plan for tiny batches on the CPU, without collecting the heap of all tests."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
     gpu = benchmark("gpu")
     options = gpu.parse(["--device", "cpu", "--sizes", "32", "--widths", "8"])
     options.peers = ["dense", "cyclip_ext", "cut-cross-entropy", "torch, linear_cross_entropy"]

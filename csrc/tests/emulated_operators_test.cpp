@@ -427,14 +427,15 @@ void test_operators(const Problem& problem) {
 
 }  // namespace cyclip::test
 
-// With any argument, stops at the first problem that fails.
-int main(int argc, char**) {
+// The argument is the name of a precision; ctest runs the precisions side by side.
+int main(int argc, char** argv) {
   using namespace cyclip::test;
+  int tested = 0;
   for (const Precision& precision : kPrecisions) {
-    for (const Shape& shape : kShapes) {
-      test_operators(Problem(shape, precision));
-      if (argc > 1 && failures > 0) return exit_code();
-    }
+    if (argc > 1 && precision.name != std::string(argv[1])) continue;
+    for (const Shape& shape : kShapes) test_operators(Problem(shape, precision));
+    ++tested;
   }
+  check(tested > 0, "there is no such precision");
   return exit_code();
 }
