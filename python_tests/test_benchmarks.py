@@ -95,6 +95,29 @@ def test_stages_of_the_gpu_program(
 
 
 @pytest.mark.native
+def test_failing_shape_does_not_end_the_checks(
+    gpu_plan: object, benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time on a GPU is short, so one run must show all failures."""
+    stages = benchmark("gpu_stages")
+    check = stages.check
+
+    def spoilt(device: object, shape: tuple[int, int]) -> object:
+        findings = check(device, shape)
+        yield next(findings)
+        if shape == (5, 7):
+            raise RuntimeError("too many resources\nrequested for launch")
+        yield from findings
+
+    monkeypatch.setattr(stages, "check", spoilt)
+    lines = list(stages.right(gpu_plan))
+    bad = [line for line in lines if line["status"] != "ok"]
+    assert [(line["N"], line["d"]) for line in bad] == [(5, 7)]
+    assert bad[0]["status"] == "failed: RuntimeError: too many resources requested for launch"
+    assert {(line["N"], line["d"]) for line in lines} == set(stages.SHAPES)
+
+
+@pytest.mark.native
 def test_gpu_program_survives_a_stage_that_dies(
     benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -228,18 +228,19 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// Without the hardest negatives, and with a scale at which lines of a tile have shifts of their
-// own.
+// Without the hardest negatives, with labels, and with a scale at which lines of a tile have shifts
+// of their own.
 void run_slim_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
+  const auto row_labels = integers(n, 2, 20), col_labels = integers(m, 3, 20);
   const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
   const GuardedArray<int64_t> row_index(n), col_index(m);
   run(problem, [&](const Context& context) {
     return launch_pair_statistics_forward(
         {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
          positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
-         /*needs_hardest=*/false},
+         /*needs_hardest=*/false, row_labels.data(), col_labels.data()},
         context);
   });
   results.add("row_lse of a large scale", row_lse);

@@ -18,6 +18,7 @@ from .captions import clean_caption, is_text, usable_captions
 from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
 from .delimited import SEPARATORS, DelimitedRows, TextFile, split_header
+from .folders import size_of
 from .images import read_bytes
 from .options import ReadOptions
 from .skips import BadRecord, SkipReport
@@ -32,6 +33,7 @@ LABEL_KEYS = ("label", "class", "class_name", "target")
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})[ _-]?\d+")
 _TOKEN = re.compile(r"[^\t]*\.\w+#\d+\t")
 _LOOKED_AT = 16  # names of images that are looked for in a folder
+_SAMPLED = 64  # images by whose sizes folders of the same names are told apart
 
 
 class TableDataset(FileDataset):
@@ -84,7 +86,10 @@ class TableDataset(FileDataset):
         return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
-        return str(self._columns.meta["fingerprint"])
+        """See ImageDataset.fingerprint: names and captions of all records, sizes of some images."""
+        some = range(0, len(self), max(1, len(self) // _SAMPLED))
+        sizes = [size_of(self.folder / self.image_name(index)) for index in some]
+        return digest(self._columns.meta["fingerprint"], repr(sizes))
 
     def find_images(self, table: Path, images: Path | None) -> list[Path]:
         """Set `folder` to `images`, or to the folder near a table that has one of its images.

@@ -43,6 +43,12 @@ def _saved_bytes(loss, n: int, d: int) -> int:
 RECOMPUTE = {"backend": "native", "memory_budget": 0}
 LOSSES = {name: functools.partial(loss, **RECOMPUTE) for name, loss in FUNCTIONS.items()}
 LOSSES["everything"] = cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1, statistics=True, **RECOMPUTE)
+for same_label in "mask", "positive":
+    for kind in cyclip_ext.CLIPLoss, cyclip_ext.SigLIPLoss:
+        loss = kind(same_label=same_label, **RECOMPUTE)
+        LOSSES[f"{kind.__name__}, {same_label}"] = lambda x, y, s, loss=loss: loss(
+            x, y, s, -5.0, labels=torch.arange(len(x)) // 3
+        )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -151,10 +157,15 @@ def test_backward_operator_checks_the_dots() -> None:
 
 PROGRAM = """
 import torch
-from cyclip_ext import functional, CyCLIPLoss
+from cyclip_ext import functional, CLIPLoss, CyCLIPLoss
 
 def cyclip(x, y, s, **options):
     CyCLIPLoss(backend="native", **options)(x, y, s).backward()
+
+def labels(x, y, s):
+    for meaning in "mask", "positive":
+        loss = CLIPLoss(same_label=meaning, backend="native")
+        loss(x, y, s, labels=torch.arange(len(x)) // 3).backward()
 
 def retrieval(x, y, s):
     labels = torch.arange(len(x))
@@ -166,6 +177,7 @@ CALLS = {
     "bf16": lambda *a: cyclip(*a, precision="bf16"),
     "sigmoid": lambda *a: functional.sigmoid_loss(*a, -5.0, backend="native").backward(),
     "retrieval": retrieval,
+    "labels": labels,
 }
 
 def step(call, n):
@@ -194,5 +206,5 @@ for name, call in CALLS.items():
 def test_peak_of_a_large_batch_is_linear(run_program: Callable[..., str]) -> None:
     """An N x N matrix would be 576 MiB, a mask 144 MiB; features and gradients take 12 MiB."""
     peaks = dict(line.split() for line in run_program(PROGRAM).splitlines())
-    assert len(peaks) == 4
+    assert len(peaks) == 5
     assert {name: mib for name, mib in peaks.items() if int(mib) >= 128} == {}

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cosines.cuh"
+#include "labels.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
 
@@ -32,6 +33,28 @@ __device__ inline T decay(T z) {
 // 1 / (1 + u) for 0 <= u <= 1.
 __device__ inline float one_over_one_plus(float u) { return reciprocal_approximately(1 + u); }
 __device__ inline double one_over_one_plus(double u) { return 1 / (1 + u); }
+
+// Pairs of equal labels are positives, or do not count.
+struct SameLabels {
+  Labels labels;
+  bool are_positives;
+};
+
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                                 const SameLabels& same, typename Tile::Accumulator masked) {
+  if (!same.are_positives) mask_same<Tile>(cosines, place, window, same.labels, masked);
+}
+
+// The entries of this thread that are positives by their labels; masked ones may be among them.
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
+  return same.are_positives ? same_entries(place, window, same.labels) : 0;
+}
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {
+  return 0;
+}
 
 // ---------------------------------------------------------------- positives
 
