@@ -104,6 +104,18 @@ def test_cached_loss_equals_theirs_with_dropout(model: Any) -> None:
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
+def test_matryoshka_loss_wraps_it(model: Any, mini_batch_size: int | None) -> None:
+    """It decorates the model, or the loss if that embeds in the backward pass."""
+    theirs = losses.MultipleNegativesRankingLoss(model)
+    ours = FusedRankingLoss(model, mini_batch_size=mini_batch_size)
+    expected, actual = (
+        loss_and_gradients(model, losses.MatryoshkaLoss(model, loss, [16, 8]), 3, dropout=False)
+        for loss in (theirs, ours)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
 def test_criterion_is_called_with_anchors_and_positives(
     model: Any, mini_batch_size: int | None
 ) -> None:
