@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -485,6 +486,40 @@ def test_matryoshka_rejects_wrong_widths() -> None:
             MatryoshkaLoss(CLIPLoss(), widths, weights)
     with pytest.raises(ValueError, match=r"must not exceed the features' width 3, got \(2, 4\)"):
         MatryoshkaLoss(CLIPLoss(), (2, 4))(X, X, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "further", "message"),
+    [
+        (X[:, :2], None, "must have the same width d, got [4, 3] and [4, 2]"),
+        (X[0], None, "text_features must be [N, d], got shape [3]"),
+        (X, X[:, :2], "negative_text_features must have the same width d, got [4, 3] and [4, 2]"),
+        (X, X[0], "negative_text_features must be [N, d], got shape [3]"),
+    ],
+)
+def test_matryoshka_raises_for_features_that_do_not_fit(
+    text: Tensor, further: Tensor | None, message: str
+) -> None:
+    """Their prefixes would."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MatryoshkaLoss(CLIPLoss(), (1, 2))(X, text, 1.0, negative_text_features=further)
+
+
+def _matryoshka_of_narrow_features(rank: int, narrow: tuple[int, ...]) -> str:
+    x = X[:, :1] if rank in narrow else X
+    with pytest.raises(ValueError, match="width") as error:
+        MatryoshkaLoss(CLIPLoss(group="world"), (1, 2))(x, x, 1.0)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("narrow", [(0,), (0, 1)])
+@pytest.mark.parametrize("world", [2], indirect=True)
+def test_matryoshka_of_narrow_features_raises_on_all_ranks(
+    world: World, narrow: tuple[int, ...]
+) -> None:
+    messages = world.results(_matryoshka_of_narrow_features, narrow)
+    beginning = "image_features" if len(narrow) == 1 else "widths must not exceed"
+    assert all(message.startswith(beginning) for message in messages)
 
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
