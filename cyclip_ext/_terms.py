@@ -288,8 +288,9 @@ class _Groups(NamedTuple):
     @classmethod
     def of(cls, labels: Tensor) -> _Groups:
         ordered, rows = labels.sort(stable=True)
-        begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
-        of_row = torch.empty_like(labels).scatter(0, rows, begins.cumsum(0))
+        # Not ordered[1:] and ordered[:-1], which torch.compile would trace again for 2 rows.
+        groups = (ordered != ordered.roll(1)).cumsum(0)
+        of_row = torch.empty_like(labels).scatter(0, rows, groups - groups[:1])
         sizes = torch.zeros_like(labels).index_add(0, of_row, torch.ones_like(labels))
         return cls(of_row, sizes, rows)
 
