@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import distributed, ops, reference
-from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._dispatch import Options, Precision, pair_operator, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
@@ -269,8 +269,9 @@ def _excess_of_positives(
         groups = _Groups.of(labels)
         shared = groups.sizes[groups.of_row] > 1  # others change no bit
         if use_native("pair_statistics", image, options):
-            cosines: Tensor = _GroupCosines.apply(image, text, *groups)
+            cosines: Tensor = _GroupCosines.apply(image, text, *groups, options.precision)
         else:
+            image, text = (widen(features, options.precision) for features in (image, text))
             pairs = reference.same_labels(labels, labels) & shared
             means = pairs / groups.sizes[groups.of_row].to(image.dtype)
             cosines = (means * reference.similarity(image, text)).sum()
@@ -298,14 +299,21 @@ class _Groups(NamedTuple):
 class _GroupCosines(torch.autograd.Function):
     """sum_g <sum of x^ in g, sum of y^ in g> / |g| over the groups of several rows.
 
-    In few passes over the features. Sums have a fixed order, on a GPU as well.
+    In few passes over the features. Sums have a fixed order, on a GPU as well. With the precision
+    "bf16", features are rounded, and their gradients are not.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, of_row: Tensor, sizes: Tensor, rows: Tensor
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        of_row: Tensor,
+        sizes: Tensor,
+        rows: Tensor,
+        precision: Precision,
     ) -> Tensor:
-        towers = image, text
+        image, text = towers = widen(image, precision), widen(text, precision)
         inverse = [1 / torch.linalg.vector_norm(t, dim=1).clamp_min(reference.EPS) for t in towers]
         begins = sizes.cumsum(0) - sizes
         of_image, of_text = (
@@ -329,7 +337,7 @@ class _GroupCosines(torch.autograd.Function):
         sides = (image, inverse[0], of_text), (text, inverse[1], of_image)
         for needed, (own, scale, means) in zip(ctx.needs_input_grad[:2], sides, strict=True):
             grads.append(_projected(own, scale, means[of_row], upstream) if needed else None)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _projected(own: Tensor, inverse: Tensor, unit_grad: Tensor, upstream: Tensor) -> Tensor:

@@ -225,6 +225,18 @@ def test_one_group_has_no_negatives(name: str, backend: str) -> None:
     assert not any(gradient.any() for gradient in _gradients(loss, [x, y]))
 
 
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_bfloat16_products_with_labels_are_those_of_rounded_features(
+    same_label: str, backend: str
+) -> None:
+    x, y = make_features("random", 300, 40, dtype=torch.float32)
+    options: dict[str, Any] = {"labels": torch.arange(300) // 100, "same_label": same_label}
+    loss = functional.contrastive_loss(x, y, 14.3, precision="bf16", backend=backend, **options)
+    rounded = (t.bfloat16().double() for t in (x, y))
+    expected = functional.contrastive_loss(*rounded, 14.3, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
 class _Towers(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
