@@ -97,7 +97,7 @@ def _of_pairs(
     col_lse, col_hardest = col_lse[:n], col_hardest[:n]
     if images is not None:
         further = _merged_statistics(_unpaired(block), (images, texts[:n], scale), batch)
-        col_lse = torch.logaddexp(col_lse, further.col_lse)
+        col_lse = _logaddexp(col_lse, further.col_lse)
         col_hardest = torch.maximum(col_hardest, further.col_hardest)
     return PairStatistics(row_lse, col_lse, positive, row_hardest, col_hardest)
 
@@ -234,12 +234,8 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
     batch = inputs.batch
     logit = inputs.scale * statistics.positive
     zero = 0 * logit  # keeps NaN
-    alone = holds_for_all_sizes((logit.numel() if batch is None else batch.rows) == 1)
-    if alone and inputs.negative_text is None and inputs.negative_image is None:
-        # No negatives: lse = -inf, which second derivatives would not survive.
-        return mean(zero, batch)
-    image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
-    text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
+    image_to_text = _logaddexp(statistics.row_lse - logit, zero)
+    text_to_image = _logaddexp(statistics.col_lse - logit, zero)
     if options.directions == "both":
         loss = mean(image_to_text + text_to_image, batch) / 2
     else:
@@ -248,6 +244,12 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
     if inputs.labels is None or options.same_label == "mask":
         return loss
     return loss + _excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+
+
+def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:
+    """Return log(e^lse + e^other), with second derivatives also if lse = -inf: no negatives."""
+    none = lse == -torch.inf
+    return torch.logaddexp(lse.masked_fill(none, 0), other).where(~none, other)
 
 
 def _excess_of_positives(

@@ -225,6 +225,22 @@ def test_one_group_has_no_negatives(name: str, backend: str) -> None:
     assert not any(gradient.any() for gradient in _gradients(loss, [x, y]))
 
 
+@pytest.mark.parametrize("further", FURTHER, ids=str)
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_without_negatives_have_second_derivatives(n: int, further: tuple[int, int]) -> None:
+    given = _further(*further, 2)
+    leaves = [t.requires_grad_() for t in (*make_features("random", n, 2), *given.values())]
+
+    def loss(x: Tensor, y: Tensor, *more: Tensor) -> Tensor:
+        options = {
+            "labels": torch.zeros(n, dtype=torch.long),
+            **dict(zip(given, more, strict=True)),
+        }
+        return functional.contrastive_loss(x, y, SCALE, backend="reference", **options)
+
+    assert torch.autograd.gradgradcheck(loss, leaves)
+
+
 @pytest.mark.parametrize("same_label", SAME_LABEL)
 def test_bfloat16_products_with_labels_are_those_of_rounded_features(
     same_label: str, backend: str
