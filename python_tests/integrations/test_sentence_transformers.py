@@ -82,6 +82,24 @@ def test_equals_multiple_negatives_ranking_loss(
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_contrastive_loss_is_their_loss_to_float32_rounding(model: Any, negatives: int) -> None:
+    """Without a model: anchors, positives and hard negatives of float32, and their gradients."""
+    torch.manual_seed(3)
+    columns = [torch.randn(9, 24, requires_grad=True) for _ in range(2 + negatives)]
+    theirs = losses.MultipleNegativesRankingLoss(model, scale=20.0)
+    expected = theirs.compute_loss_from_embeddings(columns, torch.empty(0))
+    actual = cyclip_ext.functional.contrastive_loss(
+        *columns[:2],
+        20.0,
+        directions="image_to_text",
+        negative_text_features=torch.cat(columns[2:]),
+    )
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad(loss, columns) for loss in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_cached_loss_equals_theirs_with_dropout(model: Any) -> None:
     """The mini-batches draw the same masks in both passes."""
     theirs = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3)
