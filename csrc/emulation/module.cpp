@@ -37,14 +37,16 @@ struct Options {
   std::optional<int64_t> panel_bytes, large_tiles;
   bool needs_hardest;  // of pair_statistics
   bool float64_is_slow;
+  int64_t hopper_blocks;
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
-          std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow)
+          std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow, int64_t hopper_blocks)
       : allow_tf32(allow_tf32),
         panel_bytes(panel_bytes),
         large_tiles(large_tiles),
         needs_hardest(needs_hardest),
-        float64_is_slow(float64_is_slow) {
+        float64_is_slow(float64_is_slow),
+        hopper_blocks(hopper_blocks) {
     if (dtype == "bfloat16" || dtype == "float16") {
       type = dtype == "float16" ? ElementType::kFloat16 : ElementType::kBFloat16;
       array_type = py::dtype::of<uint16_t>();
@@ -137,6 +139,7 @@ void run(const Options& options, const Launch& launch) {
   context.allow_tf32 = options.allow_tf32;
   context.panel_bytes = options.panel_bytes.value_or(context.panel_bytes);
   context.float64_is_slow = options.float64_is_slow;
+  context.hopper_blocks = options.hopper_blocks;
   context.large_tiles = options.large_tiles.value_or(context.large_tiles);
   const Error error = launch(context);
   if (error != kSuccess)
@@ -332,10 +335,11 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool>(),
+      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool,
+                    int64_t>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
            py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true,
-           py::arg("float64_is_slow") = false, "None: the same as on a GPU.");
+           py::arg("float64_is_slow") = false, py::arg("hopper_blocks") = 0, "None: the same as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")
       .value("ASCENDING", Order::kAscending)
       .value("DESCENDING", Order::kDescending)

@@ -10,8 +10,8 @@ namespace cyclip::cuda {
 // Work is complete when a launch returns, so streams have nothing to order.
 using Stream = void*;
 
-// Misuse throws std::runtime_error from the launch, so this is the only value.
-enum Error : int { kSuccess = 0 };
+// Misuse throws std::runtime_error from the launch.
+enum Error : int { kSuccess = 0, kInvalidValue = 1 };
 
 }  // namespace cyclip::cuda
 

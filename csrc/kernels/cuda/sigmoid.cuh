@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "cosines.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
 
@@ -25,6 +26,29 @@ struct Logits {
 template <typename T>
 __device__ inline T decay(T z) {
   return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
+}
+
+// The loss of the negatives of a thread in each of its rows.
+//
+// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so a thread takes one logarithm for all
+// entries of a row that it holds. The product is stored minus 1, so that small exponentials, the
+// most frequent ones, lose no bits.
+template <typename Tile, typename T = typename Tile::Accumulator>
+__device__ inline void negative_losses(T (&rows)[Tile::kThreadRows], const typename Tile::Fragment& cosines,
+                                       const Logits<T>& logit) {
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    T linear = 0, product = 0;
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const bool counts = cosines[a][b] != kMasked<T>;
+      const T z = logit(cosines[a][b]);
+      const T u = counts ? decay(z) : T{0};
+      linear += counts && z > 0 ? z : T{0};
+      product = multiply_add(product, u, product + u);
+    }
+    rows[a] = linear + log1p(product);
+  }
 }
 
 // 1 / (1 + u) for 0 <= u <= 1.

@@ -1,5 +1,6 @@
 // The sigmoid loss of each row.
 
+#include "hopper.h"
 #include "region_tiles.cuh"
 #include "sigmoid.cuh"
 
@@ -16,29 +17,13 @@ struct ForwardArguments {
 };
 
 // The contribution of this tile to the row of this thread, if it owns one.
-//
-// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so a thread takes one logarithm for all
-// entries of a row that it holds. The product is stored minus 1, so that small exponentials, the
-// most frequent ones, lose no bits.
 template <typename Tile>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
                                                const Place<Tile>& place, const typename Tile::Fragment& cosines,
                                                const Logits<typename Tile::Accumulator>& logit) {
   using T = typename Tile::Accumulator;
   T rows[Tile::kThreadRows];
-  CYCLIP_UNROLL
-  for (int a = 0; a < Tile::kThreadRows; ++a) {
-    T linear = 0, product = 0;
-    CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const bool counts = cosines[a][b] != kMasked<T>;
-      const T z = logit(cosines[a][b]);
-      const T u = counts ? decay(z) : T{0};
-      linear += counts && z > 0 ? z : T{0};
-      product = multiply_add(product, u, product + u);
-    }
-    rows[a] = linear + log1p(product);
-  }
+  negative_losses<Tile>(rows, cosines, logit);
   scratch.put_rows(place, rows, Sum{});
   block_barrier();
   return Window::owns_row<Tile>() ? scratch.get(Sum{}) : T{0};
@@ -87,22 +72,32 @@ Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context&
     Tower<Math> image, text;
     CYCLIP_TRY(prepare_tower(args.image, context, &image));
     CYCLIP_TRY(prepare_tower(args.text, context, &text));
-    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) -> Error {
-      using Tile = decltype(shape);
-      const int64_t n = image.rows;
-      const Regions regions = Regions::of<Tile>(n, text.rows);
-      double* row_parts = context.workspace.template take<double>(regions.across * n);
-      const RegionTiles<Tile> tiles = {
-          image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
-      CYCLIP_TRY(launch(sigmoid_rows_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
-                        sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
-                        ForwardArguments<Tile>{tiles, args.logit_scale, args.logit_bias, row_parts}));
-      const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
-                                       args.offset, args.logit_scale, args.logit_bias};
-      return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
-                    dim3(kThreadsPerBlock), 0, context.stream, positives, row_parts,
-                    static_cast<int>(regions.across), args.row_loss);
-    });
+    const int64_t n = image.rows;
+    double* row_parts = nullptr;
+    int64_t parts = 0;
+    bool is_done = false;
+    if constexpr (sizeof(typename Math::Element) == 2) {
+      is_done = uses_hopper(image.by_rows(), text.by_rows(), context);
+      if (is_done) CYCLIP_TRY(launch_hopper_sigmoid_rows<Math>(args, image, text, context, &row_parts, &parts));
+    }
+    if (!is_done) {
+      CYCLIP_TRY(with_tile<Math>(n, text.rows, context, [&](auto shape) {
+        using Tile = decltype(shape);
+        const Regions regions = Regions::of<Tile>(n, text.rows);
+        parts = regions.across;
+        row_parts = context.workspace.template take<double>(parts * n);
+        const RegionTiles<Tile> tiles = {
+            image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
+        return launch(sigmoid_rows_forward_kernel<Tile>, regions.blocks(), dim3(Tile::kThreads),
+                      sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
+                      ForwardArguments<Tile>{tiles, args.logit_scale, args.logit_bias, row_parts});
+      }));
+    }
+    const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
+                                     args.offset, args.logit_scale, args.logit_bias};
+    return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
+                  dim3(kThreadsPerBlock), 0, context.stream, positives, row_parts, static_cast<int>(parts),
+                  args.row_loss);
   });
 }
 
