@@ -38,8 +38,11 @@ TENSOR_CORES = {
 
 # Limits of the instructions per entry after the product, for large tiles in bfloat16.
 EPILOGUE_LIMITS = {
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 18.0,
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 28.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 15.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 23.0,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float>>": 20.0,
+    r"sigmoid_rows_forward_kernel<TileShape<Bf16, 128, 128.*>>": 18.5,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Sigmoid<float>>": 25.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes

@@ -150,8 +150,9 @@ class CyCLIPLoss(PairwiseLoss):
     docs/losses.md; a term of weight zero is not computed.
 
     Args:
-        in_modal, cross_modal: weights of the cycle terms (Goel et al. 2022: 0.25 each). In the
-            default reduction the terms grow with the batch, so weights belong to a batch size.
+        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
+            reduction cycle terms grow with the batch, so their weights belong to a batch size.
+        cross_modal: weight of the cross-modal cycle term, likewise.
         margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
@@ -200,7 +201,8 @@ class CyCLIPLoss(PairwiseLoss):
         Args:
             batch_size: pairs of a batch, of all ranks together.
             reference_batch: the batch size that the weights belong to, in "batchmean".
-            in_modal, cross_modal: weights at that batch size.
+            in_modal: weight at that batch size.
+            cross_modal: weight at that batch size.
             reduction: of the returned loss.
             others: further arguments of CyCLIPLoss.
         """

@@ -257,7 +257,7 @@ def retrieval_ranks(
     image_labels: Tensor,  # int64 [N]
     text_labels: Tensor,  # int64 [M]
 ) -> tuple[Tensor, Tensor]:
-    """#{j foreign to i: S_ij >= max_{k own to i} S_ik}, [N], and the same for texts, [M]; int64.
+    """Return |{j foreign to i: S_ij >= max_{k own to i} S_ik}|, [N], and that of texts, [M]; int64.
 
     Own: of equal labels; foreign: of others. -1 where there is nothing of its own. NaN counts as
     -inf.

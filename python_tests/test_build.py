@@ -94,7 +94,6 @@ def test_cuda_home_overrides_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{tmp_path}/other/bin:/usr/bin:/bin")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "chosen"))
     found = toolchain.find_cuda()
-    assert found is not None
     assert found.home == tmp_path / "chosen"
 
 
@@ -118,7 +117,6 @@ def test_cuda_wheels_are_found_on_the_import_path(
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
     monkeypatch.setattr(toolchain, "DEFAULT_HOME", tmp_path / "none")
     found = toolchain.find_cuda("13")
-    assert found is not None
     assert (found.home, found.library_dir) == (home, home / "lib")
     assert found.runtime_library == ":libcudart.so.13"
 
@@ -130,7 +128,6 @@ def test_missing_compiler_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torch_is_found_without_importing_it() -> None:
     found = toolchain.find_torch()
-    assert found is not None
     assert (found.version, found.cuda) == (torch.__version__, torch.version.cuda)
 
 
@@ -358,7 +355,6 @@ def test_other_frontends_use_the_torch_of_the_active_environment(
     monkeypatch.setenv(variable, str(tmp_path / ("bin" if variable == "PATH" else "")))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     found = backend.installed_torch()
-    assert found is not None
     assert found[0].root == tmp_path / "site" / "torch"
     monkeypatch.setenv("PIP_BUILD_TRACKER", "/tmp")  # pip builds with the target's interpreter
     assert backend.installed_torch() is None

@@ -7,10 +7,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from models.tiny import CONTEXT, VOCABULARY, create_tiny, write_checkpoint, write_run
+from PIL import Image
+
+from cyclip_ext.models.export import export_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,16 +86,89 @@ def test_options_of_documented_commands_exist(
     assert options <= known | {"--help"}, f"{page}: {program}"
 
 
-def test_dense_formula_of_the_readme_equals_the_loss() -> None:
-    five_lines, dense = list(blocks(ROOT / "README.md", "python"))
+def python_blocks(page: Path) -> list[str]:
+    """Return the Python blocks without those after a comment with the reason not to run them."""
+    text = page.read_text(encoding="utf-8")
+    marked = re.findall(r"<!-- not run: .+ -->\n+```python\n(.*?)^```", text, re.M | re.S)
+    return [block for block in blocks(page, "python") if block not in marked]
+
+
+def towers_and_batch() -> dict[str, Any]:
+    """Return the variables that a reader of the pages has."""
     torch.manual_seed(0)
-    values = {
+    model = create_tiny().model
+    images, tokens = torch.randn(6, 3, 16, 16), torch.randint(1, VOCABULARY, (6, CONTEXT))
+    rows = [torch.randn(37, 20, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    return {
         "F": F,
         "torch": torch,
-        "image_features": torch.randn(37, 20, dtype=torch.float64, requires_grad=True),
-        "text_features": torch.randn(37, 20, dtype=torch.float64, requires_grad=True),
+        "model": model,
+        "image_tower": model.visual,
+        "text_tower": model.text,
+        "images": images,
+        "tokens": tokens,
+        "batch": (images, tokens),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "image_features": rows[0],
+        "text_features": rows[1],
         "logit_scale": torch.tensor(14.3, dtype=torch.float64),
+        "anchors": rows[0],
+        "positives": rows[1],
+        "hard": rows[2],
     }
+
+
+def write_files_of_cc3m(folder: Path) -> None:
+    (folder / "Train_GCC-training.tsv").write_text('"a" caption\thttp://example.com/1.jpg\n')
+    write_checkpoint(folder / "logs/cyclip/checkpoints/last.pt")
+
+
+def write_run_and_images(folder: Path) -> None:
+    write_run(folder / "logs/NAME", "mini")
+    for name in ("cat", "dog"):
+        (folder / "PATH" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.effect_noise((20, 20), 50).save(folder / "PATH" / name / f"{number}.png")
+
+
+def write_export(folder: Path) -> None:
+    pytest.importorskip("safetensors")
+    export_run(write_run(folder / "logs/NAME", "mini"), folder / "model", "safetensors")
+
+
+FILES = {  # that the blocks of a page read
+    "cc3m.md": write_files_of_cc3m,
+    "evaluation.md": write_run_and_images,
+    "training.md": write_export,
+}
+ELSEWHERE = {"integrations.md"}  # run with their packages by python_tests/integrations
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if python_blocks(page) and page.name not in ELSEWHERE],
+    ids=lambda page: page.name,
+)
+@pytest.mark.usefixtures("process_group")
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FILES.get(page.name, lambda folder: None)(tmp_path)
+    values = towers_and_batch()
+    for block in python_blocks(page):
+        exec(compile(block, page.name, "exec"), values)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """Make this process the only rank, for blocks that run under torchrun."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_dense_formula_of_the_readme_equals_the_loss() -> None:
+    five_lines, dense = python_blocks(ROOT / "README.md")
+    values = towers_and_batch()
     exec(five_lines, values)
     loss = values["loss"].detach()
     assert values["image_features"].grad is not None

@@ -19,34 +19,24 @@ from cyclip_ext.ops import BackendStatus
 LOADED = BackendStatus(True, True, "")
 
 
-def test_runs_as_a_program() -> None:
-    package = Path(cyclip_ext.__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-m", "cyclip_ext.info"],
-        cwd=package,  # the copy under test, also if another one is installed
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in ("cyclip_ext", "torch", "open_clip", "cpu kernels", "cuda kernels"):
-        assert any(line.startswith(name) for line in done.stdout.splitlines()), name
-    assert torch.__version__ in done.stdout
-
-
 @pytest.mark.parametrize(
     ("limit", "expected"), [("baseline", "baseline"), ("sse9", "unknown: CYCLIP_CPU_ISA must be")]
 )
-def test_instruction_set_follows_the_environment(limit: str, expected: str) -> None:
-    """The choice is made once per process, and an unknown name does not end the report."""
+def test_program_shows_the_installation_and_the_instruction_set(limit: str, expected: str) -> None:
+    """The set is chosen once per process, and an unknown name does not end the report."""
     done = subprocess.run(
         [sys.executable, "-m", "cyclip_ext.info"],
-        cwd=Path(cyclip_ext.__file__).parent.parent,
+        cwd=Path(cyclip_ext.__file__).parent.parent,  # the copy under test
         env=os.environ | {"CYCLIP_CPU_ISA": limit},
         capture_output=True,
         text=True,
         check=True,
     )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("instructions")]
+    lines = done.stdout.splitlines()
+    for name in ("cyclip_ext", "torch", "open_clip", "cpu kernels", "cuda kernels"):
+        assert any(line.startswith(name) for line in lines), name
+    assert torch.__version__ in done.stdout
+    (line,) = [line for line in lines if line.startswith("instructions")]
     assert line.removeprefix("instructions").strip().startswith(expected)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .._files import NotRegularFileError, regular_size
@@ -94,6 +95,9 @@ class Embeddings:
     logit_scale: float | None = None  # factor of the logits (100, not its logarithm)
     skipped: SkipReport = field(default_factory=SkipReport)  # records without a row
     total: int | None = None  # records, skipped ones included; default: the sum of both
+    # For examples in reports; files have neither.
+    texts: tuple[str, ...] | None = field(default=None, repr=False)  # [M], the captions
+    load_image: Callable[[int], Image.Image] | None = field(default=None, repr=False)  # by row
 
     def __post_init__(self) -> None:
         self._set("name", printable(self.name))

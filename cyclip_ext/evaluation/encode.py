@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,7 @@ from ..models.trained import TrainedModel
 from .datasets.winoground import Quadruples
 from .embeddings import Embeddings, NotFiniteError
 from .prompts import Prompts
+from .tasks.base import THUMBNAIL
 from .tasks.zero_shot import class_embeddings
 
 BATCH = 256  # images
@@ -184,8 +186,13 @@ def encode(
         image_ids=read.keys,
         logit_scale=encoder.logit_scale,
         skipped=read.skipped,
+        load_image=partial(_load_image, dataset, read.kept),
         **found,
     )
+
+
+def _load_image(dataset: ImageDataset, kept: Tensor, row: int) -> Image.Image:
+    return dataset.load(int(kept[row]), min_side=THUMBNAIL).image
 
 
 @dataclass
@@ -333,6 +340,7 @@ def _captions(dataset: ImageDataset, encoder: Encoder, read: _Read) -> dict[str,
             "synonym_features": class_embeddings(encoder.texts, dataset.class_captions()),
             "text_features": encoder.texts(texts),
             "text_labels": labels,
+            "texts": tuple(texts),
         }
     if read.samples is not None:
         captions = [sample.captions for sample in read.samples]
@@ -342,7 +350,11 @@ def _captions(dataset: ImageDataset, encoder: Encoder, read: _Read) -> dict[str,
     if not texts:
         return {}
     owners = torch.tensor([image for image, entry in enumerate(captions) for _ in entry])
-    return {"text_features": encoder.texts(texts), "text_owners": owners}
+    return {
+        "text_features": encoder.texts(texts),
+        "text_owners": owners,
+        "texts": tuple(texts),
+    }
 
 
 def unambiguous_captions(dataset: InMemoryDataset) -> tuple[list[str], Tensor]:

@@ -22,14 +22,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .._plotting import png
+from ..data import BadRecord
+from ..data.skips import printable
 from .embeddings import Embeddings
 from .tables import ShownTable, escape, markdown_table, show, show_value
-from .tasks import Cell, Table, TaskResult, Unit
+from .tasks import Cell, Example, Item, Table, TaskResult, Unit
+from .tasks.base import THUMBNAIL
 
 PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
 RESULTS = "results.json"
 
 FEW_METRICS = 8  # more, of a single dataset, are folded if tables below break them down
+LONGEST_TEXT = 160  # characters of a caption in an example
 LONGEST_STEM = 100  # bytes of a dataset's name in names of files
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would compute
@@ -68,6 +72,7 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
     if not results:
         raise ValueError("results is empty: there is nothing to report")
     plots = {_stem(r, plot.name): png(plot.draw, plot.size) for r in results for plot in r.plots}
+    thumbnails = _thumbnails(results)
     records: dict[str, dict[str, Any]] = {}
     for result in results:
         stem = _stem(result)
@@ -81,12 +86,45 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
             for number, table in enumerate(result.tables, 1)
         },
         **{f"records/{stem}.json": _json(content) for stem, content in records.items()},
-        "report.md": _markdown(about, results),
-        "report.html": _page(about, results, plots),
+        "report.md": _markdown(about, results, thumbnails),
+        "report.html": _page(about, results, plots, thumbnails),
         RESULTS: _json(list(records.values())),
     }
     files = {f"plots/{stem}.png": content for stem, content in plots.items()}
+    files |= {f"plots/{each.stem}.jpg": each.content for each in thumbnails.values()}
     _replace(folder, files | {name: text.encode() for name, text in texts.items()})
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small JPEG file, and the stem of its name."""
+
+    stem: str
+    content: bytes
+
+
+def _thumbnails(results: Sequence[TaskResult]) -> dict[Item, Thumbnail]:
+    """Load the images of all galleries; those that have since disappeared are missing."""
+    found: dict[Item, Thumbnail] = {}
+    for result in results:
+        shown = (
+            item
+            for gallery in result.galleries
+            for example in gallery.examples
+            for item in (example.query, *(item for item, _, _ in example.nearest))
+        )
+        for item in shown:
+            if item.load is None:
+                continue
+            try:
+                image = item.load()
+            except (BadRecord, OSError):
+                continue
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=85)
+            found[item] = Thumbnail(_stem(result, f"example-{len(found)}"), file.getvalue())
+    return found
 
 
 def require_writable(folder: Path) -> None:
@@ -288,7 +326,9 @@ def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
 # -------------------------------------------------------------------------------- report.md
 
 
-def _markdown(about: About, results: Sequence[TaskResult]) -> str:
+def _markdown(
+    about: About, results: Sequence[TaskResult], thumbnails: Mapping[Item, Thumbnail]
+) -> str:
     lines = [f"# {escape(about.title)}", ""]
     facts = _facts(about, results)
     lines += [f"- {escape(name)}: {escape(value)}" for name, value in facts.items()]
@@ -299,6 +339,10 @@ def _markdown(about: About, results: Sequence[TaskResult]) -> str:
         if numbers is not None:
             lines += markdown_table(numbers)
         for result in section.results:
+            for gallery in result.galleries:
+                lines += [f"### {escape(result.dataset)}: {escape(gallery.title)}", ""]
+                lines += [_markdown_example(each, thumbnails) for each in gallery.examples]
+                lines.append("")
             for plot in result.plots:
                 caption = escape(plot.caption)
                 lines += [f"![{caption}](plots/{_stem(result, plot.name)}.png)", "", caption, ""]
@@ -308,10 +352,35 @@ def _markdown(about: About, results: Sequence[TaskResult]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _cut(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _markdown_example(example: Example, thumbnails: Mapping[Item, Thumbnail]) -> str:
+    def shown(item: Item) -> str:
+        text = escape(_cut(item.text))
+        known = thumbnails.get(item)
+        return text if known is None else f"![{text}](plots/{known.stem}.jpg)"
+
+    found = "; ".join(
+        f"{shown(item)} {cosine:.2f}{' ✓' if right else ''}"
+        for item, cosine, right in example.nearest
+    )
+    query = escape(_cut(example.query.text))
+    image = "" if example.query.load is None else f"{shown(example.query)} "
+    return f"- {image}{query}: {found}"
+
+
 # ------------------------------------------------------------------------------ report.html
 
 
-def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes]) -> str:
+def _page(
+    about: About,
+    results: Sequence[TaskResult],
+    plots: Mapping[str, bytes],
+    thumbnails: Mapping[Item, Thumbnail],
+) -> str:
     """Return one file that needs neither network nor scripts, readable on phones and desktops."""
     sections = _sections(results)
     environment = Environment(
@@ -321,6 +390,7 @@ def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["cut"] = _cut
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     return environment.get_template("report.html.j2").render(
         title=about.title,
@@ -328,6 +398,7 @@ def _page(about: About, results: Sequence[TaskResult], plots: Mapping[str, bytes
         sections=sections,
         headlines=[tile for section in sections for tile in _headlines(about, section)],
         plots=plots,
+        thumbnails=thumbnails,
         show=show,
         stem=_stem,
     )

@@ -78,13 +78,10 @@ def test_validation_has_the_numbers_of_the_evaluation(assessor: Assessor, data: 
 
 def test_classes_of_equal_names_are_embedded_once() -> None:
     train, sets = encode_splits(shapes(), tiny_encoder(), templates=("a {}",))
-    assert train is not None
     assert train.class_features is not None
     for name, dataset in shapes().evaluation.items():
         features = sets[name].class_features
-        assert features is not None
         alone = encode(dataset, tiny_encoder(), prompts=Prompts(templates=("a {}",)))
-        assert alone.class_features is not None
         assert torch.equal(features, alone.class_features)
         shared = features.data_ptr() == train.class_features.data_ptr()
         assert shared == (dataset.class_names == shapes().train.class_names)

@@ -32,7 +32,6 @@ def write(path: Path, content: bytes | str) -> Path:
 def classified(spec: str | Path, root: Path | str = "data", **options: Any) -> ImageDataset:
     found = open_evaluation_dataset(str(spec), ReadOptions(**options), root=root)
     assert isinstance(found, ImageDataset)
-    assert found.labels is not None
     assert len(found.labels) == len(found)
     return found
 
@@ -63,7 +62,7 @@ def greys(data: ImageDataset) -> list[int | str]:
         try:
             image = data[index].image
             assert image.mode == "RGB"
-            found.append(image.getpixel((0, 0))[0])  # type: ignore[index]
+            found.append(image.getpixel((0, 0))[0])
         except BadRecord as bad:
             found.append(bad.reason)
     return found

@@ -91,7 +91,7 @@ def make_encoder(model: Towers, batch_size: int = 2, **options: object) -> Encod
 
     cpu = torch.device("cpu")
     options = {"transform": transform, "batch_size": batch_size, **options}
-    return Encoder(model, tokenizer, 2, cpu, **options)  # type: ignore[arg-type]
+    return Encoder(model, tokenizer, 2, cpu, **options)
 
 
 def directions(*greys: int) -> Tensor:
@@ -102,7 +102,6 @@ def test_labels_follow_the_images_that_can_be_read(model: Towers) -> None:
     data = Greys([10, None, 30, None, 50], labels=[4, 3, 2, 1, 0], class_names=tuple("abcde"))
     data.skipped.add("empty label", "table.csv:7")
     found = encode(data, make_encoder(model))
-    assert found.labels is not None
     assert found.labels.tolist() == [4, 2, 0]
     torch.testing.assert_close(found.image_features, directions(10, 30, 50))
     assert found.image_ids == ("0.png", "2.png", "4.png")
@@ -111,6 +110,8 @@ def test_labels_follow_the_images_that_can_be_read(model: Towers) -> None:
         "truncated": {"count": 2, "examples": ["1.png", "3.png"]},
     }
     assert (found.used, found.total) == (3, 6)
+    assert found.load_image is not None
+    assert [found.load_image(row).getpixel((0, 0))[0] for row in range(3)] == [10, 30, 50]
     assert data.skipped.total == 1  # the dataset is as before
     assert model.batches == [2, 1]
     assert model.training
@@ -124,7 +125,6 @@ def test_labels_of_samples_are_used_if_the_dataset_has_none(model: Towers) -> No
 
     data = Labelled([1, None, 3], class_names=tuple("abc"))
     found = encode(data, make_encoder(model))
-    assert found.labels is not None
     assert found.labels.tolist() == [0, 2]
 
 
@@ -141,10 +141,9 @@ def test_captions_follow_the_images(model: Towers) -> None:
     data = Greys([1, None, 3], captions=(("a", "b"), ("c",), ("d", "ee", "f")))
     encoder = make_encoder(model)
     found = encode(data, encoder)
-    assert found.text_owners is not None
-    assert found.text_features is not None
     assert found.text_owners.tolist() == [0, 0, 1, 1, 1]
-    assert torch.equal(found.text_features, encoder.texts(["a", "b", "d", "ee", "f"]))
+    assert found.texts == ("a", "b", "d", "ee", "f")
+    assert torch.equal(found.text_features, encoder.texts(list(found.texts)))
     assert encode(data, encoder, captions=False).text_features is None
 
 
@@ -163,7 +162,6 @@ def test_quadruple_is_skipped_as_a_whole(model: Towers) -> None:
     encoder = make_encoder(model, 3)
     found = encode(data, encoder)
     torch.testing.assert_close(found.image_features, directions(1, 5, 3, 7))
-    assert found.text_features is not None
     assert torch.equal(found.text_features, encoder.texts(["a", "b", "e", "ff"]))
     assert found.quadruple_tags == ("x", "x")
     assert (found.used, found.total, found.skipped.total) == (2, 4, 2)
@@ -209,7 +207,6 @@ def test_prompts_replace_names_and_templates(model: Towers) -> None:
     found = encode(data, encoder, prompts=Prompts(names, templates=("a {} wall", "{}")))
     assert found.class_names == ("crimson", "navy")
     texts = ["a crimson wall", "crimson", "a scarlet wall", "scarlet"]
-    assert found.class_features is not None
     expected = normalize(encoder.texts(texts).mean(0), dim=0)
     torch.testing.assert_close(found.class_features[0], expected)
     with pytest.raises(ValueError, match="1 class names for the 2 classes of greys"):
@@ -225,11 +222,9 @@ def test_captions_in_memory_belong_to_classes() -> None:
     )
     encoder = tiny_encoder()
     found = encode(data, encoder)
-    assert found.text_labels is not None
     assert found.text_labels.tolist() == [0, 1]
-    assert found.text_features is not None
+    assert found.texts == ("cat", "dog")
     assert torch.equal(found.text_features, encoder.texts(["cat", "dog"]))
-    assert found.synonym_features is not None
     expected = normalize(encoder.texts(["cat", "pet"]).mean(0), dim=0)
     torch.testing.assert_close(found.synonym_features[0], expected)
 
@@ -247,7 +242,7 @@ def test_images_in_memory_take_the_transform_of_another_trainer() -> None:
     )
     assert len(own.image_features.unique(dim=0)) > 1
     assert len(other.image_features.unique(dim=0)) == 1
-    assert torch.equal(own.labels, data.labels)  # type: ignore[arg-type]
+    assert torch.equal(own.labels, data.labels)
 
 
 def test_unknown_device_is_rejected() -> None:

@@ -146,7 +146,6 @@ def test_margins_of_several_checkpoints(
             dataset = dataset.evaluation["shifted"]
         assert isinstance(dataset, ImageDataset)
         pairs = encode(dataset, encoder).pairs()
-        assert pairs is not None
         images, texts, labels = pairs
         margins = batch_margins(images, texts, min(128, len(labels)), labels=labels)
         expected = margin_metrics(margins.image_to_text)["q50"]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from cyclip_ext.data import SkipReport
+from cyclip_ext.data import BadRecord, SkipReport
 from cyclip_ext.evaluation.embeddings import Embeddings
 from cyclip_ext.evaluation.report import (
     About,
@@ -22,7 +27,16 @@ from cyclip_ext.evaluation.report import (
     write_report,
 )
 from cyclip_ext.evaluation.tables import markdown_table, show, show_value
-from cyclip_ext.evaluation.tasks import Metric, Plot, Table, TaskResult, Unit
+from cyclip_ext.evaluation.tasks import (
+    Example,
+    Gallery,
+    Item,
+    Metric,
+    Plot,
+    Table,
+    TaskResult,
+    Unit,
+)
 
 NASTY = '<b>&"pets|'
 ABOUT = About("mini", "run.pt", f"Evaluation of {NASTY}", {"weights": NASTY}, "set/b")
@@ -138,6 +152,37 @@ def test_page_needs_no_other_file(tmp_path: Path, results: Any) -> None:
     assert not {"script", "link", "iframe", "object", "base"} & set(names)
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in found.all("img"))
     assert any(each.get("name") == "viewport" for each in found.all("meta"))
+
+
+def test_galleries_are_in_both_pages_and_in_no_record(tmp_path: Path, results: Any) -> None:
+    def missing() -> Image.Image:
+        raise BadRecord("truncated", "b.png")
+
+    image = Item(NASTY, lambda: Image.new("RGB", (300, 200), "red"))
+    lost = Item("gone", missing)
+    gallery = Gallery(
+        "Both ways",
+        (
+            Example(image, ((Item("cat"), 0.5, True), (Item("x" * 200), -0.25, False))),
+            Example(Item("a caption \udcff"), ((image, 0.125, False), (lost, 0.1, True))),
+        ),
+    )
+    made = results()
+    write_report(tmp_path, ABOUT, made)
+    before = (tmp_path / "results.json").read_bytes()
+    write_report(tmp_path, ABOUT, [made[0], replace(made[1], galleries=(gallery,)), made[2]])
+    assert (tmp_path / "results.json").read_bytes() == before
+    found = page(tmp_path)
+    shown = [each for each in found.all("img") if "image/jpeg" in str(each["src"])]
+    assert [each["alt"] for each in shown] == [NASTY] * 2
+    content = base64.b64decode(str(shown[0]["src"]).partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == (112, 75)
+    for text in ("0.50 ✓", "-0.25", "no image", "x" * 159 + "…", "a caption \\udcff"):
+        assert text in found.text, text
+    markdown = (tmp_path / "report.md").read_text()
+    (link,) = {*re.findall(r"\]\((plots/[^)]*jpg)\)", markdown)}
+    assert (tmp_path / link).read_bytes() == content
+    assert "cat 0.50 ✓; " in markdown
 
 
 def test_page_has_anchors_alternative_texts_and_headlines(tmp_path: Path, results: Any) -> None:

@@ -63,15 +63,15 @@ def on_one_rank(rank: int, name: str, counts: list[int]) -> tuple[Any, ...]:
     return loss_and_gradients(make_ablation(name, CONFIG, sum(counts), dist.group.WORLD), x, y)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ranks_have_the_loss_and_gradient_of_the_whole_batch(name: str) -> None:
+def test_ranks_have_the_loss_and_gradient_of_the_whole_batch() -> None:
     """Gradients are those of the whole batch after DDP's division by the number of ranks."""
     counts = [3, 1, 4]
-    x, y = (rows.requires_grad_() for rows in features(sum(counts)))
-    loss, grad_x, grad_y = loss_and_gradients(make_ablation(name, CONFIG, sum(counts)), x, y)
     with World(3) as world:
-        outcomes = world.results(on_one_rank, name, counts)
-    for rank, (own_loss, own_x, own_y) in enumerate(outcomes):
-        assert own_loss == pytest.approx(loss, rel=1e-12)
-        for own, whole in ((own_x, grad_x), (own_y, grad_y)):
-            torch.testing.assert_close(own, 3 * whole.split(counts)[rank], rtol=1e-9, atol=1e-12)
+        outcomes = {name: world.results(on_one_rank, name, counts) for name in ABLATIONS}
+    for name, ranks in outcomes.items():
+        x, y = (rows.requires_grad_() for rows in features(sum(counts)))
+        loss, *whole = loss_and_gradients(make_ablation(name, CONFIG, sum(counts)), x, y)
+        for rank, (own_loss, *own) in enumerate(ranks):
+            assert own_loss == pytest.approx(loss, rel=1e-12), name
+            expected = [3 * gradient.split(counts)[rank] for gradient in whole]
+            torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-12)

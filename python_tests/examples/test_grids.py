@@ -71,13 +71,6 @@ def test_command_line_passes_settings_on(tmp_path: Path, pretender: Pretender) -
     assert not config.run.tensorboard
 
 
-def test_flags_of_single_runs_are_rejected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data-size", "--folder", str(tmp_path), "--seed", "1"]) == 1
-    assert "--seed applies to a single run; a study has --seeds" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("words", "weight"), [([], 0.1), (["--margin", "0.3"], 0.3)])
 def test_objectives_have_the_margins_of_their_names(
     tmp_path: Path, pretender: Pretender, words: list[str], weight: float
@@ -90,24 +83,23 @@ def test_objectives_have_the_margins_of_their_names(
     ]
 
 
-def test_flags_that_a_study_varies_are_rejected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("study", "words", "message"),
+    [
+        ("reproduce", ["--lr", "0.1"], "reproduce varies --lr itself; omit it"),
+        ("reproduce", ["--margin", "0.1"], "reproduce varies --margin itself"),
+        ("data-size", ["--train-fraction", "0.5"], "data-size varies --train-fraction itself"),
+        ("batch-temperature", ["--batch-size", "8"], "batch-temperature varies --batch-size"),
+        ("data-size", ["--seed", "1"], "--seed applies to a single run; a study has --seeds"),
+        ("data-size", ["--fractions", "0", "--same-steps"], "--train-fraction must be in (0, 1]"),
+        ("data-size", ["--fractions", "1.5"], "--train-fraction must be in (0, 1]"),
+    ],
+)
+def test_settings_that_a_study_cannot_have_are_rejected(
+    tmp_path: Path, study: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for study, flag, value in (
-        *(("reproduce", "--lr", "0.1"), ("reproduce", "--margin", "0.1")),
-        *(("data-size", "--train-fraction", "0.5"), ("batch-temperature", "--batch-size", "8")),
-    ):
-        assert main([study, "--folder", str(tmp_path), "--jobs", "0", flag, value]) == 1
-        assert f"{study} varies {flag} itself; omit it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("fraction", ["0", "-1", "1.5"])
-def test_fractions_out_of_range(
-    tmp_path: Path, fraction: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["data-size", "--folder", str(tmp_path), "--fractions", fraction, "--same-steps"]
-    assert main(words) == 1
-    assert "--train-fraction must be in (0, 1]" in capsys.readouterr().err
+    assert main([study, "--folder", str(tmp_path), "--jobs", "0", *words]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_auto_is_resolved_when_a_study_starts(

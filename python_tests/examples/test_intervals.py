@@ -30,14 +30,11 @@ def test_mean_interval_by_hand() -> None:
     assert result.interval == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
 
 
-def test_one_seed_has_no_interval() -> None:
-    result = paired_difference([0.5], [0.25])
-    assert (result.mean, result.deviation, result.interval) == (0.25, None, None)
-
-
-def test_equal_differences() -> None:
-    result = paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
-    assert (result.mean, result.deviation, result.interval) == (1, 0, (1, 1))
+def test_interval_of_one_seed_and_of_equal_differences() -> None:
+    one = paired_difference([0.5], [0.25])
+    assert (one.mean, one.deviation, one.interval) == (0.25, None, None)
+    equal = paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
+    assert (equal.mean, equal.deviation, equal.interval) == (1, 0, (1, 1))
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -37,7 +37,6 @@ def test_settings_are_chosen_by_validation_alone(
 ) -> None:
     pretender = pretend(monkeypatch, accuracy)
     found = reproduce(TrainConfig(), tmp_path, seeds=(0, 1))
-    assert found is not None
     chosen = {choice.objective: choice.value for choice in found.choices}
     assert chosen["all"] == 4e-3
     assert chosen["cyclip"] == chosen["c-cyclip"] == chosen["i-cyclip"] == 0.5
@@ -67,7 +66,6 @@ def test_interruption_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
     pretend(monkeypatch, accuracy, stop_at)
-    assert reproduce(TrainConfig(), tmp_path) is None
     words = ["--folder", str(tmp_path), "--page", str(tmp_path / "p.md"), "--train-data", "emoji"]
     assert main(["reproduce", *words]) == 130
     assert not (tmp_path / "p.md").exists()
@@ -84,7 +82,6 @@ def test_page_has_every_objective_and_differences_by_hand(
 
     pretend(monkeypatch, top1)
     found = reproduce(TrainConfig(), tmp_path, seeds=(0, 1))
-    assert found is not None
     write_reproduction(tmp_path / "page.md", found)
     text = (tmp_path / "page.md").read_text()
     for name in NAMES.values():
@@ -122,20 +119,22 @@ def test_page_names_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "that command with train data emoji, epochs 3, which trains" in page.read_text()
 
 
-def test_other_data_are_rejected_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [("pairs.csv", 1, "reproduce takes the default data"), ("emoji", 2, "cyclip_ext[eval]")],
+)
+def test_study_that_cannot_end_is_rejected_before_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: str,
+    status: int,
+    message: str,
 ) -> None:
+    """Other data, and the default data without SciPy."""
     pretender = pretend(monkeypatch, accuracy)
-    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "pairs.csv"]) == 1
-    assert "reproduce takes the default data" in capsys.readouterr().err
-    assert not pretender.methods
-
-
-def test_missing_scipy_is_reported_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pretender = pretend(monkeypatch, accuracy)
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", "emoji"]) == 2
-    assert "cyclip_ext[eval]" in capsys.readouterr().err
+    if data == "emoji":
+        monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert main(["reproduce", "--folder", str(tmp_path), "--train-data", data]) == status
+    assert message in capsys.readouterr().err
     assert not pretender.methods

@@ -81,6 +81,7 @@ def check_backward(
     offset: int,
     precision: Precision,
     needs: tuple[bool, bool] = (True, True),
+    weight: float = 1.0,
     **options: int | None,
 ) -> None:
     """Check the gradients of exact statistics, so that no error of the forward operator counts."""
@@ -88,7 +89,8 @@ def check_backward(
     exact = truth.pair_statistics(*leaves, offset)
     upstream = random_like(exact[:5], seed=1)
     upstream = [
-        torch.where(out.isfinite(), g, 0.0) for out, g in zip(exact[:5], upstream, strict=True)
+        torch.where(out.isfinite(), weight * g, 0.0)
+        for out, g in zip(exact[:5], upstream, strict=True)
     ]
     expected = torch.autograd.grad(
         exact[:5], leaves, upstream, allow_unused=True, materialize_grads=True
@@ -162,6 +164,16 @@ def test_spread_within_a_tile(device: Device, scale: float, precision: Precision
     image, text = rectangle("narrow_cone", 140, 70, 24, precision.dtype)
     image[::2] *= -1
     check(device, image, text, scale, 3, precision)
+
+
+@pytest.mark.parametrize("weight", [1e-25, 1e25])
+def test_extreme_upstream_gradients(device: Device, weight: float, precision: Precision) -> None:
+    """Weights of a spread of 2^58 must neither overflow nor underflow."""
+    if precision.dtype == torch.float16:
+        pytest.skip("the gradients are outside of the range")
+    image, text = rectangle("narrow_cone", 140, 70, 24, precision.dtype)
+    image[::2] *= -1
+    check_backward(device, image, text, 20.0, 3, precision, weight=weight)
 
 
 def test_without_hardest(device: Device, precision: Precision) -> None:

@@ -1,13 +1,16 @@
-"""Features for which naive code fails, and the losses by name."""
+"""Features for which naive code fails, the losses by name, and a measure of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclip_ext import CyCLIPLoss, functional
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional
 
 Towers = tuple[Tensor, Tensor]
 
@@ -119,28 +122,57 @@ def make_leaves(n: int, d: int, dtype: torch.dtype = torch.float32) -> list[Tens
     return [t.requires_grad_() for t in (image, text, torch.tensor(14.3), torch.tensor(-5.0))]
 
 
-def _cycle(in_modal: float, cross_modal: float) -> Callable[..., Tensor]:
-    return lambda x, y, s=1.0, b=-5.0, backend="auto": functional.cycle_consistency(
-        x, y, in_modal=in_modal, cross_modal=cross_modal, backend=backend
-    )
+def _named(values: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
 
 
-# (image_features, text_features, logit_scale, logit_bias, backend) -> loss
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "contrastive": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.contrastive_loss(
-        x, y, s, backend=backend
-    ),
-    "cycle": _cycle(0.25, 0.25),
-    "in_modal": _cycle(0.25, 0.0),
-    "cross_modal": _cycle(0.0, 0.25),
-    "margin": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.margin_loss(x, y),
-    "hinge": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.hinge_margin_loss(
-        x, y, backend=backend
-    ),
-    "sigmoid": lambda x, y, s=1.0, b=-5.0, backend="auto": functional.sigmoid_loss(
-        x, y, s, b, backend=backend
-    ),
+def _loss(function: Callable[..., Tensor], **fixed: float) -> Callable[..., Tensor]:
+    """Return (image_features, text_features, scale, bias, **options) -> loss.
+
+    The function gets only those of its arguments that it has.
+    """
+    known = inspect.signature(function).parameters
+
+    def loss(
+        x: Tensor, y: Tensor, s: Tensor | float = 1.0, b: Tensor | float = -5.0, **options: Any
+    ) -> Tensor:
+        given = {"logit_scale": s, "logit_bias": b, **fixed}
+        if "options" in known:
+            return function(x, y, **_named(given, known), **options)
+        return function(x, y, **_named(given | options, known))
+
+    return loss
+
+
+FUNCTIONS = {
+    "contrastive": _loss(functional.contrastive_loss),
+    "cycle": _loss(functional.cycle_consistency),
+    "in_modal": _loss(functional.cycle_consistency, cross_modal=0.0),
+    "cross_modal": _loss(functional.cycle_consistency, in_modal=0.0),
+    "margin": _loss(functional.margin_loss),
+    "hinge": _loss(functional.hinge_margin_loss),
+    "sigmoid": _loss(functional.sigmoid_loss),
 }
+MODULES: dict[str, Callable[..., Tensor]] = {
+    "CLIPLoss": lambda x, y, s=1.0, b=-5.0, **o: CLIPLoss(**o)(x, y, s, b),
+    "CyCLIPLoss": lambda x, y, s=1.0, b=-5.0, **o: CyCLIPLoss(**o)(x, y, s, b),
+    "SigLIPLoss": lambda x, y, s=1.0, b=-5.0, **o: SigLIPLoss(**o)(x, y, s, b),
+}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Number of elements of the largest tensor that any operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
 
 
 def everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,36 +15,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional
+from cyclip_ext import CyCLIPLoss
 
-from .inputs import make_features
+from .inputs import FUNCTIONS, MODULES, make_features
 
-# (image_features, text_features, logit_scale, logit_bias, options) -> loss
+# (image_features, text_features, logit_scale, logit_bias, **options) -> loss
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "contrastive": lambda x, y, s, b, o: functional.contrastive_loss(x, y, s, **o),
-    "CLIPLoss": lambda x, y, s, b, o: CLIPLoss(**o)(x, y, s, b),
-    "cyclip": lambda x, y, s, b, o: CyCLIPLoss(**o)(x, y, s),
-    "c_cyclip": lambda x, y, s, b, o: CyCLIPLoss(0.0, 0.5, **o)(x, y, s),
-    "i_cyclip": lambda x, y, s, b, o: CyCLIPLoss(0.5, 0.0, **o)(x, y, s),
-    "all": lambda x, y, s, b, o: CyCLIPLoss(0.3, 0.2, 0.1, 0.4, reduction="mean", **o)(x, y, s),
-    "cycle": lambda x, y, s, b, o: functional.cycle_consistency(
-        x, y, in_modal=0.3, cross_modal=0.2, **_without(o, "exchange")
-    ),
-    "equal_cycle": lambda x, y, s, b, o: functional.cycle_consistency(
-        x, y, **_without(o, "exchange")
-    ),
-    "margin": lambda x, y, s, b, o: functional.margin_loss(
-        x, y, **_without(o, "exchange", "backend")
-    ),
-    "hinge": lambda x, y, s, b, o: functional.hinge_margin_loss(x, y, **o),
-    "sigmoid": lambda x, y, s, b, o: functional.sigmoid_loss(x, y, s, b, **o),
-    "SigLIPLoss": lambda x, y, s, b, o: SigLIPLoss(**o)(x, y, s, b),
+    **{name: FUNCTIONS[name] for name in ("contrastive", "margin", "hinge", "sigmoid")},
+    "equal_cycle": FUNCTIONS["cycle"],
+    "cycle": functools.partial(FUNCTIONS["cycle"], in_modal=0.3, cross_modal=0.2),
+    **MODULES,
+    "c_cyclip": lambda *a, **o: CyCLIPLoss(0.0, 0.5, **o)(*a),
+    "i_cyclip": lambda *a, **o: CyCLIPLoss(0.5, 0.0, **o)(*a),
+    "all": lambda *a, **o: CyCLIPLoss(0.3, 0.2, 0.1, 0.4, reduction="mean", **o)(*a),
 }
 PAIRWISE = ["contrastive", "hinge", "sigmoid", "all"]  # every way that features are exchanged
 
 
-def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in names}
+def _alone(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of one process."""
+    return {name: value for name, value in options.items() if name != "exchange"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ def rows_of(rank: int, case: Case) -> slice:
 
 def whole(case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Return the loss and its gradients, by one process."""
-    options = _without(case.options, "exchange")
+    options = _alone(case.options)
     return loss_and_gradients(case, *features(case), options)
 
 
@@ -107,7 +98,7 @@ def loss_and_gradients(
     }
     for name, leaf in leaves.items():
         leaf.requires_grad_(name not in case.frozen)
-    loss = LOSSES[case.loss](*leaves.values(), options)
+    loss = LOSSES[case.loss](*leaves.values(), **options)
     if loss.requires_grad:
         loss.backward(torch.tensor(case.upstream, dtype=loss.dtype))
     return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}
@@ -135,7 +126,7 @@ class TwoTowers(nn.Module):
 def whole_model(case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Return the loss and every parameter's gradient, by one process."""
     model = TwoTowers(case)
-    return _train(case, model, model, *features(case), _without(case.options, "exchange"))
+    return _train(case, model, model, *features(case), _alone(case.options))
 
 
 def share_of_model(rank: int, case: Case) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -151,7 +142,7 @@ def _train(
     case: Case, call: nn.Module, model: TwoTowers, image: Tensor, text: Tensor, options: dict
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     outputs = call(image, text)
-    loss = LOSSES[case.loss](*outputs, options)
+    loss = LOSSES[case.loss](*outputs, **options)
     # DistributedDataParallel waits for the gradient of every parameter, also of one that this loss
     # does not look at.
     (loss + 0 * sum(out.sum() for out in outputs)).backward()

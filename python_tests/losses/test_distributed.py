@@ -20,13 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, ops
 from cyclip_ext.distributed import groups
 
 from . import truth
-from .inputs import make_features
+from .inputs import LargestTensor, make_features
 from .ranks import Raised, World
 from .shares import (
     LOSSES,
@@ -227,8 +226,8 @@ def test_single_pair_of_a_group_has_no_loss(world: World, exchange: str, backend
 @every_exchange
 @worlds(3)
 def test_tiny_loss_survives_merging_ranks(world: World, exchange: str) -> None:
-    case = Case("contrastive", (9, 4, 7), 64, "aligned", scale=100.0)
-    case = dataclasses.replace(case, options=_options(exchange, "native"))
+    options = _options(exchange, "native")
+    case = Case("contrastive", (9, 4, 7), 64, "aligned", scale=100.0, options=options)
     image, text = (t.requires_grad_() for t in features(case))
     expected = truth.contrastive_loss(image, text, 100.0)
     expected.backward()
@@ -253,7 +252,7 @@ def test_error_does_not_grow_with_ranks(
         case = Case(loss, (40, 31, 25), 24, kind, dtype, options=_options(exchange, backend))
         rounded = tuple(t.double().requires_grad_() for t in features(case))
         scalars = [torch.tensor(v).double() for v in (case.scale, case.bias)]
-        exact = LOSSES[loss](*rounded, *scalars, {"backend": "reference"})
+        exact = LOSSES[loss](*rounded, *scalars, backend="reference")
         exact.backward()
         one_loss, one = whole(case)
         results = world.results(share, case)
@@ -335,35 +334,22 @@ def _twice(rank: int, case: Case) -> bool:
 def test_bits_do_not_depend_on_the_order_of_messages(
     world: World, loss: str, exchange: str, backend: str
 ) -> None:
-    case = Case(loss, (50, 37, 61, 44), 24, dtype=torch.float32)
-    case = dataclasses.replace(case, options=_options(exchange, backend))
+    options = _options(exchange, backend)
+    case = Case(loss, (50, 37, 61, 44), 24, dtype=torch.float32, options=options)
     assert all(world.results(_twice, case))
     losses = [loss for loss, _ in world.results(share, case)]
     assert all(torch.equal(loss, losses[0]) for loss in losses)
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operator returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for out in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(out, Tensor):
-                self.elements = max(self.elements, out.numel())
-        return result
-
-
 def _largest(rank: int, case: Case) -> int:
     image, text = (t[rows_of(rank, case)] for t in features(case))
-    with _Largest() as largest:
+    with LargestTensor() as largest:
         loss_and_gradients(case, image, text, {**case.options, "group": dist.group.WORLD})
     return largest.elements
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("loss", [*PAIRWISE, "cyclip"])
+@pytest.mark.parametrize("loss", [*PAIRWISE, "CyCLIPLoss"])
 @worlds(4)
 def test_no_rank_holds_rows_times_all_columns(world: World, loss: str) -> None:
     """A rank holds neither n x N similarities nor, with the ring, all texts."""
@@ -385,46 +371,44 @@ def _features_of(rank: int, case: Case) -> list[Tensor]:
     return [t[rows_of(rank, case)].float() for t in features(case)]
 
 
+# What rank 1 changes of its arguments.
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "width": lambda given: given.update({name: given[name][:, :2] for name in ("x", "y")}),
+    "dtype": lambda given: given.update({name: given[name].double() for name in ("x", "y")}),
+    "empty": lambda given: given.update({name: given[name][:0] for name in ("x", "y")}),
+    "shapes": lambda given: given.update(y=given["y"][:2]),
+    "scale": lambda given: given.update(s="5"),
+    "image_grad": lambda given: given["x"].requires_grad_(),
+    "scale_grad": lambda given: given["s"].requires_grad_(),
+    "bias": lambda given: given.update(b=None),
+    "budget": lambda given: given.update(memory_budget=-1),
+    "environment": lambda given: None,
+    "kernel": lambda given: given.update(backend="native"),
+    "exchange": lambda given: given.update(
+        exchange="ring" if given["exchange"] == "gather" else "gather"
+    ),
+}
+
+
 def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
     """Compute a loss in which rank 1 differs from the others; then meet them in a collective."""
-    group, options = dist.group.WORLD, {"exchange": exchange}
-    image, text = _features_of(rank, Case("", (3, 3, 3)))
-    scale: Any = torch.tensor(5.0)
-    bias = -1.0
-    patch = pytest.MonkeyPatch()
-    if rank == 1:
-        if what == "width":
-            image, text = image[:, :2], text[:, :2]
-        elif what == "dtype":
-            image, text = image.double(), text.double()
-        elif what == "empty":
-            image, text = image[:0], text[:0]
-        elif what == "shapes":
-            text = text[:2]
-        elif what == "scale":
-            scale = "5"
-        elif what == "image_grad":
-            image.requires_grad_()
-        elif what == "scale_grad":
-            scale.requires_grad_()
-        elif what == "bias":
-            bias = None
-        elif what == "budget":
-            options["memory_budget"] = -1
-        elif what == "environment":
-            patch.setenv("CYCLIP_MEMORY_BUDGET", "1 GiB")
-        elif what == "kernel":
-            patch.setattr(ops, "has_operator", lambda name, device: False)
-            options["backend"] = "native"
-        elif what == "exchange":
-            options["exchange"] = "ring" if exchange == "gather" else "gather"
-    try:
-        LOSSES[name](image, text, scale, bias, {**options, "group": group})
-    finally:  # nobody is left behind in another collective
-        patch.undo()
-        count = torch.ones(())
-        dist.all_reduce(count)
-        assert count == 3
+    x, y = _features_of(rank, Case("", (3, 3, 3)))
+    given = {"x": x, "y": y, "s": torch.tensor(5.0), "b": -1.0, "exchange": exchange}
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            CHANGES[what](given)
+            if what == "environment":
+                patch.setenv("CYCLIP_MEMORY_BUDGET", "1 GiB")
+            elif what == "kernel":
+                patch.setattr(ops, "has_operator", lambda name, device: False)
+        tensors = [given.pop(argument) for argument in ("x", "y", "s", "b")]
+        try:
+            LOSSES[name](*tensors, **given, group=dist.group.WORLD)
+        finally:  # nobody is left behind in another collective
+            patch.undo()
+            count = torch.ones(())
+            dist.all_reduce(count)
+            assert count == 3
     return 0.0
 
 
@@ -586,13 +570,12 @@ def _two_steps(rank: int, case: Case) -> float:
     """Train without a word about the bias, for whose gradient DDP waits in the second step."""
     image, text = (t[rows_of(rank, case)] for t in features(case))
     model = DistributedDataParallel(TwoTowers(case))
-    loss = CyCLIPLoss(group="world") if case.loss == "cyclip" else CLIPLoss(group="world")
     for _ in range(2):
-        loss(*model(image, text)).backward()
+        LOSSES[case.loss](*model(image, text), group="world").backward()
     return model.module.bias.grad.item()
 
 
-@pytest.mark.parametrize("loss", ["cyclip", "CLIPLoss"])
+@pytest.mark.parametrize("loss", ["CyCLIPLoss", "CLIPLoss"])
 @worlds(2)
 def test_softmax_loss_of_a_model_with_a_bias_trains_under_ddp(world: World, loss: str) -> None:
     assert world.results(_two_steps, Case(loss, (4, 3))) == [0.0, 0.0]
@@ -676,8 +659,7 @@ def _with_nan(rank: int, case: Case) -> float:
     x, y = (t[rows_of(rank, case)] for t in features(case))
     if rank == 1:
         y[0, 0] = math.nan
-    options = {**case.options, "group": dist.group.WORLD}
-    return LOSSES[case.loss](x, y, 5.0, -1.0, options).item()
+    return LOSSES[case.loss](x, y, 5.0, -1.0, **case.options, group=dist.group.WORLD).item()
 
 
 @every_exchange
@@ -711,7 +693,7 @@ def test_autocast_does_not_reach_the_loss_of_a_group(
 
 def _second_derivative(rank: int, case: Case) -> None:
     image, text = (t[rows_of(rank, case)].requires_grad_() for t in features(case))
-    loss = LOSSES[case.loss](image, text, 5.0, -1.0, {**case.options, "group": dist.group.WORLD})
+    loss = LOSSES[case.loss](image, text, 5.0, -1.0, **case.options, group=dist.group.WORLD)
     (gradient,) = torch.autograd.grad(loss, image, create_graph=True)
     gradient.sum().backward()
 
@@ -739,7 +721,7 @@ def _compiled(rank: int, case: Case) -> list[Tensor]:
 @every_exchange
 @worlds(2)
 def test_compiled_loss_of_a_group_matches_eager(world: World, exchange: str) -> None:
-    case = Case("cyclip", (5, 3), scale=5.0, options={"exchange": exchange})
+    case = Case("CyCLIPLoss", (5, 3), scale=5.0, options={"exchange": exchange})
     expected = world.results(share, case)
     for (loss, grads), actual in zip(expected, world.results(_compiled, case), strict=True):
         torch.testing.assert_close(actual, [loss, grads["image"], grads["text"]])

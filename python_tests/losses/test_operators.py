@@ -11,7 +11,7 @@ from torch import Tensor
 from cyclip_ext import reference
 
 from . import truth
-from .inputs import make_features, random_like
+from .inputs import INPUTS, make_features, random_like
 
 pytestmark = pytest.mark.native
 
@@ -152,33 +152,9 @@ def test_statistics_give_only_the_needed_gradients(wanted: tuple[bool, ...]) -> 
             assert of_some is None
 
 
-@pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
-@pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
+@pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind not in ("duplicates", "ties")])
+@pytest.mark.parametrize(("n", "d"), [*SQUARE, (5, 1), (40, 33), (70, 20)])
 def test_cycle_grams_match_dense_products(n: int, d: int, kind: str) -> None:
-
-    def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
-        x, y = reference.normalize(image), reference.normalize(text)
-        plus, minus = x + y, x - y
-        return plus.T @ plus, minus.T @ minus, plus.T @ minus
-
-    assert_same_derivatives(ops.cycle_grams, dense, make_features(kind, n, d))
-
-
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 7), (40, 33)])
-@pytest.mark.parametrize("kind", ["random", "narrow_cone"])
-def test_cycle_grams_without_k_match_those_with_it(n: int, d: int, kind: str) -> None:
-    features = make_features(kind, n, d)
-    assert ops.cycle_grams(*features, cross=False)[2].shape == (0, 0)
-    assert_same_derivatives(
-        lambda x, y: ops.cycle_grams(x, y, cross=False)[:2],
-        lambda x, y: ops.cycle_grams(x, y)[:2],
-        features,
-    )
-
-
-@pytest.mark.parametrize("kind", ["narrow_cone", "two_cones", "both_ends", "modality_gap"])
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 1), (5, 3), (3, 7), (70, 20)])
-def test_cycle_grams_of_cones_match_dense_products(n: int, d: int, kind: str) -> None:
     """P and M are deflated along their means, and the means put back."""
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
@@ -191,6 +167,18 @@ def test_cycle_grams_of_cones_match_dense_products(n: int, d: int, kind: str) ->
     _, minus, cross = ops.cycle_grams(equal, equal.clone())
     assert not minus.any()  # M = 0 to the last bit
     assert not cross.any()
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 7), (40, 33)])
+@pytest.mark.parametrize("kind", ["random", "narrow_cone"])
+def test_cycle_grams_without_k_match_those_with_it(n: int, d: int, kind: str) -> None:
+    features = make_features(kind, n, d)
+    assert ops.cycle_grams(*features, cross=False)[2].shape == (0, 0)
+    assert_same_derivatives(
+        lambda x, y: ops.cycle_grams(x, y, cross=False)[:2],
+        lambda x, y: ops.cycle_grams(x, y)[:2],
+        features,
+    )
 
 
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
@@ -260,15 +248,10 @@ def _calls(seed: int = 0) -> dict[str, tuple]:
     }
 
 
-@pytest.mark.parametrize("name", _calls())
-def test_gradients_match_finite_differences(name: str) -> None:
-    function, inputs = _calls()[name]
-    assert torch.autograd.gradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
-
-
-def test_row_norms_can_be_differentiated_twice() -> None:
-    function, inputs = _calls()["row_norms"]
-    assert torch.autograd.gradgradcheck(function, tuple(t.clone().requires_grad_() for t in inputs))
+def test_row_norms_can_be_differentiated_once_and_twice() -> None:
+    function, (features,) = _calls()["row_norms"]
+    assert torch.autograd.gradcheck(function, features.requires_grad_())
+    assert torch.autograd.gradgradcheck(function, features)
 
 
 @pytest.mark.parametrize("name", [name for name in _calls() if name != "row_norms"])

@@ -5,6 +5,9 @@ Dense code computes log(e^z + tiny) - z = 0 as soon as the loss is below one ulp
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,23 +16,19 @@ import cyclip_ext
 from cyclip_ext import functional, reference
 
 from . import truth
-from .inputs import make_features
+from .inputs import FUNCTIONS, make_features
 
 SHAPES = [(1, 1), (2, 3), (33, 65), (129, 512), (300, 130)]
-
-
-def _losses(backend: str) -> dict:
-    options = {"backend": backend, "precision": "bf16"}
-    return {
-        "contrastive": lambda x, y, s: functional.contrastive_loss(x, y, s, **options),
-        "sigmoid": lambda x, y, s: functional.sigmoid_loss(x, y, s, -5.0, **options),
-    }
 
 
 EXACT = {
     "contrastive": truth.contrastive_loss,
     "sigmoid": lambda x, y, s: reference.sigmoid_loss(x, y, s, -5.0),
 }
+
+
+def _bf16(name: str, backend: str = "native") -> Callable[..., Tensor]:
+    return functools.partial(FUNCTIONS[name], precision="bf16", backend=backend)
 
 
 def _run(loss, *inputs: Tensor) -> list[Tensor]:
@@ -48,7 +47,7 @@ def test_bf16_loss_is_that_of_the_rounded_features(
     """Dense bfloat16 code rounds the cosines as well, and s multiplies the error."""
     features = make_features(kind, n, d, dtype=torch.float32)
     rounded = [t.bfloat16().double() for t in features]
-    value, *gradients = _run(_losses(backend)[name], *features, torch.tensor(14.3))
+    value, *gradients = _run(_bf16(name, backend), *features, torch.tensor(14.3))
     expected, *true = _run(EXACT[name], *rounded, torch.tensor(14.3).double())
     assert value.dtype == torch.float32
     if backend == "native":  # the reference cancels, as dense code does
@@ -64,7 +63,7 @@ def test_bf16_loss_is_that_of_the_rounded_features(
 def test_bf16_leaves_other_dtypes_alone(dtype: torch.dtype) -> None:
     inputs = (*make_features("random", 33, 20, dtype=dtype), torch.tensor(5.0))
     plain = _run(lambda *a: functional.contrastive_loss(*a, backend="native"), *inputs)
-    for a, b in zip(_run(_losses("native")["contrastive"], *inputs), plain, strict=True):
+    for a, b in zip(_run(_bf16("contrastive"), *inputs), plain, strict=True):
         assert torch.equal(a, b)
 
 
@@ -73,7 +72,7 @@ def test_bf16_leaves_other_dtypes_alone(dtype: torch.dtype) -> None:
 def test_bf16_rounds_as_torch_does(n: int) -> None:
     features = make_features("random", n, 64, dtype=torch.float32)
     scale = torch.tensor(14.3)
-    by_argument = _losses("native")["contrastive"](*features, scale)
+    by_argument = _bf16("contrastive")(*features, scale)
     by_dtype = functional.contrastive_loss(*(t.bfloat16() for t in features), scale)
     assert torch.equal(by_argument, by_dtype)
 
@@ -83,7 +82,7 @@ def test_bf16_infinity_makes_the_loss_nan() -> None:
     """Two numbers share a word, and infinity may meet a padding zero."""
     image, text = make_features("random", 3, 3, dtype=torch.float32)
     image[1, 2] = torch.inf
-    loss, image_grad, *_ = _run(_losses("native")["contrastive"], image, text, torch.tensor(5.0))
+    loss, image_grad, *_ = _run(_bf16("contrastive"), image, text, torch.tensor(5.0))
     assert loss.isnan()
     assert image_grad.isnan().any()
 

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from cyclip_ext.data import file_transform
 from cyclip_ext.data.transforms import MEAN, STD
 from cyclip_ext.models import MiniCLIP, create_model
-from cyclip_ext.models.checkpoint import FORMAT
 from cyclip_ext.models.export import PREPROCESSING, ExportFormat, export_run
 from cyclip_ext.models.trained import load_trained
 from cyclip_ext.training.__main__ import main
 
-from .tiny import CONTEXT, SETTINGS, VOCABULARY, create_tiny
+from .tiny import CONTEXT, VOCABULARY, create_tiny, write_run
 
 Inputs = tuple[Tensor, Tensor]
 Features = Callable[[Tensor, Tensor], Any]
@@ -66,24 +65,6 @@ def test_traced_default_model_matches_eager(way: Callable[[nn.Module, Inputs], F
             inputs = make_inputs(rows, longest)
             for actual, expected in zip(traced(*inputs), model(*inputs), strict=True):
                 torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def write_run(folder: Path, name: str, loss: str = "cyclip", tokenizer: str = "words") -> Path:
-    """Write a run whose moving average differs from its last weights."""
-    torch.manual_seed(0)
-    created = create_model(name, sigmoid=loss == "siglip", tokenizer=tokenizer)
-    average = {f"module.{k}": v.clone() for k, v in created.model.state_dict().items()}
-    with torch.no_grad():
-        for parameter in created.model.parameters():
-            parameter.add_(0.1)
-    settings = {
-        "loss": {"loss": loss},
-        "run": {**SETTINGS["run"], "model": name, "tokenizer": tokenizer},
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    state = {"format": FORMAT, "config": settings, "model": created.model.state_dict()}
-    torch.save(state | {"ema": average}, folder / "checkpoints" / "best.pt")
-    return folder
 
 
 def features(model: Any, images: Tensor, texts: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from cyclip_ext.models import (
     TextConfig,
     TokenizerName,
     WordTokenizer,
+    create_model,
 )
 from cyclip_ext.models.checkpoint import FORMAT
 
@@ -53,3 +54,21 @@ def write_checkpoint(path: Path, seed: int = 0, **changes: Any) -> dict[str, tor
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"format": FORMAT, "config": SETTINGS, "model": weights, **changes}, path)
     return weights
+
+
+def write_run(folder: Path, name: str, loss: str = "cyclip", tokenizer: str = "words") -> Path:
+    """Write a run whose moving average differs from its last weights."""
+    torch.manual_seed(0)
+    created = create_model(name, sigmoid=loss == "siglip", tokenizer=tokenizer)
+    average = {f"module.{k}": v.clone() for k, v in created.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in created.model.parameters():
+            parameter.add_(0.1)
+    settings = {
+        "loss": {"loss": loss},
+        "run": {**SETTINGS["run"], "model": name, "tokenizer": tokenizer},
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    state = {"format": FORMAT, "config": settings, "model": created.model.state_dict()}
+    torch.save(state | {"ema": average}, folder / "checkpoints" / "best.pt")
+    return folder

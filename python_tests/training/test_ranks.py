@@ -86,8 +86,8 @@ def test_two_ranks_give_the_bits_of_one_rank_with_two_parts(
 ) -> None:
     """The same sums in the same order: losses of the whole batch, gradients of two halves."""
     two_parts = replace(default_run, data=replace(default_run.data, accum_freq=2))
-    one = weights_after(50, two_parts, tmp_path / "one", 1)
-    two = weights_after(50, default_run, tmp_path / "two", 2)
+    one = weights_after(15, two_parts, tmp_path / "one", 1)
+    two = weights_after(15, default_run, tmp_path / "two", 2)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
@@ -101,9 +101,9 @@ def test_two_ranks_give_the_weights_of_one_with_the_doubled_batch(
     wherever a sum is taken in another order (docs/training.md).
     """
     double = replace(default_run, data=replace(default_run.data, batch_size=256))
-    one = weights_after(8, double, tmp_path / "one", 1, torch.float64)
+    one = weights_after(3, double, tmp_path / "one", 1, torch.float64)
     synchronized = replace(default_run, run=replace(default_run.run, use_bn_sync=True))
-    two = weights_after(8, synchronized, tmp_path / "two", 2, torch.float64)
+    two = weights_after(3, synchronized, tmp_path / "two", 2, torch.float64)
     for name, expected in one.items():
         worst = (two[name] - expected).abs().max() / expected.abs().max()
         assert worst < 1e-5, name

@@ -19,10 +19,11 @@ struct ColumnNorms {
   }
 };
 
-// Masks entries that are not negatives. Calls on_positive(row, cosine) for each positive in the tile.
+// Entries that are not negatives become `masked`. Calls on_positive(row, cosine) for each positive in the tile.
 template <typename Tile, typename OnPositive>
 __device__ inline void mask_hopper_tile(typename Tile::Fragment& values, const Place<Tile>& place,
-                                        const Window& window, int64_t offset, const OnPositive& on_positive) {
+                                        const Window& window, int64_t offset, float masked,
+                                        const OnPositive& on_positive) {
   // The numbers of the tile's rows and columns that lie inside the matrix, and the column of row 0's positive.
   const int64_t rows = window.rows - window.row_begin, cols = window.cols - window.col_begin;
   const int64_t positive = window.row_begin + offset - window.col_begin;
@@ -45,7 +46,7 @@ __device__ inline void mask_hopper_tile(typename Tile::Fragment& values, const P
       const bool is_positive = col == positive_col;
       positive_cosine = is_positive ? values[a][b] : positive_cosine;
       is_found = is_found || is_positive;
-      values[a][b] = is_positive || !has_row || col >= end ? kMasked<float> : values[a][b];
+      values[a][b] = is_positive || !has_row || col >= end ? masked : values[a][b];
     }
     if (is_found && has_row && positive_col < end) on_positive(window.row_begin + row, positive_cosine);
   }
@@ -54,7 +55,7 @@ __device__ inline void mask_hopper_tile(typename Tile::Fragment& values, const P
 template <typename Tile, typename OnPositive>
 __device__ inline void to_hopper_cosines(typename Tile::Fragment& values, const Place<Tile>& place,
                                          const Window& window, const Pairing<float>& pairing,
-                                         const ColumnNorms& norms, const OnPositive& on_positive) {
+                                         const ColumnNorms& norms, float masked, const OnPositive& on_positive) {
   float row_inv_norms[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a)
@@ -68,7 +69,7 @@ __device__ inline void to_hopper_cosines(typename Tile::Fragment& values, const 
       values[a][b] = multiply_add(cosine, 0.0f, cosine);  // NaN if the dot product overflowed
     }
   }
-  mask_hopper_tile(values, place, window, pairing.offset, on_positive);
+  mask_hopper_tile(values, place, window, pairing.offset, masked, on_positive);
 }
 
 }  // namespace cyclip::cuda

@@ -58,13 +58,7 @@ class TileStatistics {
     Base2Scale<float> scale = scale_;
     if (scale.hi < 0) {  // then the easiest negative has the largest logit
       scale = {-scale.hi, -scale.lo};
-      CYCLIP_UNROLL
-      for (int a = 0; a < Tile::kThreadRows; ++a) {
-        CYCLIP_UNROLL
-        for (int b = 0; b < Tile::kThreadCols; ++b) {
-          if (cosines[a][b] != kMasked<float>) cosines[a][b] = -cosines[a][b];
-        }
-      }
+      negate_cosines<Tile>(cosines);
     }
     scale = masking_scale(scale);
     put_sums<false>(cosines, scale, of_row);
@@ -227,7 +221,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         Statistics<float> of_tile_row, of_tile_col;
         const bool has_rows = window.row_begin < window.rows;
         if (has_rows) {
-          to_hopper_cosines(values, statistics.place, window, args.pairing, shared.norms[number],
+          to_hopper_cosines(values, statistics.place, window, args.pairing, shared.norms[number], kMasked<float>,
                             [&](int64_t row, float cosine) { args.positive[row] = static_cast<double>(cosine); });
           statistics(window, values, of_tile_row, of_tile_col);
           of_row.append(of_tile_row);

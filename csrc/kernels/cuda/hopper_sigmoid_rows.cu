@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         shared.norms[number].load(window, args.pairing);
         consumer.multiply(cosines, args.steps);
         if (window.row_begin >= window.rows) return;
-        to_hopper_cosines(cosines, place, window, args.pairing, shared.norms[number], IgnorePositives{});
+        to_hopper_cosines(cosines, place, window, args.pairing, shared.norms[number], masked_cosine(logit.scale),
+                          IgnorePositives{});
         float rows[Tile::kThreadRows];
         negative_losses<Tile>(rows, cosines, logit);
         reduce_by_halving<2, 1, Tile::kThreadRows>(rows, Sum{});

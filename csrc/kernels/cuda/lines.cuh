@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <climits>
+
 #include "tile.cuh"
 
 namespace cyclip::cuda {
@@ -92,10 +94,16 @@ struct Window {
   __device__ static bool owns_row() {
     return threadIdx.x < Tile::kRows;
   }
-  // The matrix's row or column at this position of the tile, or another valid one if that lies
-  // outside the matrix.
-  __device__ int64_t inner_row(int row) const { return row_begin + row < rows ? row_begin + row : row_begin; }
-  __device__ int64_t inner_col(int col) const { return col_begin + col < cols ? col_begin + col : col_begin; }
+  // The element of `values` for this row or column of the tile, or for another one if that lies outside the
+  // matrix. Offsets from the tile's first line fit into 32 bits, which saves half of the address arithmetic.
+  template <typename T>
+  __device__ const T& of_row(const T* values, int row) const {
+    return (values + row_begin)[row < most(rows - row_begin) ? row : 0];
+  }
+  template <typename T>
+  __device__ const T& of_col(const T* values, int col) const {
+    return (values + col_begin)[col < most(cols - col_begin) ? col : 0];
+  }
   // Index of the row or column that this thread owns; it may lie outside the matrix.
   template <typename Tile>
   __device__ int64_t line() const {
@@ -105,6 +113,9 @@ struct Window {
   __device__ bool has_line() const {
     return line<Tile>() < (owns_row<Tile>() ? rows : cols);
   }
+
+ private:
+  __device__ static int most(int64_t lines) { return lines < INT_MAX ? static_cast<int>(lines) : INT_MAX; }
 };
 
 }  // namespace cyclip::cuda

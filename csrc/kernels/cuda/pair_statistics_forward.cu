@@ -51,16 +51,20 @@ __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage
   return best;
 }
 
-// The largest entry of the tile, on all threads. Contains a barrier.
 template <typename Tile>
-__device__ typename Tile::Accumulator largest_of_tile(EpilogueStorage<Tile>& shared,
-                                                      const typename Tile::Fragment& cosines) {
+__device__ typename Tile::Accumulator largest_of_thread(const typename Tile::Fragment& cosines) {
   auto largest = kMasked<typename Tile::Accumulator>;
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) largest = Largest{}(largest, cosines[a][b]);
   }
+  return largest;
+}
+
+// The largest of the values of all threads. Contains a barrier.
+template <typename Tile, typename T>
+__device__ T largest_of_tile(EpilogueStorage<Tile>& shared, T largest) {
   for (int mask = 1; mask < kWarpSize; mask *= 2) largest = Largest{}(largest, cuda::shuffle_xor(largest, mask));
   if (threadIdx.x % kWarpSize == 0) shared.of_warp[threadIdx.x / kWarpSize] = largest;
   block_barrier();
@@ -141,16 +145,17 @@ __device__ ShiftedSum<typename Tile::Accumulator> sum_by_line(EpilogueStorage<Ti
 
 // The same with one shift for the whole tile, so that one exponential serves both sides. A line
 // whose entries are all far smaller than the tile's largest would lose digits; then each line gets
-// its own shift. Only for float: in double, both versions together need more registers than there
-// are.
+// its own shift. `largest` is a value of this thread; that of all threads is the largest cosine. Only for float:
+// in double, both versions together need more registers than there are.
 template <typename Tile>
 __device__ ShiftedSum<typename Tile::Accumulator> sum_of_tile(EpilogueStorage<Tile>& shared,
                                                               const Place<Tile>& place, const Window& window,
                                                               const typename Tile::Fragment& cosines,
-                                                              Base2Scale<typename Tile::Accumulator> scale) {
+                                                              Base2Scale<typename Tile::Accumulator> scale,
+                                                              typename Tile::Accumulator largest) {
   using T = typename Tile::Accumulator;
   constexpr T kLeast = static_cast<T>(0x1p-90);  // a product with 2^-36 is still a normal number
-  const int shift = shift_of(largest_of_tile(shared, cosines) * scale.hi);
+  const int shift = shift_of(largest_of_tile(shared, largest) * scale.hi);
   const T of_tile = static_cast<T>(shift);
   const T sum = sum_of_line(shared, place, [&](int a, int b) -> Exponentials<T> {
     const T exponential = exp2_scaled(cosines[a][b], scale, of_tile);
@@ -170,20 +175,17 @@ __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorag
   using T = typename Tile::Accumulator;
   Candidate<T> hardest = {kMasked<T>, -1};
   if constexpr (kHardest) hardest = hardest_of_line(shared, place, window, cosines);
-  if (scale.hi < 0) {  // then the easiest negative has the largest logit
+  const bool is_negative = scale.hi < 0;
+  if (is_negative) {  // then the easiest negative has the largest logit
     scale = {-scale.hi, -scale.lo};
-    CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) {
-      CYCLIP_UNROLL
-      for (int b = 0; b < Tile::kThreadCols; ++b) {
-        if (cosines[a][b] != kMasked<T>) cosines[a][b] = -cosines[a][b];
-      }
-    }
+    negate_cosines<Tile>(cosines);
   }
   scale = masking_scale(scale);
   ShiftedSum<T> sum;
   if constexpr (sizeof(T) == sizeof(float)) {
-    sum = sum_of_tile(shared, place, window, cosines, scale);
+    T largest = hardest.value;  // of the line
+    if (!kHardest || is_negative) largest = largest_of_thread<Tile>(cosines);
+    sum = sum_of_tile(shared, place, window, cosines, scale, largest);
   } else {
     sum = sum_by_line(shared, place, cosines, scale);
   }

@@ -1,13 +1,13 @@
-// The kernel that fills a panel of H for one loss. Loss gives the derivative of the loss by one
-// negative's logit:
+// The kernel that fills a panel of H for one loss. Loss gives the derivative of the loss by the
+// negatives' logits:
 //
 //   struct Loss {
-//     struct Scalars { T scale; ... };    // s, and the other values common to all entries
-//     struct Row; struct Col;             // the values common to a line
-//     Scalars scalars() const;
-//     Row row(int64_t i) const;
-//     Col col(int64_t j) const;
-//     static T slope(T cosine, const Scalars&, const Row&, const Col&);  // dL/dz_ij
+//     static constexpr bool kHasBias;  // whether the sum of all slopes is needed
+//     T scale() const;                 // s
+//     // Calls body(slope) once, where slope(a, b, cosine) is dL/dz of the entry in row a and
+//     // column b of this thread. It is zero for the cosine of masked entries.
+//     template <typename Tile, typename Body>
+//     void with_slopes(const Place<Tile>&, const Window&, const Body& body) const;
 //   };
 
 #pragma once
@@ -45,41 +45,37 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   typename Tile::Fragment values;
   Engine<Tile>::multiply(values, shared.engine, place, args.image, window.row_begin, args.text, window.col_begin,
                          0, args.image.depth);
-  to_cosines(values, place, window, args.pairing, IgnorePositives{});
+  const T scale = args.loss.scale();
+  to_cosines(values, place, window, args.pairing, IgnorePositives{}, masked_cosine(scale));
 
-  const auto scalars = args.loss.scalars();
-  typename Loss::Col cols[Tile::kThreadCols];
   T col_factors[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
-    const int64_t col = window.inner_col(place.col(b));
-    cols[b] = args.loss.col(col);
-    col_factors[b] = args.pairing.col_inv_norms[col];
+    col_factors[b] = window.of_col(args.pairing.col_inv_norms, place.col(b));
   }
   T slope_sum = 0, dot_sum = 0;
-  CYCLIP_UNROLL
-  for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const int64_t row = window.inner_row(place.row(a));
-    const auto of_row = args.loss.row(row);
-    const T row_factor = scalars.scale * args.pairing.row_inv_norms[row];
+  args.loss.with_slopes(place, window, [&](const auto& slope_of) {
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const T cosine = values[a][b];
-      const bool counts = cosine != kMasked<T>;
-      const T slope = Loss::slope(cosine, scalars, of_row, cols[b]);
-      slope_sum += counts ? slope : T{0};
-      dot_sum += counts ? slope * cosine : T{0};
-      values[a][b] = counts ? slope * row_factor * col_factors[b] : T{0};
+    for (int a = 0; a < Tile::kThreadRows; ++a) {
+      const T row_factor = scale * window.of_row(args.pairing.row_inv_norms, place.row(a));
+      CYCLIP_UNROLL
+      for (int b = 0; b < Tile::kThreadCols; ++b) {
+        const T slope = slope_of(a, b, values[a][b]);
+        if constexpr (Loss::kHasBias) slope_sum += slope;
+        dot_sum = multiply_add(slope, values[a][b], dot_sum);
+        values[a][b] = slope * row_factor * col_factors[b];
+      }
     }
-  }
+  });
 
   using Element = typename PanelM::Element;
-  Element* h = panel.at(window.row_begin, window.col_begin);
+  Element* h = panel.at(window.row_begin, window.col_begin) + place.col(0);
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
+    Element* line = h + place.row(a) * panel.pitch;
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; b += 2) {  // the panel's memory holds whole tiles
-      store_pair(h + place.row(a) * panel.pitch + place.col(b), panel_entry<PanelM>(values[a][b]),
+      store_pair(line + Place<Tile>::col_step(b), panel_entry<PanelM>(values[a][b]),
                  panel_entry<PanelM>(values[a][b + 1]));
     }
   }

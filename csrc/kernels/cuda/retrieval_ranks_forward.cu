@@ -17,8 +17,8 @@ struct OwnBest {
 
   static constexpr Result kNothing = static_cast<T>(NAN);
 
-  __device__ Line row(int64_t) const { return {}; }
-  __device__ Line col(int64_t) const { return {}; }
+  __device__ Line row(const Window&, int) const { return {}; }
+  __device__ Line col(const Window&, int) const { return {}; }
   __device__ uint64_t entries(uint64_t own) const { return own; }
   __device__ Result value(T cosine, const Line&) const { return cosine; }
   __device__ Result operator()(Result a, Result b) const { return fmax(a, b); }  // fmax(NaN, b) is b
@@ -35,8 +35,8 @@ struct ForeignCount {
 
   static constexpr Result kNothing = 0;
 
-  __device__ Line row(int64_t i) const { return row_best[i]; }
-  __device__ Line col(int64_t j) const { return col_best[j]; }
+  __device__ Line row(const Window& window, int row) const { return window.of_row(row_best, row); }
+  __device__ Line col(const Window& window, int col) const { return window.of_col(col_best, col); }
   __device__ uint64_t entries(uint64_t own) const { return ~own; }
   __device__ Result value(T cosine, const Line& best) const { return cosine >= best; }
   __device__ Result operator()(Result a, Result b) const { return a + b; }
@@ -59,11 +59,11 @@ template <typename Tile>
 __device__ uint64_t own_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
   int64_t text_labels[Tile::kThreadCols];
   CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) text_labels[b] = labels.text[window.inner_col(place.col(b))];
+  for (int b = 0; b < Tile::kThreadCols; ++b) text_labels[b] = window.of_col(labels.text, place.col(b));
   uint64_t own = 0;
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const int64_t image_label = labels.image[window.inner_row(place.row(a))];
+    const int64_t image_label = window.of_row(labels.image, place.row(a));
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
       own |= uint64_t{image_label == text_labels[b]} << (a * Tile::kThreadCols + b);
@@ -88,7 +88,7 @@ __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Re
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     rows[a] = Pass::kNothing;
-    const auto row = pass.row(window.inner_row(place.row(a)));
+    const auto row = pass.row(window, place.row(a));
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) rows[a] = pass(rows[a], value(a, b, row));
   }
@@ -97,7 +97,7 @@ __device__ typename Pass::Result line_result(LineScratch<Tile, typename Pass::Re
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
     cols[b] = Pass::kNothing;
-    const auto col = pass.col(window.inner_col(place.col(b)));
+    const auto col = pass.col(window, place.col(b));
     CYCLIP_UNROLL
     for (int a = 0; a < Tile::kThreadRows; ++a) cols[b] = pass(cols[b], value(a, b, col));
   }

@@ -12,12 +12,13 @@ namespace cyclip::cuda {
 
 // ---------------------------------------------------------------- negatives
 
+// The logit of a masked entry is so low that its loss and its gradient are zero.
 template <typename T>
 struct Logits {
   T scale, bias;
 
   __device__ Logits(const double* logit_scale, const double* logit_bias)
-      : scale(static_cast<T>(usable_scale(*logit_scale))), bias(static_cast<T>(*logit_bias)) {}
+      : scale(masking_scale(static_cast<T>(usable_scale(*logit_scale)))), bias(static_cast<T>(*logit_bias)) {}
 
   __device__ T operator()(T cosine) const { return multiply_add(cosine, scale, bias); }
 };
@@ -25,7 +26,7 @@ struct Logits {
 // e^(-|z|), from which both softplus and its derivative are computed without overflow.
 template <typename T>
 __device__ inline T decay(T z) {
-  return exp2_scaled(z > 0 ? -z : z, base2_scale<T>(1), T{0});
+  return exp2_scaled(-fabs(z), base2_scale<T>(1), T{0});
 }
 
 // The loss of the negatives of a thread in each of its rows.
@@ -41,10 +42,8 @@ __device__ inline void negative_losses(T (&rows)[Tile::kThreadRows], const typen
     T linear = 0, product = 0;
     CYCLIP_UNROLL
     for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const bool counts = cosines[a][b] != kMasked<T>;
-      const T z = logit(cosines[a][b]);
-      const T u = counts ? decay(z) : T{0};
-      linear += counts && z > 0 ? z : T{0};
+      const T z = logit(cosines[a][b]), u = decay(z);
+      linear += fmax(z, T{0});  // fmax ignores NaN, but then u is NaN
       product = multiply_add(product, u, product + u);
     }
     rows[a] = linear + log1p(product);

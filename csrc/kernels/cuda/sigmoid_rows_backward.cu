@@ -10,26 +10,26 @@ namespace {
 // dL/dz_ij = g_i logistic(z_ij).
 template <typename T>
 struct Sigmoid {
-  struct Scalars {
-    T scale;
-    Logits<T> logit;
-  };
-  struct Col {};
-  using Row = T;  // the upstream gradient of the row
+  static constexpr bool kHasBias = true;
 
   const double* grad_rows;
   const double* logit_scale;
   const double* logit_bias;
 
-  __device__ Scalars scalars() const {
+  __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
+
+  template <typename Tile, typename Body>
+  __device__ void with_slopes(const Place<Tile>& place, const Window& window, const Body& body) const {
     const Logits<T> logit(logit_scale, logit_bias);
-    return {logit.scale, logit};
-  }
-  __device__ Row row(int64_t i) const { return static_cast<T>(grad_rows[i]); }
-  __device__ Col col(int64_t) const { return {}; }
-  __device__ static T slope(T cosine, const Scalars& scalars, const Row& gradient, const Col&) {
-    const T z = scalars.logit(cosine), u = decay(z);
-    return gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
+    T gradients[Tile::kThreadRows];
+    CYCLIP_UNROLL
+    for (int a = 0; a < Tile::kThreadRows; ++a) {
+      gradients[a] = static_cast<T>(window.of_row(grad_rows, place.row(a)));
+    }
+    body([&](int a, int, T cosine) {
+      const T z = logit(cosine), u = decay(z);
+      return gradients[a] * (z > 0 ? T{1} : u) * one_over_one_plus(u);
+    });
   }
 };
 

@@ -19,9 +19,13 @@ struct ForwardArguments {
 // The contribution of this tile to the row of this thread, if it owns one.
 template <typename Tile>
 __device__ typename Tile::Accumulator row_loss(LineScratch<Tile, typename Tile::Accumulator>& scratch,
-                                               const Place<Tile>& place, const typename Tile::Fragment& cosines,
-                                               const Logits<typename Tile::Accumulator>& logit) {
+                                               const Place<Tile>& place, typename Tile::Fragment& cosines,
+                                               Logits<typename Tile::Accumulator> logit) {
   using T = typename Tile::Accumulator;
+  if (logit.scale < 0) {
+    logit.scale = -logit.scale;
+    negate_cosines<Tile>(cosines);
+  }
   T rows[Tile::kThreadRows];
   negative_losses<Tile>(rows, cosines, logit);
   scratch.put_rows(place, rows, Sum{});
@@ -40,7 +44,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   double of_row = 0;  // the row that this thread owns, if any
   args.tiles.for_each(
       shared, place, IgnorePositives{},
-      [&](const Window&, const typename Tile::Fragment& cosines) {
+      [&](const Window&, typename Tile::Fragment& cosines) {
         of_row += static_cast<double>(row_loss(shared.epilogue, place, cosines, logit));
       },
       [&](const Window& strip) {

@@ -38,6 +38,9 @@ from . import (
 from .base import (
     Baselines,
     Cell,
+    Example,
+    Gallery,
+    Item,
     Metric,
     Plot,
     Run,
@@ -78,9 +81,9 @@ def run_tasks(
 ) -> list[TaskResult]:
     """Run every task that the dataset has the arrays for, in the order of TASKS.
 
-    tasks: names of TASKS; None: all. details: whether results have tables and plots. The other
-    arguments are those of TaskOptions. The result of a task whose package is not installed has no
-    values; its explanation names the package.
+    tasks: names of TASKS; None: all. details: whether results have tables, plots and galleries. The
+    other arguments are those of TaskOptions. The result of a task whose package is not installed
+    has no values; its explanation names the package.
 
     Raises: ValueError for an unknown task, training images of other classes, and as the tasks do.
     """
@@ -103,7 +106,7 @@ def run_tasks(
             result = TaskResult(embeddings.name, name, {}, title, f"Not measured: {error}")
         if result is not None:
             if not details:
-                result = replace(result, tables=(), plots=())
+                result = replace(result, tables=(), plots=(), galleries=())
             results.append(replace(result, data=(embeddings, *result.data)))
     return results
 
@@ -162,6 +165,9 @@ __all__ = [
     "TASKS",
     "Baselines",
     "Cell",
+    "Example",
+    "Gallery",
+    "Item",
     "Metric",
     "Plot",
     "Table",

@@ -7,10 +7,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from ..embeddings import Embeddings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+THUMBNAIL = 112  # pixels of the longer side of an image in an example, at most
+NEAREST = 5  # candidates in an example
 
 Cell = str | int | float | None
 Baselines = Mapping[str, Sequence[tuple[float, float]]]
@@ -75,6 +82,59 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Item:
+    """An image, a text, or an image with its caption or class.
+
+    load: reads the image, of any size; None for a text alone.
+    """
+
+    text: str
+    load: Callable[[], Image.Image] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with its nearest candidates, best first.
+
+    nearest: candidate, cosine, and whether it belongs to the query.
+    """
+
+    query: Item
+    nearest: tuple[tuple[Item, float, bool], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Examples to look at, drawn at random, whose numbers are in no metric."""
+
+    title: str
+    examples: tuple[Example, ...]
+
+
+def choose_rows(count: int, size: int, seed: int) -> Tensor:
+    """Draw up to `size` different rows of `count`, in ascending order; int64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:size].sort().values
+
+
+def nearest(
+    query: Item,
+    similarity: Tensor,  # [n], cosines of all candidates
+    candidate: Callable[[int], Item],
+    right: Callable[[int], bool],
+) -> Example:
+    """Build an example with the NEAREST best candidates."""
+    found = similarity.topk(min(NEAREST, len(similarity)))
+    return Example(
+        query,
+        tuple(
+            (candidate(index), cosine, right(index))
+            for index, cosine in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """One task on one dataset.
 
@@ -91,6 +151,7 @@ class TaskResult:
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
     data: tuple[Embeddings, ...] = field(default=(), repr=False)
+    galleries: tuple[Gallery, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError if two metrics have one key."""

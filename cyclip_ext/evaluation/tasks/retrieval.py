@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...functional import retrieval_ranks
 from ..embeddings import Embeddings
-from .base import Metric, TaskOptions, TaskResult, Unit
+from .base import (
+    Gallery,
+    Item,
+    Metric,
+    TaskOptions,
+    TaskResult,
+    Unit,
+    choose_rows,
+    nearest,
+)
 
 TASK = "zeroshot_retrieval"
 
 KS = (1, 5, 10)
+EXAMPLES = 6  # in the gallery of each direction
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,58 @@ def retrieve(
     }
 
 
+def galleries(embeddings: Embeddings, seed: int) -> tuple[Gallery, ...]:
+    """Return examples of both directions, of queries that have a match.
+
+    There are none unless the images can be loaded and the texts are known.
+    """
+    found, texts, load = embeddings.captions(), embeddings.texts, embeddings.load_image
+    if found is None or texts is None or load is None:
+        return ()
+    images, captions, image_labels, text_labels = found
+
+    def image(row: int) -> Item:
+        own = (text_labels == image_labels[row]).nonzero().flatten().tolist()
+        return Item(texts[own[0]] if own else "", partial(load, row))
+
+    def text(row: int) -> Item:
+        return Item(texts[row])
+
+    def draw(title: str, query: _Side, candidate: _Side) -> Gallery:
+        matched = torch.isin(query.labels, candidate.labels).nonzero().flatten()
+        rows = matched[choose_rows(len(matched), EXAMPLES, seed)].tolist()
+        return Gallery(
+            title,
+            tuple(
+                nearest(
+                    query.item(row),
+                    query.features[row] @ candidate.features.T,
+                    candidate.item,
+                    (candidate.labels == query.labels[row]).tolist().__getitem__,
+                )
+                for row in rows
+            ),
+        )
+
+    sides = (
+        _Side(images, image_labels, image),
+        _Side(captions, text_labels, text),
+    )
+    return (
+        draw("Images and their nearest captions", *sides),
+        draw("Captions and their nearest images", *reversed(sides)),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Images or captions with their features and labels."""
+
+    features: Tensor  # [n, d]
+    labels: Tensor  # int64 [n]
+    item: Callable[[int], Item]
+
+
 def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
     """Measure recalls at 1, 5 and 10 and median ranks in both directions."""
     captions = embeddings.captions()
@@ -83,4 +147,5 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
         "Text to image: the caption is the query, and R@k is how often one of its own images is "
         "among the k nearest. Image to text is the reverse. The median rank counts from 1, the "
         "best. A tie counts against the model.",
+        galleries=galleries(embeddings, options.seed),
     )

@@ -16,7 +16,18 @@ from torch.nn.functional import normalize
 
 from ..._plotting import BLUE, shorten
 from ..embeddings import Embeddings
-from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
+from .base import (
+    Gallery,
+    Item,
+    Metric,
+    Plot,
+    Table,
+    TaskOptions,
+    TaskResult,
+    Unit,
+    choose_rows,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +38,7 @@ BLOCK = 2**22  # similarities held at a time: bounds memory, does not change any
 KS = (1, 3, 5, 10)
 LABELS = {f"acc{k}": f"top-{k}" for k in KS} | {"mean_per_class_recall": "per-class recall"}
 LARGEST_MATRIX = 20  # classes: with more, names beside a confusion matrix are not readable
+EXAMPLES = 12  # images in the gallery
 CONFUSED_PAIRS = 20  # bars in the plot that replaces a larger matrix
 
 Confusion = tuple[int, int, int]  # true class, predicted class, number of images
@@ -245,6 +257,28 @@ def plot_confused_pairs(
     axes.set_xlabel("images (true class → predicted class)")
 
 
+def galleries(embeddings: Embeddings, seed: int) -> tuple[Gallery, ...]:
+    """Return images with the names of their nearest classes; none if no image can be loaded."""
+    found, load = embeddings.classification(), embeddings.load_image
+    if found is None or load is None:
+        return ()
+    images, classes, labels = found
+
+    def name(label: int) -> Item:
+        return Item(embeddings.classes[label])
+
+    examples = tuple(
+        nearest(
+            Item(embeddings.classes[int(labels[row])], partial(load, row)),
+            images[row] @ classes.T,
+            name,
+            int(labels[row]).__eq__,
+        )
+        for row in choose_rows(len(images), EXAMPLES, seed).tolist()
+    )
+    return (Gallery("Images and their nearest classes", examples),)
+
+
 # --------------------------------------------------------------------------------------- task
 
 
@@ -281,4 +315,5 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
         "Per-class recall weights all classes equally. A tie counts against the model.",
         (class_table(classified, embeddings.classes),),
         (confusion_plot(classified, embeddings),),
+        galleries=galleries(embeddings, options.seed),
     )

@@ -1,14 +1,11 @@
-"""Random features, and views of tensors and figures that several tests of tasks use."""
+"""Random features, and the texts of figures."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -21,21 +18,6 @@ def pairs(n: int, d: int, noise: float = 0.5, seed: int = 0) -> tuple[Tensor, Te
     images = unit(n, d, seed=seed)
     texts = images + noise * unit(n, d, seed=seed + 1) + 0.3
     return images, normalize(texts, dim=-1)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Number of elements of the largest tensor that any operator returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
 
 
 def visible_texts(figure: Figure) -> list[str]:

@@ -37,18 +37,6 @@ def test_scores_by_hand(similarity: list[list[float]], expected: list[float]) ->
     assert scores(images, torch.eye(2)[None]) == expected
 
 
-def test_scores_equal_brute_force() -> None:
-    rows = torch.randn(4, 300, 5, generator=torch.Generator().manual_seed(0))
-    first, second, own, other = normalize(rows, dim=-1)
-    text = image = group = 0
-    for i0, i1, c0, c1 in zip(first, second, own, other, strict=True):
-        text_hit = bool(c0 @ i0 > c1 @ i0 and c1 @ i1 > c0 @ i1)
-        image_hit = bool(c0 @ i0 > c0 @ i1 and c1 @ i1 > c1 @ i0)
-        text, image, group = text + text_hit, image + image_hit, group + (text_hit and image_hit)
-    found = scores(torch.stack([first, second], dim=1), torch.stack([own, other], dim=1))
-    assert found == pytest.approx([text / 300, image / 300, group / 300])
-
-
 @pytest.mark.parametrize("width", [129, 777])
 def test_equal_images_or_captions_tie_to_the_last_bit(width: int) -> None:
     same, one, other = normalize(unit(3, 300, width), dim=-1)

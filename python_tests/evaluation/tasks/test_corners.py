@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from losses.inputs import LargestTensor
 
 from cyclip_ext.evaluation.tasks.corners import (
     Corners,
@@ -19,7 +20,7 @@ from cyclip_ext.evaluation.tasks.corners import (
 )
 from cyclip_ext.functional import cycle_consistency
 
-from .cases import LargestTensor, pairs, visible_texts
+from .cases import pairs, visible_texts
 
 
 def metrics_of(corners: Corners) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist
+from losses.inputs import LargestTensor
 from torch import Tensor
 
 from cyclip_ext.evaluation import Embeddings, caption_geometry, prompt_geometry, run_tasks
@@ -22,7 +22,7 @@ from cyclip_ext.evaluation.tasks.geometry import (
     singular_values,
 )
 
-from .cases import LargestTensor, pairs, unit, visible_texts
+from .cases import pairs, unit, visible_texts
 
 OPPOSITE = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
 
@@ -49,12 +49,6 @@ def test_mean_over_negatives_equals_a_double_loop(
     ]
     found = log_mean_exp(images, texts, image_labels, text_labels, slope=slope)
     assert found == pytest.approx(math.log(sum(terms) / len(terms)))
-
-
-def test_uniformity_equals_scipy() -> None:
-    rows = unit(40, 6)
-    expected = math.log(np.exp(-2 * pdist(rows.double().numpy(), "sqeuclidean")).mean())
-    assert measure(rows, rows)["uniformity_image"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +85,6 @@ def test_uniformity_equals_scipy() -> None:
 def test_measures_by_hand(images: Tensor, texts: Tensor, expected: dict[str, float]) -> None:
     found = measure(images, texts)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
-
-
-def test_both_alignments_agree() -> None:
-    found = measure(*pairs(20, 7))
-    assert found["alignment"] == pytest.approx(2 - 2 * found["cyclip_alignment"])
 
 
 def test_captions_of_one_image_are_not_negatives() -> None:
@@ -142,12 +131,6 @@ def test_singular_values_equal_numpy(n: int, d: int) -> None:
     rows = unit_rows(unit(n, d)).numpy()
     expected = np.linalg.svd(rows - rows.mean(0), compute_uv=False) / n**0.5
     np.testing.assert_allclose(singular_values(unit(n, d)), expected, rtol=1e-9, atol=1e-14)
-
-
-def test_squares_of_singular_values_are_the_variance() -> None:
-    images, _ = pairs(50, 6)
-    total = singular_values(images).square().sum().item()
-    assert total == pytest.approx(1 - images.double().mean(0).square().sum().item(), abs=1e-6)
 
 
 def test_effective_rank_of_known_spectra() -> None:

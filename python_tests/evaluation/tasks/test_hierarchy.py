@@ -59,34 +59,6 @@ def test_fine_and_coarse_equal_brute_force() -> None:
         assert metrics[f"coarse_acc{k}"] == pytest.approx(coarse / 200)
 
 
-def test_fine_ignores_classes_of_other_superclasses() -> None:
-    classes = torch.eye(4)
-    images = torch.tensor([[0.6, 0.1, 0.7, 0.0], [0.6, 0.1, 0.7, 0.0]])
-    ranked = fine_and_coarse(images, classes, torch.tensor([0, 1]), superclasses(0, 0, 1, 1))
-    assert ranked.fine.tolist() == [0, 1]
-    assert ranked.coarse.tolist() == [1, 1]
-    # Fewer classes in the superclass than k: always a hit.
-    assert ranked.metrics((1, 2, 3)) == {
-        "fine_acc1": 0.5,
-        "fine_acc2": 1,
-        "fine_acc3": 1,
-        "coarse_acc1": 0,
-        "coarse_acc2": 1,
-        "coarse_acc3": 1,
-    }
-
-
-def test_coarse_is_the_maximum_over_a_superclass() -> None:
-    # Of superclass 0 both classes are fairly near, of superclass 1 one class is nearest: a sum or
-    # mean over the superclass would choose 0.
-    classes = normalize(torch.tensor([[1.0, 0.9], [1.0, 0.8], [1.0, 0.0], [-1.0, 0.0]]), dim=-1)
-    images = torch.tensor([[1.0, 0.0]])
-    ranked = fine_and_coarse(
-        images.repeat(2, 1), classes, torch.tensor([3, 0]), superclasses(0, 0, 1, 1)
-    )
-    assert ranked.coarse.tolist() == [0, 1]
-
-
 def test_ties_count_against_the_model() -> None:
     # Collapsed towers score 0 for any order of the classes. A tie within a superclass does not
     # count against the superclass.

@@ -99,24 +99,18 @@ def test_results_name_every_dataset_they_are_computed_from(results: list[TaskRes
 def test_numbers_equal_direct_calls(results: list[TaskResult]) -> None:
     found, data, train = by_task(results), dataset(), dataset("learned", seed=1)
     classification = data.classification()
-    assert classification is not None
     images, classes, labels = classification
     own = found["zeroshot_classification"].values
     expected = classify(images, classes, labels).metrics()
     assert {key: own[key] for key in expected} == expected
-    assert data.synonym_features is not None
     by_all_names = classify(images, data.synonym_features, labels)
     assert own["acc1_all_names"] == by_all_names.accuracy()
-    assert data.domains is not None
     sketch = data.domains == 1
     assert own["acc1/sketch"] == classify(images[sketch], classes, labels[sketch]).accuracy()
     coarse = fine_and_coarse(images, classes, labels, LEVELS["group"]).metrics((1,))
     assert found["fine_coarse_classification"].values["coarse_acc1/group"] == coarse["coarse_acc1"]
-    assert train.labels is not None
     expected = consistency_metrics(images, classes, train.image_features, train.labels)
     assert found["consistency"].values == expected
-    assert data.text_features is not None
-    assert data.text_labels is not None
     retrieved = found["zeroshot_retrieval"].values
     for name, direct in retrieve(images, data.text_features, labels, data.text_labels).items():
         for k, recall in direct.recalls().items():
@@ -146,8 +140,6 @@ def test_shift_compares_domains_on_the_classes_of_the_base() -> None:
     other = dataset("other", seed=2)
     (found,) = run_tasks(base, shifted=[other], tasks=("distribution_shift",))
     classification = other.classification()
-    assert classification is not None
-    assert other.domains is not None
     images, classes, labels = classification
     rows = (other.domains == 1) & (labels < 4)
     expected = classify(images[rows], classes, labels[rows]).accuracy()
@@ -267,7 +259,6 @@ def test_models_are_compared_by_their_margins_on_the_same_batches(render: Any) -
     found = compare_models({"warm": warm, "cold": cold}, seed=7)
     for name, model in (("warm", warm), ("cold", cold)):
         pairs = model.pairs()
-        assert pairs is not None
         margins = batch_margins(*pairs[:2], 60, labels=pairs[2], seed=7)
         expected = margin_metrics(margins.image_to_text)
         assert found.values[f"margin_median/{name}"] == expected["q50"]

@@ -30,14 +30,6 @@ def test_line_is_fitted_to_logits() -> None:
     assert line.predict(0.9) == pytest.approx(expected)
 
 
-def test_line_by_hand() -> None:
-    """Shifted odds are a third of those on the base: slope 1, intercept -log 3."""
-    line = fit_baseline([(1 / 2, 1 / 4), (3 / 4, 1 / 2)])
-    assert (line.slope, line.intercept, line.r_squared) == pytest.approx((1, -math.log(3), 1))
-    assert line.predict(0.9) == pytest.approx(3 / 4)  # odds 9 become 3
-    assert line.predict(0.1) == pytest.approx(1 / 28)  # odds 1/9 become 1/27
-
-
 def test_baselines_are_on_their_own_line() -> None:
     line = fit_baseline([(0.2, 0.1), (0.5, 0.4)])
     assert [line.predict(base) for base, _ in line.points] == pytest.approx([0.1, 0.4])

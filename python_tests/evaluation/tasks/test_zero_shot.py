@@ -77,14 +77,6 @@ def test_equal_classes_tie_to_the_last_bit(classes: int, width: int) -> None:
         assert not classified.predictions.any()
 
 
-def test_recall_weights_classes_equally_and_ignores_empty_ones() -> None:
-    classes = torch.eye(3)
-    labels = torch.tensor([0, 0, 0, 1])  # class 0 all right, class 1 wrong, class 2 has none
-    metrics = classify(classes[[0, 0, 0, 0]], classes, labels).metrics()
-    assert metrics["acc1"] == 0.75
-    assert metrics["mean_per_class_recall"] == 0.5
-
-
 def test_subset_equals_classification_of_its_rows() -> None:
     images, classes, labels = random_case()
     rows = torch.arange(301) % 3 == 0
