@@ -346,6 +346,7 @@ PYBIND11_MODULE(cyclip_emulation, m) {
       .value("RANDOM", Order::kRandom)
       .finalize();
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 0);
+  m.def("hopper_launches", &hopper_launches);
   m.def("row_norms", &row_norms);
   m.def("pair_statistics", &pair_statistics);
   m.def("pair_statistics_backward", &pair_statistics_backward);

@@ -29,4 +29,7 @@ enum class Order {
 // ascending.
 void set_order(Order order, uint64_t seed = 0);
 
+// The number of launches of kernels for compute capability 9.0a so far.
+int64_t hopper_launches();
+
 }  // namespace cyclip::emulation

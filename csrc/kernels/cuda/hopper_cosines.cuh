@@ -15,7 +15,7 @@ struct ColumnNorms {
   // Before the product, whose barrier makes the norms visible to the other threads of the consumer.
   __device__ void load(const Window& window, const Pairing<float>& pairing) {
     const int col = static_cast<int>(threadIdx.x) % 128;
-    inv_norms[col] = pairing.col_inv_norms[window.inner_col(col)];
+    inv_norms[col] = window.of_col(pairing.col_inv_norms, col);
   }
 };
 
@@ -59,7 +59,7 @@ __device__ inline void to_hopper_cosines(typename Tile::Fragment& values, const 
   float row_inv_norms[Tile::kThreadRows];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a)
-    row_inv_norms[a] = pairing.row_inv_norms[window.inner_row(place.row(a))];
+    row_inv_norms[a] = window.of_row(pairing.row_inv_norms, place.row(a));
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
     const float col_inv_norm = norms.inv_norms[place.col(b)];
