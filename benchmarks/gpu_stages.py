@@ -106,6 +106,10 @@ def _of_batch(precision: Precision, batch: Batch) -> Line:
     return {"precision": precision.name, "N": n, "d": d}
 
 
+def _failure(error: Exception) -> str:
+    return " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
+
+
 def _backend(plan: Plan) -> Backend:
     is_native = has_operator("pair_statistics", torch.device(plan.device).type)
     return "native" if is_native else "auto"
@@ -150,20 +154,24 @@ def right(plan: Plan) -> Iterator[Line]:
     if _backend(plan) != "native":
         yield line("right", "operators", status="skipped: there are no native operators")
         return
-    for shape in (*SHAPES, *plan.large_shapes):
-        for finding in check(torch.device(plan.device), shape):
-            yield line(
-                "right",
-                finding.operator,
-                precision=str(finding.dtype).removeprefix("torch."),
-                N=shape[0],
-                d=shape[1],
-                status="ok" if finding.share <= 1 else f"wrong: {finding.quantity}",
-                note=f"{finding.share:.2f} of the bound",
-            )
-            if plan.is_over():
-                yield line("right", "rest", status="skipped: out of time")
-                return
+    for n, d in (*SHAPES, *plan.large_shapes):
+        findings = check(torch.device(plan.device), (n, d))
+        try:
+            for finding in findings:
+                yield line(
+                    "right",
+                    finding.operator,
+                    precision=str(finding.dtype).removeprefix("torch."),
+                    N=n,
+                    d=d,
+                    status="ok" if finding.share <= 1 else f"wrong: {finding.quantity}",
+                    note=f"{finding.share:.2f} of the bound",
+                )
+                if plan.is_over():
+                    yield line("right", "rest", status="skipped: out of time")
+                    return
+        except Exception as error:  # the other shapes may succeed
+            yield line("right", "rest of this shape", N=n, d=d, status=_failure(error))
 
 
 # ---------------------------------------------------------------- same
@@ -188,7 +196,11 @@ def same(plan: Plan) -> Iterator[Line]:
             for name, compare in SAMENESS.items():
                 n, d = batch.image_features.shape
                 columns: Line = {"precision": precision, "N": n, "d": d}
-                yield line("same", f"{family}, {name}", status=compare(loss, batch), **columns)
+                try:
+                    status = compare(loss, batch)
+                except Exception as error:  # the other comparisons may succeed
+                    status = _failure(error)
+                yield line("same", f"{family}, {name}", status=status, **columns)
 
 
 def _bits(outcome: tuple[Tensor, list[Tensor | None]]) -> list[Tensor]:
@@ -284,8 +296,7 @@ def _timed(
             call()
         times = sorted(milliseconds(call, plan.device) for _ in range(plan.rounds))
     except Exception as error:  # a failing operator must not end the stage
-        text = " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
-        return line("time", name, status=text, **columns)
+        return line("time", name, status=_failure(error), **columns)
     finally:
         gc.collect()
     low, middle, high = quantiles(times, n=4, method="inclusive")

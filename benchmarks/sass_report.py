@@ -42,11 +42,13 @@ TENSOR_CORES = {
 
 # Limits of the instructions per entry after the product, for large tiles in bfloat16.
 EPILOGUE_LIMITS = {
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false>": 15.0,
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true>": 23.0,
-    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float>>": 20.0,
-    r"sigmoid_rows_forward_kernel<TileShape<Bf16, 128, 128.*>>": 18.5,
-    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Sigmoid<float>>": 25.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, NoLabels>": 15.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true, NoLabels>": 23.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, Labels>": 19.0,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, NoLabels>>": 20.0,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, Labels>>": 24.5,
+    r"sigmoid_rows_forward_kernel<TileShape<Bf16, 128, 128.*>, NoLabels>": 18.5,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Sigmoid<float, NoLabels>>": 25.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes

@@ -88,12 +88,8 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 # ------------------------------------------------- which implementation
 
 
-def use_native(
-    operator: str, features: Tensor, options: Options, *, labelled: bool = False
-) -> bool:
+def use_native(operator: str, features: Tensor, options: Options) -> bool:
     """Return whether the native operator computes this; if not, the reference does.
-
-    `labelled`: whether there are labels on which the result depends.
 
     Raises: RuntimeError if backend="native" is not available.
     """
@@ -101,10 +97,6 @@ def use_native(
         return False
     device = features.device.type
     unsupported = _unsupported_derivatives()
-    if labelled and not unsupported:
-        unsupported = f"has no {operator} that takes labels"
-        if options.backend == "auto":
-            _warn(operator, device, f"{operator} takes no labels in this version")
     if unsupported:
         if options.backend == "native":
             raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
@@ -158,6 +150,7 @@ def pair_operator(
     batch: Batch | None,
     *inputs: Tensor,
     needs_hardest: bool = True,
+    labels: ops.Labels | None = None,
 ) -> ops.PairOperator:
     """Return an operator over all pairs with its limits of rounding and memory.
 
@@ -173,7 +166,9 @@ def pair_operator(
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
             keep_bytes = 0
-    return ops.PairOperator(name, ops.Rounding(tf32, bf16), keep_bytes, needs_hardest)
+    positives = options.same_label == "positive"
+    rounding = ops.Rounding(tf32, bf16)
+    return ops.PairOperator(name, rounding, keep_bytes, needs_hardest, labels, positives)
 
 
 def allow_tf32(features: Tensor) -> bool:
@@ -227,9 +222,14 @@ def widen(features: Tensor, precision: Precision = "auto") -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+@constant_when_compiled  # the compiler of torch 2.10 cannot trace it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(features: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which products are not rounded to 16 bits."""
     device_type = features.device.type
-    if not torch.amp.is_autocast_available(device_type):
+    if not _has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

@@ -51,8 +51,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte order mark.
 
-    Raises ValueError, naming the file, for other encodings.
+    Raises ValueError, naming the file, for other encodings, and NotRegularFileError.
     """
+    regular_size(path)
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -71,9 +71,7 @@ def prepare(
                 "logit_bias is missing: the sigmoid loss needs it; pass the model's, or 0.0"
             )
         for operator in operators:
-            labelled = needs_labels(operator, options) and labels is not None
-            native = use_native(operator, image, options, labelled=labelled)
-            if native and operator in PAIR_OPERATORS:
+            if use_native(operator, image, options) and operator in PAIR_OPERATORS:
                 memory_budget(options)
         bias = None if logit_bias is None else _scalar(logit_bias, "logit_bias", image)
         return {
@@ -92,13 +90,6 @@ def prepare(
     if options.exchange != "replicate":
         return _inputs(arguments, batch)
     return _inputs(_replicate(arguments, batch), None)  # from here on as one process
-
-
-def needs_labels(operator: str, options: Options) -> bool:
-    """Return whether an operator depends on labels, if labels are given."""
-    if operator == "pair_statistics":
-        return options.same_label == "mask"
-    return operator == "sigmoid_rows"
 
 
 def _inputs(arguments: distributed.Arguments, batch: Batch | None) -> Inputs:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from . import distributed, reference
+from . import distributed, ops, reference
 from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
-from ._inputs import Inputs, needs_labels
+from ._inputs import Inputs
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
 
@@ -42,23 +44,28 @@ def pair_statistics(
     texts, columns = _with_negatives(inputs)
     tensors: Tensors = inputs.image, texts, inputs.scale
     images = inputs.negative_image
-    labelled = inputs.labels is not None and needs_labels("pair_statistics", options)
-    block: Block
-    if use_native("pair_statistics", inputs.image, options, labelled=labelled):
+    masks = options.same_label == "mask"
+    labels = _labels(inputs, columns) if masks else None
+    block: PairBlock
+    if use_native("pair_statistics", inputs.image, options):
         block = pair_operator(
-            "pair_statistics", options, inputs.batch, *tensors, needs_hardest=needs_hardest
+            "pair_statistics",
+            options,
+            inputs.batch,
+            *tensors,
+            needs_hardest=needs_hardest,
+            labels=labels,
         )
         rows = _merged_statistics(block, tensors, columns)
         statistics = _of_pairs(rows, block, tensors, images, inputs.batch)
     else:
         with without_autocast(inputs.image):
             tensors = _widened(tensors, options)
-            dense = DenseBlock(reference.pair_statistics, 5)
-            block = replace(dense, same=_same(inputs, columns)) if labelled else dense
+            block = DenseBlock(reference.pair_statistics, 5, labels)
             rows = _merged_statistics(block, tensors, columns)
             images = None if images is None else widen(images, options.precision)
-            statistics = _of_pairs(rows, dense, tensors, images, inputs.batch)
-    if inputs.labels is None or labelled or not needs_hardest:
+            statistics = _of_pairs(rows, block, tensors, images, inputs.batch)
+    if inputs.labels is None or masks or not needs_hardest:
         return statistics
     # Pairs of equal labels are positives, and the hardest negative is none of them.
     masked = pair_statistics(inputs, replace(options, same_label="mask"))
@@ -78,7 +85,7 @@ def _with_negatives(inputs: Inputs) -> tuple[Tensor, Batch | None]:
 
 def _of_pairs(
     rows: PairStatistics,
-    block: Block,
+    block: PairBlock,
     tensors: Tensors,
     images: Tensor | None,
     batch: Batch | None,
@@ -89,7 +96,7 @@ def _of_pairs(
     n = image.shape[0]
     col_lse, col_hardest = col_lse[:n], col_hardest[:n]
     if images is not None:
-        further = _merged_statistics(Unpaired(block), (images, texts[:n], scale), batch)
+        further = _merged_statistics(_unpaired(block), (images, texts[:n], scale), batch)
         col_lse = torch.logaddexp(col_lse, further.col_lse)
         col_hardest = torch.maximum(col_hardest, further.col_hardest)
     return PairStatistics(row_lse, col_lse, positive, row_hardest, col_hardest)
@@ -119,30 +126,24 @@ def _merged_statistics(block: Block, tensors: Tensors, batch: Batch | None) -> P
     )
 
 
-@dataclass(frozen=True)
-class SameLabels:
-    """Where rows and columns have equal labels, for any block of the similarity matrix."""
-
-    rows: Tensor  # int64 [n], of this rank
-    columns: Tensor  # int64 [M, 2], of all ranks: the label, and whether there is one
-    start: int  # where this rank's columns begin
-
-    def of(self, offset: int, m: int) -> Tensor:
-        """Return the bool [n, m] of the block in which row 0 pairs with column `offset`."""
-        begin = self.start - offset
-        labels, labelled = self.columns[begin : begin + m].unbind(dim=1)
-        return reference.same_labels(self.rows, labels) & (labelled == 1)
-
-
-def _same(inputs: Inputs, columns: Batch | None) -> SameLabels:
-    assert inputs.labels is not None
-    label = torch.stack([inputs.labels, torch.ones_like(inputs.labels)], dim=1)
-    if inputs.negative_text is not None:
-        label = torch.cat([label, label.new_zeros(inputs.negative_text.shape[0], 2)])
-    if columns is None:
-        return SameLabels(inputs.labels, label, 0)
-    label = distributed.gather_constants(label, columns)
-    return SameLabels(inputs.labels, label, columns.start(columns.rank))
+def _labels(inputs: Inputs, columns: Batch | None) -> ops.Labels | None:
+    """Return the labels of this rank's rows and of all columns; further texts belong to no row."""
+    labels, batch = inputs.labels, inputs.batch
+    if labels is None:
+        return None
+    of_all, own, start = labels, slice(None), 0
+    if batch is not None and columns is not None:
+        of_all = distributed.gather_constants(labels, batch)
+        own = slice(batch.start(batch.rank), batch.start(batch.rank + 1))
+        start = columns.start(columns.rank)
+    if inputs.negative_text is None:
+        return ops.Labels(labels, of_all, start)
+    groups = _Groups.of(of_all).of_row  # none is negative
+    counts = [labels.shape[0]] if batch is None else list(batch.counts)
+    further = (inputs.negative_text.shape[0],) if batch is None else batch.negative_texts
+    parts = zip(groups.split(counts), further, strict=True)
+    of_columns = [t for part, m in parts for t in (part, part.new_full((m,), -1))]
+    return ops.Labels(groups[own], torch.cat(of_columns), start)
 
 
 # Operators have fewer than 2^31 rows, so every positive would lie left of the first column. Not a
@@ -150,7 +151,7 @@ def _same(inputs: Inputs, columns: Batch | None) -> SameLabels:
 NO_POSITIVES = 1 - (1 << 31)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unpaired:
     """A block whose rows have no positives."""
 
@@ -179,16 +180,19 @@ def _widened(tensors: Tensors, options: Options) -> Tensors:
     return widen(image, options.precision), widen(text, options.precision), *scalars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class DenseBlock:
     """A function of cyclip_ext.reference as a block; all its outputs have derivatives."""
 
     function: Callable[..., Tensors]
     differentiable: int  # the number of outputs
-    same: SameLabels | None = None
+    labels: ops.Labels | None = None
 
     def __call__(self, inputs: Tensors, offset: int) -> Tensors:
-        same = None if self.same is None else self.same.of(offset, inputs[1].shape[0])
+        same = None
+        if self.labels is not None:
+            of_columns = self.labels.of_columns(offset, inputs[1].shape[0])
+            same = reference.same_labels(self.labels.rows, of_columns)
         return self.function(*inputs, offset, same)
 
     def backward(
@@ -215,6 +219,13 @@ class DenseBlock:
         return tuple(next(results) if n else None for n in needed)
 
 
+PairBlock = ops.PairOperator | DenseBlock
+
+
+def _unpaired(block: PairBlock) -> Unpaired:
+    return Unpaired(replace(block, labels=None))
+
+
 def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) -> Tensor:
     """Return the cross-entropy of the positives, in one direction or the mean of both.
 
@@ -229,19 +240,23 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
         return mean(zero, batch)
     image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
     text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
-    if inputs.labels is not None and options.same_label == "positive":
-        row_groups, col_groups = _group_terms(statistics.positive, inputs, inputs.labels)
-        image_to_text, text_to_image = image_to_text + row_groups, text_to_image + col_groups
     if options.directions == "both":
-        return mean(image_to_text + text_to_image, batch) / 2
-    one = image_to_text if options.directions == "image_to_text" else text_to_image
-    return mean(one, batch)
+        loss = mean(image_to_text + text_to_image, batch) / 2
+    else:
+        one = image_to_text if options.directions == "image_to_text" else text_to_image
+        loss = mean(one, batch)
+    if inputs.labels is None or options.same_label == "mask":
+        return loss
+    return loss + _excess_of_positives(statistics.positive, inputs, inputs.labels, options)
 
 
-def _group_terms(positive: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z_ii minus the mean of z_ip over the pairs p of equal label, and z_jj likewise.
+def _excess_of_positives(
+    positive: Tensor, inputs: Inputs, labels: Tensor, options: Options
+) -> Tensor:
+    """Return the mean of z_ii - mean of z_ip over the pairs p of equal label.
 
-    The mean is s times the cosine with the mean of the group's rows: O(N d).
+    Its sum over a group g is s (sum_i S_ii - <sum of x^ in g, sum of y^ in g> / |g|): the same in
+    both directions, in O(N d).
     """
     batch = inputs.batch
     with without_autocast(inputs.image):
@@ -249,36 +264,79 @@ def _group_terms(positive: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tens
         if batch is not None:
             own = slice(batch.start(batch.rank), batch.start(batch.rank + 1))
             labels = distributed.gather_constants(labels, batch)
-            image = distributed.gather_rows(inputs.image, batch, image.dtype)
-            text = distributed.gather_rows(inputs.text, batch, text.dtype)
-        image, text = reference.normalize(image), reference.normalize(text)
-        group, size = _groups(labels)
-        terms = []
-        for rows, others in ((image, text), (text, image)):
-            cosines = (rows[own] * _group_sums(others, group)[own]).sum(dim=1)
-            difference = inputs.scale * (positive - cosines / size[own])
-            terms.append(difference.where(size[own] > 1, 0))  # to the bit, if there is no group
-    return terms[0], terms[1]
+            image = distributed.replicate_rows(inputs.image, batch, image.dtype)
+            text = distributed.replicate_rows(inputs.text, batch, text.dtype)
+        groups = _Groups.of(labels)
+        shared = groups.sizes[groups.of_row] > 1  # others change no bit
+        if use_native("pair_statistics", image, options):
+            cosines: Tensor = _GroupCosines.apply(image, text, *groups)
+        else:
+            pairs = reference.same_labels(labels, labels) & shared
+            means = pairs / groups.sizes[groups.of_row].to(image.dtype)
+            cosines = (means * reference.similarity(image, text)).sum()
+        of_pairs = mean(positive.where(shared[own], 0), batch)
+        return inputs.scale * (of_pairs - cosines / labels.shape[0])
 
 
-def _groups(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's group, an index below N, and its number of rows; [N] each."""
-    ordered, order = labels.sort(stable=True)
-    begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
-    group = torch.empty_like(labels).scatter(0, order, begins.cumsum(0))
-    sizes = torch.zeros_like(labels).index_add(0, group, torch.ones_like(labels))
-    return group, sizes[group]
+class _Groups(NamedTuple):
+    """The groups of rows of equal label. Sizes of the last of N possible groups may be 0."""
+
+    of_row: Tensor  # int64 [N]
+    sizes: Tensor  # int64 [N]
+    rows: Tensor  # int64 [N], group by group
+
+    @classmethod
+    def of(cls, labels: Tensor) -> _Groups:
+        ordered, rows = labels.sort(stable=True)
+        begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
+        of_row = torch.empty_like(labels).scatter(0, rows, begins.cumsum(0))
+        sizes = torch.zeros_like(labels).index_add(0, of_row, torch.ones_like(labels))
+        return cls(of_row, sizes, rows)
 
 
-def _group_sums(rows: Tensor, group: Tensor) -> Tensor:
-    """Return for each row the sum over its group, to the same bits in every run; [N, d]."""
-    if not rows.is_cuda:
-        return torch.zeros_like(rows).index_add(0, group, rows).index_select(0, group)
-    # On a GPU the sums of index_add, and of index_select's gradient, have no fixed order.
-    order = group.argsort(stable=True)
-    sizes = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))
-    sums = torch.segment_reduce(rows[order], "sum", lengths=sizes, axis=0, unsafe=True)
-    return sums[group]
+class _GroupCosines(torch.autograd.Function):
+    """sum_g <sum of x^ in g, sum of y^ in g> / |g| over the groups of several rows.
+
+    In few passes over the features. Sums have a fixed order, on a GPU as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, of_row: Tensor, sizes: Tensor, rows: Tensor
+    ) -> Tensor:
+        towers = image, text
+        inverse = [1 / torch.linalg.vector_norm(t, dim=1).clamp_min(reference.EPS) for t in towers]
+        begins = sizes.cumsum(0) - sizes
+        of_image, of_text = (
+            functional.embedding_bag(
+                rows, features, begins, mode="sum", per_sample_weights=scale[rows]
+            )
+            for features, scale in zip(towers, inverse, strict=True)
+        )
+        weight = torch.where(sizes > 1, 1 / sizes.to(image.dtype), 0)[:, None]
+        of_text.mul_(weight)
+        total = _sum((of_image * of_text).sum(dim=1))
+        of_image.mul_(weight)
+        ctx.save_for_backward(image, text, *inverse, of_image, of_text, of_row)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, *inverse, of_image, of_text, of_row = ctx.saved_tensors
+        grads: list[Tensor | None] = []
+        sides = (image, inverse[0], of_text), (text, inverse[1], of_image)
+        for needed, (own, scale, means) in zip(ctx.needs_input_grad[:2], sides, strict=True):
+            grads.append(_projected(own, scale, means[of_row], upstream) if needed else None)
+        return *grads, None, None, None
+
+
+def _projected(own: Tensor, inverse: Tensor, unit_grad: Tensor, upstream: Tensor) -> Tensor:
+    """Return the gradient of the raw rows from that of the normalized ones, times `upstream`."""
+    along = (own * unit_grad).sum(dim=1) * inverse.square()
+    along = along.where(inverse < 1 / reference.EPS, 0)  # a clamped norm is a constant
+    factor = (upstream * inverse)[:, None]
+    return unit_grad.addcmul_(own, along[:, None], value=-1).mul_(factor)
 
 
 def hinge(statistics: PairStatistics, hinge_margin: float, inputs: Inputs) -> Tensor:
@@ -300,9 +358,9 @@ def sigmoid(inputs: Inputs, options: Options) -> Tensor:
     texts, columns = _with_negatives(inputs)
     tensors = inputs.image, texts, inputs.scale, inputs.bias
     images = inputs.negative_image
-    labelled = inputs.labels is not None
-    if use_native("sigmoid_rows", inputs.image, options, labelled=labelled):
-        block = pair_operator("sigmoid_rows", options, inputs.batch, *tensors)
+    labels = _labels(inputs, columns)
+    if use_native("sigmoid_rows", inputs.image, options):
+        block = pair_operator("sigmoid_rows", options, inputs.batch, *tensors, labels=labels)
         rows = _merged_rows(block, tensors, columns)
         return _with_images(rows, block, tensors, images, inputs.batch)
 
@@ -312,15 +370,14 @@ def sigmoid(inputs: Inputs, options: Options) -> Tensor:
         return (reference.sigmoid_rows(x, y, scale, bias, offset, same, options.same_label),)
 
     with without_autocast(inputs.image):
-        dense = DenseBlock(dense_rows, 1)
-        of_labels = replace(dense, same=_same(inputs, columns)) if labelled else dense
-        rows = _merged_rows(of_labels, _widened(tensors, options), columns)
+        dense = DenseBlock(dense_rows, 1, labels)
+        rows = _merged_rows(dense, _widened(tensors, options), columns)
         images = None if images is None else widen(images, options.precision)
         return _with_images(rows, dense, _widened(tensors, options), images, inputs.batch)
 
 
 def _with_images(
-    rows: Tensor, block: Block, tensors: Tensors, images: Tensor | None, batch: Batch | None
+    rows: Tensor, block: PairBlock, tensors: Tensors, images: Tensor | None, batch: Batch | None
 ) -> Tensor:
     """Return the sum over the rows of the pairs and of further images, divided by the pairs."""
     loss = mean(rows, batch)
@@ -328,7 +385,7 @@ def _with_images(
         return loss
     image, texts, *scalars = tensors
     n = image.shape[0]
-    further = _sum(_merged_rows(Unpaired(block), (images, texts[:n], *scalars), batch))
+    further = _sum(_merged_rows(_unpaired(block), (images, texts[:n], *scalars), batch))
     if batch is None:
         return loss + further / n
     return loss + distributed.all_sum(further, batch) / batch.rows

@@ -17,9 +17,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "BatchNorm",  # the base class of all batch norms; public: none yet
     "InstanceNorm",  # that of all instance norms

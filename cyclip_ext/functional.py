@@ -50,13 +50,14 @@ Three more arguments describe relations between pairs, and further negatives:
     "positive"   every pair of equal labels is a positive
 `negative_text_features`, [M, d], and `negative_image_features`, [K, d], are negatives of every
 image and of every text. They get gradients; with a group, those of all ranks count.
-docs/losses.md has the formulas, and which of these run without the native operators for now.
+docs/losses.md has the formulas.
 
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -211,7 +212,7 @@ def hinge_margin_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, chosen)
+    statistics = _terms.pair_statistics(inputs, replace(chosen, same_label="mask"))
     return _terms.as_loss(_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
 

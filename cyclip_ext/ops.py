@@ -20,6 +20,10 @@ i + offset, so that a rank can pass its rows of a larger batch. Operators with a
 compute the derivatives; they cannot be differentiated again and raise if that is tried (`row_norms`
 can). Ranks and top-k have no derivatives: their outputs never require any.
 
+pair_statistics and sigmoid_rows take `row_labels` [n] and `col_labels` [m] (None), int64, both or
+neither. Pairs of equal labels, other than the positive, are not negatives. In sigmoid_rows they
+leave the sum, or have l_ij = 1 with `same_are_positives` (False).
+
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
 sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat16 beforehand, so
@@ -261,6 +265,20 @@ class Rounding(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Labels of this rank's rows and of all columns, for any block of the similarity matrix."""
+
+    rows: Tensor  # int64 [n]
+    columns: Tensor  # int64 [M], of all ranks
+    start: int = 0  # the column that pairs with row 0
+
+    def of_columns(self, offset: int, m: int) -> Tensor:
+        """Return the labels of the m columns of the block in which row 0 pairs with `offset`."""
+        begin = self.start - offset
+        return self.columns[begin : begin + m]
+
+
+@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class PairOperator:
     """pair_statistics or sigmoid_rows with its options: a block of the similarity matrix.
 
@@ -275,6 +293,8 @@ class PairOperator:
     rounding: Rounding
     keep_bytes: int
     needs_hardest: bool = True
+    labels: Labels | None = None
+    same_are_positives: bool = False
 
     @property
     def differentiable(self) -> int:
@@ -283,9 +303,17 @@ class PairOperator:
     def __call__(self, inputs: tuple[Tensor, ...], offset: int = 0) -> tuple[Tensor, ...]:
         hardest = (self.needs_hardest,) if self.name == "pair_statistics" else ()
         outputs: tuple[Tensor, ...] = getattr(_ops, self.name)(
-            *inputs, offset, *self.rounding, self.keep_bytes, *hardest
+            *(*inputs, offset, *self.rounding, self.keep_bytes, *hardest),
+            *self._labels(offset, inputs[1].shape[0]),
         )
         return outputs
+
+    def _labels(self, offset: int, m: int) -> tuple[Any, ...]:
+        """Return the last arguments of the operator."""
+        if self.labels is None:
+            return ()
+        positives = () if self.name == "pair_statistics" else (self.same_are_positives,)
+        return self.labels.rows, self.labels.of_columns(offset, m), *positives
 
     def backward(
         self,
@@ -295,10 +323,11 @@ class PairOperator:
         grads: tuple[Tensor, ...],
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
+        options = *self.rounding, *self._labels(offset, inputs[1].shape[0])
         if self.name == "pair_statistics":
             saved = _saved_statistics(outputs)
-            return _pair_statistics_grads(inputs, offset, saved, grads, needed, self.rounding)
-        return _sigmoid_rows_grads(inputs, offset, outputs[1:], grads, needed, self.rounding)
+            return _pair_statistics_grads(inputs, offset, saved, grads, needed, options)
+        return _sigmoid_rows_grads(inputs, offset, outputs[1:], grads, needed, options)
 
 
 def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
@@ -317,6 +346,8 @@ def _pair_statistics_fake(
     allow_bf16: bool = False,
     keep_bytes: int = 0,
     needs_hardest: bool = True,
+    row_labels: Tensor | None = None,
+    col_labels: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -333,11 +364,11 @@ def _saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes, _needs_hardest = inputs
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes, _needs_hardest = inputs[:8]
     ctx.rounding = Rounding(allow_tf32, allow_bf16)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # not zeros as large as the dots
-    ctx.save_for_backward(*tensors, *_saved_statistics(output))
+    ctx.save_for_backward(*tensors, *_saved_statistics(output), *inputs[8:])
 
 
 def _pair_statistics_grads(
@@ -346,16 +377,16 @@ def _pair_statistics_grads(
     saved: tuple[Tensor, ...],
     grads: tuple[Tensor, ...],
     needed: tuple[bool, ...],
-    rounding: Rounding,
+    options: tuple[Any, ...],  # rounding and labels
 ) -> tuple[Tensor, ...]:
     result: tuple[Tensor, ...] = _ops.pair_statistics_backward(
-        *inputs, offset, *saved, *grads, *needed[:2], *rounding
+        *inputs, offset, *saved, *grads, *needed[:2], *options
     )
     return result
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs, saved = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    inputs, saved, labels = ctx.saved_tensors[:3], ctx.saved_tensors[3:8], ctx.saved_tensors[8:]
     image_features, text_features, logit_scale = inputs
     needed = ctx.needs_input_grad[:3]
     n, m = image_features.shape[0], text_features.shape[0]
@@ -364,20 +395,20 @@ def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
         for size, grad in zip((n, m, n, n, m), grads[:5], strict=True)
     )
     image_grad, text_grad, scale_grad = _pair_statistics_grads(
-        inputs, ctx.offset, saved, upstream, needed, ctx.rounding
+        inputs, ctx.offset, saved, upstream, needed, (*ctx.rounding, *labels)
     )
     return (
         image_grad if needed[0] else None,
         text_grad if needed[1] else None,
         _like_input(scale_grad, logit_scale, needed[2]),
-        *(None,) * 5,
+        *(None,) * (len(ctx.needs_input_grad) - 3),
     )
 
 
 def _pair_statistics_backward_fake(
     image_features: Tensor, text_features: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needs_image_grad, needs_text_grad, _allow_tf32, _allow_bf16 = args[-4:]
+    needs_image_grad, needs_text_grad = args[12:14]
     return (
         _grad_like(image_features, needs_image_grad),
         _grad_like(text_features, needs_text_grad),
@@ -389,7 +420,7 @@ def _pair_statistics_backward_flops(
     image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
 ) -> int:
     product = _product_flops(image_shape, text_shape)
-    return _pairs_backward_flops(args[6], args[-4:-2], product)
+    return _pairs_backward_flops(args[6], args[12:14], product)
 
 
 _register(
@@ -416,18 +447,22 @@ def _sigmoid_rows_fake(
     allow_tf32: bool = False,
     allow_bf16: bool = False,
     keep_bytes: int = 0,
+    row_labels: Tensor | None = None,
+    col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
 ) -> tuple[Tensor, Tensor]:
     rows = _float64(image_features, image_features.shape[0])
     return rows, _dots(image_features, text_features, keep_bytes)
 
 
 def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs
+    *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs[:8]
+    labels, ctx.same_are_positives = inputs[8:10], inputs[10:]
     ctx.rounding = Rounding(allow_tf32, allow_bf16)
     _row_loss, dots = output
     ctx.mark_non_differentiable(dots)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, dots)
+    ctx.save_for_backward(*tensors, dots, *labels)
 
 
 def _sigmoid_rows_grads(
@@ -436,10 +471,10 @@ def _sigmoid_rows_grads(
     dots: tuple[Tensor, ...],
     grads: tuple[Tensor, ...],
     needed: tuple[bool, ...],
-    rounding: Rounding,
+    options: tuple[Any, ...],  # rounding and labels
 ) -> tuple[Tensor, ...]:
     result: tuple[Tensor, ...] = _ops.sigmoid_rows_backward(
-        *inputs, offset, *dots, *grads, *needed[:2], *rounding
+        *inputs, offset, *dots, *grads, *needed[:2], *options
     )
     return result
 
@@ -448,33 +483,39 @@ def _sigmoid_rows_backward(
     ctx: Any, grad_rows: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_rows is None:
-        return (None,) * 8
-    inputs, dots = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        return (None,) * len(ctx.needs_input_grad)
+    inputs, dots, labels = ctx.saved_tensors[:4], ctx.saved_tensors[4:5], ctx.saved_tensors[5:]
+    options = *ctx.rounding, *labels, *ctx.same_are_positives
     needed = ctx.needs_input_grad[:4]
     image_grad, text_grad, scale_grad, bias_grad = _sigmoid_rows_grads(
-        inputs, ctx.offset, dots, (grad_rows,), needed, ctx.rounding
+        inputs, ctx.offset, dots, (grad_rows,), needed, options
     )
     return (
         image_grad if needed[0] else None,
         text_grad if needed[1] else None,
         _like_input(scale_grad, inputs[2], needed[2]),
         _like_input(bias_grad, inputs[3], needed[3]),
-        *(None,) * 4,
+        *(None,) * (len(ctx.needs_input_grad) - 4),
     )
 
 
 def _sigmoid_rows_backward_fake(
     image_features: Tensor, text_features: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = _pair_statistics_backward_fake(image_features, text_features, *args)
-    return (*grads, _float64(image_features))
+    needs_image_grad, needs_text_grad = args[5:7]
+    return (
+        _grad_like(image_features, needs_image_grad),
+        _grad_like(text_features, needs_text_grad),
+        _float64(image_features),
+        _float64(image_features),
+    )
 
 
 def _sigmoid_rows_backward_flops(
     image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
 ) -> int:
     product = _product_flops(image_shape, text_shape)
-    return _pairs_backward_flops(args[3], args[-4:-2], product)
+    return _pairs_backward_flops(args[3], args[5:7], product)
 
 
 _register(

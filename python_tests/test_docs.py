@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from models.tiny import CONTEXT, VOCABULARY, create_tiny, write_checkpoint, write_run
 from PIL import Image
 
+import cyclip_ext
 from cyclip_ext.models.export import export_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,13 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
                         if word in PARSERS:
                             yield page.name, word, words[index + 1 :]
                             break
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = cyclip_ext.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.*?)\]", changes, flags=re.MULTILINE)[0] == version
 
 
 def test_readme_is_short() -> None:
@@ -141,7 +149,7 @@ FILES = {  # that the blocks of a page read
     "evaluation.md": write_run_and_images,
     "training.md": write_export,
 }
-ELSEWHERE = {"integrations.md"}  # run with their packages by python_tests/integrations
+ELSEWHERE = {"integrations.md"}  # needs other packages; python_tests/integrations has its tests
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,22 @@ struct Options {
   std::optional<int64_t> panel_bytes, large_tiles;
   bool needs_hardest;  // of pair_statistics
   bool float64_is_slow;
+  std::optional<py::array> row_labels, col_labels;
+  bool same_are_positives;  // of sigmoid_rows
   int64_t hopper_blocks;
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
-          std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow, int64_t hopper_blocks)
+          std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow,
+          std::optional<py::array> row_labels, std::optional<py::array> col_labels, bool same_are_positives,
+          int64_t hopper_blocks)
       : allow_tf32(allow_tf32),
         panel_bytes(panel_bytes),
         large_tiles(large_tiles),
         needs_hardest(needs_hardest),
         float64_is_slow(float64_is_slow),
+        row_labels(std::move(row_labels)),
+        col_labels(std::move(col_labels)),
+        same_are_positives(same_are_positives),
         hopper_blocks(hopper_blocks) {
     if (dtype == "bfloat16" || dtype == "float16") {
       type = dtype == "float16" ? ElementType::kFloat16 : ElementType::kBFloat16;
@@ -89,6 +96,10 @@ const T* vector_of(const py::array& array, int64_t size, const char* name) {
                           text_of(array.dtype()));
   }
   return static_cast<const T*>(array.data());
+}
+
+const int64_t* labels_of(const std::optional<py::array>& array, int64_t size, const char* name) {
+  return array ? vector_of<int64_t>(*array, size, name) : nullptr;
 }
 
 // A result during its computation.
@@ -174,7 +185,9 @@ py::tuple pair_statistics(const py::array& image_features, const py::array& text
                                       col_hardest.data<double>(),
                                       row_index.data<int64_t>(),
                                       col_index.data<int64_t>(),
-                                      options.needs_hardest};
+                                      options.needs_hardest,
+                                      labels_of(options.row_labels, n, "row_labels"),
+                                      labels_of(options.col_labels, m, "col_labels")};
   run(options, [&](const Context& context) { return launch_pair_statistics_forward(args, context); });
   return py::make_tuple(row_lse.take("row_lse"), col_lse.take("col_lse"), positive.take("positive"),
                         row_hardest.take("row_hardest"), col_hardest.take("col_hardest"),
@@ -209,7 +222,9 @@ py::tuple pair_statistics_backward(const py::array& image_features, const py::ar
                                        vector_of<double>(grad_col_hardest, m, "grad_col_hardest"),
                                        image_grad.gradient(),
                                        text_grad.gradient(),
-                                       scale_grad.data<double>()};
+                                       scale_grad.data<double>(),
+                                       labels_of(options.row_labels, n, "row_labels"),
+                                       labels_of(options.col_labels, m, "col_labels")};
   run(options, [&](const Context& context) { return launch_pair_statistics_backward(args, context); });
   return py::make_tuple(image_grad.take("image_grad"), text_grad.take("text_grad"),
                         scale_grad.take("logit_scale_grad"));
@@ -226,7 +241,10 @@ py::array sigmoid_rows(const py::array& image_features, const py::array& text_fe
                                    vector_of<double>(logit_scale, 1, "logit_scale"),
                                    vector_of<double>(logit_bias, 1, "logit_bias"),
                                    offset,
-                                   row_loss.data<double>()};
+                                   row_loss.data<double>(),
+                                   labels_of(options.row_labels, image.rows, "row_labels"),
+                                   labels_of(options.col_labels, text.rows, "col_labels"),
+                                   options.same_are_positives};
   run(options, [&](const Context& context) { return launch_sigmoid_rows_forward(args, context); });
   return row_loss.take("row_loss");
 }
@@ -249,7 +267,10 @@ py::tuple sigmoid_rows_backward(const py::array& image_features, const py::array
                                     image_grad.gradient(),
                                     text_grad.gradient(),
                                     scale_grad.data<double>(),
-                                    bias_grad.data<double>()};
+                                    bias_grad.data<double>(),
+                                    labels_of(options.row_labels, image.rows, "row_labels"),
+                                    labels_of(options.col_labels, text.rows, "col_labels"),
+                                    options.same_are_positives};
   run(options, [&](const Context& context) { return launch_sigmoid_rows_backward(args, context); });
   return py::make_tuple(image_grad.take("image_grad"), text_grad.take("text_grad"),
                         scale_grad.take("logit_scale_grad"), bias_grad.take("logit_bias_grad"));
@@ -336,10 +357,12 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
       .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool,
-                    int64_t>(),
+                    std::optional<py::array>, std::optional<py::array>, bool, int64_t>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
            py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true,
-           py::arg("float64_is_slow") = false, py::arg("hopper_blocks") = 0, "None: the same as on a GPU.");
+           py::arg("float64_is_slow") = false, py::arg("row_labels") = py::none(),
+           py::arg("col_labels") = py::none(), py::arg("same_are_positives") = false, py::arg("hopper_blocks") = 0,
+           "None: the same as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")
       .value("ASCENDING", Order::kAscending)
       .value("DESCENDING", Order::kDescending)

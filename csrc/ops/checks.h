@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <string>
 
 namespace cyclip {
@@ -88,6 +89,25 @@ struct Vector {
                     " values, got shape ", shape_of(argument));
     return torch::stable::contiguous(argument);
   }
+};
+
+// Labels of rows and columns, or of neither.
+struct OptionalLabels {
+  std::optional<Vector<int64_t>> rows, cols;
+
+  OptionalLabels(const std::optional<Tensor>& row_labels, int64_t n, const std::optional<Tensor>& col_labels,
+                 int64_t m) {
+    STD_TORCH_CHECK(row_labels.has_value() == col_labels.has_value(),
+                    "row_labels and col_labels must be given together, got ",
+                    row_labels ? "row_labels" : "col_labels", " alone");
+    if (!row_labels) return;
+    rows.emplace(*row_labels, n, "row_labels");
+    cols.emplace(*col_labels, m, "col_labels");
+  }
+
+  bool given() const { return rows.has_value(); }
+  const int64_t* row_data() const { return rows ? rows->data : nullptr; }
+  const int64_t* col_data() const { return cols ? cols->data : nullptr; }
 };
 
 // A contiguous [d, d] float64 argument.

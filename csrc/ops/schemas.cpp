@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
 
   m.def(
       "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0, "
-      "bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0, bool needs_hardest=True) -> "
+      "bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0, bool needs_hardest=True, "
+      "Tensor? row_labels=None, Tensor? col_labels=None) -> "
       "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
       "Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots)");
   m.def(
@@ -18,19 +19,22 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor row_lse, Tensor col_lse, Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots, "
       "Tensor grad_row_lse, Tensor grad_col_lse, Tensor grad_positive, Tensor grad_row_hardest, "
       "Tensor grad_col_hardest, bool needs_image_grad, bool needs_text_grad, bool allow_tf32, "
-      "bool allow_bf16) -> (Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
+      "bool allow_bf16, Tensor? row_labels=None, Tensor? col_labels=None) -> "
+      "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad)");
 
   // The length of a row of dots is the number of texts, rounded up to a multiple of this number.
   m.def("dots_column_multiple() -> int");
 
   m.def(
       "sigmoid_rows(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor logit_bias, "
-      "int offset=0, bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0) -> "
+      "int offset=0, bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0, "
+      "Tensor? row_labels=None, Tensor? col_labels=None, bool same_are_positives=False) -> "
       "(Tensor row_loss, Tensor dots)");
   m.def(
       "sigmoid_rows_backward(Tensor image_features, Tensor text_features, Tensor logit_scale, "
       "Tensor logit_bias, int offset, Tensor dots, Tensor grad_rows, bool needs_image_grad, "
-      "bool needs_text_grad, bool allow_tf32, bool allow_bf16) -> "
+      "bool needs_text_grad, bool allow_tf32, bool allow_bf16, "
+      "Tensor? row_labels=None, Tensor? col_labels=None, bool same_are_positives=False) -> "
       "(Tensor image_grad, Tensor text_grad, Tensor logit_scale_grad, Tensor logit_bias_grad)");
 
   m.def(

@@ -232,18 +232,19 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// Without the hardest negatives, and with a scale at which lines of a tile have shifts of their
-// own.
+// Without the hardest negatives, with labels, and with a scale at which lines of a tile have shifts
+// of their own.
 void run_slim_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
+  const auto row_labels = integers(n, 2, 20), col_labels = integers(m, 3, 20);
   const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
   const GuardedArray<int64_t> row_index(n), col_index(m);
   run(problem, [&](const Context& context) {
     return launch_pair_statistics_forward(
         {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
          positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
-         /*needs_hardest=*/false},
+         /*needs_hardest=*/false, row_labels.data(), col_labels.data()},
         context);
   });
   results.add("row_lse of a large scale", row_lse);
@@ -432,18 +433,20 @@ void test_operators(const Problem& problem) {
 
 }  // namespace cyclip::test
 
-// With any argument, stops at the first problem that fails.
-int main(int argc, char**) {
+// The argument is the name of a precision; ctest runs the precisions side by side.
+int main(int argc, char** argv) {
   using namespace cyclip::test;
+  int tested = 0;
   for (const Precision& precision : kPrecisions) {
-    for (const Shape& shape : kShapes) {
-      test_operators(Problem(shape, precision));
-      if (argc > 1 && failures > 0) return exit_code();
+    if (argc > 1 && precision.name != std::string(argv[1])) continue;
+    for (const Shape& shape : kShapes) test_operators(Problem(shape, precision));
+    if (precision.element_size == 2) {
+      Problem hopper(kHopperShape, precision);
+      hopper.hopper_blocks = 1;
+      test_operators(hopper);
     }
-    if (precision.element_size > 2) continue;
-    Problem hopper(kHopperShape, precision);
-    hopper.hopper_blocks = 1;
-    test_operators(hopper);
+    ++tested;
   }
+  check(tested > 0, "there is no such precision");
   return exit_code();
 }

@@ -1,6 +1,7 @@
 // The epilogues of the similarity tile, in every instruction set that this processor has, compared
 // with the plain loops of their definition. Shapes have ragged vectors, and the positives lie in
-// the tile, outside it, and along its edge.
+// the tile, outside it, and along its edge. Rows have labels in common with no column, with some of
+// them, with the positive alone, and with all.
 
 #include <cmath>
 #include <limits>
@@ -41,19 +42,36 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1, 0},   {1, 1, 5},    {3, 7, 0},     {5, 16, 2},   {4, 17, -1},
                              {9, 33, 24}, {2, 31, -40}, {16, 64, 100}, {13, 100, 87}};
 
+enum class Grouping { kNone, kSome, kPositives, kAll };
+constexpr Grouping kGroupings[] = {Grouping::kNone, Grouping::kSome, Grouping::kPositives, Grouping::kAll};
+
 // A tile of random dot products. Its padding is NaN, because no result may depend on it.
 template <typename T>
 struct Problem {
   Shape shape;
   int64_t pitch;
   std::vector<T> dots, row_inv_norms, col_inv_norms;
+  Grouping grouping;
+  std::vector<LaneInt<T>> row_labels, col_labels;
 
-  explicit Problem(Shape shape)
+  explicit Problem(Shape shape, Grouping grouping = Grouping::kNone)
       : shape(shape),
         pitch(padded(shape.cols)),
         dots(shape.rows * pitch, std::numeric_limits<T>::quiet_NaN()),
         row_inv_norms(shape.rows),
-        col_inv_norms(pitch, std::numeric_limits<T>::quiet_NaN()) {
+        col_inv_norms(pitch, std::numeric_limits<T>::quiet_NaN()),
+        grouping(grouping),
+        row_labels(shape.rows, 0),
+        col_labels(pitch, -1) {
+    for (int64_t row = 0; row < shape.rows; ++row) {
+      if (grouping == Grouping::kSome) row_labels[row] = static_cast<LaneInt<T>>(row % 4);
+      if (grouping == Grouping::kPositives) row_labels[row] = static_cast<LaneInt<T>>(row + 1000);
+    }
+    for (int64_t col = 0; col < shape.cols; ++col) {
+      col_labels[col] = static_cast<LaneInt<T>>(grouping == Grouping::kSome        ? col % 7
+                                                : grouping == Grouping::kPositives ? col - shape.offset + 1000
+                                                                                   : 0);
+    }
     std::mt19937 random(static_cast<unsigned>(shape.rows * 1000 + shape.cols));
     std::uniform_real_distribution<T> cosine(-1, 1), inv_norm(T(0.5), T(2));
     for (T& value : row_inv_norms) value = inv_norm(random);
@@ -72,6 +90,14 @@ struct Problem {
     return static_cast<double>(row_inv_norms[row]) * col_inv_norms[col];
   }
   bool is_positive(int64_t row, int64_t col) const { return col == row + shape.offset; }
+  bool is_same(int64_t row, int64_t col) const {
+    return grouping != Grouping::kNone && row_labels[row] == col_labels[col];
+  }
+  bool is_negative(int64_t row, int64_t col) const { return !is_positive(row, col) && !is_same(row, col); }
+
+  Labels<T> labels() const {
+    return grouping == Grouping::kNone ? Labels<T>{} : Labels<T>{row_labels.data(), col_labels.data()};
+  }
 
   Tile<T> tile() const {
     return {dots.data(), pitch,        shape.rows,           shape.cols,          0,
@@ -129,7 +155,7 @@ struct SoftmaxResult {
       : positive(problem.shape.rows, 0), rows(problem.shape.rows), cols(problem.pitch) {
     std::vector<T> scratch(2 * problem.pitch);
     kernels.softmax_forward({problem.tile(), base2_scale<T>(), rows.view(), cols.view(), positive.data(),
-                             scratch.data(), needs_hardest});
+                             scratch.data(), needs_hardest, problem.labels()});
   }
 };
 
@@ -145,7 +171,8 @@ void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& probl
       const double s = problem.cosine(row, col);
       if (problem.is_positive(row, col)) {
         check_close(result.positive[row], s, tolerance, name + " positive");
-      } else {
+      }
+      if (problem.is_negative(row, col)) {
         row_lines[row].add(s, col);
         col_lines[col].add(s, row);
       }
@@ -185,14 +212,15 @@ void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& prob
                             base2_scale<T>(),
                             kScale,
                             {row_shift.data(), row_weight.data(), col_shift.data(), col_weight.data()},
-                            &scalars});
+                            &scalars,
+                            problem.labels()});
   double scale_gradient = 0;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t col = 0; col < cols; ++col) {
       const double s = problem.cosine(row, col);
       const double z = kScale * kLog2e * s;
       const double weight = 0.25 * std::exp2(z - 28) + 0.5 * std::exp2(z - 29);
-      const double slope = problem.is_positive(row, col) ? 0 : weight;
+      const double slope = problem.is_negative(row, col) ? weight : 0;
       scale_gradient += slope * s;
       check_close(values[row * pitch + col], kScale * slope * problem.inv_norms(row, col), kScale * tolerance,
                   name + " panel");
@@ -202,25 +230,34 @@ void test_softmax_backward(const TileKernels<T>& kernels, const Problem<T>& prob
 }
 
 template <typename T>
-void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
-                  const std::string& name) {
+void test_sigmoid(const TileKernels<T>& kernels, const Problem<T>& problem, bool same_are_positives,
+                  double tolerance, const std::string& name) {
   const auto [rows, cols, offset] = problem.shape;
   std::vector<T> values = problem.dots;  // in place
   std::vector<double> row_loss(rows, 0), row_grad(rows, 0.75);
   ScalarGradients scalars;
-  kernels.sigmoid_forward({problem.tile(), kScale, kBias, row_loss.data()});
+  kernels.sigmoid_forward({problem.tile(), kScale, kBias, row_loss.data(), problem.labels(), same_are_positives});
   Tile<T> tile = problem.tile();
   tile.dots = values.data();
-  kernels.sigmoid_backward({tile, {values.data(), problem.pitch}, kScale, kBias, row_grad.data(), &scalars});
+  kernels.sigmoid_backward({tile,
+                            {values.data(), problem.pitch},
+                            kScale,
+                            kBias,
+                            row_grad.data(),
+                            &scalars,
+                            problem.labels(),
+                            same_are_positives});
   double scale_gradient = 0, bias_gradient = 0;
   for (int64_t row = 0; row < rows; ++row) {
     double loss = 0;
     for (int64_t col = 0; col < cols; ++col) {
       const double s = problem.cosine(row, col);
-      const double label = problem.is_positive(row, col) ? 1 : -1;
+      const bool is_same = problem.is_same(row, col), is_positive = problem.is_positive(row, col);
+      const double counts = is_positive || !is_same || same_are_positives ? 1 : 0;
+      const double label = is_positive || is_same ? 1 : -1;
       const double z = label * (kScale * s + kBias);
-      const double slope = -0.75 * label / (1 + std::exp(z));
-      loss += std::log1p(std::exp(-z));
+      const double slope = counts * -0.75 * label / (1 + std::exp(z));
+      loss += counts * std::log1p(std::exp(-z));
       scale_gradient += slope * s;
       bias_gradient += slope;
       check_close(values[row * problem.pitch + col], kScale * slope * problem.inv_norms(row, col),
@@ -263,12 +300,16 @@ void test_all(const TileKernels<T>& kernels) {
   }
   const double tolerance = 8 * std::numeric_limits<T>::epsilon();
   for (const Shape& shape : kShapes) {
-    const Problem<T> problem(shape);
-    const std::string name =
-        std::string(kernels.isa) + " [" + std::to_string(shape.rows) + ", " + std::to_string(shape.cols) + "]";
-    test_softmax_forward(kernels, problem, tolerance, name + " softmax_forward");
-    test_softmax_backward(kernels, problem, tolerance, name + " softmax_backward");
-    test_sigmoid(kernels, problem, tolerance, name + " sigmoid");
+    for (const Grouping grouping : kGroupings) {
+      const Problem<T> problem(shape, grouping);
+      const std::string name = std::string(kernels.isa) + " [" + std::to_string(shape.rows) + ", " +
+                               std::to_string(shape.cols) + "], grouping " +
+                               std::to_string(static_cast<int>(grouping));
+      test_softmax_forward(kernels, problem, tolerance, name + " softmax_forward");
+      test_softmax_backward(kernels, problem, tolerance, name + " softmax_backward");
+      test_sigmoid(kernels, problem, false, tolerance, name + " sigmoid");
+      test_sigmoid(kernels, problem, true, tolerance, name + " sigmoid with more positives");
+    }
   }
 }
 

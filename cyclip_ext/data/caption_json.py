@@ -87,20 +87,22 @@ def _add_karpathy(path: Path, content: dict[str, Any], pairs: PairWriter, split:
     """Add the images of a split; return how many there are, good and bad."""
     wanted = split.split("+")
     entries = (entry for entry in content["images"] if isinstance(entry, dict))
-    splits = Counter(str(entry.get("split")) for entry in entries)
+    splits = Counter(str(entry.get("split")).strip() for entry in entries)
     unknown = set(wanted) - set(splits)
     if unknown:
         counted = ", ".join(f"{name} ({count:,} images)" for name, count in splits.items())
         raise ValueError(f"{path} has no split {', '.join(sorted(unknown))}; it has {counted}")
     count = 0
     for where, entry in _entries(path, content, "images"):
-        if entry.get("split") not in wanted:
+        own = entry.get("split")
+        if isinstance(own, str) and own.strip() not in wanted:
             continue
         count += 1
         name, sentences = entry.get("filename"), entry.get("sentences")
         folder = entry.get("filepath", "")  # of COCO: train2014 or val2014
         folder = folder if isinstance(folder, str) else ""
-        if not _is_name(name) or not is_text(folder) or not isinstance(sentences, list):
+        whole = isinstance(own, str) and is_text(folder)
+        if not whole or not _is_name(name) or not isinstance(sentences, list):
             pairs.skipped.add("broken image entry", where)
             continue
         texts = [_caption(s.get("raw") if isinstance(s, dict) else None) for s in sentences]

@@ -62,20 +62,14 @@ def wordnet_names(ids: Sequence[str]) -> tuple[str, ...] | None:
     if None in found:
         lemmas = _lemmas()
         found = [name or lemmas.get(each) for each, name in zip(ids, found, strict=True)]
-    known = tuple(name for name in found if name)
+    known = [name for name in found if name]
     if len(known) < len(ids):
         return None
-    return known if len(set(known)) == len(known) else _told_apart(ids, known)
-
-
-def _told_apart(ids: Sequence[str], names: Sequence[str]) -> tuple[str, ...] | None:
-    """Use all lemmas for classes of one name: "crane" the bird and the machine."""
-    full = _lemmas(all_of_them=True)
-    found = tuple(
-        full.get(each, name) if names.count(name) > 1 else name
-        for each, name in zip(ids, names, strict=True)
-    )
-    return found if len(set(found)) == len(found) else None
+    if len(set(known)) < len(known):  # "crane" the bird and the machine
+        full = _lemmas(all_of_them=True)
+        pairs = zip(ids, known, strict=True)
+        known = [full.get(each, name) if known.count(name) > 1 else name for each, name in pairs]
+    return tuple(known) if len(set(known)) == len(known) else None
 
 
 def imagenet_ids() -> tuple[str, ...] | None:

@@ -11,11 +11,11 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +44,10 @@ class Columns:
     meta: dict[str, Any]
     place: Path | None = None
     checksum: bytes = b""
-    _strings: dict[str, Strings] = field(default_factory=dict, compare=False, repr=False)
 
     def strings(self, name: str) -> Strings:
         """Return a column of strings."""
-        if name not in self._strings:
-            self._strings[name] = Strings(self.arrays[f"{name}.data"], self.arrays[f"{name}.ends"])
-        return self._strings[name]
+        return Strings(self.arrays[f"{name}.data"], self.arrays[f"{name}.ends"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.place is None:
@@ -91,10 +88,8 @@ class Strings:
 
     def digest(self) -> str:
         """Return a hexadecimal digest of all strings in their order."""
-        hashed = blake2b(digest_size=16)
-        for values in (self.ends, self.data):
-            for start in range(0, len(values), _CHUNK):
-                hashed.update(values[start : start + _CHUNK].tobytes())
+        hashed = blake2b(np.ascontiguousarray(self.ends).data, digest_size=16)
+        hashed.update(np.ascontiguousarray(self.data).data)
         return hashed.hexdigest()
 
 
@@ -120,14 +115,6 @@ class StringWriter:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def __del__(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def _flush(self) -> None:
         block = b"".join(self._pending)
         self._pending.clear()
@@ -142,7 +129,8 @@ class StringWriter:
         except OSError:  # the disk is full: continue in memory
             written = mmap.mmap(self._file.fileno(), good, access=mmap.ACCESS_READ) if good else b""
             self._blocks = [bytes(written), block]
-            self._close()
+            self._file.close()
+            self._file = None
 
     def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return data and ends. Nothing may be added afterwards."""
@@ -152,7 +140,7 @@ class StringWriter:
         np.cumsum(lengths, out=ends[1:])
         if self._file is not None and ends[-1]:
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._close()
+            self._file.close()
             return np.frombuffer(mapped, dtype=np.uint8), ends
         return np.frombuffer(b"".join(self._blocks), dtype=np.uint8), ends
 
@@ -209,17 +197,15 @@ def file_state(path: Path) -> list[int | str] | None:
 
 
 def _places(folder: Path, name: str) -> list[Path]:
-    places: list[Path] = []
-    if folder.is_dir():  # it is not created here
-        places.append(folder / f".cyclip_ext-{_digest(name)}.index")
+    def digest(text: str) -> str:
+        return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+    # The folder is not created here.
+    places = [folder / f".cyclip_ext-{digest(name)}.index"] if folder.is_dir() else []
     with contextlib.suppress(RuntimeError):  # a user without a home
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cyclip_ext"
-        places.append(cache / f"{_digest(f'{folder.resolve()}{name}')}.index")
+        places.append(cache / f"{digest(f'{folder.resolve()}{name}')}.index")
     return places
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _writable(place: Path) -> bool:
@@ -250,27 +236,25 @@ def _store(place: Path, state: Any, columns: Columns) -> Columns:
     layout: dict[str, tuple[Any, int, int]] = {}
     offset = 0
     for name, values in columns.arrays.items():
-        layout[name] = (_description(values.dtype), len(values), offset)
+        kind = values.dtype.descr if values.dtype.names else values.dtype.str
+        layout[name] = (kind, len(values), offset)
         offset += -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
     header = {"format": _FORMAT, "state": state, "meta": columns.meta, "arrays": layout}
     line = json.dumps(header).encode()
     line += b" " * (-(_CHECKSUM_BYTES + len(line) + 1) % _ALIGNMENT) + b"\n"
+    blocks: list[Any] = [line]
+    for values in columns.arrays.values():
+        blocks += [values.view(np.uint8), bytes(-values.nbytes % _ALIGNMENT)]
     temporary = place.with_name(f"{place.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(bytes(_CHECKSUM_BYTES) + line)
-            checksum = zlib.crc32(line)
-            for values in columns.arrays.values():
-                flat = values.view(np.uint8)
-                for start in range(0, len(flat), _CHUNK):
-                    block = flat[start : start + _CHUNK].tobytes()
-                    checksum = zlib.crc32(block, checksum)
-                    file.write(block)
-                padding = bytes(-values.nbytes % _ALIGNMENT)
-                checksum = zlib.crc32(padding, checksum)
-                file.write(padding)
+            file.write(bytes(_CHECKSUM_BYTES))
+            checksum = 0
+            for block in blocks:
+                checksum = zlib.crc32(block, checksum)
+                file.write(block)
             file.seek(0)
-            file.write(_checksum_bytes(checksum))
+            file.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place)
@@ -281,11 +265,7 @@ def _store(place: Path, state: Any, columns: Columns) -> Columns:
     return _load(place, state) or columns
 
 
-def _description(dtype: np.dtype[Any]) -> Any:
-    return dtype.descr if dtype.names else dtype.str
-
-
-def _load(place: Path, state: Any) -> Columns | None:
+def _load(place: Path, state: Any = None) -> Columns | None:
     """Return the stored columns; None if there are none, of this state, or they are damaged."""
     try:
         regular_size(place)
@@ -295,44 +275,27 @@ def _load(place: Path, state: Any) -> Columns | None:
             # Read, not mapped: what is mapped counts as this process's memory.
             while block := file.read(_CHUNK):
                 checksum = zlib.crc32(block, checksum)
-            if not checksum or stored != _checksum_bytes(checksum):  # that of nothing is zero
+            if not checksum or stored != checksum.to_bytes(_CHECKSUM_BYTES, "little"):
+                return None  # the checksum of nothing is zero
+            file.seek(_CHECKSUM_BYTES)
+            line = file.readline()
+            header = json.loads(line)
+            if header["format"] != _FORMAT or state not in (None, header["state"]):
                 return None
-            return _mapped(file, place, stored, state)
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError:
         return None
-
-
-def _mapped(file: BinaryIO, place: Path, checksum: bytes, state: Any) -> Columns | None:
-    """Map a file whose checksum is right. state: None for whatever it is."""
-    file.seek(_CHECKSUM_BYTES)
-    line = file.readline()
-    header = json.loads(line)
-    if header["format"] != _FORMAT or (state is not None and header["state"] != state):
-        return None
-    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = _CHECKSUM_BYTES + len(line)
     arrays: dict[str, Array] = {}
-    for name, (description, length, offset) in header["arrays"].items():
-        dtype = _dtype(description)
+    for name, (kind, length, offset) in header["arrays"].items():
+        dtype = np.dtype(kind if isinstance(kind, str) else [tuple(field) for field in kind])
         arrays[name] = np.frombuffer(content, dtype, length, start + offset if length else 0)
-    return Columns(arrays, header["meta"], place, checksum)
-
-
-def _dtype(description: Any) -> np.dtype[Any]:
-    if isinstance(description, str):
-        return np.dtype(description)
-    return np.dtype([(name, kind) for name, kind in description])
+    return Columns(arrays, header["meta"], place, stored)
 
 
 def _reopened(place: Path, checksum: bytes) -> Columns:
-    """Open the columns of another process, which has verified them."""
-    with place.open("rb") as file:
-        if file.read(_CHECKSUM_BYTES) == checksum:
-            found = _mapped(file, place, checksum, None)
-            if found is not None:
-                return found
-    raise RuntimeError(f"{place} was replaced while it was in use: start again")
-
-
-def _checksum_bytes(checksum: int) -> bytes:
-    return checksum.to_bytes(_CHECKSUM_BYTES, "little")
+    """Open the columns of another process."""
+    found = _load(place)
+    if found is None or found.checksum != checksum:
+        raise RuntimeError(f"{place} was replaced while it was in use: start again")
+    return found

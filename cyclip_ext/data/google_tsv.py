@@ -7,6 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +84,17 @@ def read_google_tsv(
 
 
 def _states(images: Path, folders: Iterable[str]) -> dict[str, Any]:
-    """Return the states of folders below `images`, which new files and folders change."""
-    return {name: file_state(images / name) for name in folders}
+    return {name: file_state(images / name) for name in folders}  # a new file changes it
 
 
+@dataclass
 class _Matching:
     """Finds the file of each row."""
 
-    def __init__(self, file: TextFile, images: Path, first_row: int | None) -> None:
-        self.file = file
-        self.images = images
-        self.first_row = first_row
-        address = _address_column(file.first_line())
-        assert address is not None
-        self.address = address
-        self.count = 0
+    file: TextFile
+    images: Path
+    first_row: int | None
+    count: int = 0  # of rows
 
     def columns(self, folder: Path | None) -> Columns:
         pairs = PairWriter(folder)
@@ -140,6 +137,7 @@ class _Matching:
         The caption is empty if the row cannot be used. Quotes have no special meaning here.
         """
         number = -1
+        address = _address_column(self.file.first_line()) or 0
         rows = DelimitedRows(self.file, "\t", 2, 1, header=False, quoting="none")
         for number, row in enumerate(rows):
             where = f"{self.file.path}:{row.line}"
@@ -147,7 +145,7 @@ class _Matching:
             if row.reason:
                 skipped.add("not two columns", where)
             else:
-                url, text = row.fields[self.address].strip(), row.fields[1 - self.address]
+                url, text = row.fields[address].strip(), row.fields[1 - address]
                 try:
                     if not is_text(url):
                         raise BadRecord("bad encoding", where)
@@ -159,15 +157,12 @@ class _Matching:
 
     def _naming(self, files: dict[str, list[str]]) -> tuple[str, int]:
         """Return the naming that fits most rows, and the number of the first row."""
-        tried = [
-            (name, naming, first)
-            for name, naming in NAMINGS
-            for first in ((0, 1) if name in (_NUMBER, _NUMBER_AND_CRC) else (0,))
-        ]
-        matches = dict.fromkeys(((name, first) for name, _, first in tried), 0)
+        numbered = (_NUMBER, _NUMBER_AND_CRC)
+        matches = {(name, k): 0 for name, _ in NAMINGS for k in range(1 + (name in numbered))}
+        stem_of = dict(NAMINGS)
         for number, _, url in self._rows(SkipReport()):
-            for name, naming, first in tried:
-                matches[name, first] += naming(number + first, url) in files
+            for name, first in matches:
+                matches[name, first] += stem_of[name](number + first, url) in files
         best, first = max(matches, key=lambda key: matches[key])
         path, images = self.file.path, self.images
         if not matches[best, first]:
@@ -231,7 +226,7 @@ class _Matching:
 
 
 def _is_number(stem: str) -> bool:
-    return stem.isdecimal() and len(stem) < 32
+    return stem.isdecimal() and len(stem) < 32  # hexadecimal digests are longer
 
 
 def _files_by_stem(folder: Path, skipped: SkipReport) -> tuple[dict[str, list[str]], list[str]]:
@@ -246,7 +241,6 @@ def _files_by_stem(folder: Path, skipped: SkipReport) -> tuple[dict[str, list[st
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES or not suffix:
-                # Hexadecimal digests keep their zeros: only decimal numbers are padded.
                 number, bar, rest = stem.partition("_")
                 if _is_number(number) and len(stem) < 32:
                     stem = str(int(number)) + bar + rest

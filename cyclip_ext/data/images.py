@@ -29,8 +29,8 @@ MAX_BYTES = 2**29  # such an image in 16-bit RGB, uncompressed
 # Those of formats that cannot be decoded are among them, so that such files are counted.
 IMAGE_SUFFIXES = frozenset(
     {
-        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
     }
 )
 
@@ -43,14 +43,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # The errors of Pillow's decoders on damaged data: SyntaxError comes from the PNG reader,
 # RuntimeError from that of AVIF.
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError),
+    *(struct.error, zlib.error),
 )
 
 
@@ -59,7 +53,6 @@ def open_image(
     where: str,
     *,
     keep_alpha: bool = False,
-    max_pixels: int = MAX_PIXELS,
     min_side: int | None = None,
 ) -> Image.Image:
     """Decode an image completely and convert it to RGB, or RGBA with keep_alpha.
@@ -79,26 +72,21 @@ def open_image(
         raise BadRecord("empty file", where)
     try:
         image = Image.open(BytesIO(data), formats=_formats())
+        if image.width * image.height > MAX_PIXELS:  # from the header: nothing is decoded yet
+            raise BadRecord("too many pixels", where)
+        if min_side is not None and image.format in {"JPEG", "MPO"}:
+            image.draft(None, (min_side, min_side))
+        image.load()
+        return _convert(_upright(image), keep_alpha)
     # Below twice its own limit Pillow only warns, which a filter may turn into an error.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("too many pixels", where) from None
     except UnidentifiedImageError:
         raise BadRecord("not an image", where) from None
-    except (*_DAMAGE, MemoryError) as error:
-        raise BadRecord(_reason(error), where) from None
-    if image.width * image.height > max_pixels:  # from the header: nothing is decoded yet
-        raise BadRecord("too many pixels", where)
-    try:
-        if min_side is not None and image.format in {"JPEG", "MPO"}:
-            image.draft(None, (min_side, min_side))
-        image.load()
-        return _convert(_upright(image), keep_alpha)
-    except (*_DAMAGE, MemoryError) as error:
-        raise BadRecord(_reason(error), where) from None
-
-
-def _reason(error: BaseException) -> str:
-    return "out of memory" if isinstance(error, MemoryError) else "truncated"
+    except MemoryError:
+        raise BadRecord("out of memory", where) from None
+    except _DAMAGE:
+        raise BadRecord("truncated", where) from None
 
 
 @cache

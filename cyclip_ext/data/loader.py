@@ -155,29 +155,24 @@ class Loader:
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch | None]:
         order = epoch_order(self.seed, epoch, len(self.dataset)).numpy()
-        steps = (_Step(epoch, self._indices(order, step)) for step in range(start, len(self)))
+        size = self.batch_size
+        firsts = ((k * self.world_size + self.rank) * size for k in range(start, len(self)))
+        steps = (_Step(epoch, order[first : first + size]) for first in firsts)
         for batch in self._workers.map(steps):
             for reason, where in batch.skipped:
                 self.skipped.add(reason, where)
-            self._count_shortened(batch.shortened)
+            self.shortened += batch.shortened
+            if batch.shortened and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.dataset.name} has captions with extremely long words, which are cut "
+                    "before tokenizing; `cyclip-data verify` counts them",
+                    stacklevel=3,
+                )
             if not len(batch):
                 yield None
             else:
                 yield batch.pin_memory() if self._pin_here else batch
-
-    def _indices(self, order: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.int64]:
-        first = (step * self.world_size + self.rank) * self.batch_size
-        return order[first : first + self.batch_size]
-
-    def _count_shortened(self, count: int) -> None:
-        self.shortened += count
-        if count and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self.dataset.name} has captions with extremely long words, which are cut before "
-                "tokenizing; `cyclip-data verify` counts them",
-                stacklevel=4,
-            )
 
     def close(self) -> None:
         """End the worker processes; they also end with the loader or the program."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import write_atomic
+from .._files import NotRegularFileError, read_text, write_atomic
 from .dataset import FileDataset, Subset
 from .skips import IN_MANIFEST, SkipReport
 
@@ -53,30 +53,24 @@ class Manifest:
 
         Raises FileNotFoundError, or ValueError if the file is not a manifest of this version.
         """
+        remedy = "write it with `cyclip-data verify PATH --manifest ...`"
+        version = _VERSION
         try:
-            content = json.loads(path.read_text("utf-8"))
-            known = content["format"] == _FORMAT
-            if known and content["version"] == _VERSION:
-                count, bad = content["records"], [BadEntry(**entry) for entry in content["bad"]]
-                once = len({entry.index for entry in bad}) == len(bad)
-                if once and all(type(e.index) is int and 0 <= e.index < count for e in bad):
-                    return cls(count, content["fingerprint"], bad, content["summary"])
-                known = False
+            content = json.loads(read_text(path))
+            version = content["version"] if content["format"] == _FORMAT else _VERSION
+            count, bad = content["records"], [BadEntry(**entry) for entry in content["bad"]]
+            once = len({entry.index for entry in bad}) == len(bad)
+            inside = all(type(entry.index) is int and 0 <= entry.index < count for entry in bad)
+            if version == _VERSION and once and inside:
+                return cls(count, content["fingerprint"], bad, content["summary"])
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"the manifest {path} does not exist; write it with `cyclip-data verify PATH "
-                "--manifest ...`"
-            ) from None
-        except (IsADirectoryError, ValueError, KeyError, TypeError):
-            known = False
-        if not known:
-            raise ValueError(
-                f"{path} is not a manifest; write one with `cyclip-data verify PATH --manifest ...`"
-            )
-        raise ValueError(
-            f"{path} is a manifest of version {content['version']}, but this package reads version "
-            f"{_VERSION}; write it again"
-        )
+            raise FileNotFoundError(f"the manifest {path} does not exist; {remedy}") from None
+        except (NotRegularFileError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        kind = "not a manifest"
+        if version != _VERSION:
+            kind = f"of version {version}, but this package reads version {_VERSION}"
+        raise ValueError(f"{path} is {kind}; {remedy}")
 
 
 def require_writable(path: Path) -> None:

@@ -197,13 +197,6 @@ def _open_folder(folder: Path) -> FolderDataset:
     )
 
 
-def _compressed(path: str | Path) -> ValueError:
-    return ValueError(
-        f"{path} is a compressed archive: samples cannot be reached at random in it. Unpack it to "
-        "a plain .tar (images are compressed already, it hardly grows)"
-    )
-
-
 def _expanded(spec: str) -> list[str]:
     """Expand braces; those in the name of an existing path are part of it."""
     return [spec] if Path(spec).exists() else expand_braces(spec)
@@ -235,17 +228,18 @@ def _matching(spec: str, suffix: str) -> list[Path]:
     found: list[Path] = []
     without: list[str] = []
     for name in _expanded(spec):
-        if name.endswith(_PACKED):
-            raise _compressed(name)
         path = Path(name)
         matches: list[Path] = []
+        inside = sorted(os.listdir(path)) if path.is_dir() else []
+        packed = next((each for each in (name, *inside) if each.endswith(_PACKED)), None)
+        if packed is not None:
+            raise ValueError(
+                f"{path / packed if inside else name} is a compressed archive: samples cannot be "
+                "reached at random in it. Unpack it to a plain .tar (images are compressed "
+                "already, it hardly grows)"
+            )
         if path.is_dir():
-            inside = os.listdir(path)
-            packed = sorted(name for name in inside if name.endswith(_PACKED))
-            if packed:
-                raise _compressed(path / packed[0])
-            fitting = (n for n in inside if n.lower().endswith(suffix) and n[0] != ".")
-            matches = [path / name for name in sorted(fitting)]
+            matches = [path / n for n in inside if n.lower().endswith(suffix) and n[0] != "."]
         elif name.lower().endswith(suffix):
             matches = [path] if path.exists() else sorted(map(Path, glob.glob(name)))
             if not matches:
@@ -297,5 +291,5 @@ def _warn_of_gaps(folder: Path, files: list[Path]) -> None:
             warnings.warn(
                 f"{folder} has {len(files):,} shards, but {count:,} between the first and the "
                 f"last number are missing (e.g. number {first}{' of ' + prefix if prefix else ''})",
-                stacklevel=5,
+                stacklevel=4,
             )

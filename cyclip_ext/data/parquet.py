@@ -75,14 +75,12 @@ def _schema(files: Sequence[Path]) -> Any:
 
 def _open(path: Path) -> Any:
     regular_size(path)  # opening a FIFO would never end
-    return _pyarrow().ParquetFile(path)
+    return _arrow().parquet.ParquetFile(path)
 
 
 def _errors() -> tuple[type[Exception], ...]:
     """Return the errors of damaged files, and of codecs that this pyarrow lacks."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    return (OSError, ValueError, KeyError, pa.ArrowException)
+    return (OSError, ValueError, KeyError, _arrow().ArrowException)
 
 
 def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
@@ -127,7 +125,6 @@ class ParquetDataset(FileDataset):
         return len(self._columns.strings("captions"))
 
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
         file, group, row = self._columns.arrays["places"][index].tolist()
@@ -146,7 +143,6 @@ class ParquetDataset(FileDataset):
         return Encoded(data, key, (self._columns.strings("captions")[index],))
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
         return str(self._columns.meta["fingerprint"])
 
     def __getstate__(self) -> dict[str, object]:
@@ -161,7 +157,7 @@ def _rows(
     unread: a column that must be there as well; its values are read later.
     """
     counts: list[int] = []
-    broken: list[tuple[Path, str]] = []
+    broken: list[str] = []
     for number, path in enumerate(files):
         try:
             file = _open(path)
@@ -178,11 +174,11 @@ def _rows(
                         yield (number, group, row), where, [values[name] for name in columns]
             counts.append(file.metadata.num_rows)
         except _errors() as error:
-            broken.append((path, f"{type(error).__name__}: {error}"))
+            broken.append(f"{path}: {type(error).__name__}: {error}")
     usual = max(1, round(sum(counts) / max(len(counts), 1)))
-    for path, reason in broken:
-        detail = f"{path}: {reason}; about {usual:,} row(s) lost (estimated)"
-        skipped.add("unreadable parquet", detail, usual)
+    for reason in broken:
+        where = f"{reason}; about {usual:,} row(s) lost (estimated)"
+        skipped.add("unreadable parquet", where, usual)
 
 
 def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None) -> Columns:
@@ -210,21 +206,19 @@ def _index(files: Sequence[Path], caption: str, image: str, folder: Path | None)
 
 def _encoded_column(schema: Any, image_key: str | None) -> str | None:
     """Return the name of the column that has encoded images."""
-    import pyarrow as pa
-
+    kinds = _arrow().types
     for name in (image_key,) if image_key is not None else (*_ENCODED_KEYS, *IMAGE_KEYS):
         if name in schema.names:
             kind = schema.field(name).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            struct = kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0
+            if kinds.is_binary(kind) or kinds.is_large_binary(kind) or struct:
                 return name
     return None
 
 
-def _pyarrow() -> Any:
+def _arrow() -> Any:
     try:
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise MissingData("reading parquet files needs pyarrow: pip install pyarrow") from None
-    return pyarrow.parquet
+    return pyarrow

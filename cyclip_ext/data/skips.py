@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 EXAMPLES_PER_REASON = 3  # enough to find the cause, few enough to print
@@ -55,18 +54,18 @@ class SkipReport:
         self.examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, where: str, count: int = 1) -> None:
-        """Count `count` skipped records."""
-        self._count(reason, count, [where])
+        """Count `count` skipped records, of which `where` names one."""
+        self.counts[reason] += count
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES_PER_REASON:
+            examples.append(printable(where))
 
     def merge(self, other: SkipReport) -> None:
         """Add the counts of another report, such as that of another rank."""
         for reason, count in other.counts.items():
-            self._count(reason, count, other.examples[reason])
-
-    def _count(self, reason: str, count: int, examples: Sequence[str]) -> None:
-        self.counts[reason] += count
-        known = self.examples.setdefault(reason, [])
-        known.extend(map(printable, examples[: EXAMPLES_PER_REASON - len(known)]))
+            for where in other.examples[reason]:
+                self.add(reason, where, 0)
+            self.counts[reason] += count
 
     @property
     def total(self) -> int:
@@ -89,8 +88,8 @@ class SkipReport:
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> SkipReport:
         """Invert to_dict."""
         report = cls()
-        for reason, entry in values.items():
-            report._count(reason, entry["count"], entry["examples"])
+        report.counts.update({reason: entry["count"] for reason, entry in values.items()})
+        report.examples = {reason: list(entry["examples"]) for reason, entry in values.items()}
         return report
 
     def __str__(self) -> str:

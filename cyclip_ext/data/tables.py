@@ -18,6 +18,7 @@ from .captions import clean_caption, is_text, usable_captions
 from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
 from .delimited import SEPARATORS, DelimitedRows, TextFile, split_header
+from .folders import size_of
 from .images import read_bytes
 from .options import ReadOptions
 from .skips import BadRecord, SkipReport
@@ -32,6 +33,7 @@ LABEL_KEYS = ("label", "class", "class_name", "target")
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})[ _-]?\d+")
 _TOKEN = re.compile(r"[^\t]*\.\w+#\d+\t")
 _LOOKED_AT = 16  # names of images that are looked for in a folder
+_SAMPLED = 64  # images by whose sizes folders of the same names are told apart
 
 
 class TableDataset(FileDataset):
@@ -84,8 +86,10 @@ class TableDataset(FileDataset):
         return Encoded(read_bytes(path, str(path)), str(path), captions)
 
     def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
-        return str(self._columns.meta["fingerprint"])
+        """See ImageDataset.fingerprint: names and captions of all records, sizes of some images."""
+        some = range(0, len(self), max(1, len(self) // _SAMPLED))
+        sizes = [size_of(self.folder / self.image_name(index)) for index in some]
+        return digest(self._columns.meta["fingerprint"], repr(sizes))
 
     def find_images(self, table: Path, images: Path | None) -> list[Path]:
         """Set `folder` to `images`, or to the folder near a table that has one of its images.
@@ -191,8 +195,10 @@ class PairWriter:
         names = list(self._class_names)
         if names:
             labels = np.array(self._labels, dtype=np.int32)
-            arrays["lines"] = np.array(self._lines, dtype=np.int64)
-            arrays["labels"] = _label_of_records(images, labels, arrays["lines"], grouped, names)
+            lines = arrays["lines"] = np.array(self._lines, dtype=np.int64)
+            if grouped is not None:
+                labels = _label_of_records(images, labels, lines, grouped, names)
+            arrays["labels"] = labels
             parts += [digest(arrays["labels"]), repr(names)]
         meta = {
             "skipped": self.skipped.to_dict(),
@@ -244,9 +250,8 @@ def read_table(
     quoting = options.csv_quoting or "auto"
 
     def build(folder: Path | None) -> Columns:
-        if is_token_file(path):
-            return _token_columns(file, folder)
-        return _columns(file, _layout(file, separator, keys, labels), quoting, folder)
+        layout = None if is_token_file(path) else _layout(file, separator, keys, labels)
+        return _columns(file, layout, quoting, folder)
 
     columns = cached(path.parent, [path.name, separator, keys, quoting, labels], [path], build)
     if columns.meta["warning"]:
@@ -344,33 +349,26 @@ def column_of(
     )
 
 
-def _columns(file: TextFile, layout: _Layout, quoting: str, folder: Path | None) -> Columns:
-    rows = DelimitedRows(file, layout.separator, layout.columns, layout.image, quoting=quoting)
-    pairs = PairWriter(folder, captioned=bool(layout.captions))
+def _columns(file: TextFile, layout: _Layout | None, quoting: str, folder: Path | None) -> Columns:
+    """Read all rows; layout: None for lines of name#number<TAB>caption, without quoting."""
+    if layout is None:
+        rows = DelimitedRows(file, "\t", 2, 0, header=False, quoting="none")
+    else:
+        rows = DelimitedRows(file, layout.separator, layout.columns, layout.image, quoting=quoting)
+    pairs = PairWriter(folder, captioned=layout is None or bool(layout.captions))
     for row in rows:
-        where = f"{file.path}:{row.line}"
+        where, fields = f"{file.path}:{row.line}", row.fields
         if row.reason:
             pairs.skipped.add(row.reason, where)
-            continue
-        fields = row.fields
-        image = fields[layout.image].strip().removeprefix("\ufeff")  # of a file that was appended
-        texts = [fields[index] for index in layout.captions]
-        label = None if layout.label is None else fields[layout.label]
-        pairs.add(where, image, texts, label, row.line)
+        elif layout is None:
+            name, _, number = fields[0].rpartition("#")
+            pairs.add(where, name.strip() if number.strip().isdecimal() else "", fields[1:2])
+        else:
+            image = fields[layout.image].strip().removeprefix("\ufeff")  # of an appended file
+            texts = [fields[index] for index in layout.captions]
+            label = None if layout.label is None else fields[layout.label]
+            pairs.add(where, image, texts, label, row.line)
     return pairs.columns(rows.quoting.warning(file.path))
-
-
-def _token_columns(file: TextFile, folder: Path | None) -> Columns:
-    """Read lines of name#number<TAB>caption. Quotes mean nothing in them."""
-    pairs = PairWriter(folder)
-    for row in DelimitedRows(file, "\t", 2, 0, header=False, quoting="none"):
-        where = f"{file.path}:{row.line}"
-        if row.reason:
-            pairs.skipped.add(row.reason, where)
-            continue
-        name, _, number = row.fields[0].rpartition("#")
-        pairs.add(where, name.strip() if number.strip().isdecimal() else "", row.fields[1:2])
-    return pairs.columns()
 
 
 def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
@@ -386,11 +384,8 @@ def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
             hashes, return_index=True, return_inverse=True, return_counts=True
         )
         repeated = np.flatnonzero(counts[group] > 1)
-        different = [
-            row
-            for row, other in zip(repeated.tolist(), first[group[repeated]].tolist(), strict=True)
-            if row != other and images.bytes(row) != images.bytes(other)
-        ]
+        candidates = zip(repeated.tolist(), first[group[repeated]].tolist(), strict=True)
+        different = [row for row, other in candidates if images.bytes(row) != images.bytes(other)]
         if not different:
             break
         for row in different:  # a collision of hashes
@@ -405,19 +400,12 @@ def _grouped(images: Strings, hashes: Any) -> tuple[Any, Any] | None:
 
 
 def _hash(name: bytes, salt: int = 0) -> int:
-    """Return 64 bits; the same in this process only."""
-    return hash((salt, name)) if salt else hash(name)
+    return hash((salt, name)) if salt else hash(name)  # 64 bits, the same in this process only
 
 
 def _label_of_records(
-    images: Strings,
-    labels: Any,
-    lines: Any,
-    grouped: tuple[Any, Any] | None,
-    names: list[str],
+    images: Strings, labels: Any, lines: Any, grouped: tuple[Any, Any], names: list[str]
 ) -> Any:
-    if grouped is None:
-        return labels
     starts, rows = grouped
     found = labels[rows[starts[:-1]]]
     owner = np.repeat(np.arange(len(found)), np.diff(starts))

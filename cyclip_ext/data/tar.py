@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 
 from .captions import decode_captions
+from .columns import Columns
 from .dataset import Encoded, FileDataset, digest
+from .folders import size_of
 from .images import MAX_BYTES
 from .skips import BadRecord, SkipReport
-from .tar_index import BROKEN_LABEL, LABEL_SUFFIX, NO_LABEL, tar_index
+from .tar_index import BROKEN_LABEL, NO_LABEL, tar_index
 
 # Members this close are fetched by one read: from a disk, reads cost more than bytes.
 _NEAR = 2**13
@@ -60,19 +62,16 @@ class TarDataset(FileDataset):
         self._one_per_line = one_per_line
         self._index = tar_index(self.shards)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()  # by shard, used last at the end
-        self._chosen: npt.NDArray[np.int64] | None = None  # rows of the index, if not all
         self.skipped = SkipReport.from_dict(self._index.meta["skipped"])
-        rows = self._index.arrays["rows"]
-        labels = self._index.arrays.get("labels")
         if labelled:
-            if labels is None:
-                labels = np.full(len(rows), NO_LABEL)
-            self._choose(f"no {LABEL_SUFFIX} file", labels != NO_LABEL)
-            self._choose("broken label", labels != BROKEN_LABEL)
-            chosen = labels if self._chosen is None else labels[self._chosen]
-            self.labels = torch.from_numpy(chosen.astype(np.int64))
-        elif labels is not None:  # otherwise every sample has a text
-            self._choose("no caption file", rows["text"] >= 0)
+            if not self.has_labels:
+                none = {"labels": np.full(len(self), NO_LABEL)}
+                self._index = Columns({**self._index.arrays, **none}, {})
+            self._choose("no .cls file", self._index.arrays["labels"] != NO_LABEL)
+            self._choose("broken label", self._index.arrays["labels"] != BROKEN_LABEL)
+            self.labels = torch.from_numpy(self._index.arrays["labels"].astype(np.int64))
+        elif self.has_labels:  # otherwise every sample has a text
+            self._choose("no caption file", self._index.arrays["rows"]["text"] >= 0)
 
     @property
     def has_labels(self) -> bool:
@@ -80,36 +79,34 @@ class TarDataset(FileDataset):
         return "labels" in self._index.arrays
 
     def _choose(self, reason: str, good: npt.NDArray[np.bool_]) -> None:
-        chosen = np.arange(len(good)) if self._chosen is None else self._chosen
-        bad = chosen[~good[chosen]]
+        bad = np.flatnonzero(~good)
         if len(bad):
-            self.skipped.add(reason, self._where(int(bad[0])), len(bad))
-            self._chosen = chosen[good[chosen]]
+            self.skipped.add(reason, self.where(int(bad[0])), len(bad))
+            arrays, chosen = self._index.arrays, np.flatnonzero(good)
+            starts = np.searchsorted(chosen, arrays["starts"])
+            rows, labels = arrays["rows"][chosen], arrays["labels"][chosen]
+            self._index = Columns({"rows": rows, "labels": labels, "starts": starts}, {})
 
-    def _shard(self, row: int) -> int:
-        return int(np.searchsorted(self._index.arrays["starts"], row, side="right")) - 1
-
-    def _where(self, row: int) -> str:
-        image = int(self._index.arrays["rows"][row]["image"])
-        return f"{self.shards[self._shard(row)]} at byte {image}"
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._index.arrays["starts"], index, side="right")) - 1
 
     def where(self, index: int) -> str:
         """Return the place of a sample, its key."""
-        return self._where(index if self._chosen is None else int(self._chosen[index]))
+        image = int(self._index.arrays["rows"][index]["image"])
+        return f"{self.shards[self._shard(index)]} at byte {image}"
 
     def __len__(self) -> int:
-        return len(self._index.arrays["rows"] if self._chosen is None else self._chosen)
+        return len(self._index.arrays["rows"])
 
     def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
-        row = index if self._chosen is None else int(self._chosen[index])
-        image_at, image_size, text_at, text_size, is_json = self._index.arrays["rows"][row].tolist()
+        row = self._index.arrays["rows"][index]
+        image_at, image_size, text_at, text_size, is_json = row.tolist()
         if self.labels is not None:
             text_at, text_size = image_at, 0  # the text is not read
-        shard, key = self._shard(row), self._where(row)
-        if image_size > MAX_BYTES:
+        shard, key = self._shard(index), self.where(index)
+        if max(image_size, text_size) > MAX_BYTES:
             raise BadRecord("too large", key)
         try:
             data, text = self._read_both(shard, image_at, image_size, text_at, text_size)
@@ -125,9 +122,8 @@ class TarDataset(FileDataset):
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint: shards by name and size, and the samples' places."""
         folder = self.shards[0].parent
-        names = [(os.path.relpath(shard, folder), _size(shard)) for shard in self.shards]
-        rows = self._index.arrays["rows"]
-        return digest(repr(names), rows if self._chosen is None else rows[self._chosen])
+        names = [(os.path.relpath(shard, folder), size_of(shard)) for shard in self.shards]
+        return digest(repr(names), self._index.arrays["rows"])
 
     def _read_both(
         self, shard: int, image_at: int, image_size: int, text_at: int, text_size: int
@@ -151,10 +147,3 @@ class TarDataset(FileDataset):
     def __getstate__(self) -> dict[str, object]:
         # Descriptors mean nothing in another process.
         return self.__dict__ | {"_files": OrderedDict[int, _OpenFile]()}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

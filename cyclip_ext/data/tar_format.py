@@ -15,7 +15,6 @@ _MOST_DIGITS = 20
 
 _REGULAR = b"0\0" + b"7"  # 7: contiguous, stored like any other
 DIRECTORY = "directory"
-_DIRECTORIES = b"5D"
 _NO_FILE = {
     b"1": "hard link",
     b"2": "symbolic link",
@@ -70,7 +69,11 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise BrokenTar(f"cut off at byte {position}")
         if not any(header):
-            _require_end(file, position, end)
+            # An interrupted download or a full disk can leave a hole of zeros like an end.
+            if file.read(_MOST_PADDING).strip(b"\0"):
+                raise BrokenTar(f"zeros at byte {position} with data after it")
+            if end - position > _MOST_PADDING:
+                raise BrokenTar(f"zero-filled from byte {position}")
             return
         checksum = _number(header[148:156], position)
         # The checksum counts its own 8 bytes as spaces. The lower half of Adler-32 is 1 + the sum
@@ -88,8 +91,13 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
             size = int(digits)
         if kind in b"123456":
             size = 0  # they have no data; some writers give links the size of their target
-        elif kind == b"S":
-            data += _sparse_map(file, header, end)
+        elif kind == b"S":  # GNU's old format: the map continues in the blocks that follow
+            more = header[482]
+            while more:
+                block = file.read(_BLOCK)
+                if len(block) < _BLOCK:
+                    raise BrokenTar(f"cut off at byte {end}")
+                data, more = data + _BLOCK, block[504]
         position = data + -(-size // _BLOCK) * _BLOCK
         if data + size > end:
             raise BrokenTar(f"cut off inside the member at byte {data}")
@@ -110,39 +118,16 @@ def _odd(kind: bytes, name: str, override: dict[str, str]) -> str:
     if kind in _REGULAR and not override:
         return DIRECTORY if name.endswith("/") else ""
     if kind in _REGULAR:
-        sparse = any(key.startswith("GNU.sparse.") for key in override)
-        return "sparse file" if sparse else ""
-    if kind in _DIRECTORIES:
+        return "sparse file" if any(key.startswith("GNU.sparse.") for key in override) else ""
+    if kind in b"5D":
         return DIRECTORY
     return _NO_FILE.get(kind, f"member of type {kind.decode('latin-1')!r}")
-
-
-def _sparse_map(file: BufferedReader, header: bytes, end: int) -> int:
-    """Return the size of the blocks that continue the map of a sparse file in GNU's old format."""
-    size, more = 0, header[482]
-    while more:
-        block = file.read(_BLOCK)
-        if len(block) < _BLOCK:
-            raise BrokenTar(f"cut off at byte {end}")
-        size, more = size + _BLOCK, block[504]
-    return size
 
 
 def _metadata(file: BufferedReader, size: int, data: int) -> bytes:
     if size > _MOST_METADATA:
         raise BrokenTar(f"damaged header before byte {data}: {size:,} bytes of metadata")
     return file.read(size)
-
-
-def _require_end(file: BufferedReader, position: int, end: int) -> None:
-    """Check an archive whose zeros start at position; file is after the first block of them.
-
-    An interrupted download or a full disk can leave a hole of zeros, which resembles an end.
-    """
-    if file.read(_MOST_PADDING).strip(b"\0"):
-        raise BrokenTar(f"zeros at byte {position} with data after it")
-    if end - position > _MOST_PADDING:
-        raise BrokenTar(f"zero-filled from byte {position}")
 
 
 def _name(header: bytes) -> str:

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,12 @@ from .workers import cores, ordered_map
 SAMPLE = np.dtype(
     [("image", "<i8"), ("image_size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
 )
-LABEL_SUFFIX = ".cls"
+_LABEL = ".cls"
 NO_LABEL, BROKEN_LABEL = -1, -2
 
 _BROKEN = "broken tar"
-_EMPTY = "empty shard"
 _UNREADABLE = "unreadable tar"
 _NO_SUFFIX = "member without a suffix"
-_TWO_IMAGES, _TWO_TEXTS = "two images of one key", "two captions of one key"
 _SERIAL_BYTES = 2**26  # below this starting processes costs more than it saves
 _LONGEST_LABEL = 32
 
@@ -45,7 +42,7 @@ _COMPRESSED = {
 }
 
 _IMAGE = "image"
-_KINDS = dict.fromkeys(IMAGE_SUFFIXES, _IMAGE) | {s: s for s in (*CAPTION_SUFFIXES, LABEL_SUFFIX)}
+_KINDS = dict.fromkeys(IMAGE_SUFFIXES, _IMAGE) | {s: s for s in (*CAPTION_SUFFIXES, _LABEL)}
 
 Rows = npt.NDArray[Any]
 
@@ -146,28 +143,23 @@ def _index_shard(shard: Path) -> _Part:
     try:
         part.bytes = regular_size(shard)
         if not part.bytes:
-            part.reason, part.detail = _EMPTY, "0 bytes"
+            part.reason, part.detail = "empty shard", "0 bytes"
             return part
         with shard.open("rb") as file:
-            _index(part, file)
+            samples = _Samples(part, file.fileno())
+            try:
+                for member in read_members(file):
+                    part.read = member.end
+                    samples.add(member)
+            except (BrokenTar, OSError) as error:
+                broken = isinstance(error, BrokenTar)
+                part.reason, part.detail = _BROKEN if broken else _UNREADABLE, str(error)
+            samples.finish()
+        part.rows = np.array(samples.rows, dtype=SAMPLE)
+        part.labels = np.array(samples.labels, dtype=np.int64)
     except OSError as error:
         part.reason, part.detail = _UNREADABLE, str(error)
     return part
-
-
-def _index(part: _Part, file: BufferedReader) -> None:
-    samples = _Samples(part, file.fileno())
-    try:
-        for member in read_members(file):
-            part.read = member.end
-            samples.add(member)
-    except BrokenTar as broken:
-        part.reason, part.detail = _BROKEN, str(broken)
-    except OSError as error:
-        part.reason, part.detail = _UNREADABLE, str(error)
-    samples.finish()
-    part.rows = np.array(samples.rows, dtype=SAMPLE)
-    part.labels = np.array(samples.labels, dtype=np.int64)
 
 
 class _Samples:
@@ -203,7 +195,7 @@ class _Samples:
         if not stem or member.odd == DIRECTORY:
             return
         if not suffix:
-            self._skip(_NO_SUFFIX, 1, f"{self._part.shard}:{member.name}")
+            self._part.skipped.add(_NO_SUFFIX, f"{self._part.shard}:{member.name}")
             return
         key = folder + slash + stem
         if key != self._key:
@@ -237,13 +229,11 @@ class _Samples:
             self._end_unusual_sample(members, dotted)
         self._members, self._dotted, self._suffixes = [], {}, []
 
-    def _where(self) -> str:
-        return f"{self._part.shard}:{self._key} (has {', '.join(dict.fromkeys(self._suffixes))})"
-
     def _end_unusual_sample(
         self, members: list[tuple[str, Member]], dotted: dict[str, list[tuple[str, Member]]]
     ) -> None:
-        where = self._where()
+        suffixes = ", ".join(dict.fromkeys(self._suffixes))
+        where = f"{self._part.shard}:{self._key} (has {suffixes})"
         if _is_complete(members):
             self._add_samples(where, members)
         elif members:
@@ -251,13 +241,17 @@ class _Samples:
         complete = {inner for inner, found in dotted.items() if _is_complete(found)}
         for inner in filter(complete.__contains__, dotted):
             self._add_samples(where, dotted[inner])
-        loose = (
-            [] if members else [found for i, found in dotted.items() if not _extends(i, complete)]
-        )
+        # A name with more dots than that of a sample is not loose, but a mask.
+        loose = [
+            member
+            for inner, found in dotted.items()
+            if not members and not any(f"{inner}.".startswith(f"{c}.") for c in complete)
+            for member in found
+        ]
         if loose:
-            self._add_samples(where, [member for found in loose for member in found], join=False)
+            self._add_samples(where, loose, join=False)
         elif not members and not dotted:
-            self._skip("no image file", 1, where)
+            self._part.skipped.add("no image file", where)
 
     def _add_samples(
         self, where: str, members: list[tuple[str, Member]], join: bool = True
@@ -270,42 +264,35 @@ class _Samples:
         period = len(set(kinds))
         if not images or not texts or not join:
             missing = "no image file" if texts >= images else "no caption file"
-            self._skip(missing, max(images, texts), where)
+            self._part.skipped.add(missing, where, max(images, texts))
         elif kinds == kinds[:period] * (len(kinds) // period):
             for start in range(0, len(kinds), period):
                 self._add_sample(dict(members[start : start + period]))
         else:
-            self._skip(_TWO_IMAGES if images > 1 else _TWO_TEXTS, max(images, texts), where)
+            reason = f"two {'images' if images > 1 else 'captions'} of one key"
+            self._part.skipped.add(reason, where, max(images, texts))
 
     def _add_sample(self, members: dict[str, Member]) -> None:
         odd = next((member.odd for member in members.values() if member.odd), "")
         if odd:
-            self._skip(f"{odd} in a tar", 1, f"{self._part.shard}:{members[_IMAGE].name}")
+            self._part.skipped.add(f"{odd} in a tar", f"{self._part.shard}:{members[_IMAGE].name}")
             return
         image = members[_IMAGE]
         kind = next((kind for kind in CAPTION_SUFFIXES if kind in members), "")
         at, size = (members[kind].offset, members[kind].size) if kind else (-1, 0)
         self.rows.append((image.offset, image.size, at, size, kind == ".json"))
-        label = members.get(LABEL_SUFFIX)
-        self.labels.append(self._label(label) if label else NO_LABEL)
-
-    def _label(self, member: Member) -> int:
-        text = os.pread(self._descriptor, min(member.size, _LONGEST_LABEL), member.offset).strip()
-        known = text.isdigit() and len(text) < _LONGEST_LABEL // 2
-        return int(text) if known else BROKEN_LABEL
-
-    def _skip(self, reason: str, count: int, where: str) -> None:
-        self._part.skipped.add(reason, where, count)
+        number = NO_LABEL
+        if _LABEL in members:
+            label = members[_LABEL]
+            text = os.pread(self._descriptor, min(label.size, _LONGEST_LABEL), label.offset).strip()
+            known = text.isdigit() and len(text) < _LONGEST_LABEL // 2
+            number = int(text) if known else BROKEN_LABEL
+        self.labels.append(number)
 
 
 def _is_complete(members: list[tuple[str, Member]]) -> bool:
     kinds = {kind for kind, _ in members}
     return _IMAGE in kinds and len(kinds) > 1
-
-
-def _extends(inner: str, others: set[str]) -> bool:
-    """Return whether the name of a member has more dots than that of its sample, as a mask has."""
-    return any(inner == other or inner.startswith(other + ".") for other in others)
 
 
 def _require_uncompressed(shard: Path) -> None:

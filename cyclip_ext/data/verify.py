@@ -78,10 +78,9 @@ def examine(
 
     Raises WorkerDied if a worker process was killed.
     """
-    images: list[Table] = []
-    captions: list[Table] = []
     findings = Findings(np.empty(0, _IMAGE), np.empty(0, _CAPTION))
     findings.skipped.merge(dataset.skipped)
+    images, captions = [findings.images], [findings.captions]
     starts = range(0, len(dataset), _CHUNK)
     for part in ordered_map(_Examiner(dataset), starts, workers):
         images.append(part.images)
@@ -91,8 +90,7 @@ def examine(
         for entry in part.bad:
             findings.skipped.add(entry.reason, entry.where)
         progress(len(part.images) + len(part.bad))
-    findings.images = np.concatenate([findings.images, *images])
-    findings.captions = np.concatenate([findings.captions, *captions])
+    findings.images, findings.captions = np.concatenate(images), np.concatenate(captions)
     return findings
 
 
@@ -111,8 +109,9 @@ class _Examiner:
             try:
                 found = self.dataset.encoded(index)
                 image = open_image(found.data, found.key)
-            except BadRecord as error:
-                bad.append(BadEntry(index, error.reason, error.where))
+            except (BadRecord, MemoryError) as error:
+                reason, where = error.args or ("out of memory", f"{self.dataset.name}[{index}]")
+                bad.append(BadEntry(index, reason, where))
                 continue
             images.append((index, *image.size))
             for caption in found.captions:
@@ -158,17 +157,11 @@ def report(dataset: FileDataset, findings: Findings) -> str:
         + (" (see cyclip-train --mask-duplicates)" if groups else "")
     )
     for members in groups[:_SHOWN_GROUPS]:
-        key = dataset.encoded(int(members[0])).key
-        caption = _shared_caption(dataset, members)[:60]
-        lines.append(f"  {len(members):>9,}  {caption!r}, e.g. {printable(key)}")
+        one, two = (dataset.encoded(int(index)) for index in members[:2])
+        others = set(map(normalized_caption, two.captions))
+        shared = next(text for text in one.captions if normalized_caption(text) in others)
+        lines.append(f"  {len(members):>9,}  {shared[:60]!r}, e.g. {printable(one.key)}")
     return "\n".join(lines)
-
-
-def _shared_caption(dataset: FileDataset, members: npt.NDArray[np.int64]) -> str:
-    """Return a caption that the first two members have in common."""
-    first, second = (dataset.encoded(int(index)).captions for index in members[:2])
-    others = set(map(normalized_caption, second))
-    return next(caption for caption in first if normalized_caption(caption) in others)
 
 
 def _spread(name: str, values: npt.NDArray[Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .config import SetupError
 
@@ -51,6 +52,17 @@ class Ranks:
         dist.all_reduce(total, group=self.control)
         summed: list[int] = total.tolist()
         return summed
+
+    def all(self, flag: Tensor) -> Tensor:
+        """Return whether a flag on the device, bool scalar, is set on every rank.
+
+        Nothing waits for the device.
+        """
+        if self.group is None:
+            return flag
+        least = flag.int()
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+        return least.bool()
 
     def gathered(self, thing: Thing) -> list[Thing]:
         """Return the value of every rank, in the order of ranks."""

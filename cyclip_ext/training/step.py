@@ -186,7 +186,8 @@ class Stepper:
         scale = self.model.logit_scale.detach().exp()
         named = {**terms, "grad_norm": norm, "logit_scale": scale}
         values = torch.stack([value.double() for value in named.values()])
-        finite = values[self._judged(named)].isfinite().all()
+        # A loss may be finite on some ranks only.
+        finite = self.ranks.all(values[self._judged(named)].isfinite().all())
         before = self.settle()  # the average takes the weights as the former step left them
         moved = self._update(finite, step)
         clamp_logit_scale(self.model)

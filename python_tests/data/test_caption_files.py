@@ -35,6 +35,8 @@ def karpathy(tmp_path: Path) -> Path:
     images[4]["sentences"] = []
     images.append({"split": "train", "filename": 5})
     images.append("broken")
+    images.append({**images[0], "split": None})  # of no split: nobody would miss it
+    images[1]["split"] = "restval "
     images.append({**images[0], "filepath": "\ud800"})
     return write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
@@ -42,9 +44,9 @@ def karpathy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("split", "expected", "counted"),
     [
-        (None, {0: 5}, {"no caption": 1, "broken image entry": 2}),  # train
-        ("test", {3: 5, 7: 4}, {"empty caption": 1}),
-        ("val+restval", {1: 5, 2: 5, 5: 5, 6: 5}, {}),
+        (None, {0: 5}, {"no caption": 1, "broken image entry": 4}),  # train
+        ("test", {3: 5, 7: 4}, {"empty caption": 1, "broken image entry": 2}),
+        ("val+restval", {1: 5, 2: 5, 5: 5, 6: 5}, {"broken image entry": 2}),
     ],
 )
 def test_karpathy(

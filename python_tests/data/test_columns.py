@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +75,6 @@ def test_a_full_disk_costs_time_only(tmp_path: Path, limit: int) -> None:
     )
     assert found.stdout.strip() == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv"]
-
-
-def test_processes_share_what_one_of_them_builds(tmp_path: Path) -> None:
-    table = write(tmp_path / "t.csv")
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(3, mp_context=context) as pool:
-        assert len({*pool.map(check, [str(table)] * 3)}) == 1
-    assert len(list(tmp_path.glob(".cyclip_ext-*"))) == 1
 
 
 def test_pickled_columns_are_those_of_the_file(tmp_path: Path) -> None:

@@ -33,12 +33,20 @@ def test_captions_belong_to_the_image_of_their_name(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
-    for number, suffix in enumerate((".heic", ".avif", ".jfif", ".png")):
-        (tmp_path / f"{number}{suffix}").write_bytes(
-            b"no image" if number < 2 else coloured(number)
+    for number, suffix in enumerate((".heic", ".avif", ".ppm", ".jfif", ".jpe", ".png", "")):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{number}{suffix}").write_bytes(
+            b"no image" if number < 3 else coloured(number)
         )
-        (tmp_path / f"{number}.txt").write_text(f"number {number}")
-    assert pairing(FolderDataset(tmp_path)) == {2: 1, 3: 1, "not an image": 2}
+        (tmp_path / "a" / f"{number}.txt").write_text(f"number {number}")
+    dataset = FolderDataset(tmp_path)
+    assert pairing(dataset) == {3: 1, 4: 1, 5: 1, "not an image": 3}
+    assert dataset.skipped.counts == {"no image file": 1, "file without a suffix": 1}
+    numbered(tmp_path / "b" / "7.png", 7)
+    (tmp_path / "b" / "8").write_bytes(coloured(8))
+    classes = ClassFolderDataset(tmp_path)
+    assert len(classes) == 7
+    assert classes.skipped.counts == {"file without a suffix": 2}
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,9 @@ def test_shards_in_subfolders_are_rejected(shards: Path) -> None:
         (shards / f"0000{number}.tar").unlink()
     with pytest.raises(ValueError, match=r"are in subfolders .*: name them by a pattern"):
         open_dataset(str(shards))
+    for name, content in (("9.png", PNG), ("9.txt", b"nine")):
+        (shards / name).write_bytes(content)
+    assert open_dataset(str(shards)).skipped.counts == {"shard among images": 1}
     assert len(open_dataset(f"{shards}/*/*/*.tar")) == 1
 
 

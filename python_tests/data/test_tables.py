@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -352,6 +353,16 @@ def test_fingerprints_tell_the_order(folder: Path) -> None:
     ).fingerprint()
     assert one == same
     assert one != other
+
+
+def test_fingerprints_tell_other_images_of_the_same_names(folder: Path) -> None:
+    table = write(folder / "t.csv", [["image", "caption"], *rows_of()])
+    shutil.copytree(folder / "images", folder / "copy" / "images")
+    copy = ReadOptions(images=folder / "copy")
+    before = read_table(table).fingerprint()
+    assert read_table(table, copy).fingerprint() == before
+    (folder / "copy" / name(3)).write_bytes(encode(halves()))
+    assert read_table(table, copy).fingerprint() != before
 
 
 def test_colliding_hashes_do_not_mix_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

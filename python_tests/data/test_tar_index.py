@@ -123,23 +123,6 @@ def test_damage_of_the_stored_index_is_found(shards: list[Path], builds: list[in
         assert place.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_is_served_from_the_cache(
-    shards: list[Path], builds: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    temporary = tempfile.TemporaryFile
-
-    def refused(dir: Path) -> object:
-        if dir == shards[0].parent:
-            raise PermissionError
-        return temporary(dir=dir)
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-    assert equal(tar_index(shards), tar_index(shards))
-    assert builds == [1]
-    assert stored(shards[0].parent) == []
-    assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.index"))) == 1
-
-
 @pytest.mark.parametrize("broken", ["TemporaryFile", "replace"])
 def test_nowhere_to_write_costs_time_only(
     shards: list[Path], builds: list[int], monkeypatch: pytest.MonkeyPatch, broken: str

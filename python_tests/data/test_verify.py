@@ -16,6 +16,7 @@ from cyclip_ext.data import FileDataset, ReadOptions, WorkerDied, open_dataset
 from cyclip_ext.data import __main__ as command
 from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.captions import normalized_caption
+from cyclip_ext.data.dataset import Encoded
 from cyclip_ext.data.manifest import Manifest
 from cyclip_ext.data.verify import examine
 
@@ -82,6 +83,22 @@ def test_findings_are_those_of_reading_every_record(dataset: FileDataset, worker
     }
 
 
+def test_records_too_large_for_the_memory_are_counted(
+    dataset: FileDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = type(dataset).encoded
+
+    def encoded(self: FileDataset, index: int) -> Encoded:
+        if index == 7:
+            raise MemoryError
+        return read(self, index)
+
+    monkeypatch.setattr(type(dataset), "encoded", encoded)
+    findings = examine(dataset, 0)
+    assert findings.skipped.counts == {"out of memory": 1}
+    assert [entry.index for entry in findings.bad] == [7]
+
+
 def test_endless_words_are_counted(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.write_text(f"image,caption\n1.png,{'x' * 64_000}\n2.png,fine\n")
     assert main(["verify", str(table), "--workers", "0"]) == 0
@@ -113,7 +130,7 @@ def test_a_manifest_of_other_data_is_rejected(table: Path, tmp_path: Path) -> No
         (None, r"m\.json does not exist; write it with"),
         *[
             (content, r"m\.json is not a manifest")
-            for content in (b"", b"[]", b'{"format": "other"}', b"\xff")
+            for content in (b"", b"[]", b"[" * 10**5, b'{"format": "other"}', b"\xff", b"FIFO")
         ],
         (b'{"format": "cyclip_ext manifest", "version": 9}', "version 9, but this package reads"),
     ],
@@ -121,7 +138,9 @@ def test_a_manifest_of_other_data_is_rejected(table: Path, tmp_path: Path) -> No
 def test_a_file_that_is_not_a_manifest_is_named(
     table: Path, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    if content is not None:
+    if content == b"FIFO":
+        os.mkfifo(tmp_path / "m.json")
+    elif content is not None:
         (tmp_path / "m.json").write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_dataset(str(table), ReadOptions(manifest=tmp_path / "m.json"))

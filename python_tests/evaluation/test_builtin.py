@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from models.tiny import create_tiny
+from training.parts import shapes
 
 from cyclip_ext.evaluation import TASKS, Prompts, TaskResult, encode, encode_splits, evaluate_splits
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.data import RunData
 
-from .tiny import shapes, tiny_encoder
+from .tiny import tiny_encoder
 
 CHEAP = set(TASKS) - {"linear_probe"}
 

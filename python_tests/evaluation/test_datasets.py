@@ -134,6 +134,10 @@ def test_names_of_folders(tmp_path: Path) -> None:
     names.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="UTF-8"):
         classified(tmp_path)
+    names.unlink()
+    names.mkdir()  # not as if there were none
+    with pytest.raises(OSError, match="not a regular file but a folder"):
+        open_evaluation_dataset(f"folder:{tmp_path}")
 
 
 def test_folders_of_one_name_are_rejected(tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ def test_table_of_captions(tmp_path: Path) -> None:
     assert data.skipped.counts == {"bad encoding": 2}
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
+def test_unusable_tables_are_rejected(tmp_path: Path) -> None:
     for content, message in (
         ("", r"t\.csv has the columns \[''\]"),
         ("filepath,size\na,1\n", "'size'.*needs one of"),
@@ -328,7 +332,7 @@ def test_damaged_shards(tmp_path: Path) -> None:
     }
 
 
-def test_shards_that_do_not_fit(tmp_path: Path) -> None:
+def test_missing_shards_and_class_names_are_rejected(tmp_path: Path) -> None:
     """With a shard missing, the accuracy would be that of another dataset."""
     folder = shards(tmp_path / "set")
     with pytest.raises(MissingData, match="train"):
@@ -373,7 +377,7 @@ def test_retrieval_shards(tmp_path: Path) -> None:
     assert greys(data) == [1, "empty caption", "bad encoding", 4]
 
 
-def test_the_kind_of_shards(tmp_path: Path) -> None:
+def test_kind_of_shards_is_read_from_its_file(tmp_path: Path) -> None:
     """Samples of a retrieval dataset may have a class as well."""
     (tmp_path / "test").mkdir()
     write_tar(
@@ -497,6 +501,16 @@ def test_winoground(tmp_path: Path) -> None:
         assert data.tags == ("", "Object")
         assert greys(data.images) == [0, 1, 3, "missing"]
         assert data.images.skipped.counts == {"broken line": 3, "empty caption": 1}
+    lines[3]["image_0"] = "ex_3.png"
+    write(tmp_path / "examples.jsonl", "\r".join([*map(json.dumps, lines)]))
+    write(tmp_path / "images" / "ex_0.webp", image(4))
+    data = open_evaluation_dataset(str(tmp_path))
+    assert data.captions == (("e f", "f e"),)
+    assert data.images.skipped.counts == {
+        "two images of one name": 1,
+        "broken line": 1,
+        "empty caption": 1,
+    }
     write(tmp_path / "examples.jsonl", "{}\n")
     with pytest.raises(ValueError, match="has no usable line"):
         open_evaluation_dataset(str(tmp_path))
@@ -604,7 +618,7 @@ def test_torchvision_sets_that_are_not_there(
 # The entry
 
 
-def test_what_cannot_be_guessed_is_explained(tmp_path: Path) -> None:
+def test_datasets_of_unknown_kind_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither examples\.jsonl .* nor test/\*\.tar"):
         open_evaluation_dataset(str(tmp_path))
     with pytest.raises(ValueError, match=r"set\.xlsx is not recognized; accepted are"):

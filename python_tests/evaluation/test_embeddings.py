@@ -72,7 +72,7 @@ def test_only_image_features_are_required(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, ">f4"])
-def test_floats_of_any_size_and_length_come_out_unit_length(tmp_path: Path, kind: str) -> None:
+def test_features_of_any_dtype_and_norm_are_normalized(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, image_features=np.array([[300, 400], [0, -2]], dtype=kind))
     features = load_embeddings(path).image_features

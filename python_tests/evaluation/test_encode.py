@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from training.parts import shapes
 
 from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
 from cyclip_ext.data.captions import MAX_WORD
@@ -17,7 +18,7 @@ from cyclip_ext.evaluation import Encoder, Prompts, Quadruples, encode
 from cyclip_ext.evaluation.embeddings import NotFiniteError
 from cyclip_ext.evaluation.encode import choose_device
 
-from .tiny import shapes, tiny_encoder
+from .tiny import tiny_encoder
 
 DIM = 4  # of the embeddings
 

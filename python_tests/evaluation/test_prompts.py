@@ -1,6 +1,7 @@
 """Templates and class names from open_clip and from files, and errors in them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,37 +69,6 @@ def test_json_files(tmp_path: Path) -> None:
     assert names == (("a|b",), ("dog", "hound"))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a {}\na cat\n", r'list.txt, line 2: a template needs exactly one "{}"'),
-        ("\n{} and {}\n", "line 2: a template needs exactly one"),
-        ("a {name}\n", "line 1: a template needs exactly one"),
-        ("a {\n", "line 1: 'a {' is not a template"),
-        ("a {c!r}\n", "line 1: a template needs exactly one"),  # format() would miss c
-        ("\n \n", "list.txt has no templates"),
-    ],
-)
-def test_templates_that_are_rejected(tmp_path: Path, content: str, message: str) -> None:
-    """A template without a placeholder would give every class the same prompt."""
-    with pytest.raises(ValueError, match=message):
-        read_templates(text(tmp_path, content))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("cat\n\ndog\ncat\n", "line 4: class name 'cat' is already in .*list.txt, line 1"),
-        ("cat|pet\ndog|pet\n", "line 2: class name 'pet' is already in"),
-        ("cat|\n", "line 1: a class needs a name"),
-        ("", "list.txt has no class names"),
-    ],
-)
-def test_class_names_that_are_rejected(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_class_names(text(tmp_path, content))
-
-
 def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
     """CLIP_benchmark's own list for ImageNet has two such pairs, so it must be accepted."""
     path = saved(tmp_path, {"imagenet1k": ["missile", "cat", "missile"]})
@@ -107,24 +77,38 @@ def test_a_name_twice_in_json_is_a_warning(tmp_path: Path) -> None:
     assert len(names) == 3
 
 
+ONE_FIELD = 'a template needs exactly one "{}"'
+BOTH = read_templates, read_class_names
+
+
 @pytest.mark.parametrize(
-    ("content", "dataset", "message"),
+    ("readers", "content", "key", "message"),
     [
-        ({"pets": []}, None, "lists for pets; choose one of them with --prompts-key, got None"),
-        ({"pets": []}, "cars", "got 'cars'"),
-        ({"pets": []}, "pets", "list.json has no"),
-        ({"pets": {"cat": ["a cat"]}}, "pets", "'pets' must be a list of texts, got dict"),
-        ([3], None, "entry 1: a"),
-        ("cat", None, "must be a list of texts, got str"),
+        # Without a placeholder, every class would have the same prompt.
+        ([read_templates], "a {}\na cat\n", None, f"list.txt, line 2: {ONE_FIELD}"),
+        ([read_templates], "\n{} and {}\n", None, f"line 2: {ONE_FIELD}"),
+        ([read_templates], "a {name}\n", None, f"line 1: {ONE_FIELD}"),
+        ([read_templates], "a {\n", None, "line 1: 'a {' is not a template"),
+        ([read_templates], "a {c!r}\n", None, f"line 1: {ONE_FIELD}"),  # format() would miss c
+        ([read_templates], "\n \n", None, "list.txt has no templates"),
+        ([read_class_names], "cat\n\ndog\ncat\n", None, "line 4: class name 'cat' is already in"),
+        ([read_class_names], "cat|pet\ndog|pet\n", None, "line 2: class name 'pet' is already in"),
+        ([read_class_names], "cat|\n", None, "line 1: a class needs a name"),
+        ([read_class_names], "", None, "list.txt has no class names"),
+        (BOTH, {"pets": []}, None, "for pets; choose one of them with --prompts-key, got None"),
+        (BOTH, {"pets": []}, "cars", "got 'cars'"),
+        (BOTH, {"pets": []}, "pets", "list.json has no"),
+        (BOTH, {"pets": {"cat": ["a cat"]}}, "pets", "'pets' must be a list of texts, got dict"),
+        (BOTH, [3], None, "entry 1: a"),
     ],
 )
-def test_unusable_json_is_rejected(
-    tmp_path: Path, content: Any, dataset: str | None, message: str
+def test_unusable_files_are_rejected(
+    tmp_path: Path, readers: Any, content: Any, key: str | None, message: str
 ) -> None:
-    path = saved(tmp_path, content)
-    for read in (read_templates, read_class_names):
-        with pytest.raises(ValueError, match=message):
-            read(path, dataset)
+    path = text(tmp_path, content) if isinstance(content, str) else saved(tmp_path, content)
+    for read in readers:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read(path, key)
 
 
 def test_rare_characters_and_other_encodings(tmp_path: Path) -> None:
@@ -133,17 +117,14 @@ def test_rare_characters_and_other_encodings(tmp_path: Path) -> None:
     for read in (read_templates, read_class_names):
         with pytest.raises(ValueError, match=r"list\.txt is not UTF-8"):
             read(tmp_path / "list.txt")
+    for content, message in (('"cat"', "must be a list of texts, got str"), ("[", "is not a JSON")):
+        (tmp_path / "list.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_templates(tmp_path / "list.json")
     with pytest.raises(FileNotFoundError, match='opena is neither a file nor "openai" or "simple"'):
         read_templates("opena")
     with pytest.raises(FileNotFoundError, match='imagnet is neither a file nor "imagenet"'):
         read_class_names("imagnet")
-
-
-def test_broken_json_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "list.json"
-    path.write_text("[")
-    with pytest.raises(ValueError, match=r"list.json is not a JSON file"):
-        read_templates(path)
 
 
 def test_lines_of_python_source_are_converted(tmp_path: Path) -> None:

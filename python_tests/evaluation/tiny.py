@@ -1,26 +1,15 @@
-"""A tiny encoder and a tiny built-in dataset."""
+"""A tiny encoder."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
-from models.tiny import create_tiny, write_checkpoint
+from models.tiny import create_tiny
 
-from cyclip_ext.data import DatasetSplits, load_shapes
 from cyclip_ext.evaluation import Encoder
 from cyclip_ext.models.trained import TrainedModel
 
-__all__ = ["shapes", "tiny_encoder", "write_checkpoint"]
 
-
-@lru_cache
-def shapes() -> DatasetSplits:
-    """Return the procedural dataset, made once."""
-    return load_shapes(size=16)
-
-
-def tiny_encoder(seed: int = 0) -> Encoder:
+def tiny_encoder() -> Encoder:
     """Return a model that has not been trained."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return Encoder.of(TrainedModel(create_tiny(), ""), torch.device("cpu"))

@@ -6,5 +6,41 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from losses.ranks import World
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # models and tokenizers here are made, not downloaded
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Start two ranks of a gloo group, with the environment variables that torchrun sets."""
+    with World(2) as ranks, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        ranks.results(_as_torchrun, probe.getsockname()[1])
+        yield ranks
+
+
+def _as_torchrun(rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+@pytest.fixture
+def run_documented() -> Callable[..., dict[str, Any]]:
+    """Run the Python blocks of a section of docs/integrations.md with the given variables."""
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+
+    def run(title: str, **values: Any) -> dict[str, Any]:
+        section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+            exec(block, values)
+        return values
+
+    return run

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -154,12 +154,6 @@ def test_module_runs_the_trainer_on_shards(
 # ------------------------------------------------- constructors
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with World(2) as ranks:
-        yield ranks
-
-
 def _arguments(rank: int, **changes: Any) -> Namespace:
     """Return what create_loss reads of the trainer's flags."""
     defaults: dict[str, Any] = {
@@ -245,6 +239,13 @@ def test_losses_are_constructed_wherever_open_clip_looks_them_up() -> None:
         assert (loss.in_modal, loss.options.exchange) == (0.5, "ring")
 
 
+def test_documented_installation(run_documented: Callable[..., dict[str, Any]]) -> None:
+    run_documented("open_clip")
+    loss = open_clip.create_loss(_arguments(0, world_size=1))
+    assert isinstance(loss, CyCLIPLoss)
+    assert loss.options.group == "local"
+
+
 def test_last_installation_counts() -> None:
     install("cyclip")
     install("clip")
@@ -311,5 +312,5 @@ def test_command_line_names_the_mistake(
 
 def test_help_lists_every_option_of_the_losses() -> None:
     text = build_parser().format_help()
-    for option in "--loss", "--in-modal", "--hinge-margin", "--reduction", "--exchange":
+    for option in "--loss", "--in_modal", "--hinge_margin", "--reduction", "--exchange":
         assert option in text

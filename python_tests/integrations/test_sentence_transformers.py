@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 import cyclip_ext
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("sentence_transformers")
 
-from sentence_transformers.sentence_transformer import losses  # noqa: E402
+import sentence_transformers
+import transformers
+from sentence_transformers.sentence_transformer import losses
 
-from cyclip_ext.integrations.sentence_transformers import FusedRankingLoss  # noqa: E402
+from cyclip_ext.integrations.sentence_transformers import FusedRankingLoss
 
 WORDS = ["a", "the", "cat", "dog", "sits", "runs", "on", "in", "house", "tree", "red", "green"]
 SYMMETRIC = "query_to_doc", "doc_to_query"
@@ -84,6 +86,18 @@ def test_cached_loss_equals_theirs_with_dropout(model: Any) -> None:
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
+def test_matryoshka_loss_wraps_it(model: Any, mini_batch_size: int | None) -> None:
+    """It decorates the model, or the loss if that embeds in the backward pass."""
+    theirs = losses.MultipleNegativesRankingLoss(model)
+    ours = FusedRankingLoss(model, mini_batch_size=mini_batch_size)
+    expected, actual = (
+        loss_and_gradients(model, losses.MatryoshkaLoss(model, loss, [16, 8]), 3, dropout=False)
+        for loss in (theirs, ours)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
 def test_criterion_is_called_with_anchors_and_positives(
     model: Any, mini_batch_size: int | None
 ) -> None:
@@ -98,18 +112,22 @@ def test_criterion_is_called_with_anchors_and_positives(
     torch.testing.assert_close(actual[0], expected)
 
 
-def test_trains_under_its_trainer(model: Any, tmp_path: Path) -> None:
+def test_documented_usage_trains(
+    model: Any, run_documented: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     datasets = pytest.importorskip("datasets")
     anchor, positive = texts(2, rows=12)
-    data = datasets.Dataset.from_dict({"anchor": anchor, "positive": positive})
     arguments = sentence_transformers.SentenceTransformerTrainingArguments(
         str(tmp_path), max_steps=3, per_device_train_batch_size=4, use_cpu=True, report_to="none"
     )
     before = [parameter.clone() for parameter in model.parameters()]
-    loss = FusedRankingLoss(model, mini_batch_size=2)
-    trainer = sentence_transformers.SentenceTransformerTrainer(
-        model, arguments, train_dataset=data, loss=loss
-    )
+    trainer = run_documented(
+        "sentence-transformers",
+        SentenceTransformerTrainer=sentence_transformers.SentenceTransformerTrainer,
+        model=model,
+        args=arguments,
+        pairs=datasets.Dataset.from_dict({"anchor": anchor, "positive": positive}),
+    )["trainer"]
     assert 0 < trainer.train().training_loss < 10
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert any(moved)

@@ -42,13 +42,17 @@ class Emulated:
         large_tiles: int | None = LARGE_TILES,
         needs_hardest: bool = True,
         float64_is_slow: bool = False,
+        row_labels: Tensor | None = None,
+        col_labels: Tensor | None = None,
+        same_are_positives: bool = False,
         hopper_blocks: int = HOPPER_BLOCKS,
         order: tuple[str, int] = ("ASCENDING", 0),
     ) -> tuple[Tensor, ...]:
         dtype = arguments[0].dtype
         options = self.module.Options(
             str(dtype).removeprefix("torch."),
-            *(allow_tf32, panel_bytes, large_tiles, needs_hardest, float64_is_slow, hopper_blocks),
+            *(allow_tf32, panel_bytes, large_tiles, needs_hardest, float64_is_slow),
+            *(_to_numpy(row_labels), _to_numpy(col_labels), same_are_positives, hopper_blocks),
         )
         name, seed = order
         self.module.set_order(self.module.Order[name], seed)
@@ -66,6 +70,9 @@ class Cuda:
         *arguments: Any,
         allow_tf32: bool = False,
         needs_hardest: bool = True,
+        row_labels: Tensor | None = None,
+        col_labels: Tensor | None = None,
+        same_are_positives: bool = False,
         **_: Any,
     ) -> tuple[Tensor, ...]:
         call = getattr(torch.ops.cyclip_ext, operator).default
@@ -73,8 +80,15 @@ class Cuda:
         if "dots" in takes:  # a GPU stores none
             place = takes.index("dots")
             arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
-        precision = {"allow_tf32": allow_tf32, "allow_bf16": False, "needs_hardest": needs_hardest}
-        options = {name: value for name, value in precision.items() if name in takes}
+        given = {
+            "allow_tf32": allow_tf32,
+            "allow_bf16": False,
+            "needs_hardest": needs_hardest,
+            "row_labels": _to_cuda(row_labels),
+            "col_labels": _to_cuda(col_labels),
+            "same_are_positives": same_are_positives,
+        }
+        options = {name: value for name, value in given.items() if name in takes}
         results = call(*map(_to_cuda, arguments), **options)
         results = results if isinstance(results, (tuple, list)) else (results,)
         named = zip(call._schema.returns, results, strict=True)

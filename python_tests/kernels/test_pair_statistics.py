@@ -29,6 +29,13 @@ def _of_side(stats: truth.PairStatistics, side: str) -> list[Tensor]:
     return [getattr(stats, f"{side}_{what}") for what in ("lse", "hardest", "hardest_index")]
 
 
+Labels = tuple[Tensor, Tensor]
+
+
+def of_labels(labels: Labels | None) -> dict[str, Tensor]:
+    return {} if labels is None else {"row_labels": labels[0], "col_labels": labels[1]}
+
+
 def check_forward(
     device: Device,
     image: Tensor,
@@ -36,9 +43,10 @@ def check_forward(
     scale: float,
     offset: int,
     precision: Precision,
+    labels: Labels | None = None,
     **options: int | None,
 ) -> None:
-    exact = truth.pair_statistics(image.double(), text.double(), as_double(scale), offset)
+    exact = truth.pair_statistics(image.double(), text.double(), as_double(scale), offset, labels)
     ours = truth.PairStatistics(
         *device(
             "pair_statistics",
@@ -47,6 +55,7 @@ def check_forward(
             as_double(scale),
             offset,
             allow_tf32=precision.allow_tf32,
+            **of_labels(labels),
             **options,
         )
     )
@@ -66,6 +75,10 @@ def check_forward(
         bounds.assert_within(values, exact_hardest, 2 * worst, f"{side}_hardest_index")
         positive = torch.arange(len(ours_index)) + (offset if along else -offset)
         assert not ((ours_index == positive) & (ours_index >= 0)).any(), "a positive as negative"
+        if labels is not None:
+            own, other = labels if along else labels[::-1]
+            same = own == other[ours_index.clamp_min(0)]
+            assert not (same & (ours_index >= 0)).any(), "a pair of equal labels as negative"
     rows = torch.arange(len(image))
     inside = (rows + offset >= 0) & (rows + offset < len(text))
     of_positive = torch.zeros(len(image), dtype=torch.float64)
@@ -81,12 +94,13 @@ def check_backward(
     offset: int,
     precision: Precision,
     needs: tuple[bool, bool] = (True, True),
+    labels: Labels | None = None,
     weight: float = 1.0,
     **options: int | None,
 ) -> None:
     """Check the gradients of exact statistics, so that no error of the forward operator counts."""
     leaves = [t.double().requires_grad_() for t in (image, text, as_double(scale))]
-    exact = truth.pair_statistics(*leaves, offset)
+    exact = truth.pair_statistics(*leaves, offset, labels)
     upstream = random_like(exact[:5], seed=1)
     upstream = [
         torch.where(out.isfinite(), weight * g, 0.0)
@@ -99,12 +113,12 @@ def check_backward(
         "pair_statistics_backward", image, text, as_double(scale), offset,
         *(t.detach() for t in (exact.row_lse, exact.col_lse)),
         exact.row_hardest_index, exact.col_hardest_index,
-        *upstream, *needs, allow_tf32=precision.allow_tf32, **options,
+        *upstream, *needs, allow_tf32=precision.allow_tf32, **of_labels(labels), **options,
     )  # fmt: skip
 
     sim = similarity(image, text).requires_grad_()
     with mock.patch.object(reference, "similarity", return_value=sim):
-        outputs = truth.pair_statistics(image, text, as_double(scale), offset)[:5]
+        outputs = truth.pair_statistics(image, text, as_double(scale), offset, labels)[:5]
     magnitudes = []
     for used in (0, 1), (2, 3, 4):  # separately, because the two could cancel
         grads = [g.abs() if i in used else 0 * g for i, g in enumerate(upstream)]
@@ -176,12 +190,66 @@ def test_extreme_upstream_gradients(device: Device, weight: float, precision: Pr
     check_backward(device, image, text, 20.0, 3, precision, weight=weight)
 
 
-def test_without_hardest(device: Device, precision: Precision) -> None:
+LABELS = {
+    "none": None,
+    "some": lambda i: i // 3 % 17,  # on both sides of every edge of a tile
+    "one": lambda i: 0 * i,
+}
+
+
+def labels_of(kind: str, n: int, m: int) -> Labels | None:
+    of = LABELS[kind]
+    # Far apart in their upper halves alone, as int32 would not see.
+    return None if of is None else (of(torch.arange(n)) << 32, of(torch.arange(m) + 1) << 32)
+
+
+@pytest.mark.parametrize("labels", ["some", "one"])
+@pytest.mark.parametrize(
+    ("n", "m", "offset", "large_tiles"),
+    [(5, 9, 4, None), (70, 130, -30, None), (130, 140, 3, 0)],
+    ids=["edge", "offset", "large"],
+)
+def test_labels(
+    device: Device,
+    n: int,
+    m: int,
+    offset: int,
+    large_tiles: int | None,
+    labels: str,
+    precision: Precision,
+) -> None:
+    """Pairs of equal labels are masked in every tile, in rows of one label all of them."""
+    image, text = rectangle("random", n, m, 24, precision.dtype)
+    known = labels_of(labels, n, m)
+    sizes = {"large_tiles": large_tiles, "panel_bytes": 0}
+    check_forward(device, image, text, 14.3, offset, precision, known, **sizes)
+    check_backward(device, image, text, 14.3, offset, precision, labels=known, **sizes)
+
+
+def test_ties_with_labels(device: Device, precision: Precision) -> None:
+    """The first of several equal cosines counts that has another label."""
+    image, text = rectangle("ties", 70, 130, 24, precision.dtype)
+    known = labels_of("some", 70, 130)
+    exact = truth.pair_statistics(image.double(), text.double(), 14.3, 3, known)
+    ours = truth.PairStatistics(
+        *device(
+            *("pair_statistics", image, text, as_double(14.3), 3),
+            allow_tf32=precision.allow_tf32,
+            **of_labels(known),
+        )
+    )
+    assert torch.equal(ours.row_hardest_index, exact.row_hardest_index)
+    assert torch.equal(ours.col_hardest_index, exact.col_hardest_index)
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_without_hardest(device: Device, labels: str, precision: Precision) -> None:
     """The hardest negatives are optional, and other results do not depend on them."""
     image, text = rectangle("random", 140, 70, 24, precision.dtype)
     for scale in 14.3, -14.3:
         arguments = image, text, as_double(scale), -30
-        options = {"allow_tf32": precision.allow_tf32}
+        known = of_labels(labels_of(labels, 140, 70))
+        options = {"allow_tf32": precision.allow_tf32, **known}
         full = truth.PairStatistics(*device("pair_statistics", *arguments, **options))
         slim = truth.PairStatistics(
             *device("pair_statistics", *arguments, needs_hardest=False, **options)

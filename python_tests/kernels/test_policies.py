@@ -29,7 +29,7 @@ def _leaves(*tensors: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_one_bad_number_makes_the_loss_nan(
+def test_nonfinite_feature_makes_the_loss_nan(
     device: Device, name: str, value: float, precision: Precision
 ) -> None:
     """A NaN or an infinity in the features reaches the loss and the tower's gradient."""

@@ -15,15 +15,9 @@ from cyclip_ext import reference
 from . import bounds
 from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
 from .devices import Device
+from .test_pair_statistics import Labels, labels_of, of_labels
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-
-
-def sigmoid_rows(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
-    logits = scale * reference.similarity(image, text) + bias
-    column = torch.arange(logits.shape[1])[None, :]
-    positive = column == torch.arange(logits.shape[0])[:, None] + offset
-    return truth.softplus(torch.where(positive, -logits, logits)).sum(dim=1)
 
 
 def check(
@@ -35,14 +29,17 @@ def check(
     offset: int,
     precision: Precision,
     needs: tuple[bool, bool] = (True, True),
+    labels: Labels | None = None,
+    positives: bool = False,
     **sizes: int | None,
 ) -> None:
     scalars = as_double(scale), as_double(bias)
     leaves = [t.double().requires_grad_() for t in (image, text, *scalars)]
-    exact = sigmoid_rows(*leaves, offset)
+    exact = truth.sigmoid_rows(*leaves, offset, labels, positives)
     (upstream,) = random_like((exact,), seed=1)
     expected = torch.autograd.grad(exact, leaves, upstream)
-    options = {"allow_tf32": precision.allow_tf32, **sizes}
+    options = {"allow_tf32": precision.allow_tf32, **of_labels(labels), **sizes}
+    options["same_are_positives"] = positives
     (rows,) = device("sigmoid_rows", image, text, *scalars, offset, **options)
     ours = device(
         "sigmoid_rows_backward", image, text, *scalars, offset, upstream, *needs, **options
@@ -50,7 +47,7 @@ def check(
 
     sim = reference.similarity(image.double(), text.double()).requires_grad_()
     with mock.patch.object(reference, "similarity", return_value=sim):
-        of_rows = sigmoid_rows(image, text, *scalars, offset)
+        of_rows = truth.sigmoid_rows(image, text, *scalars, offset, labels, positives)
     (slope,) = torch.autograd.grad(of_rows.sum(), sim)
     slope, eps = slope.abs() / abs(scale), bounds.eps_of(precision)  # d loss / d logit
     logit_error = abs(scale) * bounds.cosine(image, text, precision) + 2 * eps * (
@@ -108,6 +105,30 @@ def test_panels(device: Device, offset: int, precision: Precision) -> None:
 def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precision) -> None:
     """Positives lie off the diagonal, in a corner, or outside of the block."""
     check(device, *rectangle("random", n, m, 24, precision.dtype), 14.3, -5.0, offset, precision)
+
+
+@pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
+@pytest.mark.parametrize("labels", ["some", "one"])
+@pytest.mark.parametrize(
+    ("n", "m", "offset", "large_tiles"),
+    [(5, 9, 4, None), (70, 130, -30, None), (130, 140, 3, 0)],
+    ids=["edge", "offset", "large"],
+)
+def test_labels(
+    device: Device,
+    n: int,
+    m: int,
+    offset: int,
+    large_tiles: int | None,
+    labels: str,
+    positives: bool,
+    precision: Precision,
+) -> None:
+    """Pairs of equal labels leave the sum or become positives, in every tile."""
+    case = rectangle("random", n, m, 24, precision.dtype)
+    options = {"labels": labels_of(labels, n, m), "positives": positives}
+    sizes = {"large_tiles": large_tiles, "panel_bytes": 0}
+    check(device, *case, 14.3, -5.0, offset, precision, **options, **sizes)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)

@@ -160,6 +160,17 @@ MODULES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def all_but_hinge(
+    image: Tensor, text: Tensor, scale: Tensor | float, backend: str = "reference"
+) -> Tensor:
+    """Return the sum of the losses whose gradient is unique if rounded cosines tie."""
+    return sum(
+        loss(image, text, scale, -3.0, backend=backend)
+        for name, loss in FUNCTIONS.items()
+        if name != "hinge"
+    )
+
+
 class LargestTensor(TorchDispatchMode):
     """Number of elements of the largest tensor that any operator returns."""
 

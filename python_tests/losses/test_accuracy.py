@@ -114,6 +114,42 @@ SCALED = {
         _roundings_of_pairs,
     ),
 }
+
+
+def _thirds(features: Tensor) -> Tensor:
+    return torch.arange(len(features)) // 3
+
+
+def _exact_positives(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    labels = _thirds(image)
+    same = (labels[:, None] == labels).double()
+    logits = scale * reference.similarity(image, text)
+    means = (logits * same).sum(dim=1) / same.sum(dim=1)
+    return truth.contrastive_loss(image, text, scale) + (logits.diagonal() - means).mean()
+
+
+def _with_labels(loss: Callable[..., Tensor], *scalars: float, **options: str) -> Loss:
+    return lambda x, y, s: loss(x, y, s, *scalars, labels=_thirds(x), **options)
+
+
+def _labelled(same_label: str, exact: Loss) -> Term:
+    losses = functional.contrastive_loss, reference.contrastive_loss
+    native, dense = (_with_labels(loss, same_label=same_label) for loss in losses)
+    return Term(native, dense, exact, _roundings_of_pairs)
+
+
+def _labelled_sigmoid(same_label: str) -> Term:
+    losses = functional.sigmoid_loss, reference.sigmoid_loss
+    native, dense = (_with_labels(loss, BIAS, same_label=same_label) for loss in losses)
+    return Term(native, dense, dense, _roundings_of_pairs)
+
+
+LABELLED = {
+    "mask": _labelled("mask", _with_labels(truth.contrastive_loss)),
+    "positive": _labelled("positive", _exact_positives),
+    "sigmoid, mask": _labelled_sigmoid("mask"),
+    "sigmoid, positive": _labelled_sigmoid("positive"),
+}
 UNSCALED = {
     "in_modal": Term(
         _cycle(1.0, 0.0), *[_unscaled(reference.in_modal_loss)] * 2, _roundings_of_cycle
@@ -210,6 +246,15 @@ def test_error_of_scaled_terms_is_within_the_bound(
     for n, d in SHAPES_OF_SCALE[scale]:
         if _fits(n, dtype):
             _check(SCALED[name], kind, n, d, scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("name", LABELLED)
+def test_error_with_labels_is_within_the_bound(name: str, kind: str, dtype: torch.dtype) -> None:
+    for n, d in (5, 3), (129, 72):
+        for scale in 1.0, 14.3:
+            _check(LABELLED[name], kind, n, d, scale, dtype)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -431,7 +432,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("what", UNFIT)
 @worlds(3)
-def test_ranks_that_do_not_fit_together_all_raise(world: World, what: str) -> None:
+def test_arguments_that_differ_between_ranks_raise_on_all_ranks(world: World, what: str) -> None:
     """Otherwise the others wait for the timeout, or compute with wrong bytes."""
     own_kind, own_words, kind, words = UNFIT[what]
     names = {
@@ -607,18 +608,11 @@ def test_group_without_this_process_raises(world: World) -> None:
 
 
 @pytest.mark.parametrize("group", ["worlds", 1, True], ids=str)
-def test_what_is_not_a_group_raises(group: Any) -> None:
+def test_invalid_group_raises(group: Any) -> None:
     x = torch.randn(4, 3)
-    for call in (
-        lambda: functional.contrastive_loss(x, x, 5.0, group=group),
-        lambda: functional.cycle_consistency(x, x, group=group),
-        lambda: functional.margin_loss(x, x, group=group),
-        lambda: functional.hinge_margin_loss(x, x, group=group),
-        lambda: functional.sigmoid_loss(x, x, 5.0, -1.0, group=group),
-        lambda: CLIPLoss(group=group),
-        lambda: CyCLIPLoss(group=group),
-        lambda: SigLIPLoss(group=group),
-    ):
+    calls = [functools.partial(kind, group=group) for kind in (CLIPLoss, CyCLIPLoss, SigLIPLoss)]
+    calls += [functools.partial(loss, x, x, 5.0, -1.0, group=group) for loss in LOSSES.values()]
+    for call in calls:
         with pytest.raises(TypeError, match='group must be "world", "local"') as error:
             call()
         assert f"{group!r} ({type(group).__name__})" in str(error.value)
@@ -626,14 +620,11 @@ def test_what_is_not_a_group_raises(group: Any) -> None:
 
 def test_unknown_exchange_raises() -> None:
     x = torch.randn(4, 3)
-    for call in (
-        lambda: functional.contrastive_loss(x, x, 5.0, exchange="rings"),
-        lambda: functional.sigmoid_loss(x, x, 5.0, -1.0, exchange="rings"),
-        lambda: CLIPLoss(exchange="rings"),
-        lambda: SigLIPLoss(exchange="rings"),
-    ):
+    for name in *PAIRWISE, "CLIPLoss", "SigLIPLoss":
         with pytest.raises(ValueError, match=r"exchange must be 'gather', 'ring' or 'replicate'"):
-            call()
+            LOSSES[name](x, x, 5.0, -1.0, exchange="rings")
+    with pytest.raises(ValueError, match="exchange must be"):
+        CLIPLoss(exchange="rings")
 
 
 def test_package_works_without_torch_distributed(run_program: Callable[..., str]) -> None:

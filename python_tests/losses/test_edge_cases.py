@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cyclip_ext import functional, reference
 
-from .inputs import FUNCTIONS, make_features
+from .inputs import FUNCTIONS, all_but_hinge, make_features
 
 Loss = Callable[..., Tensor]
 N, D = 7, 5
@@ -30,23 +31,6 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
 }
 
 
-def _total(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Tensor:
-    """Return the sum of all terms, each with a different weight."""
-    f = functional
-    return (
-        f.contrastive_loss(image, text, scale, backend=backend)
-        + f.cycle_consistency(image, text, in_modal=0.5, cross_modal=0.3, backend=backend)
-        + 0.7 * f.margin_loss(image, text)
-        + 0.2 * f.sigmoid_loss(image, text, scale, -3.0, backend=backend)
-    )
-
-
-def _expected(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    return reference.cyclip_loss(
-        image, text, scale, in_modal=0.5, cross_modal=0.3, margin=0.7
-    ) + 0.2 * reference.sigmoid_loss(image, text, scale, -3.0)
-
-
 @pytest.mark.parametrize("swap", [False, True], ids=["image", "text"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -55,22 +39,35 @@ def test_strides_do_not_matter(backend: str, layout: str, dtype: torch.dtype, sw
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).to(dtype)
     other = torch.randn(N, D, generator=generator).to(dtype)
-    scale = torch.tensor(5.0, dtype=torch.float64)
-
-    def order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return (b, a) if swap else (a, b)
-
     results = []
-    for kind, loss in ((dtype, lambda *a: _total(*a, backend)), (torch.float64, _expected)):
+    for kind, which in (dtype, backend), (torch.float64, "reference"):
         leaves = base.to(kind).clone().requires_grad_(), other.to(kind).clone().requires_grad_()
-        value = loss(
-            *order(view(leaves[0]), leaves[1]),
-            scale.to(torch.float32 if kind != torch.float64 else kind),
-        )
+        scale = torch.tensor(5.0, dtype=torch.float64 if kind == torch.float64 else torch.float32)
+        features = view(leaves[0]), leaves[1]
+        value = all_but_hinge(*(features[::-1] if swap else features), scale, which)
         value.backward()
         results.append([value.detach().double(), *(leaf.grad.double() for leaf in leaves)])
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 0.05}[dtype]
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+def _assert_same(
+    loss: Loss, expected: Loss, features: tuple[Tensor, Tensor], scale: float, tolerance: float
+) -> None:
+    """Compare the loss and the gradients times norms with those of `expected` in float64."""
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    leaves = [t.clone().requires_grad_() for t in features]
+    exact = [t.double().clone().requires_grad_() for t in features]
+    factor = torch.tensor(scale, dtype=dtype)
+    value, true_value = loss(*leaves, factor), expected(*exact, factor.double())
+    value.backward()
+    true_value.backward()
+    torch.testing.assert_close(value.double(), true_value, rtol=tolerance, atol=tolerance)
+    for leaf, true in zip(leaves, exact, strict=True):
+        size = leaf.detach().double().norm(dim=1, keepdim=True).clamp_min(reference.EPS)
+        torch.testing.assert_close(
+            leaf.grad.double() * size, true.grad * size, rtol=tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -79,20 +76,10 @@ def test_norms_from_1e_3_to_1e3(backend: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(2, 9, 6, dtype=torch.float64, generator=generator)
     lengths = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
-    image, text = directions[0] * lengths, directions[1] * lengths.flip(0)
-    scale = torch.tensor(14.3, dtype=dtype)
-    leaves = [t.to(dtype).requires_grad_() for t in (image, text)]
-    truth = [t.detach().double().requires_grad_() for t in leaves]
-    value, expected = _total(*leaves, scale, backend), _expected(*truth, scale.double())
-    value.backward()
-    expected.backward()
+    features = (directions[0] * lengths).to(dtype), (directions[1] * lengths.flip(0)).to(dtype)
     tolerance = 1e-11 if dtype == torch.float64 else 1e-5
-    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=0)
-    for leaf, exact in zip(leaves, truth, strict=True):
-        size = leaf.detach().double().norm(dim=1, keepdim=True)
-        torch.testing.assert_close(
-            leaf.grad.double() * size, exact.grad * size, rtol=tolerance, atol=tolerance
-        )
+    loss = functools.partial(all_but_hinge, backend=backend)
+    _assert_same(loss, all_but_hinge, features, 14.3, tolerance)
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -100,7 +87,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_bad_number_makes_the_loss_nan(loss: Loss, value: float, dtype: torch.dtype) -> None:
+def test_nonfinite_feature_makes_the_loss_nan(loss: Loss, value: float, dtype: torch.dtype) -> None:
     """After a finite loss training would continue; an exception would stop one rank of many."""
     for n, d in ((1, 3), (6, 4), (4, 6), (40, 17)):
         for tower in range(2):
@@ -129,42 +116,15 @@ def test_scale_beyond_the_range_makes_the_loss_nan(loss: Loss, value: float, bac
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (5, 3), (3, 7), (40, 17)])
-def test_zero_rows_are_treated_as_by_normalize(
+def test_zero_and_tiny_rows_are_treated_as_by_normalize(
     loss: Loss, loss_name: str, n: int, d: int, dtype: torch.dtype
 ) -> None:
-    """Similarity 0, gradient g / eps."""
+    """Rows shorter than eps are divided by eps: similarity 0, gradient g / eps."""
     features = make_features("zero_rows", n, d, dtype=dtype)
-    leaves = [t.clone().requires_grad_() for t in features]
-    exact = [t.double().clone().requires_grad_() for t in features]
-    actual = loss(*leaves, torch.tensor(5.0))
-    expected = FUNCTIONS[loss_name](*exact, torch.tensor(5.0).double(), backend="reference")
-    actual.backward()
-    expected.backward()
+    features[0][-1] *= 1e-14
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-    for leaf, true in zip(leaves, exact, strict=True):
-        size = leaf.detach().double().norm(dim=1, keepdim=True).clamp_min(1e-12)
-        assert leaf.grad.isfinite().all()
-        torch.testing.assert_close(
-            leaf.grad.double() * size, true.grad * size, rtol=tolerance, atol=tolerance
-        )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_rows_shorter_than_eps_are_divided_by_eps(
-    loss: Loss, loss_name: str, dtype: torch.dtype
-) -> None:
-    image, text = make_features("random", 5, 3, dtype=dtype)
-    image[1] *= 1e-14
-    leaf, true = (image.to(t, copy=True).requires_grad_() for t in (dtype, torch.float64))
-    value = loss(leaf, text, torch.tensor(5.0, dtype=dtype))
-    expected = FUNCTIONS[loss_name](
-        true, text.double(), torch.tensor(5.0).double(), backend="reference"
-    )
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(leaf.grad[1].double(), true.grad[1], rtol=1e-4, atol=1e5)
+    expected = functools.partial(FUNCTIONS[loss_name], backend="reference")
+    _assert_same(loss, expected, features, 5.0, tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

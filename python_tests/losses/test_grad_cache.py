@@ -156,7 +156,6 @@ RELATIONS: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*takes no labels in this version")
 @pytest.mark.parametrize("name", RELATIONS)
 def test_tensors_bound_to_the_loss_get_their_gradients(name: str) -> None:
     kind, keywords = RELATIONS[name]

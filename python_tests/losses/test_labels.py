@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss, functional, reference
+from cyclip_ext.grad_cache import cached_backward
 
 from .inputs import make_features
 from .ranks import World
@@ -32,13 +33,6 @@ LABELS = {
     "one": [3, 3, 3, 3, 3, 3],
 }
 FURTHER = [(0, 0), (3, 0), (0, 4), (1, 5)]  # texts, images
-
-
-@pytest.fixture(autouse=True)
-def _dense_is_announced() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*takes no labels in this version")
-        yield
 
 
 def _further(texts: int, images: int, d: int) -> dict[str, Tensor]:
@@ -142,7 +136,6 @@ def _assert_same(
 @pytest.mark.parametrize("same_label", SAME_LABEL)
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_labels_match_loops(
     name: str, labels: str, same_label: str, further: tuple[int, int], backend: str
 ) -> None:
@@ -164,9 +157,7 @@ def test_further_negatives_match_loops(name: str, further: tuple[int, int], back
 def test_any_labels_match_loops(
     labels: list[int], same_label: str, further: tuple[int, int], name: str
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _assert_same(name, labels, same_label, further)
+    _assert_same(name, labels, same_label, further)
 
 
 @pytest.mark.parametrize("same_label", SAME_LABEL)
@@ -184,27 +175,102 @@ def test_labels_match_the_specification(name: str, same_label: str) -> None:
         torch.testing.assert_close(OURS[name](x, y, **options), expected)
 
 
+def _bits(name: str, n: int, labels: Tensor | None, same_label: str) -> list[Tensor]:
+    x, y = (t.requires_grad_() for t in make_features("random", n, 40, dtype=torch.float32))
+    loss = OURS[name](x, y, labels=labels, same_label=same_label, backend="native")
+    return [loss, *_gradients(loss, [x, y])]
+
+
 @pytest.mark.native
-def test_distinct_labels_as_positives_change_no_bit() -> None:
-    results = []
-    for labels in None, torch.tensor(LABELS["distinct"]):
-        x, y = (t.requires_grad_() for t in make_features("random", 6, 4, dtype=torch.float32))
-        loss = CLIPLoss(backend="native", same_label="positive")(x, y, SCALE, labels=labels)
-        results.append([loss, *_gradients(loss, [x, y])])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+@pytest.mark.parametrize("n", [6, 300])
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("name", OURS)
+def test_distinct_labels_change_no_bit(name: str, same_label: str, n: int) -> None:
+    labels = 3 * torch.randperm(n, generator=torch.Generator().manual_seed(0)) - 2**62
+    expected = _bits(name, n, None, same_label)
+    assert all(map(torch.equal, _bits(name, n, labels, same_label), expected))
 
 
+@pytest.mark.native
 @pytest.mark.usefixtures("restore_threads")
-def test_bits_with_labels_do_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("name", OURS)
+def test_bits_with_labels_do_not_depend_on_the_number_of_threads(
+    name: str, same_label: str
+) -> None:
     runs = []
     for threads in 1, 2, 3:
         torch.set_num_threads(threads)
-        x, y = (t.requires_grad_() for t in make_features("random", 700, 64, dtype=torch.float32))
-        labels = torch.arange(700) // 3
-        loss = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
-        runs.append([loss, *_gradients(loss, [x, y])])
+        runs.append(_bits(name, 700, torch.arange(700) // 3, same_label))
     for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+        assert all(map(torch.equal, run, runs[0]))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", OURS)
+def test_values_of_labels_change_no_bit(name: str) -> None:
+    labels = torch.arange(300) % 7
+    expected = _bits(name, 300, labels, "mask")
+    others = torch.tensor([5, -1, 2**63 - 1, -(2**63), 0, 2**32, 2**33])[labels]
+    assert all(map(torch.equal, _bits(name, 300, others, "mask"), expected))
+
+
+@pytest.mark.parametrize("name", ["contrastive", "hinge"])
+def test_one_group_has_no_negatives(name: str, backend: str) -> None:
+    """The loss is 0, as for N = 1."""
+    x, y = (t.requires_grad_() for t in make_features("random", 40, 4))
+    loss = OURS[name](x, y, labels=torch.zeros(40, dtype=torch.long), backend=backend)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in _gradients(loss, [x, y]))
+
+
+class _Towers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = torch.nn.Linear(5, 4), torch.nn.Linear(5, 4)
+        self.scale = torch.nn.Parameter(torch.tensor(SCALE))
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
+        return self.image(images), self.text(texts), self.scale, torch.tensor(BIAS)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("kind", [CyCLIPLoss, SigLIPLoss])
+def test_cached_gradients_with_labels(kind: type[CLIPLoss], same_label: str) -> None:
+    """The loss sees the labels of the whole batch, whatever the chunks are."""
+    batch = make_features("random", 11, 5, dtype=torch.float32)
+    loss = partial(kind(same_label=same_label, statistics=True), labels=torch.arange(11) % 4)
+    results = []
+    for chunk_size in 11, 3:
+        towers = _Towers()
+        terms = cached_backward(towers, loss, *batch, chunk_size=chunk_size)
+        results.append([*terms.values(), *(p.grad for p in towers.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("name", OURS)
+def test_autocast_changes_no_bit_with_labels(name: str, same_label: str, backend: str) -> None:
+    x, y = make_features("random", 9, 4, dtype=torch.float32)
+    options = {"labels": torch.arange(9) // 2, "same_label": same_label, "backend": backend}
+    expected = OURS[name](x, y, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(OURS[name](x, y, **options), expected)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_statistics_ignore_pairs_of_equal_labels(same_label: str, backend: str) -> None:
+    x, y = make_features("random", 60, 4)
+    labels = torch.arange(60) % 5
+    terms = CLIPLoss(statistics=True, same_label=same_label, backend=backend)(
+        x, y, SCALE, output_dict=True, labels=labels
+    )
+    sim = reference.similarity(x, y)
+    foreign = sim.masked_fill(labels[:, None] == labels, -torch.inf)
+    for side, hardest in ("image", foreign.amax(dim=1)), ("text", foreign.amax(dim=0)):
+        expected = (sim.diagonal() > hardest).float().mean()
+        torch.testing.assert_close(terms[f"{side}_accuracy"], expected)
 
 
 @pytest.mark.parametrize("same_label", SAME_LABEL)
@@ -217,29 +283,6 @@ def test_gradients_with_labels_match_finite_differences(same_label: str) -> None
         assert torch.autograd.gradcheck(
             lambda *args, loss=loss: loss(*args, -2.0, labels=labels), inputs
         )
-
-
-@pytest.mark.native
-def test_positives_of_a_large_batch_take_linear_memory() -> None:
-    """The dense reference would need quadratic memory and would warn."""
-    n = 3000
-    x, y = make_features("random", n, 8, dtype=torch.float32)
-    labels = torch.arange(n) // 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        options = {"backend": "native", "memory_budget": 0, "same_label": "positive"}
-        loss = functional.contrastive_loss(x, y, SCALE, labels=labels, **options)
-    expected = reference.contrastive_loss(x, y, SCALE, labels=labels, same_label="positive")
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.native
-def test_native_backend_without_a_kernel_for_labels_raises() -> None:
-    x, y = make_features("random", 6, 4)
-    labels = torch.arange(6)
-    for loss in CLIPLoss(backend="native"), SigLIPLoss(backend="native", same_label="positive"):
-        with pytest.raises(RuntimeError, match=r"takes labels.*'reference' or 'auto'"):
-            loss(x, y, SCALE, BIAS, labels=labels)
 
 
 X, L = torch.ones(4, 3), torch.arange(4)
@@ -309,25 +352,37 @@ def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
 # ------------------------------------------------- over ranks
 
 
-COUNTS, MORE_TEXTS, MORE_IMAGES = (4, 1, 3), (2, 1, 3), (1, 4, 2)
+# Of each world's ranks: pairs, further texts, further images.
+PARTS = {
+    1: ((8,), (6,), (7,)),
+    2: ((3, 5), (5, 1), (2, 5)),
+    3: ((4, 1, 3), (2, 1, 3), (1, 4, 2)),
+    4: ((1, 4, 2, 1), (1, 2, 1, 2), (2, 1, 3, 1)),
+}
 
 
 def _labelled_batch() -> tuple[Tensor, ...]:
-    x, y = make_features("random", sum(COUNTS), 5)
-    v, u = make_features("random", sum(MORE_IMAGES), 5, seed=2)
-    return x, y, torch.tensor([0, 1, 2, 0, 1, 1, 3, 0]), u[: sum(MORE_TEXTS)], v
+    x, y = make_features("random", 8, 5)
+    v, u = make_features("random", 7, 5, seed=2)
+    return x, y, torch.tensor([0, 1, 2, 0, 1, 1, 3, 0]), u[:6], v
 
 
 def _share(
-    rank: int, kind: str, exchange: str, backend: str, same_label: str | None, further: bool
+    rank: int,
+    world: int,
+    kind: str,
+    exchange: str,
+    backend: str,
+    same_label: str | None,
+    further: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     x, y, labels, u, v = _labelled_batch()
     own = [
         t.split(counts)[rank].clone().requires_grad_()
-        for t, counts in ((x, COUNTS), (y, COUNTS), (u, MORE_TEXTS), (v, MORE_IMAGES))
+        for t, counts in zip((x, y, u, v), (PARTS[world][0], *PARTS[world]), strict=True)
     ]
     return _labelled_loss(
-        kind, own, labels.split(COUNTS)[rank], same_label, further,
+        kind, own, labels.split(PARTS[world][0])[rank], same_label, further,
         group=dist.group.WORLD, exchange=exchange, backend=backend,
     )  # fmt: skip
 
@@ -341,9 +396,7 @@ def _labelled_loss(
     if further:
         more |= {"negative_text_features": own[2], "negative_image_features": own[3]}
     loss = SigLIPLoss(**o) if kind == "siglip" else CyCLIPLoss(hinge=0.3, margin=0.1, **o)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        value = loss(own[0], own[1], SCALE, BIAS, **more)
+    value = loss(own[0], own[1], SCALE, BIAS, **more)
     return value.detach(), _gradients(value, own)
 
 
@@ -351,20 +404,19 @@ def _labelled_loss(
 @pytest.mark.parametrize("same_label", [None, *SAME_LABEL])
 @pytest.mark.parametrize("exchange", ["gather", "ring", "replicate"])
 @pytest.mark.parametrize("kind", ["cyclip", "siglip"])
-@pytest.mark.parametrize("world", [3], indirect=True)
+@pytest.mark.parametrize("world", PARTS, indirect=True)
 def test_ranks_match_one_process(
     world: World, kind: str, exchange: str, same_label: str | None, further: bool
 ) -> None:
     x, y, labels, u, v = _labelled_batch()
     leaves = [t.clone().requires_grad_() for t in (x, y, u, v)]
     expected, gradients = _labelled_loss(kind, leaves, labels, same_label, further)
+    parts = PARTS[world.size][0], *PARTS[world.size]
     for backend in "auto", "reference":
-        results = world.results(_share, kind, exchange, backend, same_label, further)
-        for rank, (loss, shares) in enumerate(results):
+        options = world.size, kind, exchange, backend, same_label, further
+        for rank, (loss, shares) in enumerate(world.results(_share, *options)):
             torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
-            for share, whole, counts in zip(
-                shares, gradients, (COUNTS, COUNTS, MORE_TEXTS, MORE_IMAGES), strict=True
-            ):
+            for share, whole, counts in zip(shares, gradients, parts, strict=True):
                 own = world.size * whole.split(counts)[rank]
                 torch.testing.assert_close(share, own, rtol=1e-8, atol=1e-11)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,6 +31,21 @@ RECTANGLES = [
     (6, 6, -6),
 ]
 STATISTICS = truth.PairStatistics._fields[:5]
+
+
+# Labels of the rows and columns of such blocks: shared with some columns, with the positive of
+# offset 0 alone, and with all.
+LABELS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "some": (lambda i: i % 3 - 1, lambda j: (j + 1) % 4 - 1),
+    "distinct": (lambda i: i, lambda j: j),
+    "one": (lambda i: 0 * i + 2**40, lambda j: 0 * j + 2**40),
+}
+every_labels = pytest.mark.parametrize("labels", LABELS)
+
+
+def _labels_of(kind: str, n: int, m: int) -> tuple[Tensor, Tensor]:
+    of_rows, of_columns = LABELS[kind]
+    return of_rows(torch.arange(n)), of_columns(torch.arange(m))
 
 
 def _float64(value: float) -> Tensor:
@@ -111,6 +127,38 @@ def test_pair_statistics_of_a_block_match_truth(
         lambda x, y, s: _statistics(x, y, s, offset, keep_bytes),
         lambda x, y, s: truth.pair_statistics(x, y, s, offset),
         (*_rectangle(n, m), _float64(7.0)),
+    )
+
+
+BLOCKS = pytest.mark.parametrize(
+    ("n", "m", "offset"), [*RECTANGLES, (150, 140, 0), (40, 300, 257)], ids=str
+)
+
+
+@every_labels
+@BLOCKS
+def test_pair_statistics_with_labels_match_truth(n: int, m: int, offset: int, labels: str) -> None:
+    """Pairs of equal labels are not negatives, in any tile, with or without saved dot products."""
+    known = _labels_of(labels, n, m)
+    for keep_bytes in 0, 1 << 30:
+        assert_same_derivatives(
+            lambda *inputs, keep=keep_bytes: ops.pair_statistics(
+                *inputs, offset, False, False, keep, True, *known
+            )[:7],
+            lambda *inputs: truth.pair_statistics(*inputs, offset, known),
+            (*_rectangle(n, m), _float64(7.0)),
+        )
+
+
+@every_labels
+def test_first_of_equal_negatives_counts_with_labels(labels: str) -> None:
+    """Cosines equal to it may come earlier in pairs of equal labels."""
+    image, text = make_features("ties", 40, 8)
+    known = _labels_of(labels, 40, 40)
+    assert_same_derivatives(
+        lambda *inputs: ops.pair_statistics(*inputs, 0, False, False, 0, True, *known)[:7],
+        lambda *inputs: truth.pair_statistics(*inputs, 0, known),
+        (image, text, _float64(14.3)),
     )
 
 
@@ -215,28 +263,80 @@ def test_cycle_routes_agree(n: int, d: int, kind: str) -> None:
 def test_sigmoid_rows_match_dense_rows(
     n: int, m: int, offset: int, scale: float, bias: float, keep_bytes: int
 ) -> None:
-
-    def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        logits = scale * reference.similarity(image, text) + bias
-        positive = torch.arange(m)[None, :] == torch.arange(n)[:, None] + offset
-        return truth.softplus(torch.where(positive, -logits, logits)).sum(dim=1)
-
     assert_same_derivatives(
         lambda x, y, s, b: ops.sigmoid_rows(x, y, s, b, offset, False, False, keep_bytes)[0],
-        dense,
+        lambda *inputs: truth.sigmoid_rows(*inputs, offset),
         (*_rectangle(n, m), _float64(scale), _float64(bias)),
     )
+
+
+@pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
+@every_labels
+@BLOCKS
+def test_sigmoid_rows_with_labels_match_truth(
+    n: int, m: int, offset: int, labels: str, positives: bool
+) -> None:
+    options = *_labels_of(labels, n, m), positives
+    for keep_bytes in 0, 1 << 30:
+        assert_same_derivatives(
+            lambda *inputs, keep=keep_bytes: ops.sigmoid_rows(
+                *inputs, offset, False, False, keep, *options
+            )[0],
+            lambda *inputs: truth.sigmoid_rows(*inputs, offset, options[:2], positives),
+            (*_rectangle(n, m), _float64(7.0), _float64(-3.0)),
+        )
+
+
+BAD_LABELS = {
+    "rows": (torch.arange(5), torch.arange(3), "row_labels must be a vector of 4 int64"),
+    "columns": (
+        torch.arange(4),
+        torch.zeros(2, 3).long(),
+        "col_labels must be a vector of 3 int64",
+    ),
+    "dtype": (torch.arange(4).int(), torch.arange(3), "row_labels must be a vector of 4 int64"),
+    "one side": (None, torch.arange(3), "given together, got col_labels alone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_operators_check_labels(case: str) -> None:
+    *labels, message = BAD_LABELS[case]
+    image, text = _rectangle(4, 3)
+    scale, options = _float64(1.0), (0, False, False, 0)
+    with pytest.raises(RuntimeError, match=message):
+        ops.pair_statistics(image, text, scale, *options, True, *labels)
+    with pytest.raises(RuntimeError, match=message):
+        ops.sigmoid_rows(image, text, scale, scale, *options, *labels)
+    outputs = ops.pair_statistics(image, text, scale)
+    saved = *outputs[:2], *outputs[5:], *outputs[:5]
+    needed = True, True, False, False
+    with pytest.raises(RuntimeError, match=message):
+        ops.pair_statistics_backward(image, text, scale, 0, *saved, *needed, *labels)
+    with pytest.raises(RuntimeError, match=message):
+        ops.sigmoid_rows_backward(
+            image, text, scale, scale, 0, outputs[-1], outputs[0], *needed, *labels
+        )
 
 
 def _calls(seed: int = 0) -> dict[str, tuple]:
     image, text = make_features("random", 4, 3, seed=seed)
     block, scale, bias = text[:3], _float64(5.0), _float64(-2.0)
+    rounding, labels = (False, False, 0), (torch.tensor([3, 1, 3, 1]), torch.tensor([1, 3, 0]))
     return {
         "row_norms": (ops.row_norms, (image,)),
         "pair_statistics": (lambda *a: ops.pair_statistics(*a)[:5], (image, text, scale)),
         "pair_statistics_block": (
             lambda *a: ops.pair_statistics(*a, -1)[:5],
             (image, block, scale),
+        ),
+        "pair_statistics_labels": (
+            lambda *a: ops.pair_statistics(*a, -1, *rounding, True, *labels)[:5],
+            (image, block, scale),
+        ),
+        "sigmoid_rows_labels": (
+            lambda *a: ops.sigmoid_rows(*a, -1, *rounding, *labels, True)[0],
+            (image, block, scale, bias),
         ),
         "cycle_grams": (ops.cycle_grams, (image, text)),
         "cycle_direct": (ops.cycle_direct, (image, text)),

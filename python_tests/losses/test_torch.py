@@ -19,40 +19,38 @@ ops = torch.ops.cyclip_ext
 
 
 def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
-    """Return arguments for every operator, forward and backward."""
+    """Return arguments for every operator, forward and backward, and for those that take labels."""
     image, text = make_features("random", 5, 3, dtype=dtype)
     block = text[:4]
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     scale, bias = torch.tensor(5.0, dtype=kind), torch.tensor(-2.0, dtype=kind)
     labels = torch.arange(5)
+    same = labels // 2, labels[:4] // 3
     keep = (-1, False, False, 1 << 20)
     row_lse, col_lse, *others, row_index, col_index, dots = ops.pair_statistics(
         image, block, scale, *keep
     )
     weights = random_like((row_lse, col_lse, *others))
     rows, _ = ops.sigmoid_rows(image, block, scale, bias, -1)
-    grams, sums = ops.cycle_grams(image, text), ops.cycle_direct(image, text)
-    return {
-        "row_norms": (image,),
-        "pair_statistics": (image, block, scale, *keep),
+    backward = {
         "pair_statistics_backward": (
             *(image, block, scale, -1, row_lse, col_lse, row_index, col_index, dots),
             *(*weights, True, False, True, False),
         ),
-        "sigmoid_rows": (image, block, scale, bias, *keep),
         "sigmoid_rows_backward": (
-            image,
-            block,
-            scale,
-            bias,
-            -1,
-            dots.new_empty(0, 0),
-            *random_like((rows,)),
-            False,
-            True,
-            True,
-            False,
+            *(image, block, scale, bias, -1, dots.new_empty(0, 0), *random_like((rows,))),
+            *(False, True, True, False),
         ),
+    }
+    grams, sums = ops.cycle_grams(image, text), ops.cycle_direct(image, text)
+    return {
+        "row_norms": (image,),
+        "pair_statistics": (image, block, scale, *keep),
+        "pair_statistics, labels": (image, block, scale, *keep, True, *same),
+        "sigmoid_rows": (image, block, scale, bias, *keep),
+        "sigmoid_rows, labels": (image, block, scale, bias, *keep, *same, True),
+        **backward,
+        **{f"{name}, labels": (*arguments, *same) for name, arguments in backward.items()},
         "cycle_grams": (image, text, False),
         "cycle_grams_backward": (image, text, *random_like(tuple(grams))),
         "cycle_direct": (image, text),
@@ -72,6 +70,11 @@ OPERATORS = [
     "retrieval_ranks",
     "similarity_top_k",
 ]
+CALLS = [*OPERATORS, *(f"{name}, labels" for name in OPERATORS if name.startswith(("pair", "sig")))]
+
+
+def _operator(call: str):
+    return getattr(ops, call.partition(",")[0])
 
 
 @pytest.mark.native
@@ -86,11 +89,11 @@ def test_every_operator_is_checked_here() -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", CALLS)
 def test_opcheck(name: str, dtype: torch.dtype) -> None:
-    operator, arguments = getattr(ops, name).default, _operator_calls(dtype)[name]
+    operator, arguments = _operator(name).default, _operator_calls(dtype)[name]
     torch.library.opcheck(operator, arguments)
-    if not name.endswith("_backward"):
+    if "_backward" not in name:
         wanting = tuple(
             a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
             for a in arguments
@@ -134,8 +137,9 @@ def test_backward_rounds_as_forward_does(precision: tuple[bool, bool]) -> None:
     with _Calls() as calls:
         ops.pair_statistics(image, text, scale, 0, *precision)[0].sum().backward()
         ops.sigmoid_rows(image, text, scale, bias, 0, *precision)[0].sum().backward()
-    for name in "pair_statistics_backward", "sigmoid_rows_backward":
-        assert calls.arguments[name][-2:] == precision
+    rounding = {"pair_statistics_backward": slice(16, 18), "sigmoid_rows_backward": slice(9, 11)}
+    for name, place in rounding.items():
+        assert calls.arguments[name][place] == precision
 
 
 def _compare_compiled(
@@ -251,13 +255,9 @@ def test_no_grad_and_inference_mode_give_the_same_loss(backend: str) -> None:
         assert not value.requires_grad
         assert torch.equal(value, expected)
     with torch.inference_mode():
-        value = everything(*_leaves_in_inference(), backend)
+        value = everything(*(t.detach().clone() for t in make_leaves(6, 4)), backend)
         assert value.is_inference()
         assert torch.equal(value, expected)
-
-
-def _leaves_in_inference() -> list[Tensor]:
-    return [t.detach().clone() for t in make_leaves(6, 4)]
 
 
 def test_backward_twice_over_a_retained_graph(backend: str) -> None:

@@ -32,25 +32,55 @@ def pair_statistics(
     text_features: Tensor,  # [m, d]
     logit_scale: Tensor | float,
     offset: int = 0,
+    labels: tuple[Tensor, Tensor] | None = None,  # int64 [n], [m]
 ) -> PairStatistics:
-    """Return the statistics. The positive of row i is column i + offset, if it exists."""
+    """Return the statistics. The positive of row i is column i + offset, if it exists.
+
+    Other pairs of equal labels are not negatives.
+    """
     n, m = image_features.shape[0], text_features.shape[0]
     sim = reference.similarity(image_features, text_features)
     column = torch.arange(m)[None, :]
     is_positive = column == torch.arange(n)[:, None] + offset
     positive = torch.where(is_positive, sim, 0).sum(dim=1)
-    row_lse, row_hardest, row_index = _over_negatives(sim, logit_scale, ~is_positive)
-    col_lse, col_hardest, col_index = _over_negatives(sim.T, logit_scale, ~is_positive.T)
+    is_negative = ~is_positive
+    if labels is not None:
+        is_negative = is_negative & (labels[0][:, None] != labels[1][None, :])
+    row_lse, row_hardest, row_index = _over_negatives(sim, logit_scale, is_negative)
+    col_lse, col_hardest, col_index = _over_negatives(sim.T, logit_scale, is_negative.T)
     return PairStatistics(
         row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index
     )
 
 
+def sigmoid_rows(
+    image_features: Tensor,  # [n, d]
+    text_features: Tensor,  # [m, d]
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    offset: int = 0,
+    labels: tuple[Tensor, Tensor] | None = None,  # int64 [n], [m]
+    same_are_positives: bool = False,
+) -> Tensor:
+    """sum_j softplus(-l_ij (s S_ij + b)), [n]; l_ij = 1 for positives, else -1."""
+    logits = logit_scale * reference.similarity(image_features, text_features) + logit_bias
+    n, m = logits.shape
+    positive = torch.arange(m)[None, :] == torch.arange(n)[:, None] + offset
+    same = positive if labels is None else positive | (labels[0][:, None] == labels[1][None, :])
+    terms = softplus(torch.where(same, -logits, logits))
+    counts = torch.ones_like(same) if same_are_positives else positive | ~same
+    return torch.where(counts, terms, 0).sum(dim=1)
+
+
 def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    labels: Tensor | None = None,  # int64 [N]; pairs of equal labels are not negatives
 ) -> Tensor:
     """1/(2N) sum_i softplus(row_lse_i - z_ii) + softplus(col_lse_i - z_ii)."""
-    stats = pair_statistics(image_features, text_features, logit_scale)
+    both = None if labels is None else (labels, labels)
+    stats = pair_statistics(image_features, text_features, logit_scale, 0, both)
     positive = logit_scale * stats.positive
     return (softplus(stats.row_lse - positive) + softplus(stats.col_lse - positive)).mean() / 2
 

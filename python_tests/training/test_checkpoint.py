@@ -34,7 +34,9 @@ def state(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "model": {"weight": torch.full((256,), 1.5)}}
 
 
-def test_torn_write_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_former_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"epoch": 1})
 
@@ -50,7 +52,7 @@ def test_torn_write_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_off, Path.unlink])
-def test_newest_whole_one_is_found(tmp_path: Path, damage: Any) -> None:
+def test_newest_intact_checkpoint_is_found(tmp_path: Path, damage: Any) -> None:
     saved = checkpoints(tmp_path)
     assert saved.newest() is None
     for epoch in (1, 2, 3):
@@ -63,7 +65,7 @@ def test_newest_whole_one_is_found(tmp_path: Path, damage: Any) -> None:
     assert len(lines) == (damage is not Path.unlink)
 
 
-def test_kept_ones_are_the_last_resort(tmp_path: Path) -> None:
+def test_permanent_checkpoints_are_tried_last(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     saved.keep(state(9), 9)
     saved.keep(state(10), 10)
@@ -72,7 +74,7 @@ def test_kept_ones_are_the_last_resort(tmp_path: Path) -> None:
     assert saved.newest(str)["epoch"] == 10  # type: ignore[index]
 
 
-def test_nothing_whole_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+def test_damaged_checkpoints_alone_are_an_error(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     saved.save_last(state(1))
     flip_a_bit(tmp_path / "checkpoints" / "last.pt")
@@ -80,7 +82,7 @@ def test_nothing_whole_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
         saved.newest(str)
 
 
-def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     torn = tmp_path / "checkpoints" / ".last.pt.4711.tmp"
     torn.write_bytes(b"half")
@@ -89,7 +91,7 @@ def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
 
 
-def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_its_problem(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
         load_checkpoint(tmp_path / "last.pt")
     (tmp_path / "x.pt").write_bytes(b"<html>")

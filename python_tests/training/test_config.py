@@ -40,7 +40,7 @@ def test_flags_reach_their_settings() -> None:
     assert (config.loss.inmodal, config.run.tensorboard) == (True, False)
 
 
-def test_what_is_equal_to_a_default_counts_as_typed() -> None:
+def test_setting_equal_to_its_default_counts_as_given() -> None:
     """A typed setting is compared with the checkpoint's, even if it equals the default."""
     assert typed("--lr", "0.002", "--no-inmodal") == {"lr": 0.002, "inmodal": False}
 
@@ -115,7 +115,7 @@ def test_comparison_carries_the_temperature_control() -> None:
 
 
 def test_torchrun_passes_every_flag_on() -> None:
-    """torchrun reads the script's arguments, too: an abbreviation of its own flags is ambiguous."""
+    """torchrun also reads the arguments of the script, and abbreviates its own flags."""
     from torch.distributed.run import get_args_parser
 
     for section in TrainConfig().to_dict().values():

@@ -101,7 +101,9 @@ def test_options_of_tables_reach_the_reader(tmp_path: Path) -> None:
         (1, r"no usable pairs in .*t\.csv: 1 found.*1 empty caption"),
     ],
 )
-def test_too_few_pairs_say_what_was_skipped(tmp_path: Path, count: int, message: str) -> None:
+def test_error_for_too_few_pairs_counts_skipped_records(
+    tmp_path: Path, count: int, message: str
+) -> None:
     (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,a\n" * count + "b.png, \n")
     with pytest.raises(ValueError, match=message):
         open_data(DataConfig(train_data=str(tmp_path / "t.csv")))
@@ -125,7 +127,7 @@ def test_fractions_are_nested_and_leave_evaluation_alone() -> None:
     assert half.train[7].image.tobytes() == whole.train[index].image.tobytes()
 
 
-def test_captions_of_two_classes_are_no_retrieval_queries() -> None:
+def test_captions_of_two_classes_are_excluded_from_retrieval() -> None:
     source = shapes().evaluation["validation"]
     pictures = InMemoryDataset(
         "two",

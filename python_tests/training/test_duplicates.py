@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,13 +18,6 @@ from cyclip_ext.training.objective import make_loss
 from cyclip_ext.training.trainer import Trainer
 
 from .parts import settings, shapes, tiny_trainer, with_loss
-
-
-@pytest.fixture(autouse=True)
-def _dense_is_announced() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*takes no labels in this version")
-        yield
 
 
 def labels_of(rows: list[set[int]], parts: list[int]) -> list[int]:

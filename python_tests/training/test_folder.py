@@ -82,7 +82,7 @@ def test_killed_process_holds_no_lock_although_its_child_lives(
         (tmp_path / "run" / "something").touch()
 
 
-def test_settings_that_cannot_work_leave_no_folder(tmp_path: Path) -> None:
+def test_unusable_settings_create_no_folder(tmp_path: Path) -> None:
     words = ["--train-data", str(tmp_path / "none.csv"), "--logs-dir", str(tmp_path), "--name", "r"]
     assert main(words) == 1
     assert not (tmp_path / "r").exists()
@@ -223,7 +223,7 @@ def test_checkpoint_with_wrong_entries_is_rejected_in_one_line(
     assert path.read_bytes() == content
 
 
-def test_counts_of_an_epoch_are_no_damage(tmp_path: Path, finished: list[str]) -> None:
+def test_checkpoint_with_skipped_records_is_accepted(tmp_path: Path, finished: list[str]) -> None:
     path = tmp_path / "r/checkpoints/last.pt"
     state = load_checkpoint(path)
     state["skipped"] = {"missing": {"count": 3, "examples": ["a.png"]}}

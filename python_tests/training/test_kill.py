@@ -16,24 +16,16 @@ from cyclip_ext.training.logging import MetricsLog
 from .parts import shapes, write_shards
 from .tiny_run import finish, start
 
-EPOCHS, STEPS = 5, 5 * 13  # at least: shards give some pairs to validation
+EPOCHS, STEPS = 3, 3 * 13  # at least: shards give some pairs to validation
 
 
 def job(folder: Path, data: str, batch_size: int, *words: str) -> list[str]:
     """Return the command line of a run in `folder`."""
     return [
         *("--logs-dir", str(folder), "--name", "run", "--train-data", data, "--precision", "fp32"),
-        *(
-            "--model",
-            "dropout",
-            "--batch-size",
-            str(batch_size),
-            "--epochs",
-            str(EPOCHS),
-            "--val-frequency",
-            "100",
-        ),
-        *("--log-every-n-steps", "1", "--save-frequency", "3", "--warmup", "5"),
+        *("--model", "dropout", "--batch-size", str(batch_size), "--epochs", str(EPOCHS)),
+        *("--val-frequency", "100", "--log-every-n-steps", "1", "--save-frequency", "3"),
+        *("--warmup", "5"),
         *("--ema-decay", "0.9", "--no-tensorboard", *words),
     ]
 
@@ -87,11 +79,11 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
     alone = start(job(tmp_path, "shapes", 64))[0]
     wait_for_step(tmp_path, 20)
     alone.send_signal(signal.SIGTERM)
-    shown = alone.communicate(timeout=60)[0]
+    shown = alone.communicate(timeout=300)[0]
     assert alone.returncode == 130, shown
     assert "continue with --resume" in shown
     for process in start([*job(tmp_path, "shapes", 64), "--resume", "auto"], ranks=2):
-        assert "64 pairs in a step, now" in process.communicate(timeout=60)[0]
+        assert "64 pairs in a step, now" in process.communicate(timeout=300)[0]
         assert process.returncode == 1
     shown = finish(start([*job(tmp_path, "shapes", 32), "--resume", "auto"], ranks=2))[0]
     assert "2 processes" in shown
@@ -103,15 +95,14 @@ def test_another_number_of_ranks_continues_with_the_same_batch(tmp_path: Path) -
 def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
     """Options may conflict: a copied model with a process group, DDP with a frozen parameter."""
     words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "32", "--warmup", "2"]
-    words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name"]
-    norms = ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]
-    finish(start([*words, "norms", *norms, "--logit-scale-fixed", "50"], ranks=2))
-    views = ["--inmodal", "--accum-freq", "2", "--exchange", "ring"]
-    finish(start([*words, "views", *views, "--loss", "siglip"], ranks=2))
+    words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name", "r"]
+    words += ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]
+    words += ["--logit-scale-fixed", "50", "--inmodal", "--accum-freq", "2", "--exchange", "ring"]
+    finish(start([*words, "--loss", "siglip"], ranks=2))
 
 
 @pytest.mark.slow
-def test_ranks_stop_together_where_records_are_bad(tmp_path: Path) -> None:
+def test_ranks_stop_together_at_too_many_bad_records(tmp_path: Path) -> None:
     """One rank may see all of the bad ones; none may wait for another that has stopped."""
     shard = write_shards(tmp_path / "shards", shapes().train, 1) / "00000.tar"
     data = bytearray(shard.read_bytes())
@@ -122,7 +113,7 @@ def test_ranks_stop_together_where_records_are_bad(tmp_path: Path) -> None:
     shard.write_bytes(data)
     words = [*job(tmp_path, str(shard), 32), "--accum-freq", "2", "--max-skipped", "0.1"]
     for process in start(words, ranks=2):
-        assert "records are bad" in process.communicate(timeout=60)[0]
+        assert "records are bad" in process.communicate(timeout=300)[0]
         assert process.returncode == 1
     finish(start([*words, "--max-skipped", "0.6", "--name", "goes-on"], ranks=2))
 
@@ -133,7 +124,7 @@ def test_signal_to_one_rank_saves_and_stops_all(tmp_path: Path, number: signal.S
     processes = start(job(tmp_path, "shapes", 32), ranks=2)
     wait_for_step(tmp_path, 10)
     processes[1].send_signal(number)  # not the rank that saves
-    shown = [process.communicate(timeout=60)[0] for process in processes]
+    shown = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [130, 130], shown
     state = load_checkpoint(tmp_path / "run/checkpoints/last.pt")
     records = MetricsLog(tmp_path / "run/metrics.jsonl").read("train")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
+from losses.ranks import World
 from torch import Tensor
 
 from cyclip_ext.data import emoji_available
@@ -19,7 +23,7 @@ from cyclip_ext.models import CreatedModel, create_model
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.config import TrainConfig
 from cyclip_ext.training.data import open_data
-from cyclip_ext.training.ranks import join_ranks
+from cyclip_ext.training.ranks import Ranks, join_ranks
 from cyclip_ext.training.trainer import Trainer
 
 from .parts import create_tiny, settings, with_loss
@@ -128,3 +132,49 @@ def test_two_ranks_with_a_locked_tower_and_masks_match_one_with_the_doubled_batc
         assert worst <= 1e-6 * expected.abs().max(), name
         locked = name.startswith({"image": "visual.", "text": "text."}[tower])
         assert torch.equal(two[name], start[name]) == locked, name
+
+
+def steps_with_an_infinite_loss(rank: int, folder: Path, precision: str) -> list[Any]:
+    """Take three steps; in the second one the loss of rank 1 is infinite, and no gradient is."""
+    group = dist.group.WORLD
+    assert group is not None
+    config = settings(epochs=1)
+    config = replace(
+        config,
+        optim=replace(config.optim, skip_nonfinite=True),
+        run=replace(config.run, precision=precision),
+    )
+    torch.manual_seed(0)
+    trainer = Trainer(
+        config, open_data(config.data), create_tiny(), folder, Ranks(rank, 2, group, group)
+    )
+    loss, step = trainer.stepper.loss, 0
+
+    def spoilt(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = loss(*arguments, **options)
+        terms["contrastive_loss"] = terms["contrastive_loss"] + (
+            math.inf if rank == step == 1 else 0
+        )
+        return terms
+
+    trainer.stepper.loss = spoilt  # type: ignore[assignment]
+    finite = []
+    for batch in islice(trainer.loader.epoch(0), 3):
+        assert batch is not None
+        trainer.stepper.launch(trainer.feeder(batch), step, 3)
+        result = trainer.stepper.settle()
+        assert result is not None
+        finite.append(result.wait())
+        step += 1
+    return [finite, [parameter.detach() for parameter in trainer.model.parameters()]]
+
+
+def test_ranks_agree_on_a_step_that_is_finite_on_one_of_them(tmp_path: Path) -> None:
+    """Otherwise weights differ, and the ranks wait for each other forever."""
+    with World(2) as world:
+        for precision in "fp32", "amp_fp16":
+            (finite, ours), (others, theirs) = world.results(
+                steps_with_an_infinite_loss, tmp_path, precision
+            )
+            assert finite == others == [True, False, True]
+            assert all(map(torch.equal, ours, theirs))

@@ -186,7 +186,7 @@ def test_comparison_rejects_repeated_seeds(tmp_path: Path) -> None:
         run_comparison(settings(epochs=1), data, tmp_path, [0, 1, 0])
 
 
-def test_interrupted_comparison_says_how_to_go_on(
+def test_interrupted_comparison_prints_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda self: False)

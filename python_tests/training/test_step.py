@@ -78,7 +78,7 @@ def test_record_has_terms_speed_and_statistics(tmp_path: Path) -> None:
     assert all(0 <= record["data_wait"] < 1 and record["grad_norm"] > 0 for record in records)
 
 
-def test_parts_make_one_batch(tmp_path: Path) -> None:
+def test_accumulated_parts_have_the_loss_of_one_batch(tmp_path: Path) -> None:
     config = changed("data", batch_size=32, accum_freq=2)
     trainer = tiny_trainer(tmp_path, config)
     whole = tiny_trainer(tmp_path, settings(epochs=1))
@@ -138,7 +138,7 @@ def test_gradient_is_clipped_and_its_norm_reported_before(tmp_path: Path) -> Non
     assert clipped == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_moving_average_is_measured_and_kept(tmp_path: Path) -> None:
+def test_moving_average_is_evaluated_and_saved(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("optim", ema_decay=0.75))
     average: dict[str, Tensor] = {}
     for step in range(4):
@@ -271,7 +271,7 @@ def test_verdict_is_read_after_the_next_step_is_launched(
     assert events[-1] == ("read", trainer.total_steps - 1)
 
 
-def test_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None:
+def test_nonfinite_gradient_stops_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
     trainer.model.text.projection.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(DivergedError, match=r"step 0 .*contrastive_loss \d.*grad_norm (inf|nan)"):
@@ -296,7 +296,7 @@ def test_float16_scales_its_gradients_and_survives_an_overflow(tmp_path: Path) -
     assert resumed.stepper.scaler.get_scale() == 2.0**10
 
 
-def test_float16_that_never_comes_right_stops_the_run(tmp_path: Path) -> None:
+def test_repeated_float16_overflow_stops_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("run", precision="amp_fp16"))
     trainer.stepper.scaler.load_state_dict(trainer.stepper.scaler.state_dict() | {"scale": 4.0})
     trainer.model.text.projection.weight.register_hook(lambda grad: grad * math.inf)
@@ -304,7 +304,7 @@ def test_float16_that_never_comes_right_stops_the_run(tmp_path: Path) -> None:
         trainer.fit()
 
 
-def test_lone_pair_is_no_divergence(tmp_path: Path) -> None:
+def test_batch_of_one_pair_has_a_finite_record(tmp_path: Path) -> None:
     """It has no negatives, so its margins are infinite; its loss and gradient are zero."""
     trainer = tiny_trainer(tmp_path, settings(epochs=1))
     (batch, *_) = trainer.loader.epoch(0)
@@ -404,7 +404,7 @@ def test_bad_records_are_reported_and_too_many_stop_a_run(
         assert any(record["part"] == part for record in records)
 
 
-def test_profile_covers_the_steps_asked_for(tmp_path: Path) -> None:
+def test_profile_covers_the_chosen_steps(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, changed("run", profile=2))
     assert trainer.fit()
     trace = json.loads((tmp_path / "profile.json").read_text())

@@ -11,13 +11,6 @@ inline Vec<T> comparable_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   return s == s ? s : splat(-static_cast<T>(__builtin_inf()));
 }
 
-// Compares the label of `row` with the labels of the columns from `col` on: -1 if they are equal,
-// else 0.
-template <typename T>
-inline IntVec<T> same_label(const Labels<T>& labels, int64_t row, int64_t col) {
-  return load<IntVec<T>>(labels.col + col) == splat_int<T>(labels.row[row]);
-}
-
 template <typename T>
 void own_best(const OwnBest<T>& args) {
   const Tile<T>& tile = args.tile;

@@ -1,6 +1,6 @@
 // Epilogues of the pairwise sigmoid loss: softplus(-l_ij z_ij) with z = s S + b, l = 1 for the
 // positive and -1 for all others. The positive of each row is a single entry, computed separately
-// in double.
+// in double. Other pairs of equal labels do not count, or have l = 1 as well.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -32,6 +32,18 @@ inline double exact_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
          tile.col_inv_norms[col];
 }
 
+// Calls step(first column, mask, positive) for each vector of a row, without the positive of the row.
+template <typename T, typename Args, typename Step>
+inline void for_each_term(const Args& args, int64_t row, Step&& step) {
+  for_each_pair(args.tile, args.labels, row, [&](int64_t col, auto mask, auto same) {
+    if (args.same_are_positives) {
+      step(col, mask, same);
+    } else {
+      step(col, without(mask, same), NoLanes{});
+    }
+  });
+}
+
 template <typename T>
 void sigmoid_forward(const SigmoidForward<T>& args) {
   const Tile<T>& tile = args.tile;
@@ -39,9 +51,10 @@ void sigmoid_forward(const SigmoidForward<T>& args) {
     const int64_t positive = positive_column(tile, row);
     const Vec<T> zero = splat(T(0));
     Vec<T> sum = zero;
-    for_each_vector<T>(tile.cols, positive, [&](int64_t col, auto mask) {
+    for_each_term<T>(args, row, [&](int64_t col, auto mask, auto is_positive) {
       const Sigmoid<T> p = sigmoid_parts<T>(cosine(tile, row, col), args.scale, args.bias);
-      sum += choose(mask, maximum(p.z, zero) + log1p_unit<T>(p.decay), zero);
+      const Vec<T> z = choose(is_positive, -p.z, p.z);
+      sum += choose(mask, maximum(z, zero) + log1p_unit<T>(p.decay), zero);
     });
     args.row_loss[row] += sum_lanes<T>(sum);
     if (in_tile(tile, positive)) {
@@ -62,11 +75,13 @@ void sigmoid_backward(const SigmoidBackward<T>& args) {
     const T scale = static_cast<T>(args.scale);
     const Vec<T> zero = splat(T(0)), one = splat(T(1));
     Vec<T> row_dot = zero, row_slope = zero;
-    for_each_vector<T>(tile.cols, positive, [&](int64_t col, auto mask) {
+    for_each_term<T>(args, row, [&](int64_t col, auto mask, auto is_positive) {
       const Vec<T> s = cosine(tile, row, col);
       const Sigmoid<T> p = sigmoid_parts<T>(s, args.scale, args.bias);
-      const Vec<T> numerator = p.z > zero ? one : p.decay;
-      const Vec<T> slope = choose(mask, row_grad * numerator / (one + p.decay), zero);
+      const Vec<T> z = choose(is_positive, -p.z, p.z), upstream = splat(row_grad);
+      const Vec<T> numerator = z > zero ? one : p.decay;
+      const Vec<T> signed_upstream = choose(is_positive, -upstream, upstream);
+      const Vec<T> slope = choose(mask, signed_upstream * numerator / (one + p.decay), zero);
       row_dot += choose(mask, slope * s, zero);
       row_slope += slope;
       const Vec<T> inv_norm = load<Vec<T>>(tile.col_inv_norms + col);

@@ -170,16 +170,30 @@ inline Vec<T> log1p_unit(Vec<T> u) {
 // Calls step(first column, mask) for each vector of a row. The mask is off in the columns past the
 // end and at `excluded` (any value outside [0, cols) excludes nothing). `step` is generic in the
 // mask type, which is AllLanes for vectors without masked lanes, so that no masking is compiled for
-// the common case.
+// the common case. NoLanes is the opposite.
 struct AllLanes {};
+struct NoLanes {};
 
 template <typename V>
 inline V choose(AllLanes, V yes, V) {
   return yes;
 }
+template <typename V>
+inline V choose(NoLanes, V, V no) {
+  return no;
+}
 template <typename M, typename V>
 inline V choose(M mask, V yes, V no) {
   return mask ? yes : no;
+}
+
+// The lanes from `col` on that lie before the end and are not `excluded`.
+template <typename T>
+inline IntVec<T> lanes_except(int64_t col, int64_t cols, int64_t excluded) {
+  const bool excludes = excluded >= 0 && excluded < cols;  // others might not fit into a lane
+  const IntVec<T> index = lane_indices<T>() + static_cast<LaneInt<T>>(col);
+  const IntVec<T> below_end = index < splat_int<T>(static_cast<LaneInt<T>>(cols));
+  return below_end & (index != splat_int<T>(static_cast<LaneInt<T>>(excludes ? excluded : -1)));
 }
 
 template <typename T, typename Step>
@@ -187,12 +201,7 @@ inline void for_each_vector(int64_t cols, int64_t excluded, Step&& step) {
   const int64_t whole = cols / kLanes<T> * kLanes<T>;
   const bool excludes = excluded >= 0 && excluded < cols;
   const int64_t special = excludes ? excluded / kLanes<T> * kLanes<T> : -1;
-  const auto masked_step = [&](int64_t col) {
-    const IntVec<T> index = lane_indices<T>() + static_cast<LaneInt<T>>(col);
-    const IntVec<T> below_end = index < splat_int<T>(static_cast<LaneInt<T>>(cols));
-    const IntVec<T> kept = index != splat_int<T>(static_cast<LaneInt<T>>(excludes ? excluded : -1));
-    step(col, below_end & kept);
-  };
+  const auto masked_step = [&](int64_t col) { step(col, lanes_except<T>(col, cols, excluded)); };
   const int64_t before = excludes && special < whole ? special : whole;
   for (int64_t col = 0; col < before; col += kLanes<T>) step(col, AllLanes{});
   if (before < whole) {

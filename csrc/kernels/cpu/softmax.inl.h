@@ -14,18 +14,6 @@ inline T entry_cosine(const Tile<T>& tile, int64_t row, int64_t col) {
   return tile.dots[row * tile.pitch + col] * tile.row_inv_norms[row] * tile.col_inv_norms[col];
 }
 
-// The column of the positive of `row`, relative to the tile; outside [0, cols) if it is in another
-// tile.
-template <typename T>
-inline int64_t positive_column(const Tile<T>& tile, int64_t row) {
-  return tile.row_begin + row + tile.offset - tile.col_begin;
-}
-
-template <typename T>
-inline bool in_tile(const Tile<T>& tile, int64_t col) {
-  return col >= 0 && col < tile.cols;
-}
-
 // First pass over one row: returns the row's largest z', and its largest cosine if kHardest, and
 // updates the columns' largest z' (in column_scratch) and hardest negatives.
 template <bool kHardest, typename T>
@@ -36,7 +24,7 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
   const Vec<T> lowest = splat(static_cast<T>(kNoShift));
   T* col_largest = args.column_scratch;
   Vec<T> row_logit = lowest, row_cosine = lowest;
-  for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
+  for_each_negative(tile, args.labels, row, [&](int64_t col, auto mask) {
     const Vec<T> s = cosine(tile, row, col);
     const Vec<T> logit = choose(mask, s * args.scale.hi, lowest);
     row_logit = maximum(logit, row_logit);
@@ -60,9 +48,12 @@ template <typename T>
 inline void update_row_hardest(const SoftmaxForward<T>& args, int64_t row, T candidate) {
   const Tile<T>& tile = args.tile;
   if (!(candidate > args.row_statistics.hardest[row])) return;
-  const int64_t positive = positive_column(tile, row);
+  const auto is_negative = [&](int64_t col) {
+    const bool is_same = args.labels.row != nullptr && args.labels.row[row] == args.labels.col[col];
+    return col != positive_column(tile, row) && !is_same;
+  };
   int64_t col = 0;
-  while (col == positive || entry_cosine(tile, row, col) != candidate) ++col;
+  while (!is_negative(col) || entry_cosine(tile, row, col) != candidate) ++col;
   args.row_statistics.hardest[row] = candidate;
   args.row_statistics.hardest_index[row] = static_cast<LaneInt<T>>(tile.col_begin + col);
 }
@@ -116,7 +107,7 @@ void softmax_forward(const SoftmaxForward<T>& args) {
   for (int64_t row = 0; row < tile.rows; ++row) {
     const IntVec<T> row_shift = splat_int<T>(rows.shift[row]);
     Vec<T> row_sum = splat(T(0));
-    for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
+    for_each_negative(tile, args.labels, row, [&](int64_t col, auto mask) {
       const Vec<T> s = cosine(tile, row, col);
       const Base2<T> z = exp2_split<T>(s, args.scale.hi, args.scale.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(columns.shift + col);
@@ -142,7 +133,7 @@ void softmax_backward(const SoftmaxBackward<T>& args) {
     const IntVec<T> row_shift = splat_int<T>(weights.row_shift[row]);
     const T row_weight = weights.row_weight[row];
     Vec<T> row_dot = splat(T(0));
-    for_each_vector<T>(tile.cols, positive_column(tile, row), [&](int64_t col, auto mask) {
+    for_each_negative(tile, args.labels, row, [&](int64_t col, auto mask) {
       const Vec<T> s = cosine(tile, row, col);
       const Base2<T> z = exp2_split<T>(s, args.scale_base2.hi, args.scale_base2.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(weights.col_shift + col);

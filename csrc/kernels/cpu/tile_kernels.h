@@ -47,6 +47,13 @@ struct Tile {
   const T* col_inv_norms;  // [cols]
 };
 
+// An image and a text with equal labels belong together. Columns past the end have labels that no row has.
+template <typename T>
+struct Labels {
+  const LaneInt<T>* row = nullptr;  // [rows]; null: there are no labels
+  const LaneInt<T>* col = nullptr;  // [padded(cols)]
+};
+
 // z log2(e) = S (scale_hi + scale_lo): two terms, so that rounding s log2(e) to T costs nothing.
 template <typename T>
 struct Base2Scale {
@@ -72,6 +79,7 @@ struct SoftmaxForward {
   double* positive;                      // [rows], written for the rows whose positive is in the tile
   T* column_scratch;                     // [2, padded(cols)]
   bool needs_hardest;                    // otherwise the hardest negatives are not updated
+  Labels<T> labels = {};                 // pairs of equal labels are not negatives
 };
 
 // Weights W_ij = row_weight_i 2^(z'_ij - row_shift_i) + col_weight_j 2^(z'_ij - col_shift_j).
@@ -103,6 +111,7 @@ struct SoftmaxBackward {
   double scale;
   SoftmaxWeights<T> weights;
   ScalarGradients* scalars;  // added to
+  Labels<T> labels = {};
 };
 
 template <typename T>
@@ -110,6 +119,8 @@ struct SigmoidForward {
   Tile<T> tile;
   double scale, bias;
   double* row_loss;  // [rows], added to
+  Labels<T> labels = {};
+  bool same_are_positives = false;  // pairs of equal labels are positives; otherwise they do not count
 };
 
 template <typename T>
@@ -119,13 +130,8 @@ struct SigmoidBackward {
   double scale, bias;
   const double* row_grad;    // [rows], dL/d(row_loss)
   ScalarGradients* scalars;  // added to
-};
-
-// An image and a text with equal labels belong together.
-template <typename T>
-struct Labels {
-  const LaneInt<T>* row;  // [rows]
-  const LaneInt<T>* col;  // [cols]
+  Labels<T> labels = {};
+  bool same_are_positives = false;  // pairs of equal labels are positives; otherwise they do not count
 };
 
 // For each row and column, the largest cosine among its own entries (those with equal labels), or

@@ -53,7 +53,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         to_hopper_cosines(cosines, place, window, args.pairing, shared.norms[number], masked_cosine(logit.scale),
                           IgnorePositives{});
         float rows[Tile::kThreadRows];
-        negative_losses<Tile>(rows, cosines, logit);
+        CYCLIP_UNROLL
+        for (int a = 0; a < Tile::kThreadRows; ++a) {
+          float linear = 0, product = 0;  // as in sigmoid_rows_forward.cu
+          CYCLIP_UNROLL
+          for (int b = 0; b < Tile::kThreadCols; ++b) {
+            const float z = logit(cosines[a][b]), u = decay(z);
+            linear += fmax(z, 0.0f);
+            product = multiply_add(product, u, product + u);
+          }
+          rows[a] = linear + log1p(product);
+        }
         reduce_by_halving<2, 1, Tile::kThreadRows>(rows, Sum{});
         of_row += static_cast<double>(rows[0]);
       },

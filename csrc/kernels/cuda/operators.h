@@ -68,7 +68,7 @@ bool hopper_is_available();
 // norms[i] = max(|x_i|, 1e-12), in double for float64 features and in float for all others.
 Error launch_row_norms_forward(const Features& features, void* norms, const Context& context);
 
-// The positive of row i is column i + offset.
+// The positive of row i is column i + offset. Other pairs of equal labels are not negatives, if labels are given.
 struct PairStatisticsForward {
   Features image, text;  // [n, d], [m, d]
   const double* logit_scale;
@@ -82,6 +82,8 @@ struct PairStatisticsForward {
   int64_t* col_hardest_index;  // [m]
   // If false, the hardest negatives are not computed: -inf and -1, as without negatives.
   bool needs_hardest = true;
+  const int64_t* row_labels = nullptr;  // [n], null: no labels
+  const int64_t* col_labels = nullptr;  // [m]
 };
 Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Context& context);
 
@@ -101,6 +103,8 @@ struct PairStatisticsBackward {
   void* image_grad;                  // [n, d] in the type of the features, dense; null: not computed
   void* text_grad;                   // [m, d]
   double* logit_scale_grad;          // [1]
+  const int64_t* row_labels = nullptr;
+  const int64_t* col_labels = nullptr;
 };
 Error launch_pair_statistics_backward(const PairStatisticsBackward& args, const Context& context);
 
@@ -110,6 +114,10 @@ struct SigmoidRowsForward {
   const double* logit_bias;
   int64_t offset;
   double* row_loss;  // [n]
+  const int64_t* row_labels = nullptr;
+  const int64_t* col_labels = nullptr;
+  // Pairs of equal labels are positives. Otherwise they do not count.
+  bool same_are_positives = false;
 };
 Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context& context);
 
@@ -123,6 +131,9 @@ struct SigmoidRowsBackward {
   void* text_grad;
   double* logit_scale_grad;  // [1]
   double* logit_bias_grad;   // [1]
+  const int64_t* row_labels = nullptr;
+  const int64_t* col_labels = nullptr;
+  bool same_are_positives = false;
 };
 Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Context& context);
 

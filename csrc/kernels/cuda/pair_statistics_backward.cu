@@ -2,6 +2,7 @@
 
 #include <climits>
 
+#include "labels.cuh"
 #include "panel_kernel.cuh"
 
 namespace cyclip::cuda {
@@ -58,15 +59,22 @@ struct CommonShift {
 };
 
 // dL/dz_ij = u_i e^(z_ij - r_i) + v_j e^(z_ij - c_j).
-template <typename T>
+template <typename T, typename MaybeLabels>
 struct Softmax {
   static constexpr bool kHasBias = false;
 
   const Weight<T>* rows;
   const Weight<T>* cols;
   const double* logit_scale;
+  MaybeLabels labels;
 
   __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
+
+  template <typename Tile>
+  __device__ void mask(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                       T masked) const {
+    mask_same<Tile>(cosines, place, window, labels, masked);
+  }
 
   // Only in float does one exponential serve both sides if it can: in double, both versions
   // together need more registers than there are.
@@ -129,14 +137,18 @@ Error launch_pair_statistics_backward(const PairStatisticsBackward& args, const 
                       args.row_lse, args.grad_row_lse, n, rows));
     CYCLIP_TRY(launch(softmax_weights_backward_kernel<T>, blocks_for(m), dim3(kThreadsPerBlock), 0, context.stream,
                       args.col_lse, args.grad_col_lse, m, cols));
-    const Softmax<T> loss = {rows, cols, args.logit_scale};
+    const Labels labels = {args.row_labels, args.col_labels};
 
     const PairwiseGradients gradients = {
         args.image, args.text, {args.grad_positive, args.offset}, args.image_grad, args.text_grad};
     return launch_feature_gradients<Math>(
         gradients, context, [&](const auto& panel, const Tower<Math>& image, const Tower<Math>& text) -> Error {
-          CYCLIP_TRY(launch_fill_panel<Math>(panel, image, text, args.offset, loss, args.logit_scale_grad, nullptr,
-                                             context));
+          const auto fill = [&](const auto& of_loss) {
+            return launch_fill_panel<Math>(panel, image, text, args.offset, of_loss, args.logit_scale_grad,
+                                           nullptr, context);
+          };
+          CYCLIP_TRY(labels.rows ? fill(Softmax<T, Labels>{rows, cols, args.logit_scale, labels})
+                                 : fill(Softmax<T, NoLabels>{rows, cols, args.logit_scale, {}}));
           const auto kernel = add_hardest_backward_kernel<PanelMath<Math>>;
           CYCLIP_TRY(launch(kernel, blocks_for(panel.rows()), dim3(kThreadsPerBlock), 0, context.stream, panel,
                             args.row_hardest_index, args.grad_row_hardest, true, image.norms, text.norms));

@@ -1,6 +1,7 @@
 // Softmax statistics of the negatives, per row and per column (docs/gradients.md).
 
 #include "hopper.h"
+#include "labels.cuh"
 #include "pair_statistics.cuh"
 #include "region_tiles.cuh"
 
@@ -192,7 +193,7 @@ __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorag
   return {sum.shift, static_cast<double>(sum.sum), hardest.value, hardest.index};
 }
 
-template <typename Tile, bool kHardest>
+template <typename Tile, bool kHardest, typename MaybeLabels>
 struct ForwardArguments {
   using T = typename Tile::Accumulator;
   RegionTiles<Tile> tiles;
@@ -200,11 +201,12 @@ struct ForwardArguments {
   Partials<T, kHardest> row_parts;  // [across][n]
   Partials<T, kHardest> col_parts;  // [down][m]
   double* positive;
+  MaybeLabels labels;
 };
 
-template <typename Tile, bool kHardest>
+template <typename Tile, bool kHardest, typename MaybeLabels>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
-    pair_statistics_forward_kernel(ForwardArguments<Tile, kHardest> args) {
+    pair_statistics_forward_kernel(ForwardArguments<Tile, kHardest, MaybeLabels> args) {
   using T = typename Tile::Accumulator;
   auto& shared = dynamic_shared<RegionStorage<Tile, EpilogueStorage<Tile>>>();
   const Place<Tile> place;
@@ -213,6 +215,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   args.tiles.for_each(
       shared, place, [&](int64_t row, T cosine) { args.positive[row] = static_cast<double>(cosine); },
       [&](const Window& window, typename Tile::Fragment& cosines) {
+        mask_same<Tile>(cosines, place, window, args.labels, kMasked<T>);
         const auto of_tile = line_statistics<kHardest>(shared.epilogue, place, window, cosines, scale);
         if (Window::owns_row<Tile>()) {
           of_row.append(of_tile);
@@ -264,9 +267,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock) clear_positives_forward_kern
   if (row < n) positive[row] = 0;
 }
 
-template <bool kHardest, typename Tile>
-Error launch_tiles(const PairStatisticsForward& args, const Tower<typename Tile::Math>& image,
-                   const Tower<typename Tile::Math>& text, const Context& context) {
+template <bool kHardest, typename Tile, typename MaybeLabels>
+Error launch_tiles(const PairStatisticsForward& args, const MaybeLabels& labels,
+                   const Tower<typename Tile::Math>& image, const Tower<typename Tile::Math>& text,
+                   const Context& context) {
   using T = typename Tile::Accumulator;
   const int64_t n = image.rows, m = text.rows;
   const Regions regions = Regions::of<Tile>(n, m);
@@ -274,10 +278,11 @@ Error launch_tiles(const PairStatisticsForward& args, const Tower<typename Tile:
   const auto col_parts = Partials<T, kHardest>::allocate(regions.down, m, context.workspace);
   const RegionTiles<Tile> tiles = {
       image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
-  CYCLIP_TRY(
-      launch(pair_statistics_forward_kernel<Tile, kHardest>, regions.blocks(), dim3(Tile::kThreads),
-             sizeof(RegionStorage<Tile, EpilogueStorage<Tile>>), context.stream,
-             ForwardArguments<Tile, kHardest>{tiles, args.logit_scale, row_parts, col_parts, args.positive}));
+  const ForwardArguments<Tile, kHardest, MaybeLabels> arguments = {tiles,     args.logit_scale, row_parts,
+                                                                   col_parts, args.positive,    labels};
+  CYCLIP_TRY(launch(pair_statistics_forward_kernel<Tile, kHardest, MaybeLabels>, regions.blocks(),
+                    dim3(Tile::kThreads), sizeof(RegionStorage<Tile, EpilogueStorage<Tile>>), context.stream,
+                    arguments));
   return launch_merge_statistics<T, kHardest>(
       {row_parts, regions.across, args.row_lse, args.row_hardest, args.row_hardest_index},
       {col_parts, regions.down, args.col_lse, args.col_hardest, args.col_hardest_index}, context);
@@ -305,16 +310,21 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     CYCLIP_TRY(prepare_tower(args.text, context, &text));
     CYCLIP_TRY(launch(clear_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
                       context.stream, args.positive, image.rows));
+    const Labels labels = {args.row_labels, args.col_labels};
+    if (labels.rows && args.needs_hardest) {  // rare: one tile size less to compile
+      return launch_tiles<true, SmallTile<Math>>(args, labels, image, text, context);
+    }
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (uses_hopper(image.by_rows(), text.by_rows(), context)) {
+      if (!labels.rows && uses_hopper(image.by_rows(), text.by_rows(), context)) {
         return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
                                   : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
       }
     }
     return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
       using Tile = decltype(shape);
-      return args.needs_hardest ? launch_tiles<true, Tile>(args, image, text, context)
-                                : launch_tiles<false, Tile>(args, image, text, context);
+      if (labels.rows) return launch_tiles<false, Tile>(args, labels, image, text, context);
+      return args.needs_hardest ? launch_tiles<true, Tile>(args, NoLabels{}, image, text, context)
+                                : launch_tiles<false, Tile>(args, NoLabels{}, image, text, context);
     });
   });
 }

@@ -4,6 +4,9 @@
 //   struct Loss {
 //     static constexpr bool kHasBias;  // whether the sum of all slopes is needed
 //     T scale() const;                 // s
+//     // Replaces the cosines of pairs that do not count, other than positives.
+//     template <typename Tile>
+//     void mask(typename Tile::Fragment& cosines, const Place<Tile>&, const Window&, T masked) const;
 //     // Calls body(slope) once, where slope(a, b, cosine) is dL/dz of the entry in row a and
 //     // column b of this thread. It is zero for the cosine of masked entries.
 //     template <typename Tile, typename Body>
@@ -47,6 +50,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
                          0, args.image.depth);
   const T scale = args.loss.scale();
   to_cosines(values, place, window, args.pairing, IgnorePositives{}, masked_cosine(scale));
+  args.loss.mask(values, place, window, masked_cosine(scale));
 
   T col_factors[Tile::kThreadCols];
   CYCLIP_UNROLL

@@ -2,6 +2,7 @@
 // entry of each line, the second counts the foreign entries that reach it. Both passes compute
 // bit-identical cosines, so ties are exact.
 
+#include "labels.cuh"
 #include "region_tiles.cuh"
 #include "tower.cuh"
 
@@ -41,36 +42,6 @@ struct ForeignCount {
   __device__ Result value(T cosine, const Line& best) const { return cosine >= best; }
   __device__ Result operator()(Result a, Result b) const { return a + b; }
 };
-
-// Bit a kThreadCols + b represents entry (a, b) of a thread.
-template <typename Tile>
-__device__ inline bool test(uint64_t entries, int a, int b) {
-  return entries >> (a * Tile::kThreadCols + b) & 1;
-}
-
-struct Labels {
-  const int64_t* image;
-  const int64_t* text;
-};
-
-// The entries of this thread whose labels are equal. The bits of lines outside the matrix are
-// arbitrary.
-template <typename Tile>
-__device__ uint64_t own_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
-  int64_t text_labels[Tile::kThreadCols];
-  CYCLIP_UNROLL
-  for (int b = 0; b < Tile::kThreadCols; ++b) text_labels[b] = window.of_col(labels.text, place.col(b));
-  uint64_t own = 0;
-  CYCLIP_UNROLL
-  for (int a = 0; a < Tile::kThreadRows; ++a) {
-    const int64_t image_label = window.of_row(labels.image, place.row(a));
-    CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      own |= uint64_t{image_label == text_labels[b]} << (a * Tile::kThreadCols + b);
-    }
-  }
-  return own;
-}
 
 // The result of this thread's line over these entries of the tile.
 template <typename Tile, typename Pass>
@@ -127,7 +98,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   args.tiles.for_each(
       shared, place, IgnorePositives{},
       [&](const Window& window, const typename Tile::Fragment& cosines) {
-        const uint64_t entries = pass.entries(own_entries(place, window, args.labels));
+        const uint64_t entries = pass.entries(same_entries(place, window, args.labels));
         const Result of_tile = line_result(shared.epilogue, place, window, cosines, entries, pass);
         if (Window::owns_row<Tile>()) {
           of_row = pass(of_row, of_tile);

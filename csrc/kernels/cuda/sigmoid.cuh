@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cosines.cuh"
+#include "labels.cuh"
 #include "rows.cuh"
 #include "tower.cuh"
 
@@ -29,30 +30,31 @@ __device__ inline T decay(T z) {
   return exp2_scaled(-fabs(z), base2_scale<T>(1), T{0});
 }
 
-// The loss of the negatives of a thread in each of its rows.
-//
-// sum softplus(z) = sum max(z, 0) + log prod (1 + e^-|z|), so a thread takes one logarithm for all
-// entries of a row that it holds. The product is stored minus 1, so that small exponentials, the
-// most frequent ones, lose no bits.
-template <typename Tile, typename T = typename Tile::Accumulator>
-__device__ inline void negative_losses(T (&rows)[Tile::kThreadRows], const typename Tile::Fragment& cosines,
-                                       const Logits<T>& logit) {
-  CYCLIP_UNROLL
-  for (int a = 0; a < Tile::kThreadRows; ++a) {
-    T linear = 0, product = 0;
-    CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) {
-      const T z = logit(cosines[a][b]), u = decay(z);
-      linear += fmax(z, T{0});  // fmax ignores NaN, but then u is NaN
-      product = multiply_add(product, u, product + u);
-    }
-    rows[a] = linear + log1p(product);
-  }
-}
-
 // 1 / (1 + u) for 0 <= u <= 1.
 __device__ inline float one_over_one_plus(float u) { return reciprocal_approximately(1 + u); }
 __device__ inline double one_over_one_plus(double u) { return 1 / (1 + u); }
+
+// Pairs of equal labels are positives, or do not count.
+struct SameLabels {
+  Labels labels;
+  bool are_positives;
+};
+
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                                 const SameLabels& same, typename Tile::Accumulator masked) {
+  if (!same.are_positives) mask_same<Tile>(cosines, place, window, same.labels, masked);
+}
+
+// The entries of this thread that are positives by their labels; masked ones may be among them.
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
+  return same.are_positives ? same_entries(place, window, same.labels) : 0;
+}
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {
+  return 0;
+}
 
 // ---------------------------------------------------------------- positives
 

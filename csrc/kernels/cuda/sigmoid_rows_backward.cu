@@ -7,16 +7,23 @@ namespace cyclip::cuda {
 
 namespace {
 
-// dL/dz_ij = g_i logistic(z_ij).
-template <typename T>
+// dL/dz_ij = g_i logistic(z_ij), and -g_i logistic(-z_ij) for positives.
+template <typename T, typename MaybeLabels>
 struct Sigmoid {
   static constexpr bool kHasBias = true;
 
   const double* grad_rows;
   const double* logit_scale;
   const double* logit_bias;
+  MaybeLabels same;
 
   __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
+
+  template <typename Tile>
+  __device__ void mask(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                       T masked) const {
+    mask_same<Tile>(cosines, place, window, same, masked);
+  }
 
   template <typename Tile, typename Body>
   __device__ void with_slopes(const Place<Tile>& place, const Window& window, const Body& body) const {
@@ -26,9 +33,12 @@ struct Sigmoid {
     for (int a = 0; a < Tile::kThreadRows; ++a) {
       gradients[a] = static_cast<T>(window.of_row(grad_rows, place.row(a)));
     }
-    body([&](int a, int, T cosine) {
-      const T z = logit(cosine), u = decay(z);
-      return gradients[a] * (z > 0 ? T{1} : u) * one_over_one_plus(u);
+    const uint64_t positives = more_positives(place, window, same);
+    body([&](int a, int b, T cosine) {
+      const bool is_positive = test<Tile>(positives, a, b) && fabs(cosine) != -kMasked<T>;
+      const T of_cosine = logit(cosine), z = is_positive ? -of_cosine : of_cosine, u = decay(z);
+      const T gradient = is_positive ? -gradients[a] : gradients[a];
+      return gradient * (z > 0 ? T{1} : u) * one_over_one_plus(u);
     });
   }
 };
@@ -58,15 +68,20 @@ Error launch_sigmoid_rows_backward(const SigmoidRowsBackward& args, const Contex
     using Math = decltype(math);
     using T = typename Math::Accumulator;
     const int64_t n = args.image.rows;
-    const Sigmoid<T> loss = {args.grad_rows, args.logit_scale, args.logit_bias};
+    const SameLabels same = {{args.row_labels, args.col_labels}, args.same_are_positives};
     double* cosine_gradients = context.workspace.template take<double>(n);
     SumPair* positive_sums = context.workspace.template take<SumPair>(n);
     const PairwiseGradients gradients = {
         args.image, args.text, {cosine_gradients, args.offset}, args.image_grad, args.text_grad};
     return launch_feature_gradients<Math>(
         gradients, context, [&](const auto& panel, const Tower<Math>& image, const Tower<Math>& text) -> Error {
-          CYCLIP_TRY(launch_fill_panel<Math>(panel, image, text, args.offset, loss, args.logit_scale_grad,
-                                             args.logit_bias_grad, context));
+          const auto fill = [&](const auto& of_loss) {
+            return launch_fill_panel<Math>(panel, image, text, args.offset, of_loss, args.logit_scale_grad,
+                                           args.logit_bias_grad, context);
+          };
+          CYCLIP_TRY(same.labels.rows
+                         ? fill(Sigmoid<T, SameLabels>{args.grad_rows, args.logit_scale, args.logit_bias, same})
+                         : fill(Sigmoid<T, NoLabels>{args.grad_rows, args.logit_scale, args.logit_bias, {}}));
           if (panel.col_begin > 0) return kSuccess;  // the first panel of these rows has included their positives
           const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
                                            args.offset, args.logit_scale, args.logit_bias};

@@ -9,6 +9,7 @@
 #include "../../kernels/cpu/sparse_gradients.h"
 #include "../checks.h"
 #include "gradient_panels.h"
+#include "labels.h"
 
 namespace cyclip::cpu {
 
@@ -73,12 +74,13 @@ class PartialStatistics {
 using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename Products>
-Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes,
-                   bool needs_hardest) {
+Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes, bool needs_hardest,
+                   const OptionalLabels& given_labels) {
   using T = typename Products::Number;
   const int64_t n = products.image.rows, m = products.text.rows;
   const Regions regions(n, m);
   const KeptDots<T> kept(n, m, keep_bytes);
+  const MaybeLabels<T> labels(given_labels, n, m);
   PartialStatistics<T> row_parts(regions.across, n), col_parts(regions.down, m);
   Tensor positive = empty<double>({n});
   double* positive_data = positive.mutable_data_ptr<double>();
@@ -89,7 +91,7 @@ Statistics forward(const Products& products, double scale, int64_t offset, int64
   regions.for_each_tile(products, offset, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
     Buffer<T> scratch(2 * padded(tile.cols));
     kernels.softmax_forward({tile, base2, row_parts.at(j, tile.row_begin), col_parts.at(i, tile.col_begin),
-                             positive_data + tile.row_begin, scratch.data(), needs_hardest});
+                             positive_data + tile.row_begin, scratch.data(), needs_hardest, labels.of(tile)});
   });
 
   Tensor row_lse = empty<double>({n}), col_lse = empty<double>({m});
@@ -129,12 +131,14 @@ struct Weights {
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                            int64_t offset, bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes,
-                           bool needs_hardest) {
+                           bool needs_hardest, std::optional<Tensor> row_labels,
+                           std::optional<Tensor> col_labels) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
+  const OptionalLabels labels(row_labels, image_features.size(0), col_labels, text_features.size(0));
   const double scale = scalar_value(logit_scale, "logit_scale");
   return with_products(image_features, text_features, {allow_bf16}, [&](const auto& products) {
-    return forward(products, scale, offset, keep_bytes, needs_hardest);
+    return forward(products, scale, offset, keep_bytes, needs_hardest, labels);
   });
 }
 
@@ -143,10 +147,11 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
     const Tensor& dots, const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad,
-    bool /*allow_tf32*/, bool allow_bf16) {
+    bool /*allow_tf32*/, bool allow_bf16, std::optional<Tensor> row_labels, std::optional<Tensor> col_labels) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const int64_t n = image_features.size(0), m = text_features.size(0);
+  const OptionalLabels given_labels(row_labels, n, col_labels, m);
   const Vector<double> row_lse_values(row_lse, n, "row_lse"), col_lse_values(col_lse, m, "col_lse");
   const Vector<int64_t> row_indices(row_hardest_index, n, "row_hardest_index");
   const Vector<int64_t> col_indices(col_hardest_index, m, "col_hardest_index");
@@ -163,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
         const KeptDots<T> kept(n, m, dots);
         const Weights<T> rows(row_lse_values.data, row_grads.data, n),
             cols(col_lse_values.data, col_grads.data, m);
+        const MaybeLabels<T> labels(given_labels, n, m);
         const WantedGradients wanted = {needs_image_grad, needs_text_grad};
         FeatureGradients<T> grads(products.image, products.text, wanted);
         const TileKernels<T>& kernels = tile_kernels<T>();
@@ -174,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
                                              cols.weight.data() + c};
           const SparseGradients sparse = {positive_grads.data + r, row_hardest_grads.data + r,
                                           row_indices.data + r, col_hardest_grads.data + c, col_indices.data + c};
-          kernels.softmax_backward({tile, out, base2, scale, weights, scalars});
+          kernels.softmax_backward({tile, out, base2, scale, weights, scalars, labels.of(tile)});
           add_sparse_gradients(tile, out, sparse);
         };
         const ScalarGradients scalars =

@@ -3,12 +3,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <limits>
 #include <tuple>
-#include <vector>
 
 #include "../checks.h"
+#include "labels.h"
 #include "tiles.h"
 
 namespace cyclip::cpu {
@@ -17,26 +16,6 @@ namespace {
 
 // The dot products are stored for the second pass if they fit into this many bytes.
 constexpr int64_t kKeptBytes = int64_t{64} << 20;
-
-// Labels that are as wide as T, for vector comparisons. Two of them are equal if and only if the
-// original ones are.
-template <typename T>
-struct DenseLabels {
-  Buffer<LaneInt<T>> image, text;
-
-  DenseLabels(const Vector<int64_t>& image_labels, int64_t n, const Vector<int64_t>& text_labels, int64_t m)
-      : image(n), text(padded(m)) {
-    std::vector<int64_t> known(image_labels.data, image_labels.data + n);
-    known.insert(known.end(), text_labels.data, text_labels.data + m);
-    std::sort(known.begin(), known.end());
-    known.erase(std::unique(known.begin(), known.end()), known.end());
-    const auto place = [&](int64_t label) {
-      return static_cast<LaneInt<T>>(std::lower_bound(known.begin(), known.end(), label) - known.begin());
-    };
-    std::transform(image_labels.data, image_labels.data + n, image.data(), place);
-    std::transform(text_labels.data, text_labels.data + m, text.data(), place);
-  }
-};
 
 // One vector of type E per region across or down, padded for vector access.
 template <typename E>
@@ -85,15 +64,12 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
     using T = NumberOf<std::decay_t<decltype(products)>>;
     const KeptDots<T> kept(n, m, kKeptBytes);
     const DenseLabels<T> labels(image_label_values, n, text_label_values, m);
-    const auto labels_of = [&](const Tile<T>& tile) -> Labels<T> {
-      return {labels.image.data() + tile.row_begin, labels.text.data() + tile.col_begin};
-    };
     const TileKernels<T>& kernels = tile_kernels<T>();
 
     constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
     Parts<T> row_best(regions.across, n, kNone), col_best(regions.down, m, kNone);
     regions.for_each_tile(products, 0, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
-      kernels.own_best({tile, labels_of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
+      kernels.own_best({tile, labels.of(tile), row_best.at(j, tile.row_begin), col_best.at(i, tile.col_begin)});
     });
     share_best(row_best);
     share_best(col_best);
@@ -102,7 +78,7 @@ std::tuple<Tensor, Tensor> retrieval_ranks(const Tensor& image_features, const T
     regions.for_each_tile(
         products, 0, kept,
         [&](int64_t i, int64_t j, const Tile<T>& tile) {
-          kernels.foreign_count({tile, labels_of(tile), row_best.at(j, tile.row_begin),
+          kernels.foreign_count({tile, labels.of(tile), row_best.at(j, tile.row_begin),
                                  col_best.at(i, tile.col_begin), row_count.at(j, tile.row_begin),
                                  col_count.at(i, tile.col_begin)});
         },

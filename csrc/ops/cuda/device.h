@@ -38,6 +38,12 @@ inline void check_same_device(std::initializer_list<Argument> arguments) {
   }
 }
 
+inline void check_label_devices(const Tensor& image_features, const std::optional<Tensor>& row_labels,
+                                const std::optional<Tensor>& col_labels) {
+  if (row_labels) check_same_device({{image_features, "image_features"}, {*row_labels, "row_labels"}});
+  if (col_labels) check_same_device({{image_features, "image_features"}, {*col_labels, "col_labels"}});
+}
+
 // A tower's features, whose rows consist of consecutive elements. Any pitch is allowed, so a slice
 // is not copied.
 class Tower {

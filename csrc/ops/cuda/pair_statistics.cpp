@@ -12,12 +12,15 @@ using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                            int64_t offset, bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/,
-                           bool needs_hardest) {
+                           bool needs_hardest, std::optional<Tensor> row_labels,
+                           std::optional<Tensor> col_labels) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device(
       {{image_features, "image_features"}, {text_features, "text_features"}, {logit_scale, "logit_scale"}});
+  check_label_devices(image_features, row_labels, col_labels);
   const int64_t n = image_features.size(0), m = text_features.size(0);
+  const OptionalLabels labels(row_labels, n, col_labels, m);
   const Call call(image_features, allow_tf32);
   const Tower image(multiplied(image_features, allow_bf16)), text(multiplied(text_features, allow_bf16));
   const Scalar scale(logit_scale, "logit_scale");
@@ -39,6 +42,8 @@ Statistics pair_statistics(const Tensor& image_features, const Tensor& text_feat
   args.row_hardest_index = row_index.mutable_data_ptr<int64_t>();
   args.col_hardest_index = col_index.mutable_data_ptr<int64_t>();
   args.needs_hardest = needs_hardest;
+  args.row_labels = labels.row_data();
+  args.col_labels = labels.col_data();
   STD_CUDA_CHECK(launch_pair_statistics_forward(args, call.context()));
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, no_dots(image_features)};
 }
@@ -48,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
     const Tensor& row_lse, const Tensor& col_lse, const Tensor& row_hardest_index, const Tensor& col_hardest_index,
     const Tensor& /*dots*/, const Tensor& grad_row_lse, const Tensor& grad_col_lse, const Tensor& grad_positive,
     const Tensor& grad_row_hardest, const Tensor& grad_col_hardest, bool needs_image_grad, bool needs_text_grad,
-    bool allow_tf32, bool allow_bf16) {
+    bool allow_tf32, bool allow_bf16, std::optional<Tensor> row_labels, std::optional<Tensor> col_labels) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device({{image_features, "image_features"},
@@ -63,7 +68,9 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
                      {grad_positive, "grad_positive"},
                      {grad_row_hardest, "grad_row_hardest"},
                      {grad_col_hardest, "grad_col_hardest"}});
+  check_label_devices(image_features, row_labels, col_labels);
   const int64_t n = image_features.size(0), m = text_features.size(0);
+  const OptionalLabels labels(row_labels, n, col_labels, m);
   const Call call(image_features, allow_tf32);
   const Tensor multiplied_image = multiplied(image_features, allow_bf16);
   const Tensor multiplied_text = multiplied(text_features, allow_bf16);
@@ -98,6 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
   args.image_grad = image_grad.mutable_data_ptr();
   args.text_grad = text_grad.mutable_data_ptr();
   args.logit_scale_grad = scale_grad.mutable_data_ptr<double>();
+  args.row_labels = labels.row_data();
+  args.col_labels = labels.col_data();
   STD_CUDA_CHECK(launch_pair_statistics_backward(args, call.context()));
   return {torch::stable::to(image_grad, image_features.scalar_type()),
           torch::stable::to(text_grad, text_features.scalar_type()), scale_grad};

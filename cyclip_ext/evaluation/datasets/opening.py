@@ -152,7 +152,7 @@ def _open_files(place: str, options: ReadOptions, labels: bool) -> ImageDataset:
         if not isinstance(dataset, TableDataset):
             raise ValueError(f"{place} has labels: manifest applies to images with captions only")
         file = path.parent / CLASS_NAMES_FILE
-        _name_classes(dataset, path, file, read_names(file) if file.is_file() else None)
+        _name_classes(dataset, path, file, read_names(file) if file.exists() else None)
         if len(dataset.class_names) < 2:
             raise ValueError(
                 f"{path} has a single class, {dataset.class_names[0]}: every answer is right. List "

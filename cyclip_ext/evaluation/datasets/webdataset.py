@@ -52,7 +52,7 @@ def open_webdataset(folder: Path, split: str = "test") -> TarDataset:
 
 def _kind(folder: Path) -> str | None:
     file = folder / KIND_FILE
-    if not file.is_file():
+    if not file.exists():
         return None
     kind = " ".join(read_lines(file)).lower()
     if kind not in (CLASSIFICATION, RETRIEVAL):
@@ -68,7 +68,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
             f"{split}/1.tar, ... and their number in {split}/{SHARDS_FILE}"
         )
     file = place / SHARDS_FILE
-    if not file.is_file():
+    if not file.exists():
         found = sorted(path for path in place.glob("*.tar") if not path.name.startswith("."))
         if not found:
             raise MissingData(f"{place} has neither 0.tar, 1.tar, ... nor {SHARDS_FILE}")
@@ -103,7 +103,7 @@ def _without_gaps(place: Path, found: list[Path]) -> list[Path]:
 
 def _name_classes(dataset: TarDataset, folder: Path) -> None:
     file = folder / CLASS_NAMES_FILE
-    if not file.is_file():
+    if not file.exists():
         raise MissingData(f"{file} does not exist; its line k must name the class of label k")
     names = read_names(file)
     assert dataset.labels is not None
@@ -116,5 +116,5 @@ def _name_classes(dataset: TarDataset, folder: Path) -> None:
         )
     dataset.class_names = names
     templates = folder / TEMPLATES_FILE
-    if templates.is_file():
+    if templates.exists():
         dataset.templates = read_templates(templates)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data import FileDataset, ImageDataset, SkipReport
+from ...data import ImageDataset, SkipReport
 from ...data.captions import clean_caption, is_text
-from ...data.dataset import Encoded, digest
-from ...data.images import IMAGE_SUFFIXES, read_bytes
+from ...data.columns import Strings
+from ...data.folders import ImageFiles
+from ...data.images import IMAGE_SUFFIXES
 
 EXAMPLES_FILE = "examples.jsonl"
 _CAPTIONS, _IMAGES = ("caption_0", "caption_1"), ("image_0", "image_1")
@@ -43,27 +45,6 @@ class Quadruples:
         return len(self.tags)
 
 
-class _ImageFiles(FileDataset):
-    """Images by path."""
-
-    def __init__(self, name: str, paths: list[Path], skipped: SkipReport) -> None:
-        self.name = name
-        self.paths = paths
-        self.skipped = skipped
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def encoded(self, index: int) -> Encoded:
-        """See FileDataset.encoded."""
-        path = self.paths[index]
-        return Encoded(read_bytes(path, str(path)), str(path))
-
-    def fingerprint(self) -> str:
-        """See ImageDataset.fingerprint."""
-        return digest(repr([path.name for path in self.paths]))
-
-
 def open_winoground(folder: Path) -> Quadruples:
     """Open two images and two captions per line.
 
@@ -77,16 +58,15 @@ def open_winoground(folder: Path) -> Quadruples:
     Raises ValueError if no line can be used.
     """
     file = folder / EXAMPLES_FILE
-    suffixed = {
-        path.stem: path.name
-        for path in sorted((folder / "images").glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    suffixed: dict[str, list[str]] = {}
+    for path in sorted((folder / "images").glob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            suffixed.setdefault(path.stem, []).append(path.name)
     skipped = SkipReport()
     captions: list[tuple[str, str]] = []
-    images: list[Path] = []
+    images: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(re.split(rb"\r\n|[\r\n]", file.read_bytes()), 1):
         if not line.strip():
             continue
         entry = _entry(line)
@@ -98,14 +78,19 @@ def open_winoground(folder: Path) -> Quadruples:
         if not first or not second:
             skipped.add("empty caption", where)
             continue
+        names = [suffixed.get(entry[key], [entry[key]]) for key in _IMAGES]
+        if any(len(found) > 1 for found in names):
+            skipped.add("two images of one name", where)
+            continue
         captions.append((first, second))
-        names = [entry[key] for key in _IMAGES]
-        images += [folder / "images" / suffixed.get(name, name) for name in names]
+        images += [found[0] for found in names]
         tag = entry.get("tag")
         tags.append(tag if isinstance(tag, str) else "")
     if not captions:
         raise ValueError(f"{file} has no usable line: {skipped}")
-    dataset = _ImageFiles(folder.resolve().name, images, skipped)
+    dataset = ImageFiles(folder.resolve().name, folder / "images")
+    dataset.images = Strings.of(images)
+    dataset.skipped = skipped
     return Quadruples(dataset, tuple(captions), tuple(tags))
 
 

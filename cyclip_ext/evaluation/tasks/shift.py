@@ -81,7 +81,7 @@ def read_baselines(path: str | Path) -> dict[str, Points]:
     not measured.
 
     Raises ValueError, naming the file and the line, for other columns or two of one name, rows
-    longer than the header, and cells that are not an accuracy.
+    longer than the header, cells of several lines, and cells that are not an accuracy.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     rows = csv.DictReader(StringIO(read_text(Path(path))), skipinitialspace=True)
@@ -95,6 +95,10 @@ def read_baselines(path: str | Path) -> dict[str, Points]:
     for row in rows:
         if None in row:
             raise ValueError(f"{path}, line {rows.line_num}: more cells than columns ({row[None]})")
+        if any("\n" in cell for cell in row.values() if cell):
+            raise ValueError(
+                f"{path}, line {rows.line_num}: a cell has several lines; close its quote"
+            )
         for name in filter(row.get, columns):
             try:
                 pair = _share(row["base"]), _share(row[name])

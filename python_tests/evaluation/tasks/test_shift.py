@@ -93,6 +93,7 @@ def test_baselines_are_read_by_column(tmp_path: Path) -> None:
         ("base,v2\n0.5,nan\n", "line 2: .*got nan"),
         ("base,v2\n0.5,0,4\n", "line 2: more cells than columns"),  # a decimal comma
         ("base,v2,v2\n0.5,0.4,0.3\n", "line 1: .* each once"),
+        ('base,v2,model\n0.5,0.4,"a\n0.6,0.5,b', "line 3: a cell has several lines"),
     ],
 )
 def test_wrong_tables_are_named(tmp_path: Path, content: str, message: str) -> None:

@@ -3,6 +3,7 @@
 // before its target pragma.
 
 #include "../simd.inl.h"
+#include "../negatives.inl.h"
 #include "../softmax.inl.h"
 #include "../sigmoid.inl.h"
 #include "../ranks.inl.h"
