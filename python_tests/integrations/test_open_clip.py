@@ -239,6 +239,18 @@ def test_losses_are_constructed_wherever_open_clip_looks_them_up() -> None:
         assert (loss.in_modal, loss.options.exchange) == (0.5, "ring")
 
 
+@pytest.mark.parametrize(
+    ("impl", "exchange"),
+    [("bidir", "ring"), ("shift", "ring"), ("gather", "gather"), ("reduce", "gather")],
+)
+def test_dist_impl_chooses_the_exchange_unless_an_option_does(impl: str, exchange: str) -> None:
+    arguments = _arguments(0, world_size=1, siglip=True, loss_dist_impl=impl)
+    install("siglip")
+    assert open_clip.create_loss(arguments).options.exchange == exchange
+    install("siglip", exchange="replicate")
+    assert open_clip.create_loss(arguments).options.exchange == "replicate"
+
+
 def test_documented_installation(run_documented: Callable[..., dict[str, Any]]) -> None:
     run_documented("open_clip")
     loss = open_clip.create_loss(_arguments(0, world_size=1))
