@@ -67,6 +67,15 @@ def size_of(path: Path) -> int:
         return -1
 
 
+def content_state(file: Path | int) -> tuple[int, int]:
+    """Return size and time of change of a file, or of a descriptor; -1 if it cannot be read."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def is_image(name: str) -> bool:
     """Return whether a file is an image by its suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
