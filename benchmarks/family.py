@@ -35,6 +35,7 @@ class Peer:
     judged: bool = True  # whether its error is compared; a compiled peer has the original's
     logit_bytes: float = math.inf  # logits up to this size are stored for the backward pass
     largest: int | None = None  # N beyond which a CPU would take too long
+    locked: bool = False  # whether the image features need no gradient, which saves a product
 
     def features(self, batch: Batch) -> Batch:
         """Return the batch in the dtype that the peer is measured with."""
@@ -61,4 +62,4 @@ class Family:
         if self.products is None:
             return None
         kept = 4 * n * n <= peer.logit_bytes
-        return 2.0 * n * n * d * self.products[0 if kept else 1]
+        return 2.0 * n * n * d * (self.products[0 if kept else 1] - peer.locked)

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in lines:
         shown = (str(line[name]) for name in COLUMNS)
         print(" | ".join(text for text in shown if text), flush=True)
-        bad = str(line["status"]).startswith(("wrong", "failed"))
+        bad = str(line["status"]).startswith(("wrong", "failed", "ended with"))
         failed |= bad and line["stage"] in ("right", "same")
     return 1 if failed else 0
 

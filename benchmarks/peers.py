@@ -7,7 +7,7 @@ not compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +105,27 @@ def _in_float32(loss: WithOptions) -> tuple[Peer, ...]:
         Peer(OURS, loss(), ours=True, logit_bytes=DEFAULT_MEMORY_BUDGET),
         Peer(RECOMPUTE, loss(memory_budget=0), "memory_budget=0", ours=True, logit_bytes=0),
     )
+
+
+def _locked(loss: WithOptions) -> Iterator[Peer]:
+    """Yield the peers of _in_float32 for a locked image tower."""
+
+    def without_image_gradient(make: Make) -> Make:
+        def make_locked(batch: Batch) -> Loss:
+            of_batch = make(batch)
+            return lambda b: of_batch(replace(b, image_features=b.image_features.detach()))
+
+        return make_locked
+
+    for peer in _in_float32(loss):
+        yield replace(
+            peer,
+            name=f"{peer.name}, image tower locked",
+            make=without_image_gradient(peer.make),
+            note=", ".join(filter(None, [peer.note, "no gradient of the image features"])),
+            judged=False,
+            locked=True,
+        )
 
 
 def _in_bf16(loss: WithOptions) -> tuple[Peer, ...]:
@@ -225,6 +246,7 @@ def _clip() -> Family:
         *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
         *(chunks, ranking),
         *_in_float32(ours),
+        *_locked(ours),
         *_dense_in_bf16(name, make),
         chunks_of_bf16,
         *_in_bf16(ours),

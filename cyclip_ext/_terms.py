@@ -151,7 +151,7 @@ def _labels(inputs: Inputs, columns: Batch | None) -> ops.Labels | None:
 NO_POSITIVES = 1 - (1 << 31)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unpaired:
     """A block whose rows have no positives."""
 
@@ -180,7 +180,7 @@ def _widened(tensors: Tensors, options: Options) -> Tensors:
     return widen(image, options.precision), widen(text, options.precision), *scalars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class DenseBlock:
     """A function of cyclip_ext.reference as a block; all its outputs have derivatives."""
 

@@ -278,7 +278,7 @@ class Labels:
         return self.columns[begin : begin + m]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class PairOperator:
     """pair_statistics or sigmoid_rows with its options: a block of the similarity matrix.
 

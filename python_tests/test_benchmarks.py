@@ -126,7 +126,7 @@ def test_gpu_program_survives_a_stage_that_dies(
     monkeypatch.chdir(ROOT)
     arguments = ["--device", "cpu", "--stages", "facts", "same", "--families", "clip"]
     arguments += ["--precisions", "bf16", "--sizes", "-1", "--csv", str(tmp_path / "results.csv")]
-    assert gpu.main(arguments) == 0
+    assert gpu.main(arguments) == 1
     lines = results.read(tmp_path / "results.csv")
     assert {line["stage"] for line in lines if line["status"] == "ok"} == {"facts"}
     assert [line["status"] for line in lines if line["stage"] == "same"] == ["ended with 1"]

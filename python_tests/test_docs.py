@@ -149,7 +149,7 @@ FILES = {  # that the blocks of a page read
     "evaluation.md": write_run_and_images,
     "training.md": write_export,
 }
-ELSEWHERE = {"integrations.md"}  # run with their packages by python_tests/integrations
+ELSEWHERE = {"integrations.md"}  # needs other packages; python_tests/integrations has its tests
 
 
 @pytest.mark.parametrize(

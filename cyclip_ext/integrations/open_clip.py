@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import open_clip.loss
+import torch
 import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
@@ -27,18 +29,6 @@ _LOSSES = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
 _RESERVED = {
     "group": "the group is that of open_clip's ranks",
     "statistics": "open_clip's trainer adds up all entries of the dictionary",
-}
-_FLAGS = {
-    "in_modal": float,
-    "cross_modal": float,
-    "margin": float,
-    "hinge": float,
-    "hinge_margin": float,
-    "reduction": str,
-    "backend": str,
-    "precision": str,
-    "memory_budget": int,
-    "exchange": str,
 }
 _EXCHANGES = {"bidir": "ring", "shift": "ring", "gather": "gather", "reduce": "gather"}
 # open_clip's own constructors, before `install` replaces them.
@@ -82,8 +72,8 @@ def install(loss: str = "cyclip", **options: Any) -> None:
     replacements: dict[str, Callable[..., nn.Module]] = {
         "ClipLoss": functools.partial(_softmax, make),
         "SigLipLoss": functools.partial(_sigmoid, make),
-        "CoCaLoss": functools.partial(CoCaLoss, make),
-        "DistillClipLoss": functools.partial(DistillationLoss, make),
+        "CoCaLoss": functools.partial(_coca, make),
+        "DistillClipLoss": functools.partial(_distillation, make),
     }
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in ("open_clip", "open_clip_train"):
@@ -128,6 +118,25 @@ def _sigmoid(
     return make(group=_group(rank, world_size), **{**exchange, **make.keywords})
 
 
+def _coca(
+    make: Make, caption_loss_weight: float, clip_loss_weight: float, **others: Any
+) -> nn.Module:
+    """Return the losses for open_clip's arguments of CoCaLoss."""
+    captions = _COCA(caption_loss_weight, 0.0, **others)  # without a contrastive loss
+    others.pop("pad_id", None)
+    return _WithTheirs(_softmax(make, **others), captions, clip_loss_weight)
+
+
+def _distillation(make: Make, **arguments: Any) -> nn.Module:
+    """Return the losses for open_clip's arguments of DistillClipLoss."""
+    if arguments.get("world_size", 1) > 1 and not arguments.get("gather_with_grad"):
+        raise ValueError(
+            "gather_with_grad must be True for distillation on several ranks, got False; add "
+            "--gather-with-grad, without which the distillation loss has a part of its gradient"
+        )
+    return _WithTheirs(_softmax(make, **arguments), _DISTILLATION(**arguments))
+
+
 def _group(rank: int, world_size: int) -> str:
     if world_size <= 1:
         return "local"
@@ -140,82 +149,31 @@ def _group(rank: int, world_size: int) -> str:
     return "world"
 
 
-class CoCaLoss(nn.Module):
-    """This package's contrastive loss beside open_clip's captioning loss.
+class _WithTheirs(nn.Module):
+    """A loss of this package, beside what a loss of open_clip adds to the contrastive one."""
 
-    Args: those of open_clip's CoCaLoss.
-    """
-
-    def __init__(
-        self, make: Make, caption_loss_weight: float, clip_loss_weight: float, **others: Any
-    ) -> None:
+    def __init__(self, criterion: nn.Module, theirs: nn.Module, weight: float = 1.0) -> None:
         super().__init__()
-        self.captions = _COCA(caption_loss_weight, 0.0, **others)  # without a contrastive loss
-        others.pop("pad_id", None)
-        self.criterion = _softmax(make, **others)
-        self.clip_loss_weight = clip_loss_weight
-        self.caption_loss_weight = caption_loss_weight
+        self.criterion, self.theirs, self.weight = criterion, theirs, weight
 
     def forward(
         self,
         image_features: Tensor,  # [N, d]
         text_features: Tensor,  # [N, d]
-        logits: Tensor,  # [N, length, vocabulary]
-        labels: Tensor,  # int64 [N, length]
+        *,
         logit_scale: Tensor,
         output_dict: bool = False,
-    ) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
-        """Return the weighted terms by name, or the contrastive terms' sum and the caption loss."""
-        towers = image_features, text_features
-        terms = self.criterion(*towers, logit_scale, output_dict=True)
-        terms = {name: self.clip_loss_weight * term for name, term in terms.items()}
-        captions = self.captions(*towers, logits, labels, logit_scale, output_dict=True)
-        return _as_open_clip(terms, "caption_loss", captions["caption_loss"], output_dict)
-
-
-class DistillationLoss(nn.Module):
-    """This package's contrastive loss beside open_clip's distillation loss.
-
-    The latter compares all logits of student and teacher: it takes N x N matrices.
-
-    Args: those of open_clip's DistillClipLoss.
-    """
-
-    def __init__(self, make: Make, **others: Any) -> None:
-        super().__init__()
-        if others.get("world_size", 1) > 1 and not others.get("gather_with_grad"):
-            raise ValueError(
-                "gather_with_grad must be True for distillation on several ranks, got False: "
-                "otherwise open_clip's distillation loss has only a part of its gradient. "
-                "Add --gather-with-grad"
-            )
-        self.criterion = _softmax(make, **others)
-        self.distillation = _DISTILLATION(**others)
-
-    def forward(
-        self,
-        image_features: Tensor,  # [N, d]
-        text_features: Tensor,  # [N, d]
-        logit_scale: Tensor,
-        dist_image_features: Tensor,  # [N, d'], of the teacher
-        dist_text_features: Tensor,  # [N, d']
-        dist_logit_scale: Tensor,
-        output_dict: bool = False,
-    ) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
-        """Return the terms by name, or the contrastive terms' sum and the distillation loss."""
-        student = image_features, text_features, logit_scale
-        teacher = dist_image_features, dist_text_features, dist_logit_scale
-        terms = self.criterion(*student, output_dict=True)
-        theirs = self.distillation(*student, *teacher, output_dict=True)
-        return _as_open_clip(terms, "distill_loss", theirs["distill_loss"], output_dict)
-
-
-def _as_open_clip(
-    terms: dict[str, Tensor], name: str, other: Tensor, output_dict: bool
-) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
-    if output_dict:
-        return {**terms, name: other}
-    return sum(terms.values(), start=other.new_zeros(())), other
+        **others: Tensor,
+    ) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """Return the terms by name, or the sum of this package's terms and then open_clip's."""
+        terms = self.criterion(image_features, text_features, logit_scale, output_dict=True)
+        terms = {name: self.weight * term for name, term in terms.items()}
+        given = {"image_features": image_features, "text_features": text_features, **others}
+        theirs = self.theirs(**given, logit_scale=logit_scale, output_dict=True)
+        del theirs["contrastive_loss"]
+        if output_dict:
+            return {**terms, **theirs}
+        return torch.stack(list(terms.values())).sum(), *theirs.values()
 
 
 def build_parser() -> ArgumentParser:
@@ -226,9 +184,7 @@ def build_parser() -> ArgumentParser:
         usage="%(prog)s [--loss LOSS] [OPTION ...] -- FLAG_OF_OPEN_CLIP ...",
     )
     parser.add_argument("--loss", choices=list(_LOSSES), default="cyclip")
-    group = parser.add_argument_group("options of the loss (docs/losses.md)")
-    for name, kind in _FLAGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    parser.add_class_arguments(CyCLIPLoss, skip={*_RESERVED, "same_label"})
     return parser
 
 
@@ -239,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "--" not in arguments and not {"-h", "--help"} & set(arguments):
         parser.error("open_clip's flags must follow after --")
     border = arguments.index("--") if "--" in arguments else len(arguments)
-    typed = vars(parser.parse_args(arguments[:border]))
+    ours = [re.sub("(?<=[a-z])-", "_", word) for word in arguments[:border]]  # also --in-modal
     try:
-        install(**{name: value for name, value in typed.items() if value is not None})
+        install(**vars(parser.parse_args(ours, defaults=False)))
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     importlib.import_module("open_clip_train.main").main(arguments[border + 1 :])

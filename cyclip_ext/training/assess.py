@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from ..data import ImageDataset
 from ..evaluation import (
@@ -21,7 +17,6 @@ from ..evaluation import (
     training_metrics,
 )
 from ..evaluation.report import describe_data
-from ..models import CreatedModel
 from .data import RunData, record_counts
 
 Metrics = dict[str, float]
@@ -34,29 +29,11 @@ SELECTION_METRIC = {True: "acc1", False: "text_retrieval_recall@1"}
 class Assessor:
     """Measures one model.
 
-    autocast: precision context of the image tower, see precision.py. notify: shows a line. counts:
-    records used and skipped of each dataset that was measured, as of its last measurement.
+    counts: records used and skipped of each dataset that was measured, as of its last measurement.
     """
 
-    created: CreatedModel
-    device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    notify: Callable[[str], None] = print
+    encoder: Encoder
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The model in the form that evaluation takes."""
-        created = self.created
-        towers: Any = created.model
-        return Encoder(
-            towers,
-            created.tokenizer,
-            created.image_size,
-            self.device,
-            self.autocast,
-            notify=self.notify,
-        )
 
     def validate(self, data: RunData) -> Metrics:
         """Measure the validation dataset alone, between epochs."""
@@ -98,7 +75,7 @@ class Assessor:
         embeddings = encode(dataset, self.encoder)
         self.counts["validation"] = record_counts(embeddings.used, embeddings.skipped)
         if embeddings.skipped.total:
-            self.notify(f"  validation data: {describe_data(embeddings)}")
+            self.encoder.notify(f"  validation data: {describe_data(embeddings)}")
         return training_metrics(run_tasks(embeddings, tasks=SHORT, details=False))
 
 

@@ -263,17 +263,12 @@ class TrainConfig:
     def label(self) -> str:
         """Return the method in a few words: "CyCLIP + margin 0.1", "CLIP, scale held at 100"."""
         loss = self.loss
+        text = "SigLIP" if loss.loss == "siglip" else "CLIP"
         if loss.loss == "cyclip":
-            if loss.in_modal and loss.cross_modal:
-                text = "CyCLIP"
-            elif loss.in_modal:
-                text = "I-CyCLIP"
-            else:
-                text = "C-CyCLIP" if loss.cross_modal else "CLIP"
+            one = "I-Cy" if loss.in_modal else "C-Cy" if loss.cross_modal else ""
+            text = ("Cy" if loss.in_modal and loss.cross_modal else one) + text
             text += f" + margin {loss.margin:g}" if loss.margin else ""
             text += f" + hinge {loss.hinge:g}" if loss.hinge else ""
-        else:
-            text = {"clip": "CLIP", "siglip": "SigLIP"}[loss.loss]
         text += " + views" if loss.inmodal else ""
         text += ", duplicates masked" if loss.mask_duplicates else ""
         for tower in ("image", "text"):

@@ -33,12 +33,12 @@ class Window:
         self.names: tuple[str, ...] = ()
         self.sums: Tensor | None = None  # float64 [2, number of names]: sums and counts
         self.steps = 0
-        self.images = 0
+        self.images = 0  # of all ranks
         self.waited = 0.0
         self.start = time.perf_counter()
 
-    def add(self, names: Iterable[str], values: Tensor, images: int) -> None:
-        """Add a step: its loss terms and measurements, float64 [K], and the images of all ranks.
+    def add(self, names: Iterable[str], values: Tensor) -> None:
+        """Add the loss terms and measurements of a step, float64 [K].
 
         Values that are not finite are not counted: the margin of a lone pair, a float16 overflow.
         """
@@ -47,7 +47,6 @@ class Window:
         self.sums = rows if self.sums is None else self.sums + rows
         self.names = tuple(names)
         self.steps += 1
-        self.images += images
 
     def record(self) -> Values:
         """Return the means: each term weighted, and raw as <term>_raw if its weight is not 1.

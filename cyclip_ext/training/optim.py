@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from .config import OptimConfig
@@ -67,21 +68,14 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_factor"]
 
 
-def fix_logit_scale(model: nn.Module, scale: float) -> None:
+def fix_logit_scale(model: Any, scale: float) -> None:
     """Hold the (exponentiated) logit scale at `scale`: it gets no gradient from now on."""
-    logit_scale = _logit_scale(model)
     with torch.no_grad():
-        logit_scale.fill_(math.log(scale))
-    logit_scale.requires_grad_(False)
+        model.logit_scale.fill_(math.log(scale))
+    model.logit_scale.requires_grad_(False)
 
 
-def clamp_logit_scale(model: nn.Module) -> None:
+def clamp_logit_scale(model: Any) -> None:
     """Keep the stored logarithm within [ln 1, ln 100]; call it after each optimizer step."""
     with torch.no_grad():
-        _logit_scale(model).clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))
-
-
-def _logit_scale(model: nn.Module) -> Tensor:
-    logit_scale = model.logit_scale
-    assert isinstance(logit_scale, Tensor)  # of every CLIP-like model
-    return logit_scale
+        model.logit_scale.clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))

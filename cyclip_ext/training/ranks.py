@@ -111,5 +111,6 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
         yield Ranks(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
+        dist.barrier(group=control)  # no rank closes connections that another one still uses
     finally:
         dist.destroy_process_group()

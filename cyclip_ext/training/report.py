@@ -64,14 +64,17 @@ def result_table(results: Results) -> str:
     """Return datasets against metrics, in percent, as Markdown."""
     names = dict.fromkeys(name for row in results.values() for name in row)
     metrics = [name for name in names if "/" not in name]  # single domains are in metrics.jsonl
-    lines = [
-        "| dataset | " + " | ".join(metrics) + " |",
-        "| --- |" + " ---: |" * len(metrics),
+    rows = [
+        [name, *(f"{100 * row[m]:.1f}" if m in row else "" for m in metrics)]
+        for name, row in results.items()
     ]
-    for name, row in results.items():
-        cells = (f"{100 * row[m]:.1f}" if m in row else "" for m in metrics)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return _markdown(["dataset", *metrics], rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column is text, and the others numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(header) - 1), *lines[1:]])
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -85,17 +88,15 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def comparison_table(runs: Mapping[str, Sequence[Results]]) -> str:
     """Return methods against COLUMNS as Markdown: percent, mean ± sample deviation over seeds."""
     columns = columns_of(next(iter(runs.values()))[0])
-    lines = [
-        "| method | seeds | " + " | ".join(heading for heading, _, _ in columns) + " |",
-        "| --- | ---: |" + " ---: |" * len(columns),
-    ]
+    rows = []
     for method, results in runs.items():
-        cells = []
+        rows.append([method, str(len(results))])
         for _, group, metric in columns:
             mean, deviation = mean_and_deviation([100 * r[group][metric] for r in results])
-            cells.append(f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}"))
-        lines.append(f"| {method} | {len(results)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows[-1].append(
+                f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
+            )
+    return _markdown(["method", "seeds", *(heading for heading, _, _ in columns)], rows)
 
 
 def plot_training(log: MetricsLog, path: Path, title: str) -> None:
@@ -104,7 +105,6 @@ def plot_training(log: MetricsLog, path: Path, title: str) -> None:
     steps = [record["step"] for record in records]
 
     def draw(figure: Figure) -> None:
-        figure.set_layout_engine("constrained")
         losses, scale = figure.subplots(1, 2)
         terms = [name for name in records[0] if name.endswith("_loss")] if records else []
         names = ["loss", *terms] if len(terms) > 1 else ["loss"]
@@ -129,7 +129,6 @@ def plot_results(runs: Mapping[str, Sequence[Results]], path: Path, title: str) 
     columns = columns_of(next(iter(runs.values()))[0])
 
     def draw(figure: Figure) -> None:
-        figure.set_layout_engine("constrained")
         axes = figure.subplots()
         width = 0.8 / len(runs)
         for index, (method, results) in enumerate(runs.items()):

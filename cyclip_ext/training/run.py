@@ -128,8 +128,10 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     for name, metrics in results.items():
         trainer.track("evaluation", set=name, **metrics)
     records = trainer.log.read("train")
-    speed = _median([record["images_per_second"] for record in records])
-    data_wait = _median([record["data_wait"] for record in records])
+    speed, data_wait = (
+        median_high([record[name] for record in records] or [0.0])
+        for name in ("images_per_second", "data_wait")
+    )
     label = trainer.objective.label
     counts = _record_counts(trainer)
     other_data = [record["step"] for record in trainer.log.read("other_data")]
@@ -185,10 +187,6 @@ def _record_counts(trainer: Trainer) -> dict[str, dict[str, Any]]:
     if trainer.shortened:
         training["shortened_captions"] = trainer.shortened
     return {"training": training, **trainer.assessor.counts}
-
-
-def _median(values: list[float]) -> float:
-    return median_high(values) if values else 0.0
 
 
 def backend_line(device: torch.device) -> str:

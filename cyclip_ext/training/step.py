@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .._files import write_atomic
 from ..data import Batch, as_input
@@ -66,15 +66,15 @@ class Towers(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch on the device: images [n, 3, s, s] and tokens [n, context_length] of `pairs` pairs.
+    """A batch on the device: images [n, 3, s, s], tokens [n, context_length], labels int64 [b].
 
-    With two views n is 2 * pairs, and all first views come before all second ones. labels: int64
-    [pairs] of groups of pairs that are not each other's negatives.
+    With two views of b pairs n is 2 b, and all first views come before all second ones. labels: of
+    groups of pairs that are not each other's negatives. batch: the same on the host.
     """
 
     images: Tensor
     tokens: Tensor
-    pairs: int
+    batch: Batch
     labels: Tensor | None = None
 
 
@@ -93,7 +93,8 @@ class StepResult:
     values: Tensor
     finite: Tensor
     done: Any  # torch.cuda.Event, or None on the CPU
-    moved: bool = True
+    moved: bool
+    batch: Batch
 
     def wait(self) -> bool:
         """Wait for the result of the check; return whether loss and gradient were finite."""
@@ -164,7 +165,7 @@ class Stepper:
         loss: Any = self.loss
         if inputs.labels is not None:
             loss = partial(loss, labels=inputs.labels)
-        chunk_size = self.config.data.batch_size * (len(inputs.images) // inputs.pairs)
+        chunk_size = self.config.data.batch_size * (len(inputs.images) // len(inputs.batch))
         images, tokens = inputs.images, inputs.tokens
         if self.config.run.lock_image:
             images = self._features(self.model.encode_image, images, chunk_size)
@@ -193,7 +194,8 @@ class Stepper:
         clamp_logit_scale(self.model)
         for buffer, former in zip(self.model.buffers(), statistics, strict=False):
             buffer.copy_(torch.where(finite, buffer, former))
-        self.pending = StepResult(step, rate, tuple(named), values, *self._fetched(finite), moved)
+        fetched = self._fetched(finite)
+        self.pending = StepResult(step, rate, tuple(named), values, *fetched, moved, inputs.batch)
         return before
 
     def _features(self, encode: Any, inputs: Tensor, chunk_size: int) -> Tensor:
@@ -283,13 +285,6 @@ def report_not_finite(
     )
 
 
-def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return an exponential moving average of the model's weights; None without a decay."""
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
 def restore_modules(
     state: Mapping[str, Any],
     model: nn.Module,
@@ -347,4 +342,4 @@ class Feeder:
             current.wait_stream(self.stream)
             for tensor in (images, tokens, *([] if labels is None else [labels])):
                 tensor.record_stream(current)  # else its memory could be reused too early
-        return Inputs(as_input(images), tokens, len(batch), labels)
+        return Inputs(as_input(images), tokens, batch, labels)

@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import profile
 from tqdm import tqdm
 
 from ..data import Augment, Batch, Loader, SkipReport, require_usable
+from ..evaluation import Encoder
 from ..models import CreatedModel, synchronize_batch_norm
 from ..models.locking import lock_tower, train_unlocked
 from .assess import SELECTION_METRIC, Assessor
@@ -32,7 +33,6 @@ from .step import (
     Feeder,
     Stepper,
     StepResult,
-    moving_average,
     report_not_finite,
     restore_modules,
 )
@@ -81,7 +81,10 @@ class Trainer:
         if config.run.lock_text:
             lock_tower(self.model, "text")
         # Before batch norm holds a process group, which cannot be copied.
-        self.ema = moving_average(self.model, config.optim.ema_decay)
+        self.ema = None
+        if config.optim.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.optim.ema_decay)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average)
         if config.run.grad_checkpointing:
             cast(Any, self.model).set_grad_checkpointing(True)
         if config.run.use_bn_sync and ranks.group is not None:
@@ -111,8 +114,16 @@ class Trainer:
             hashes=config.loss.mask_duplicates,
             pin_memory=self.device.type == "cuda",
         )
-        evaluated = created if self.ema is None else replace(created, model=self.ema.module)
-        self.assessor = Assessor(evaluated, self.device, autocast, notify=tqdm.write)
+        evaluated = created.model if self.ema is None else self.ema.module
+        encoder = Encoder(
+            evaluated,  # type: ignore[arg-type]  # with the two towers that the protocol names
+            created.tokenizer,
+            created.image_size,
+            self.device,
+            autocast,
+            notify=tqdm.write,
+        )
+        self.assessor = Assessor(encoder)
         self.checkpoints = Checkpoints(folder)
         self.epoch = 0
         self.step_in_epoch = 0
@@ -125,8 +136,7 @@ class Trainer:
         self.stop = StopRequest()
         self.started = time.perf_counter()
         self.seconds_before = 0.0  # of training, before this process continued it
-        self.window = self._new_window()
-        self.launched: tuple[Batch, int] | None = None  # batch and images of the pending step
+        self.window = Window(self.objective.weights)
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.trackers: list[Tracker] = [self.log]
 
@@ -171,7 +181,15 @@ class Trainer:
         profiled = self.config.run.profile if self.ranks.is_main else None
         with (
             listening_for_stop(self.ranks.size) as self.stop,
-            self._progress() as progress,
+            tqdm(
+                total=self.total_steps,
+                initial=self.step,
+                desc=self.objective.label,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5,
+                disable=not self.ranks.is_main,
+            ) as progress,
             profiler(profiled, self.folder / "profile.json") as profile,
         ):
             if self.validation_due:
@@ -187,7 +205,7 @@ class Trainer:
     def _train_epoch(self, progress: tqdm[Any], profile: profile | None) -> bool:
         """Train the rest of an epoch; False if a rank was asked to stop."""
         train_unlocked(self.model)
-        self.window, seen = self._new_window(), 0
+        self.window, seen = Window(self.objective.weights), 0
         batches = self.loader.epoch(self.epoch, start=self.step_in_epoch)
         while self.step_in_epoch < self.steps_per_epoch:
             before = time.perf_counter()
@@ -207,7 +225,8 @@ class Trainer:
                 self._require_usable(seen, self._skipped_by_all())
             # If a rank could read no record of a part, the step is not taken, but counts.
             if batch is not None and ready == self.ranks.size:
-                self._take_step(batch, images)
+                self.window.images += images
+                self._take_step(batch)
             self.step_in_epoch += 1
             progress.update()
             self._log(progress)
@@ -217,9 +236,8 @@ class Trainer:
                 train_unlocked(self.model)
                 self.window.start += time.perf_counter() - before  # the speed logged is training's
             # At the end of an epoch that is done anyway.
-            if _due(self.step, self.config.run.save_frequency) and self.step_in_epoch < len(
-                self.loader
-            ):
+            save = _due(self.step, self.config.run.save_frequency)
+            if save and self.step_in_epoch < self.steps_per_epoch:
                 self.save()
             if profile is not None:
                 profile.step()
@@ -234,36 +252,32 @@ class Trainer:
             self.track("shortened", epoch=self.epoch, captions=self.shortened)
         return True
 
-    def _take_step(self, batch: Batch, images: int) -> None:
+    def _take_step(self, batch: Batch) -> None:
         """Launch a step, then account for the one before it."""
         labels = None
         if batch.hashes is not None:
             labels = group_labels(self.ranks.gathered((batch.hashes, len(batch))), self.ranks.rank)
         inputs = self.feeder(batch, labels)
-        former = self.stepper.launch(inputs, self.step, self.total_steps)
-        launched, self.launched = self.launched, (batch, images)
-        if former is not None and launched is not None:
-            self._account(former, *launched)
+        self._account(self.stepper.launch(inputs, self.step, self.total_steps))
 
     def _settle(self) -> None:
         """Wait for the step under way and account for it."""
-        last = self.stepper.settle()
-        launched, self.launched = self.launched, None
-        if last is not None and launched is not None:
-            self._account(last, *launched)
+        self._account(self.stepper.settle())
 
-    def _account(self, result: StepResult, batch: Batch, images: int) -> None:
-        """Add the numbers of a step to the window, and report a step that was not finite."""
+    def _account(self, result: StepResult | None) -> None:
+        """Add the numbers of a step to the window.
+
+        Of a step that was not finite, write the contents to a file, and raise unless such steps are
+        skipped.
+        """
+        if result is None:
+            return
         if result.wait():
             # The temperature is logged as of the record, not as a mean.
-            self.window.add(result.names[:-1], result.values[:-1], images)
-        else:
-            self._not_finite(result, batch)
-
-    def _not_finite(self, result: StepResult, batch: Batch) -> None:
-        """Write the contents of the step to a file, then raise, unless such steps are skipped."""
+            self.window.add(result.names[:-1], result.values[:-1])
+            return
         path = self.folder / f"nonfinite-step-{result.step}.json"
-        own = {"indices": batch.indices.tolist(), "texts": batch.texts}
+        own = {"indices": result.batch.indices.tolist(), "texts": result.batch.texts}
         records = self.ranks.gathered(own)
         epoch = result.step // self.steps_per_epoch
         line = report_not_finite(result, epoch, records, path if self.ranks.is_main else None)
@@ -302,10 +316,7 @@ class Trainer:
         if self.window.steps:
             self.track("train", epoch=self.epoch, **record)
             progress.set_postfix_str(one_line(record))
-        self.window = self._new_window()
-
-    def _new_window(self) -> Window:
-        return Window(self.objective.weights)
+        self.window = Window(self.objective.weights)
 
     def track(self, kind: str, **values: Any) -> None:
         """Pass a record to the log and the trackers, on the main rank."""
@@ -340,9 +351,11 @@ class Trainer:
             if score > self.best:
                 self.best = score
                 # For use, not to continue from: no optimizer, a third of the size.
-                weights = self.assessor.created.model.state_dict()
+                model: Any = self.assessor.encoder.model
                 with self._write_errors():
-                    self.checkpoints.save_best({"config": self.config.to_dict(), "model": weights})
+                    self.checkpoints.save_best(
+                        {"config": self.config.to_dict(), "model": model.state_dict()}
+                    )
         self.save()
         self.ranks.wait()
 
@@ -429,17 +442,6 @@ class Trainer:
         if changed:
             self.ranks.say(f"continuing on other {' and '.join(changed)} records")
             self.track("other_data", changed=changed, **self.data.counts())
-
-    def _progress(self) -> tqdm[Any]:
-        return tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            desc=self.objective.label,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            disable=not self.ranks.is_main,
-        )
 
 
 def _due(step: int, every: int | None) -> bool:

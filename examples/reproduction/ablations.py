@@ -61,8 +61,9 @@ class SquareLoss(nn.Module):
         logit_scale: Tensor,
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
+        labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return {"square_loss": scalar}."""
+        """Return {"square_loss": scalar}; it has no negatives that `labels` could mask."""
         wide = torch.promote_types(image_features.dtype, torch.float32)
         squares = (image_features.to(wide) - text_features.to(wide)).square().sum(dim=-1)
         pairs = sum_of_all(squares.new_tensor(float(len(squares))), self.group)
@@ -90,10 +91,12 @@ class NegativesLoss(nn.Module):
         logit_scale: Tensor,
         logit_bias: Tensor | None = None,
         output_dict: bool = True,
+        labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the terms by name, independently of `output_dict`."""
+        """Return the terms by name, independently of `output_dict`; `labels` are for `loss`."""
         features = image_features, text_features
-        terms: dict[str, Tensor] = self.loss(*features, logit_scale, logit_bias, output_dict=True)
+        own = {"output_dict": True, "labels": labels}
+        terms: dict[str, Tensor] = self.loss(*features, logit_scale, logit_bias, **own)
         negatives = self.weight * mean_negative(*features, self.group)
         terms["negatives_loss"] = negatives.to(terms["contrastive_loss"].dtype)
         return terms

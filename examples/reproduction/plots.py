@@ -28,7 +28,6 @@ def plot_lines(
     log: bool = False,
 ) -> None:
     """Draw one panel per value: means, bands of one sample deviation, seeds as points."""
-    figure.set_layout_engine("constrained")
     columns = min(2, len(values))
     panels = figure.subplots(-(-len(values) // columns), columns, squeeze=False).flat
     for axes, value in zip(panels, values, strict=False):
@@ -67,7 +66,6 @@ def plot_differences(
     values: Sequence[Value],
 ) -> None:
     """Draw differences to the baseline: each seed as a point, the mean with its 95% interval."""
-    figure.set_layout_engine("constrained")
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     others = [name for name in runs if name != baseline]
     for axes, value in zip(panels, values, strict=True):
@@ -93,7 +91,6 @@ def plot_differences(
 
 def plot_margin_shares(figure: Figure, runs: Mapping[str, Sequence[Result]], dataset: str) -> None:
     """Draw the share of pairs with a smaller margin, against the margin; means over seeds."""
-    figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for index, (name, own) in enumerate(runs.items()):
         keys = sorted(key for key in own[0]["measures"][dataset] if "margin_quantile/" in key)

@@ -18,7 +18,7 @@ from cyclip_ext.data.__main__ import main
 from cyclip_ext.data.captions import normalized_caption
 from cyclip_ext.data.dataset import Encoded
 from cyclip_ext.data.manifest import Manifest
-from cyclip_ext.data.verify import examine
+from cyclip_ext.data.verify import examine, report
 
 from .files import encode, halves, write_tar
 
@@ -81,6 +81,9 @@ def test_findings_are_those_of_reading_every_record(dataset: FileDataset, worker
         "equal_captions": {"groups": len(expected), "records": sum(map(len, expected))},
         "shortened_captions": 0,
     }
+    assert f"{len(expected)} groups (see cyclip-train --mask-duplicates)" in report(
+        dataset, findings
+    )
 
 
 def test_records_too_large_for_the_memory_are_counted(

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from models.tiny import create_tiny
 from training.parts import shapes
 
 from cyclip_ext.evaluation import TASKS, Prompts, TaskResult, encode, encode_splits, evaluate_splits
@@ -25,8 +24,7 @@ def results() -> list[TaskResult]:
 
 @pytest.fixture(scope="module")
 def assessor() -> Assessor:
-    torch.manual_seed(0)
-    return Assessor(create_tiny(), torch.device("cpu"), torch.no_grad, [].append)
+    return Assessor(tiny_encoder())
 
 
 @pytest.fixture

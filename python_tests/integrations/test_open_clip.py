@@ -312,5 +312,5 @@ def test_command_line_names_the_mistake(
 
 def test_help_lists_every_option_of_the_losses() -> None:
     text = build_parser().format_help()
-    for option in "--loss", "--in-modal", "--hinge-margin", "--reduction", "--exchange":
+    for option in "--loss", "--in_modal", "--hinge_margin", "--reduction", "--exchange":
         assert option in text

@@ -53,10 +53,13 @@ def pairs(count: int = 24) -> list[dict[str, Tensor]]:
     ]
 
 
+def stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Any]:
     """Return a batch that makes the models compute their own loss, as the Trainer needs it."""
-    batch: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {**batch, "return_loss": True}
+    return {**stack(rows), "return_loss": True}
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dual_encoder"])
@@ -97,7 +100,7 @@ def train(
     trainer = kind(
         model,
         arguments,
-        data_collator=collate,
+        data_collator=collate if kind is transformers.Trainer else stack,
         train_dataset=pairs(),
         eval_dataset=pairs(),
         optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),

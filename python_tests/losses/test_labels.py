@@ -311,7 +311,7 @@ def test_bad_labels_and_negatives_raise(case: str) -> None:
 
 def test_unicl_formula() -> None:
     """Yang et al. 2022: cross-entropy with the targets of equal labels, over rows and columns."""
-    x, y = make_features("random", 6, 4, dtype=torch.float32)
+    x, y = (t.requires_grad_() for t in make_features("random", 6, 4, dtype=torch.float32))
     for labels in map(torch.tensor, LABELS.values()):
         target = (labels[:, None] == labels[None, :]).float()
         target = target / target.sum(dim=1, keepdim=True)
@@ -319,6 +319,7 @@ def test_unicl_formula() -> None:
         expected = (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
         actual = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
         torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(_gradients(actual, [x, y]), _gradients(expected, [x, y]))
 
 
 def test_multiple_negatives_ranking_with_hard_negatives() -> None:

@@ -150,6 +150,18 @@ def test_pair_statistics_with_labels_match_truth(n: int, m: int, offset: int, la
         )
 
 
+@every_labels
+def test_first_of_equal_negatives_counts_with_labels(labels: str) -> None:
+    """Cosines equal to it may come earlier in pairs of equal labels."""
+    image, text = make_features("ties", 40, 8)
+    known = _labels_of(labels, 40, 40)
+    assert_same_derivatives(
+        lambda *inputs: ops.pair_statistics(*inputs, 0, False, False, 0, True, *known)[:7],
+        lambda *inputs: truth.pair_statistics(*inputs, 0, known),
+        (image, text, _float64(14.3)),
+    )
+
+
 @pytest.mark.parametrize("kind", ["duplicates", "narrow_cone", "modality_gap", "zero_rows", "ties"])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_pair_statistics_of_hard_inputs_match_truth(kind: str, scale: float) -> None:

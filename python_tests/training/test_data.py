@@ -1,10 +1,11 @@
 """Datasets of a run: options, fractions, and validation that does not overlap."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from evaluation.tiny import tiny_encoder
 from PIL import Image
 
 from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
@@ -14,7 +15,7 @@ from cyclip_ext.training.config import DataConfig
 from cyclip_ext.training.data import fraction_of, open_data, require_readable, split_pairs
 from cyclip_ext.training.report import comparison_table, mean_and_deviation
 
-from .parts import create_tiny, shapes, write_shards, write_table
+from .parts import shapes, write_shards, write_table
 
 
 def test_validation_pairs_are_not_trained_on() -> None:
@@ -64,7 +65,7 @@ class Broken(ImageDataset):
 
 def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
     lines: list[str] = []
-    assessor = Assessor(create_tiny(), torch.device("cpu"), nullcontext, lines.append)
+    assessor = Assessor(replace(tiny_encoder(), notify=lines.append))
     require_readable(Broken(2))
     assessor.retrieve(Broken(2))
     assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]

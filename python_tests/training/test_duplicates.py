@@ -72,7 +72,7 @@ def test_step_masks_pairs_with_a_caption_in_common(tmp_path: Path) -> None:
     calls = captured(trainer)
     batch = next(trainer.loader.epoch(0))
     assert batch is not None
-    trainer._take_step(batch, 64)
+    trainer._take_step(batch)
     trainer._settle()
     (call,) = calls
     captions = [set(shapes().train.captions[i]) for i in batch.indices]

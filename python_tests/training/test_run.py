@@ -67,36 +67,42 @@ def test_command_line_run_learns_and_leaves_a_complete_folder(
     assert "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stop_at", [3, 7, 10])
-def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
-    whole = tiny_trainer(tmp_path / "whole")
+@pytest.mark.parametrize(("stop_at", "lock"), [(3, None), (7, None), (10, None), (10, "image")])
+def test_resumed_run_equals_uninterrupted(tmp_path: Path, stop_at: int, lock: str | None) -> None:
+    config = settings()
+    if lock:
+        run_options = {"pretrained": "x", f"lock_{lock}": True}
+        config = with_loss(config, mask_duplicates=True).updated({**run_options, "ema_decay": 0.9})
+    whole = tiny_trainer(tmp_path / "whole", config)
     assert whole.fit()
     assert 0 < stop_at < whole.total_steps
-    broken = tiny_trainer(tmp_path / "broken")
+    broken = tiny_trainer(tmp_path / "broken", config)
     take_step = broken._take_step
 
-    def interrupted(batch: Batch, images: int) -> None:
+    def interrupted(batch: Batch) -> None:
         if broken.step == stop_at - 1:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C during this step
-        take_step(batch, images)
+        take_step(batch)
 
     broken._take_step = interrupted  # type: ignore[method-assign]
     assert not broken.fit()
     assert broken.step == stop_at
 
-    resumed = tiny_trainer(tmp_path / "broken")
+    resumed = tiny_trainer(tmp_path / "broken", config)
     torch.rand(3)  # whatever the global generator did in between
     resumed.restore(load_checkpoint(tmp_path / "broken/checkpoints/last.pt"))
     assert resumed.step == stop_at
     assert resumed.fit()
     assert_identical(weights(whole), weights(resumed))
+    if whole.ema is not None and resumed.ema is not None:
+        assert_identical(whole.ema.state_dict(), resumed.ema.state_dict())
     assert resumed.log.read("train")[-1]["step"] == whole.total_steps
 
 
 def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
 
-    def interrupted(batch: Batch, images: int) -> None:
+    def interrupted(batch: Batch) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
@@ -128,9 +134,9 @@ def test_batch_without_a_readable_record_keeps_the_position(
     steps = []
     take_step = trainer._take_step
 
-    def recorded(batch: Batch, images: int) -> None:
+    def recorded(batch: Batch) -> None:
         steps.append(trainer.step)
-        take_step(batch, images)
+        take_step(batch)
 
     monkeypatch.setattr(trainer.loader, "epoch", epoch)
     monkeypatch.setattr(trainer, "_take_step", recorded)

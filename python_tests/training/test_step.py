@@ -147,7 +147,7 @@ def test_moving_average_is_evaluated_and_saved(tmp_path: Path) -> None:
         average = now if step == 0 else {k: 0.75 * average[k] + 0.25 * now[k] for k in now}
     assert trainer.ema is not None
     torch.testing.assert_close(parameters(trainer.ema.module), average)
-    assert trainer.assessor.created.model is trainer.ema.module
+    assert trainer.assessor.encoder.model is trainer.ema.module
     trainer.validation_due = True
     trainer.step_in_epoch, trainer.epoch = 0, 1
     assert trainer.fit()
@@ -180,7 +180,7 @@ def test_step_that_is_not_finite_can_be_skipped(tmp_path: Path, precision: str) 
     before = copy.deepcopy(trainer.state())
     batch = list(trainer.loader.epoch(0))[2]
     assert batch is not None
-    trainer._take_step(batch, 64)
+    trainer._take_step(batch)
     trainer._settle()
     after = trainer.state()
     # Running statistics as well: they would spoil every later evaluation.
@@ -209,7 +209,7 @@ def test_skipped_step_leaves_no_trace_although_the_next_one_is_launched(tmp_path
         trainer.model.train()
         for batch in islice(trainer.loader.epoch(0), 5):
             assert batch is not None
-            trainer._take_step(batch, 64)
+            trainer._take_step(batch)
             if trainer is in_turn:
                 trainer._settle()
             trainer.step_in_epoch += 1
@@ -310,7 +310,7 @@ def test_batch_of_one_pair_has_a_finite_record(tmp_path: Path) -> None:
     (batch, *_) = trainer.loader.epoch(0)
     assert batch is not None
     lone = Batch(batch.images[:1], batch.texts[:1], batch.indices[:1], batch.tokens[:1])
-    trainer._take_step(lone, 1)
+    trainer._take_step(lone)
     trainer._settle()
     record = trainer.window.record()
     assert record["contrastive_loss"] == 0
