@@ -14,7 +14,7 @@ from cyclip_ext import reference
 
 from . import bounds
 from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
-from .devices import Device
+from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
@@ -224,6 +224,24 @@ def test_labels(
     sizes = {"large_tiles": large_tiles, "panel_bytes": 0}
     check_forward(device, image, text, 14.3, offset, precision, known, **sizes)
     check_backward(device, image, text, 14.3, offset, precision, labels=known, **sizes)
+
+
+def test_distinct_labels_change_no_bit(emulated: Emulated, precision: Precision) -> None:
+    """A tile is summed as without labels; without the hardest negatives, of the same size."""
+    image, text = rectangle("random", 70, 130, 24, precision.dtype)
+    labels = {"row_labels": torch.arange(70) + 3, "col_labels": torch.arange(130)}
+    for large_tiles in None, 0:
+        results = [
+            emulated(
+                *("pair_statistics", image, text, as_double(14.3), 3),
+                allow_tf32=precision.allow_tf32,
+                needs_hardest=False,
+                large_tiles=large_tiles,
+                **known,
+            )
+            for known in ({}, labels)
+        ]
+        assert all(map(torch.equal, *results))
 
 
 def test_ties_with_labels(device: Device, precision: Precision) -> None:
