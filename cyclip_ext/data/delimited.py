@@ -176,7 +176,10 @@ class DelimitedRows:
                 doubt.count += 1
                 doubt.lines += [row.line] * (len(doubt.lines) < _EXAMPLES)
             bad_quoted += bool(row.reason)
-            bad_unquoted += sum(map(self._needs_quoting, lines))
+            if len(lines) > 1 and not row.reason:
+                bad_unquoted += 1  # its lines would be rows
+            else:
+                bad_unquoted += sum(map(self._needs_quoting, lines))
         doubt.quoted = quoting == "quoted" or bad_quoted <= bad_unquoted
         return doubt
 
@@ -222,8 +225,9 @@ class DelimitedRows:
         """Yield each row and the lines it consists of.
 
         If the quotes of a row are wrong, its first line is a bad row, and reading continues with
-        the second line.
+        the second line. A line with the other quote is bad as well: it may be the rest of the row.
         """
+        unmatched = False
         source = self._lines()
         again: deque[tuple[int, str]] = deque()
         while True:
@@ -235,6 +239,10 @@ class DelimitedRows:
             if fields is None:
                 again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
                 yield Row(number, lines[:1], MISPLACED_QUOTE), lines[:1]
+                unmatched = line.count('"') % 2 == 1
+            elif unmatched and len(lines) == 1 and line.count('"') % 2 == 1:
+                yield Row(number, lines, MISPLACED_QUOTE), []  # no evidence of its own
+                unmatched = False
             elif any(map(str.strip, fields)):
                 yield Row(number, fields, _reason(fields, self._columns)), lines
 
@@ -254,9 +262,11 @@ class DelimitedRows:
             lines.append(following[1])
             if '"' in following[1]:
                 fields, wrong = _split("\n".join(lines), self._separator)
-            if not wrong and not named and self._precedes_image(fields, lines):
-                return fields, lines
-            if self._ends_field(lines, named):
+            if not named and self._image < len(fields):
+                if not self._precedes_image(fields[self._image], lines):
+                    return None, lines
+                named = fields[self._image]
+            elif self._ends_field(lines, named):
                 return None, lines
         if not wrong and len(lines) > 1:
             like_rows = len(lines) > 2 and all(map(self._is_row, lines[1:]))
@@ -280,16 +290,14 @@ class DelimitedRows:
         cell = _bare(cells[self._image]) if 1 < len(cells) > self._image else ""
         return bool(cell) and _shape(cell) == _shape(_bare(named))
 
-    def _precedes_image(self, fields: list[str], lines: list[str]) -> bool:
-        """Return whether a field of several lines is followed by the image of the row.
+    def _precedes_image(self, image: str, lines: list[str]) -> bool:
+        """Return whether a field of several lines is followed by the image of its row.
 
         The last line then resembles a row. It is one, and the quotes enclose no field, if another
         line names an image as well.
         """
-        if _reason(fields, self._columns) or len(lines) > _MOST_LINES:
-            return False
-        shape = _shape(_bare(fields[self._image]))
-        return not any(
+        shape = _shape(_bare(image))
+        return len(lines) <= _MOST_LINES and not any(
             _is_image(cell) or _shape(_bare(cell)) == shape
             for line in lines[:-1]
             for cell in self._image_cells(line)

@@ -17,7 +17,7 @@ import torch
 from .captions import decode_captions
 from .columns import Columns
 from .dataset import Encoded, FileDataset, digest
-from .folders import content_state
+from .folders import content_state, size_of
 from .images import MAX_BYTES
 from .skips import BadRecord, SkipReport
 from .tar_index import BROKEN_LABEL, NO_LABEL, tar_index
@@ -140,8 +140,7 @@ class TarDataset(FileDataset):
     def fingerprint(self) -> str:
         """See ImageDataset.fingerprint: shards by name and size, and the samples' places."""
         folder = self.shards[0].parent
-        relative = [os.path.relpath(shard, folder) for shard in self.shards]
-        names = [(name, size) for name, (size, _) in zip(relative, self._states, strict=True)]
+        names = [(os.path.relpath(shard, folder), size_of(shard)) for shard in self.shards]
         return digest(repr(names), self._index.arrays["rows"])
 
     def _open(self, shard: int) -> _OpenFile:
