@@ -26,13 +26,15 @@ from build_support.toolchain import CudaToolkit  # noqa: E402
 
 from .control_flow import epilogue_instructions  # noqa: E402
 
+_REQUEST = re.compile(r"USETMAXREG\.\w+\.CTAPOOL .*(0x\w+)")  # of registers, by one role
+
 
 @dataclass(frozen=True)
 class Kernel:
     """One kernel compiled for one architecture. Sizes are in bytes."""
 
     name: str  # demangled, without namespaces and parameters
-    arch: str  # "80"
+    arch: str  # "80", "90a"
     threads: int | None  # per block, from the launch bounds
     registers: int
     stack: int
@@ -41,6 +43,8 @@ class Kernel:
     dynamic_shared: int | None  # None: used, but the size is unknown
     opcodes: Counter[str]
     epilogue: int | None  # instructions on the shortest path after the product (control_flow.py)
+    role_registers: tuple[int, ...]  # of each role of a kernel that changes them
+    serialized: bool  # whether ptxas reported that it serializes wgmma or ignores setmaxnreg
 
     def count(self, pattern: str) -> int:
         """Count the instructions whose opcode with modifiers begins with a regular expression."""
@@ -93,7 +97,10 @@ def compile_kernels(
     names = _demangle([mangled for mangled, _ in entries])
     unsized = re.findall(r"^\.extern \.shared .*?([\w$]+)\[\];", ptx, flags=re.MULTILINE)
     return [
-        _kernel(names[mangled], arch, body, unsized, resources[mangled], sections[mangled])
+        _kernel(
+            *(names[mangled], arch, body, unsized, resources[mangled], sections[mangled]),
+            serialized="(C75" in messages,
+        )
         for mangled, body in entries
     ]
 
@@ -112,6 +119,7 @@ def _kernel(
     unsized: list[str],  # arrays in shared memory whose size is set by the launch
     resources: dict[str, int],
     disassembly: str,
+    serialized: bool,
 ) -> Kernel:
     bounds = re.search(r"^\.maxntid (\d+(?:, \d+)*)", ptx, flags=re.MULTILINE)
     # primitives.cuh writes this comment in kernels that use dynamic shared memory.
@@ -124,6 +132,11 @@ def _kernel(
         dynamic_shared=max(stated) if stated else (None if used else 0),
         opcodes=_opcodes(disassembly),
         epilogue=epilogue_instructions(disassembly),
+        role_registers=tuple(
+            int(count, 16)
+            for count in re.findall(r"USETMAXREG\.\w+\.CTAPOOL .*(0x\w+)", disassembly)
+        ),
+        serialized=serialized,
         **resources,
     )
 

@@ -6,6 +6,9 @@ figures of the architectures side by side. The exit status is 1 if a kernel
     - has a TileShape for tensor-core arithmetic but no tensor-core instruction
     - does not fit on a multiprocessor, if the size of its shared memory is known
     - spends more instructions on an entry than EPILOGUE_LIMITS allows
+    - is for compute capability 9.0a, but lacks wgmma or bulk copies, or ptxas serializes them
+
+hopper_*.cu are compiled for sm_90a if sm_90 is among the architectures, and for no other one.
 
 `--check` prints only such kernels.
 """
@@ -22,9 +25,10 @@ from itertools import groupby, product
 from pathlib import Path
 
 from .cubin import ROOT, Kernel, compile_kernels, find_disassembler
-from .occupancy import MULTIPROCESSORS, WARP_SIZE, occupancy, resident_blocks
+from .occupancy import WARP_SIZE, occupancy, resident_blocks
 
-from build_support.toolchain import CudaToolkit, find_cuda  # isort: skip  (cubin.py makes it importable)
+from build_support.plan import HOPPER_SOURCES  # isort: skip  (cubin.py makes it importable)
+from build_support.toolchain import CudaToolkit, find_cuda  # isort: skip
 
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 
@@ -57,6 +61,8 @@ INSTRUCTIONS = {  # column: opcodes
     "local": r"LDL|STL",
 }
 
+HOPPER_INSTRUCTIONS = {"wgmma": r"HGMMA", "bulk copies": r"UTMALDG"}
+
 PAGE = """# The CUDA kernels as compiled
 
 Written by `python -m benchmarks.sass_report --markdown docs/kernels.md` with nvcc {nvcc}: figures
@@ -73,6 +79,13 @@ holds, on the shortest path, which a tile inside the matrix and off its diagonal
 of local memory; they must be 0, and so must stack and spills.
 
 {table}
+
+## Compute capability 9.0a
+
+The kernels of `hopper_*.cu` (docs/cuda.md). Registers are those of a thread of each role, which the
+compiler does not report.
+
+{hopper_table}
 """
 
 
@@ -89,6 +102,13 @@ def findings(kernel: Kernel) -> list[str]:
     for arithmetic, pattern in TENSOR_CORES.items():
         if f"TileShape<{arithmetic}," in kernel.name and not kernel.count(pattern):
             found.append(f"computes in {arithmetic} without an instruction like {pattern}")
+    if "HopperTile<" in kernel.name:
+        missing = [
+            name for name, pattern in HOPPER_INSTRUCTIONS.items() if not kernel.count(pattern)
+        ]
+        found += [f"lacks {name}" for name in missing]
+        if kernel.serialized:
+            found.append("has wgmma that ptxas serializes, or setmaxnreg that it ignores")
     if _blocks(kernel) == 0:
         found.append("does not fit on a multiprocessor")
     per_entry = _after_product(kernel)
@@ -134,6 +154,20 @@ def figures(kernel: Kernel) -> dict[str, str]:
     }
 
 
+def hopper_figures(kernel: Kernel) -> dict[str, str]:
+    """Return the line of one kernel for compute capability 9.0a."""
+    return {
+        "kernel": f"`{kernel.name}`",
+        "threads": _or_unknown(kernel.threads),
+        "registers of the roles": " / ".join(map(str, kernel.role_registers)),
+        "shared": f"{kernel.static_shared} + {_or_unknown(kernel.dynamic_shared)}",
+        "stack + spills": f"{kernel.stack} + {kernel.spilled}",
+        "instructions": str(kernel.opcodes.total()),
+        **{name: str(kernel.count(p)) for name, p in HOPPER_INSTRUCTIONS.items()},
+        "local": str(kernel.count(INSTRUCTIONS["local"])),
+    }
+
+
 def _after_product(kernel: Kernel) -> float | None:
     """Return the instructions after the product for each entry of a tile that a thread holds."""
     shape = re.search(r"TileShape<\w+, (\d+), (\d+), (\d+), (\d+)", kernel.name)
@@ -150,6 +184,8 @@ def _or_unknown(value: int | None) -> str:
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
     """Return a table with the first column aligned left and the numbers aligned right."""
+    if not rows:
+        return ""
     columns = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
 
@@ -170,9 +206,12 @@ def compile_all(
     """Return every kernel for every architecture, sorted by name."""
     disassembler = find_disassembler(toolkit)
     with ThreadPoolExecutor(jobs) as pool:
+        hopper = [source for source in sources if source.match(Path(HOPPER_SOURCES).name)]
+        jobs_of_all = [job for job in product(sources, architectures) if job[0] not in hopper]
+        if "90" in architectures:
+            jobs_of_all += [(source, "90a") for source in hopper]
         compiled = pool.map(
-            lambda job: compile_kernels(job[0], job[1], toolkit, disassembler),
-            product(sources, architectures),
+            lambda job: compile_kernels(job[0], job[1], toolkit, disassembler), jobs_of_all
         )
         return sorted(
             (kernel for batch in compiled for kernel in batch), key=lambda kernel: kernel.name
@@ -187,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("sources", nargs="*", type=Path, metavar="FILE.cu", help="default: all")
     parser.add_argument(
-        "--arch", nargs="+", choices=MULTIPROCESSORS, default=["80", "90", "100", "120"]
+        "--arch", nargs="+", choices=("80", "90", "100", "120"), default=["80", "90", "100", "120"]
     )
     parser.add_argument("--check", action="store_true", help="print only problems")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write docs/kernels.md there")
@@ -203,14 +242,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
     if kernels and not options.check:
-        by_name = groupby(kernels, key=lambda kernel: kernel.name)
+        portable = [kernel for kernel in kernels if kernel.arch != "90a"]
+        by_name = groupby(portable, key=lambda kernel: kernel.name)
         table = markdown([row(list(group)) for _, group in by_name])
-        print(table)
+        hopper_table = markdown([hopper_figures(k) for k in kernels if k.arch == "90a"])
+        print(table, hopper_table, sep="\n\n")
         if options.markdown:
             page = PAGE.format(
                 nvcc=toolkit.version,
                 architectures=" / ".join(f"sm_{arch}" for arch in options.arch),
                 table=table,
+                hopper_table=hopper_table,
             )
             options.markdown.write_text(page, encoding="utf-8")
     problems = [

@@ -41,6 +41,8 @@ def describe() -> str:
         facts[f"{name} kernels"] = backend_state(name, status, record.get("cuda_architectures"))
     if backend_status()["cpu"].loaded:
         facts["instructions"] = _instruction_set()
+    if backend_status()["cuda"].loaded and torch.cuda.is_available():
+        facts["CUDA engine"] = _cuda_engines()
     return "\n".join(f"{name:<14} {value}" for name, value in facts.items())
 
 
@@ -95,6 +97,15 @@ def _instruction_set() -> str:
     try:
         return str(torch.ops.cyclip_ext.cpu_isa())
     except (AttributeError, RuntimeError, ValueError) as error:
+        return f"unknown: {error}"
+
+
+def _cuda_engines() -> str:
+    """Return the engine of the CUDA kernels on each device and the reason for its choice."""
+    try:
+        choices = map(torch.ops.cyclip_ext.cuda_engine, range(torch.cuda.device_count()))
+        return ", ".join(dict.fromkeys(map(str, choices)))
+    except (AttributeError, RuntimeError) as error:
         return f"unknown: {error}"
 
 

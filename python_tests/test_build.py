@@ -182,6 +182,16 @@ def test_both_libraries_are_built_if_everything_is_found(machine: Machine) -> No
     assert not cpu & cuda
 
 
+def test_sources_for_hopper_have_their_own_architecture(machine: Machine) -> None:
+    """No other file is compiled for it, and nvcc rejects its instructions elsewhere."""
+    machine()
+    made = plan.make_plan()
+    sources = made.hopper_sources
+    assert "csrc/kernels/cuda/hopper_product.cu" in sources
+    assert not {*sources} & {source for e in made.extensions() for source in e.sources}
+    assert "-gencode=arch=compute_90a,code=sm_90a" in made.hopper_command(sources[0], "x.o")
+
+
 @pytest.mark.parametrize(
     ("found", "missing", "words"),
     [

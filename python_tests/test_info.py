@@ -52,6 +52,18 @@ def test_states_with_different_remedies_differ(status: BackendStatus, words: str
     assert words in info.backend_state("cpu", status)
 
 
+@pytest.mark.parametrize(
+    ("engines", "expected"),
+    [(["hopper: x", "hopper: x"], "hopper: x"), (["portable: a", "hopper: b"], "a, hopper: b")],
+)
+def test_engines_of_several_devices_appear_once(
+    engines: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(engines))
+    monkeypatch.setattr(torch.ops.cyclip_ext, "cuda_engine", engines.__getitem__, raising=False)
+    assert info._cuda_engines().endswith(expected)
+
+
 def test_cuda_library_without_a_gpu_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no GPU" in info.backend_state("cuda", LOADED, "8.0;9.0")

@@ -61,6 +61,8 @@ def _recording_build_ext(plan: Plan) -> type[Command]:
 
         def build_extension(self, ext: Extension) -> None:
             try:
+                if ext.name.endswith("_cuda"):
+                    self._compile_for_hopper(ext)
                 super().build_extension(ext)
             except Exception:
                 if not ext.optional:
@@ -69,6 +71,15 @@ def _recording_build_ext(plan: Plan) -> type[Command]:
                 self.warn(f"cyclip_ext gets no cuda library: {reason}")
                 plan.missing["cuda"] = reason
                 _write_record(self, plan)
+
+        def _compile_for_hopper(self, ext: Extension) -> None:
+            """Compile sources that need other flags than torch's, which are those of all files."""
+            folder = Path(self.build_temp) / "hopper"
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in plan.hopper_sources:
+                target = str(folder / Path(source).with_suffix(".o").name)
+                self.spawn(plan.hopper_command(source, target))
+                ext.extra_objects.append(target)
 
     return BuildExt
 

@@ -35,6 +35,12 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
 
+WERROR_NVCC_FLAGS = ["-Xcompiler=-Werror", "--Werror=all-warnings"]
+
+# Sources for compute capability 9.0a. Their instructions exist on no other architecture.
+HOPPER_SOURCES = "csrc/kernels/cuda/hopper_*.cu"
+HOPPER_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a"]
+
 
 @dataclass
 class Plan:
@@ -64,6 +70,21 @@ class Plan:
             return None
         return architectures_for(self.cuda)
 
+    @property
+    def hopper_sources(self) -> list[str]:
+        return _sources(HOPPER_SOURCES)
+
+    def hopper_command(self, source: str, target: str) -> list[str]:
+        """Return the command that compiles one of the sources for compute capability 9.0a."""
+        assert self.cuda is not None
+        nvcc = str(self.cuda.home / "bin" / "nvcc")
+        flags = [*COMMON_FLAGS, *NVCC_FLAGS, "-Xcompiler=-fPIC", "-Icsrc", *HOPPER_FLAGS]
+        if self._warnings_are_errors():
+            flags += WERROR_NVCC_FLAGS
+        if compiler := os.environ.get("CC"):  # as torch does
+            flags += ["-ccbin", compiler]
+        return [nvcc, *flags, "-c", source, "-o", target]
+
     def _cpu_library(self) -> Extension:
         return self._library(
             "cyclip_ext._C",
@@ -75,9 +96,10 @@ class Plan:
 
     def _cuda_library(self) -> Extension:
         assert self.cuda is not None
+        sources = _sources("csrc/ops/cuda/**/*.cpp", "csrc/kernels/cuda/**/*.cu")
         library = self._library(
             "cyclip_ext._C_cuda",
-            sources=_sources("csrc/ops/cuda/**/*.cpp", "csrc/kernels/cuda/**/*.cu"),
+            sources=[source for source in sources if source not in self.hopper_sources],
             libraries=["torch_cpu", "torch_cuda", self.cuda.runtime_library],
         )
         library.library_dirs.append(str(self.cuda.library_dir))
@@ -97,7 +119,7 @@ class Plan:
         nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS, *system]
         if self._warnings_are_errors():
             cxx_flags.append("-Werror")
-            nvcc_flags += ["-Xcompiler=-Werror", "--Werror=all-warnings"]
+            nvcc_flags += WERROR_NVCC_FLAGS
         return Extension(
             name,
             sources=sources,

@@ -21,6 +21,8 @@ struct Setting {
   uint64_t seed = 0;
 } setting;
 
+int64_t hopper_launch_count = 0;
+
 std::string triple(uint3 index) { return message("(", index.x, ", ", index.y, ", ", index.z, ")"); }
 
 int64_t count(dim3 size) { return int64_t{size.x} * size.y * size.z; }
@@ -47,6 +49,8 @@ void shuffle(std::vector<T>* items, uint64_t* state) {
 }  // namespace
 
 void set_order(Order order, uint64_t seed) { setting = {order, seed}; }
+
+int64_t hopper_launches() { return hopper_launch_count; }
 
 // ---------------------------------------------------------------- a block from begin to end
 
@@ -407,6 +411,7 @@ class BlockOrder {
 void run(const Launch& launch) {
   require_launchable(launch);
   const Unseen unseen;
+  if (launch.most_shared_bytes == kMaxHopperSharedBytes) ++hopper_launch_count;
   const int64_t blocks = count(launch.blocks);
   const BlockOrder order(blocks);
   Block block(launch);

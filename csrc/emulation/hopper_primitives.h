@@ -7,6 +7,7 @@
 #include "tensor_map.h"
 
 #define __grid_constant__
+#define CYCLIP_NO_UNROLL
 
 namespace cyclip::emulation {
 
@@ -59,6 +60,8 @@ inline void copy_tensor_async(void* shared, const TensorMap& map, int x, int y, 
 inline void proxy_fence() { emulation::units().fence_proxies(); }
 
 // ---------------------------------------------------------------- wgmma
+
+inline void wgmma_fence() {}
 
 template <int kRows, int kCols>
 void wgmma_fence(float (&sums)[kRows][kCols], emulation::Where where = emulation::Where::here()) {

@@ -39,10 +39,12 @@ struct Options {
   bool float64_is_slow;
   std::optional<py::array> row_labels, col_labels;
   bool same_are_positives;  // of sigmoid_rows
+  int64_t hopper_blocks;
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
           std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow,
-          std::optional<py::array> row_labels, std::optional<py::array> col_labels, bool same_are_positives)
+          std::optional<py::array> row_labels, std::optional<py::array> col_labels, bool same_are_positives,
+          int64_t hopper_blocks)
       : allow_tf32(allow_tf32),
         panel_bytes(panel_bytes),
         large_tiles(large_tiles),
@@ -50,7 +52,8 @@ struct Options {
         float64_is_slow(float64_is_slow),
         row_labels(std::move(row_labels)),
         col_labels(std::move(col_labels)),
-        same_are_positives(same_are_positives) {
+        same_are_positives(same_are_positives),
+        hopper_blocks(hopper_blocks) {
     if (dtype == "bfloat16" || dtype == "float16") {
       type = dtype == "float16" ? ElementType::kFloat16 : ElementType::kBFloat16;
       array_type = py::dtype::of<uint16_t>();
@@ -147,6 +150,7 @@ void run(const Options& options, const Launch& launch) {
   context.allow_tf32 = options.allow_tf32;
   context.panel_bytes = options.panel_bytes.value_or(context.panel_bytes);
   context.float64_is_slow = options.float64_is_slow;
+  context.hopper_blocks = options.hopper_blocks;
   context.large_tiles = options.large_tiles.value_or(context.large_tiles);
   const Error error = launch(context);
   if (error != kSuccess)
@@ -353,11 +357,11 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
       .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool,
-                    std::optional<py::array>, std::optional<py::array>, bool>(),
+                    std::optional<py::array>, std::optional<py::array>, bool, int64_t>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
            py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true,
            py::arg("float64_is_slow") = false, py::arg("row_labels") = py::none(),
-           py::arg("col_labels") = py::none(), py::arg("same_are_positives") = false,
+           py::arg("col_labels") = py::none(), py::arg("same_are_positives") = false, py::arg("hopper_blocks") = 0,
            "None: the same as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")
       .value("ASCENDING", Order::kAscending)
@@ -365,6 +369,7 @@ PYBIND11_MODULE(cyclip_emulation, m) {
       .value("RANDOM", Order::kRandom)
       .finalize();
   m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 0);
+  m.def("hopper_launches", &hopper_launches);
   m.def("row_norms", &row_norms);
   m.def("pair_statistics", &pair_statistics);
   m.def("pair_statistics_backward", &pair_statistics_backward);

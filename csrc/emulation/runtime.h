@@ -10,8 +10,8 @@ namespace cyclip::cuda {
 // Work is complete when a launch returns, so streams have nothing to order.
 using Stream = void*;
 
-// Misuse throws std::runtime_error from the launch, so this is the only value.
-enum Error : int { kSuccess = 0 };
+// Misuse throws std::runtime_error from the launch.
+enum Error : int { kSuccess = 0, kInvalidValue = 1 };
 
 }  // namespace cyclip::cuda
 
@@ -28,5 +28,8 @@ enum class Order {
 // Applies to all later launches. Must not be called during a launch. The initial order is
 // ascending.
 void set_order(Order order, uint64_t seed = 0);
+
+// The number of launches of kernels for compute capability 9.0a so far.
+int64_t hopper_launches();
 
 }  // namespace cyclip::emulation

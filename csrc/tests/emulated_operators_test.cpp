@@ -28,6 +28,8 @@ struct Shape {
 
 // A single entry; several small tiles, ragged in all dimensions, with a pipeline that wraps around;
 // large tiles.
+// Several tiles for each consumer of a block, ragged, and one row of tiles that only one consumer has.
+constexpr Shape kHopperShape = {260, 140, 70, 0};
 constexpr Shape kShapes[] = {{1, 1, 1, 128}, {70, 67, 129, 128}, {33, 130, 37, 0}};
 
 struct Precision {
@@ -94,6 +96,7 @@ struct Problem {
   Shape shape;
   Precision precision;
   Tower image, text, square_text;  // the last has as many rows as the images
+  int64_t hopper_blocks = 0;
 
   Problem(const Shape& shape, const Precision& precision)
       : shape(shape),
@@ -187,6 +190,7 @@ void run(const Problem& problem, const Launch& launch, bool float64_is_slow = fa
   context.float64_is_slow = float64_is_slow;
   context.allow_tf32 = problem.precision.allow_tf32;
   context.large_tiles = problem.shape.large_tiles;
+  context.hopper_blocks = problem.hopper_blocks;
   check(launch(context) == kSuccess, "a launch failed");
   workspace.check();
 }
@@ -415,6 +419,7 @@ void test_operators(const Problem& problem) {
     run_pair_statistics(problem, results);
     run_slim_pair_statistics(problem, results);
     run_sigmoid_rows(problem, results);
+    if (problem.hopper_blocks > 0) return results;  // the others do not use this engine
     run_cycle(problem, results);
     run_deflated_cycle_grams(problem, results);
     run_retrieval(problem, results);
@@ -435,6 +440,11 @@ int main(int argc, char** argv) {
   for (const Precision& precision : kPrecisions) {
     if (argc > 1 && precision.name != std::string(argv[1])) continue;
     for (const Shape& shape : kShapes) test_operators(Problem(shape, precision));
+    if (precision.element_size == 2) {
+      Problem hopper(kHopperShape, precision);
+      hopper.hopper_blocks = 1;
+      test_operators(hopper);
+    }
     ++tested;
   }
   check(tested > 0, "there is no such precision");

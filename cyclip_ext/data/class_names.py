@@ -12,6 +12,7 @@ from .._files import read_text
 
 CLASS_NAMES_FILE = "classnames.txt"
 
+_PARTS = re.compile(r"(\d+)")  # text, number, text, ...
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -39,6 +40,24 @@ def read_names(path: Path) -> tuple[str, ...]:
                 f"{path}:{number}: a class needs a name, and line k is that of label k"
             )
     return tuple(names)
+
+
+def require_one_order(classes: Sequence[str], names: str | Path) -> None:
+    """Raise ValueError if classes have another order by their numbers: c10, c2 and c2, c10.
+
+    It is then unknown which of both orders a list of names has. names: where the list is.
+    """
+    by_number = sorted(
+        classes, key=lambda each: [int(n) if n.isdecimal() else n for n in _PARTS.split(each)]
+    )
+    if list(classes) != by_number and list(classes) == sorted(classes):
+        place = next(i for i, each in enumerate(by_number) if each != classes[i])
+        raise ValueError(
+            f"{names} gives one name per class, but class {place} (from 0) is "
+            f"{classes[place]!r} in alphabetical order and {by_number[place]!r} by number: give "
+            f"the numbers leading zeros, or write lines of folder<TAB>name to {CLASS_NAMES_FILE} "
+            "in the folder of classes"
+        )
 
 
 def readable(name: str) -> str:

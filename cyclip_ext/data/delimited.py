@@ -122,8 +122,8 @@ class Quoting:
 
 def split_header(line: str, separator: str) -> list[str]:
     """Return the names of the columns, stripped, without quotes around them."""
-    fields = _split(line, separator)
-    if not isinstance(fields, list):
+    fields, wrong = _split(line, separator)
+    if wrong:
         fields = line.split(separator)
     return [name.strip().removeprefix("\ufeff").strip() for name in fields]
 
@@ -176,7 +176,10 @@ class DelimitedRows:
                 doubt.count += 1
                 doubt.lines += [row.line] * (len(doubt.lines) < _EXAMPLES)
             bad_quoted += bool(row.reason)
-            bad_unquoted += sum(map(self._needs_quoting, lines))
+            if len(lines) > 1 and not row.reason:
+                bad_unquoted += 1  # its lines would be rows
+            else:
+                bad_unquoted += sum(map(self._needs_quoting, lines))
         doubt.quoted = quoting == "quoted" or bad_quoted <= bad_unquoted
         return doubt
 
@@ -201,7 +204,8 @@ class DelimitedRows:
             if "\r" in line:  # rows of another system, appended
                 parts = list(filter(str.strip, line.split("\r")))
                 rows = [part for part in parts if self._is_row(part)]
-                alike = sum(self._ends_field([parts[0], part]) for part in rows)
+                named = next(iter(self._image_cells(parts[0])), "")
+                alike = sum(self._ends_field([parts[0], part], named) for part in rows)
                 # The others of many may be rows with commas or quotes.
                 if len(rows) == len(parts) or 2 * alike > len(parts) > 2:
                     yield from ((number, part) for part in parts)
@@ -221,8 +225,9 @@ class DelimitedRows:
         """Yield each row and the lines it consists of.
 
         If the quotes of a row are wrong, its first line is a bad row, and reading continues with
-        the second line.
+        the second line. A line with the other quote is bad as well: it may be the rest of the row.
         """
+        unmatched = False
         source = self._lines()
         again: deque[tuple[int, str]] = deque()
         while True:
@@ -231,62 +236,88 @@ class DelimitedRows:
                 return
             number, line = following
             fields, lines = self._row(line, again, source)
-            if not isinstance(fields, list):
+            if fields is None:
                 again.extendleft(reversed([*enumerate(lines[1:], number + 1)]))
                 yield Row(number, lines[:1], MISPLACED_QUOTE), lines[:1]
+                unmatched = line.count('"') % 2 == 1
+            elif unmatched and len(lines) == 1 and line.count('"') % 2 == 1:
+                yield Row(number, lines, MISPLACED_QUOTE), []  # no evidence of its own
+                unmatched = False
             elif any(map(str.strip, fields)):
                 yield Row(number, fields, _reason(fields, self._columns)), lines
 
     def _row(
         self, line: str, again: deque[tuple[int, str]], source: Iterator[tuple[int, str]]
-    ) -> tuple[list[str] | bool | None, list[str]]:
+    ) -> tuple[list[str] | None, list[str]]:
         """Return the fields of the row that begins in a line, and all lines read for it."""
         if '"' not in line:
             return line.split(self._separator), [line]
-        fields, lines = _split(line, self._separator), [line]
-        while fields is OPEN:
+        fields, wrong = _split(line, self._separator)
+        lines = [line]
+        named = fields[self._image] if self._image < len(fields) else ""  # before the open quote
+        while wrong == _OPEN:
             following = again.popleft() if again else next(source, None)
             if following is None:
                 return None, lines
             lines.append(following[1])
-            if self._ends_field(lines):
-                return None, lines
             if '"' in following[1]:
-                fields = _split("\n".join(lines), self._separator)
-        if len(lines) > 1 and isinstance(fields, list):
-            rows = len(lines) > 2 and all(map(self._is_row, lines[1:]))
-            if rows or _reason(fields, self._columns):
+                fields, wrong = _split("\n".join(lines), self._separator)
+            if not named and self._image < len(fields):
+                if not self._precedes_image(fields[self._image], lines):
+                    return None, lines
+                named = fields[self._image]
+            elif self._ends_field(lines, named):
                 return None, lines
-        return fields, lines
+        if not wrong and len(lines) > 1:
+            like_rows = len(lines) > 2 and all(map(self._is_row, lines[1:]))
+            if (like_rows and not _is_image(named)) or _reason(fields, self._columns):
+                return None, lines
+        return None if wrong else fields, lines
 
     def _is_row(self, line: str) -> bool:
         return len(line.split(self._separator)) == self._columns
 
-    def _ends_field(self, lines: list[str]) -> bool:
-        """Return whether the last line cannot belong to the quoted field that the first opens."""
+    def _ends_field(self, lines: list[str], named: str) -> bool:
+        """Return whether the last line cannot belong to the quoted field that the first opens.
+
+        named: the image of the row, "" if its column comes after the field.
+        """
         if len(lines) > _MOST_LINES or (self._separator != "," and self._is_row(lines[-1])):
             return True  # text has commas, but hardly tabs
-        own, other = (line.split(self._separator) for line in (lines[0], lines[-1]))
-        if len(other) < 2:
-            return False
-        for index in {self._image, self._image - self._columns}:
-            if -len(other) <= index < len(other):
-                cell = other[index].strip().strip('"')
-                if os.path.splitext(cell)[1].lower() in IMAGE_SUFFIXES:
-                    return True
-                known = own[index].strip().strip('"') if -len(own) <= index < len(own) else ""
-                if cell and _shape(cell) == _shape(known):
-                    return True
-        return False
+        if any(map(_is_image, self._image_cells(lines[-1]))):
+            return True
+        cells = lines[-1].split(self._separator)
+        cell = _bare(cells[self._image]) if 1 < len(cells) > self._image else ""
+        return bool(cell) and _shape(cell) == _shape(_bare(named))
+
+    def _precedes_image(self, image: str, lines: list[str]) -> bool:
+        """Return whether a field of several lines is followed by the image of its row.
+
+        The last line then resembles a row. It is one, and the quotes enclose no field, if another
+        line names an image as well.
+        """
+        shape = _shape(_bare(image))
+        return len(lines) <= _MOST_LINES and not any(
+            _is_image(cell) or _shape(_bare(cell)) == shape
+            for line in lines[:-1]
+            for cell in self._image_cells(line)
+        )
+
+    def _image_cells(self, line: str) -> list[str]:
+        """Return the cells in which a row has its image, counted from its start and its end."""
+        cells = line.split(self._separator)
+        places = (self._image, self._image - self._columns) if len(cells) > 1 else ()
+        return [cells[place] for place in places if -len(cells) <= place < len(cells)]
 
 
-OPEN = True  # a quoted field is not closed in this line
+_OPEN = "a quoted field is not closed"
 
 
-def _split(line: str, separator: str) -> list[str] | bool | None:
-    """Return the fields of a row; OPEN if a quote is not closed, None if one encloses no field.
+def _split(line: str, separator: str) -> tuple[list[str], str]:
+    """Return the fields of a row, and what is wrong with its quotes, _OPEN or MISPLACED_QUOTE.
 
-    Only a quote at the beginning of a field, or after blanks there, opens one.
+    If anything is, the fields are those before the wrong one. Only a quote at the beginning of a
+    field, or after blanks there, opens one.
     """
     closed, opened = _patterns(separator)
     fields: list[str] = []
@@ -298,13 +329,13 @@ def _split(line: str, separator: str) -> list[str] | bool | None:
             end = match.end()
         elif opened.match(line, position):
             rest = line[line.index('"', position) + 1 :]
-            return None if '"' in rest.replace('""', "") else OPEN  # None: text after the end
+            return fields, MISPLACED_QUOTE if '"' in rest.replace('""', "") else _OPEN
         else:
             end = line.find(separator, position)
             end = len(line) if end < 0 else end
             fields.append(line[position:end])
         if end >= len(line):
-            return fields
+            return fields, ""
         position = end + 1
 
 
@@ -320,6 +351,14 @@ def _reason(fields: Sequence[str], columns: int) -> str:
         return TOO_FEW
     # Spreadsheets write empty columns at the end.
     return TOO_MANY if any(map(str.strip, fields[columns:])) else ""
+
+
+def _bare(cell: str) -> str:
+    return cell.strip().strip('"')
+
+
+def _is_image(cell: str) -> bool:
+    return os.path.splitext(_bare(cell))[1].lower() in IMAGE_SUFFIXES
 
 
 def _shape(cell: str) -> str:

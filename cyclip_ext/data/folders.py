@@ -18,6 +18,7 @@ from .class_names import (
     read_lines,
     read_names,
     readable,
+    require_one_order,
     wordnet_names,
 )
 from .columns import Strings
@@ -64,6 +65,15 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+def content_state(file: Path | int) -> tuple[int, int]:
+    """Return size and time of change of a file, or of a descriptor; -1 if it cannot be read."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def is_image(name: str) -> bool:
@@ -179,8 +189,9 @@ class ClassFolderDataset(ImageFiles):
     its WordNet id if all folders are called by one, or what `classnames.txt` in `folder` gives it,
     in one of two forms:
         folder<TAB>name   a line for each class; may name classes that have no folder
-        name              line k for subfolder k; if the folders are numbers, line k for folder k
-                          (the first line is that of 0)
+        name              line k for subfolder k, which must have the same place by the alphabet
+                          and by its number; if the folders are numbers, line k for folder k (the
+                          first line is that of 0)
     A class without images remains among the classes to choose from.
 
     class_ids: the folder of each class. skipped: images beside the class folders, files without a
@@ -294,6 +305,7 @@ def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[st
             f"{file} has {len(names)} lines for {len(folders)} subfolders; write lines of "
             "folder<TAB>name to assign them"
         )
+    require_one_order(folders, file)
     return {name: label for label, name in enumerate(folders)}, names
 
 

@@ -29,6 +29,7 @@ NAMINGS: tuple[tuple[str, Callable[[int, str], str]], ...] = (
     ("sha256(url)", lambda row, url: hashlib.sha256(url.encode()).hexdigest()),
 )
 _NUMBER, _NUMBER_AND_CRC = (name for name, _ in NAMINGS[:2])
+_UNLIKELY = 1e-3
 _CLOCK_NS = 2 * 10**9  # file systems round times of change
 
 
@@ -60,7 +61,8 @@ def read_google_tsv(
     Raises ValueError without images, if no naming fits a single row, and if captions might go to
     the images of other rows: two files have the name of one row; numbers contradict first_row or do
     not decide it while it is None; there are numbers above that of the last row. The numbers of
-    img2dataset are those of rows only if its number of samples per shard is a power of ten.
+    img2dataset are those of rows only if its number of samples per shard is a power of ten; if its
+    shards seem to be smaller, first_row must be given.
     """
     if images is None:
         raise ValueError(
@@ -222,7 +224,42 @@ class _Matching:
                 "neighbour. Compare one image with its caption and pass --first-row 0 or 1 "
                 "(first_row)"
             )
+        if given is None:
+            _require_full_shards(files, self.file.path, images)
         return 0 if zero else given or 0
+
+
+def _require_full_shards(files: dict[str, list[str]], table: Path, images: Path) -> None:
+    """Raise ValueError if img2dataset's numbers seem to jump between its shards.
+
+    It calls sample k of shard n n * 10^d + k, with d digits for k: 00001/000010003.jpg. This is the
+    number of the row only if shards have 10^d samples, and then samples of all k are there.
+    """
+    shards: dict[int, list[int]] = {}
+    digits = set()
+    for path in (path for paths in files.values() for path in paths):
+        parent, name = os.path.split(path)
+        shard, stem = os.path.basename(parent), os.path.splitext(name)[0]
+        if not _is_number(stem):
+            continue
+        if not (shard.isdecimal() and stem.startswith(shard)):
+            return
+        digits.add(len(stem) - len(shard))
+        shards.setdefault(int(shard), []).append(int(stem[len(shard) :] or 0))
+    shards.pop(max(shards, default=0), None)  # the last one need not be full
+    numbers = [number for found in shards.values() for number in found]
+    if len(digits) > 1 or not numbers:
+        return
+    size, highest = 10 ** digits.pop(), max(numbers)
+    # If downloads fail at random, this is how likely it is that none above the highest is there.
+    if ((highest + 1) / size) ** len(numbers) < _UNLIKELY:
+        raise ValueError(
+            f"the shards in {images} have no sample above {highest:,}, although their names have "
+            f"room for {size:,}, so the numbers are hardly those of the rows of {table}, and "
+            "captions would go to other images. img2dataset numbers rows only if "
+            "number_sample_per_shard is a power of ten; otherwise let it write the captions too, "
+            f"and open its output without the table. If it was {size:,}, pass --first-row 0"
+        )
 
 
 def _is_number(stem: str) -> bool:

@@ -19,7 +19,7 @@ from .folders import FolderDataset, has_images, is_image, walk
 from .google_tsv import is_google_tsv, read_google_tsv
 from .manifest import apply_manifest
 from .options import ReadOptions
-from .parquet import read_parquet
+from .parquet import ParquetDataset, read_parquet
 from .shapes import load_shapes
 from .skips import SkipReport
 from .tables import is_token_file, read_table
@@ -147,10 +147,15 @@ def open_dataset(
     for folder in folders:
         _require_whole(folder, [f for f in files if f.parent == folder], format.suffixes[0])
     dataset = format.read(files, options, labels, split)
-    for folder in folders if isinstance(dataset, TarDataset) else ():
+    for folder in folders if isinstance(dataset, TarDataset | ParquetDataset) else ():
+        stems = {path.stem for path in files}  # img2dataset writes 0.parquet about 0.tar
         for parent, names in walk(folder, dataset.skipped):
-            for name in filter(is_image, names):
-                dataset.skipped.add("image beside shards", str(folder / parent / name))
+            for name in names:
+                stem, suffix = os.path.splitext(name)
+                if is_image(name):
+                    dataset.skipped.add("image beside shards", str(folder / parent / name))
+                elif suffix.lower() == ".parquet" and stem not in stems:
+                    dataset.skipped.add("parquet beside shards", str(folder / parent / name))
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no record that can be used; {dataset.skipped}")
     return dataset if options.manifest is None else apply_manifest(dataset, Path(options.manifest))

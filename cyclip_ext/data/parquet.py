@@ -13,9 +13,9 @@ from .._files import regular_size
 from .captions import usable_captions
 from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
-from .folders import is_image, size_of, walk
+from .folders import content_state, is_image, size_of, walk
 from .options import ReadOptions
-from .skips import NOT_DOWNLOADED, BadRecord, MissingData, SkipReport
+from .skips import NO_ROW, NOT_DOWNLOADED, BadRecord, MissingData, SkipReport
 from .tables import CAPTION_KEYS, IMAGE_KEYS, PairWriter, TableDataset, column_of
 
 _STATUS = "status"  # of img2dataset's rows
@@ -43,13 +43,14 @@ def read_parquet(files: Sequence[Path], options: ReadOptions) -> FileDataset:
     encoded = _encoded_column(schema, keys[0])
     folder = files[0].parent
     if encoded is not None:
+        states = [content_state(file) for file in files]  # before they are indexed
         columns = cached(
             folder,
             [[str(file) for file in files], *keys],
             files,
             lambda place: _index(files, caption, encoded, place),
         )
-        return ParquetDataset(files, encoded, columns)
+        return ParquetDataset(files, states, encoded, columns)
     defaults = (*IMAGE_KEYS, "key")
     image = names[column_of(files[0], names, "--csv-img-key", keys[0], defaults)]
     if image == "key":
@@ -91,13 +92,17 @@ def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
         for name in filter(is_image, names):
             path = os.path.normpath(os.path.join(parent, name))
             known.setdefault(os.path.splitext(name)[0], []).append(path)
+    used: set[str] = set()
     for _, where, (key, text) in _rows(files, ["key", caption], pairs.skipped):
         named = isinstance(key, str) and bool(key.strip())
         found = known.get(key.strip(), []) if named else [""]
+        used.update(found)
         if len(found) == 1:
             pairs.add(where, found[0], [text])
         else:
             pairs.skipped.add("two images of one key" if found else "missing", f"{where} ({key})")
+    for path in (path for paths in known.values() for path in paths if path not in used):
+        pairs.skipped.add(NO_ROW, str(folder / path))
     columns = pairs.columns()
     if "starts" in columns.arrays:
         raise ValueError(
@@ -113,9 +118,16 @@ def _name(files: Sequence[Path]) -> str:
 class ParquetDataset(FileDataset):
     """Images that are encoded in a column, each row a record."""
 
-    def __init__(self, files: Sequence[Path], column: str, columns: Columns) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        states: Sequence[tuple[int, int]],
+        column: str,
+        columns: Columns,
+    ) -> None:
         self.name = _name(files)
         self.files = tuple(files)
+        self._states = states
         self.skipped = SkipReport.from_dict(columns.meta["skipped"])
         self._column = column
         self._columns = columns
@@ -135,6 +147,8 @@ class ParquetDataset(FileDataset):
                 table = _open(self.files[file]).read_row_group(group, columns=[self._column])
             except _errors() as error:
                 raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
+            if content_state(self.files[file]) != self._states[file]:
+                raise BadRecord("unreadable (file changed since it was opened)", key)
             self._group = known = ((file, group), table.column(0))
         value = known[1][row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ import torch
 from .captions import decode_captions
 from .columns import Columns
 from .dataset import Encoded, FileDataset, digest
-from .folders import size_of
+from .folders import content_state, size_of
 from .images import MAX_BYTES
 from .skips import BadRecord, SkipReport
 from .tar_index import BROKEN_LABEL, NO_LABEL, tar_index
@@ -37,6 +37,20 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.descriptor, size, offset)
+
+    def read_both(
+        self, image_at: int, image_size: int, text_at: int, text_size: int
+    ) -> tuple[bytes, bytes]:
+        start = min(image_at, text_at)
+        end = max(image_at + image_size, text_at + text_size)
+        if end - start > image_size + text_size + _NEAR:
+            return self.read(image_at, image_size), self.read(text_at, text_size)
+        span = self.read(start, end - start)
+        image, text = image_at - start, text_at - start
+        return span[image : image + image_size], span[text : text + text_size]
 
 
 class TarDataset(FileDataset):
@@ -60,6 +74,7 @@ class TarDataset(FileDataset):
         self.name = f"{len(shards)} tar shard(s) in {shards[0].parent}"
         self.shards = tuple(shards)
         self._one_per_line = one_per_line
+        self._states = [content_state(shard) for shard in self.shards]  # before they are indexed
         self._index = tar_index(self.shards)
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()  # by shard, used last at the end
         self.skipped = SkipReport.from_dict(self._index.meta["skipped"])
@@ -109,11 +124,14 @@ class TarDataset(FileDataset):
         if max(image_size, text_size) > MAX_BYTES:
             raise BadRecord("too large", key)
         try:
-            data, text = self._read_both(shard, image_at, image_size, text_at, text_size)
+            file = self._open(shard)
+            data, text = file.read_both(image_at, image_size, text_at, text_size)
         except OSError as error:
             raise BadRecord(f"unreadable ({type(error).__name__})", key) from None
         if len(text) < text_size or len(data) < image_size:
             raise BadRecord("unreadable (shard cut off since it was opened)", key)
+        if content_state(file.descriptor) != self._states[shard]:
+            raise BadRecord("unreadable (shard changed since it was opened)", key)
         if self.labels is not None:
             return Encoded(data, key)
         captions = decode_captions(text, is_json, key, one_per_line=self._one_per_line)
@@ -125,24 +143,13 @@ class TarDataset(FileDataset):
         names = [(os.path.relpath(shard, folder), size_of(shard)) for shard in self.shards]
         return digest(repr(names), self._index.arrays["rows"])
 
-    def _read_both(
-        self, shard: int, image_at: int, image_size: int, text_at: int, text_size: int
-    ) -> tuple[bytes, bytes]:
-        start = min(image_at, text_at)
-        end = max(image_at + image_size, text_at + text_size)
-        if end - start > image_size + text_size + _NEAR:
-            return self._read(shard, image_at, image_size), self._read(shard, text_at, text_size)
-        span = self._read(shard, start, end - start)
-        image, text = image_at - start, text_at - start
-        return span[image : image + image_size], span[text : text + text_size]
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _open(self, shard: int) -> _OpenFile:
         # Each step is atomic, so threads at worst open a shard twice.
         file = self._files.pop(shard, None) or _OpenFile(self.shards[shard])
         self._files[shard] = file
         if len(self._files) > _OPEN_SHARDS:
             self._files.popitem(last=False)
-        return os.pread(file.descriptor, size, offset)
+        return file
 
     def __getstate__(self) -> dict[str, object]:
         # Descriptors mean nothing in another process.

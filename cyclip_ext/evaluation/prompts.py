@@ -18,7 +18,7 @@ from typing import Any
 
 from .._files import read_text
 from ..data import ImageDataset
-from ..data.class_names import are_wordnet_ids, imagenet_ids
+from ..data.class_names import are_wordnet_ids, imagenet_ids, require_one_order
 from ..models.tokenizers import import_open_clip
 
 IMAGENET = "imagenet"
@@ -53,7 +53,8 @@ class Prompts:
     def names_for(self, dataset: ImageDataset) -> ClassNames:
         """Return the names of each class of a dataset.
 
-        Raises ValueError if there are names for another number of classes.
+        Raises ValueError if there are names for another number of classes, and if the classes are
+        ordered alphabetically although their numbers have another order.
         """
         own = dataset.class_names
         if self.names is None:
@@ -80,6 +81,8 @@ class Prompts:
                 f"class_names (--class-names): {len(self.names)} class names for the "
                 f"{len(own)} classes of {dataset.name}; give one name per class{hint}"
             )
+        if not all(each.isdecimal() for each in ids):
+            require_one_order(ids, "class_names (--class-names)")
         return self.names
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
 from cyclip_ext.functional import contrastive_loss
@@ -22,7 +22,7 @@ _DIRECTIONS: dict[tuple[str, ...], Directions] = {
 }
 
 
-class FusedRankingLoss(losses.CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
+class FusedRankingLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
     """MultipleNegativesRankingLoss without the matrix of all similarities.
 
     The columns of the dataset are (anchor, positive) or (anchor, positive, negative_1, ...). With
@@ -42,7 +42,8 @@ class FusedRankingLoss(losses.CachedMultipleNegativesRankingLoss):  # type: igno
         options: of the default criterion: backend, precision, memory_budget, group, exchange; see
             cyclip_ext.functional. group="world" is gather_across_devices=True.
 
-    Raises: ValueError for directions that are not one of the two, or given beside a criterion.
+    Raises: ValueError for directions that are not one of the two, for options beside a criterion,
+    and for mini_batch_size with a StaticEmbedding, whose inputs have no rows to split.
     """
 
     def __init__(
@@ -66,9 +67,18 @@ class FusedRankingLoss(losses.CachedMultipleNegativesRankingLoss):  # type: igno
                 f"{', '.join(names)} only applies to the default criterion, got "
                 f"criterion={criterion!r}; construct the criterion with its own options"
             )
-        super().__init__(model, scale=scale, mini_batch_size=mini_batch_size, directions=chosen)
-        self.uses_gradient_cache = mini_batch_size is not None
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                f"mini_batch_size must be None for a model with a StaticEmbedding, got "
+                f"{mini_batch_size}"
+            )
+        super().__init__()
+        self.model = model
         self.criterion = criterion
+        self.scale = scale
+        self.directions = chosen
+        self.mini_batch_size = mini_batch_size
+        self.uses_gradient_cache = mini_batch_size is not None
         self.options = options
 
     def forward(
@@ -76,7 +86,7 @@ class FusedRankingLoss(losses.CachedMultipleNegativesRankingLoss):  # type: igno
     ) -> Tensor:
         """Return the loss of a batch of tokenized columns; `labels` are not used."""
         if self.mini_batch_size is not None:
-            loss: Tensor = super().forward(sentence_features, labels)
+            loss: Tensor = super().forward_cached(sentence_features, labels)
             return loss
         return self._loss(
             [self.model(column)["sentence_embedding"] for column in sentence_features]

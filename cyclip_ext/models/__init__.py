@@ -4,6 +4,7 @@
     mini         the towers of this package's own models
     tokenizers   open_clip's tokenizers, or hashed words, which need no package
     batch_norm   batch norm over the batch of all processes
+    locking      towers whose weights and statistics stay as they are
     trained      loading what was trained: runs of this package and everything that open_clip loads
     checkpoint   reading and verifying the files of runs
     export       writing trained models for open_clip, as safetensors or as ONNX

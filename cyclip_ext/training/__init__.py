@@ -10,6 +10,7 @@
     trainer.py     the loop: batches, steps, records, validation, checkpoints
     step.py        one optimizer step: copy to the device, forward, backward, update
     objective.py   the loss, from the settings or from the caller
+    duplicates.py  pairs of a batch that are not each other's negatives
     optim.py       parameter groups, schedule, temperature
     precision.py   device, autocast, gradient scaling
     stopping.py    Ctrl-C and SIGTERM

@@ -143,6 +143,29 @@ def test_img2dataset_metadata_beside_files(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "00000.parquet"))
 
 
+def test_parquet_that_is_written_again_is_not_read(tmp_path: Path) -> None:
+    """Captions are those of the former file."""
+    table = {"jpg": [coloured(i) for i in range(8)], "caption": CAPTIONS[:8]}
+    path = write_parquet(tmp_path / "t.parquet", table)
+    dataset = open_dataset(str(path))
+    write_parquet(path, {"jpg": table["jpg"][::-1], "caption": CAPTIONS[7::-1]})
+    os.utime(path, (0, 0))  # clocks of file systems are coarse
+    assert pairing(dataset) == {"unreadable (file changed since it was opened)": 8}
+
+
+def test_other_images_beside_parquet_files_are_counted(tmp_path: Path) -> None:
+    numbered(tmp_path / "1.png", 1)
+    numbered(tmp_path / "a" / "2.png", 2)
+    write_parquet(tmp_path / "0.parquet", {"jpg": [coloured(0)], "caption": ["number 0"]})
+    dataset = open_dataset(str(tmp_path))
+    assert pairing(dataset) == {0: 1}
+    assert dataset.skipped.counts == {"image beside shards": 2}
+    write_parquet(tmp_path / "0.parquet", {"key": ["1"], "caption": ["number 1"]})
+    dataset = open_dataset(str(tmp_path))
+    assert pairing(dataset) == {1: 1}
+    assert dataset.skipped.counts == {"image of no row": 1}
+
+
 def test_parquet_with_names_of_images(tmp_path: Path) -> None:
     names = ["0.png", "1.png", "0.png", None, "2.png"]
     captions = ["number 0", "number 1", "also number 0", "number 3", ""]
@@ -177,3 +200,6 @@ def test_shards_beside_parquet_metadata_are_read_as_shards(tmp_path: Path) -> No
     write_parquet(tmp_path / "00000.parquet", {"key": ["0"], "caption": ["number 0"]})
     write_tar(tmp_path / "00000.tar", [("0.png", coloured(0)), ("0.txt", b"number 0")])
     assert "tar shard" in open_dataset(str(tmp_path)).name
+    assert not open_dataset(str(tmp_path)).skipped.total
+    (tmp_path / "00000.parquet").rename(tmp_path / "other.parquet")  # of no shard
+    assert open_dataset(str(tmp_path)).skipped.counts == {"parquet beside shards": 1}

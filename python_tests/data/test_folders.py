@@ -49,6 +49,22 @@ def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert classes.skipped.counts == {"file without a suffix": 2}
 
 
+def test_names_of_classes_need_one_order(tmp_path: Path) -> None:
+    """c10 comes before c2 by the alphabet, and after it by number."""
+    for number in range(12):
+        numbered(tmp_path / f"c{number}" / "0.png", number)
+    lines = [f"number {number}" for number in range(12)]
+    (tmp_path / "classnames.txt").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"class 2 \(from 0\) is 'c10' .* and 'c2' by number"):
+        ClassFolderDataset(tmp_path)
+    lines = [f"c{number}\t{line}" for number, line in enumerate(lines)]
+    (tmp_path / "classnames.txt").write_text("\n".join(lines))
+    classes = ClassFolderDataset(tmp_path)
+    names = {classes.class_names[label] for label in classes.labels.tolist()}
+    assert names == {f"number {number}" for number in range(12)}
+    assert classes.class_names[classes.labels[2]] == "number 10"  # of c0, c1, c10
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("0.txt", b"number 0 again"), ("0.txt", b"number 1"), ("0.txt", None), ("0.png", b"x")],

@@ -138,7 +138,23 @@ def test_numbers_of_img2dataset_within_shards_are_rejected(tmp_path: Path, table
         read_google_tsv(table, images)
     # A last row that cannot be used has its number all the same.
     table.write_text(table.read_text() + " \thttp://host/x\n" * 10)
-    assert len(read_google_tsv(table, images)) == 7
+    assert len(read_google_tsv(table, images, first_row=0)) == 7
+    with pytest.raises(ValueError, match=r"no sample above 4, .* room for 10, .*--first-row 0"):
+        read_google_tsv(table, images)
+
+
+def test_numbers_of_img2dataset_with_a_power_of_ten_are_those_of_rows(tmp_path: Path) -> None:
+    rows = [f"number {i}\thttp://h/{i}\n" for i in range(35)]
+    (tmp_path / "t.tsv").write_text("".join(rows))
+    here = [i for i in range(35) if i % 3]
+    for i in here:
+        numbered(tmp_path / "images" / f"{i // 10:05d}/{i:06d}.jpg", i)
+    numbered(tmp_path / "images" / "cover.png", 99)
+    with pytest.raises(ValueError, match="do not decide"):
+        read_google_tsv(tmp_path / "t.tsv", tmp_path / "images")
+    numbered(tmp_path / "images" / "00000" / "000000.jpg", 0)
+    dataset = read_google_tsv(tmp_path / "t.tsv", tmp_path / "images")
+    assert pairing(dataset) == dict.fromkeys([0, *here], 1)
 
 
 def test_bad_lines_have_a_number_and_blank_ones_have_none(tmp_path: Path) -> None:

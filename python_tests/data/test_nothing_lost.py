@@ -84,13 +84,33 @@ def caption(number: int, before: str, after: str) -> str:
     return f"{before}<{number}>{after}"
 
 
+ORDERS = (
+    ("image", "caption"),
+    ("caption", "image"),
+    ("id", "caption", "image"),
+    ("caption", "image", "id"),
+)
+
+
 def write_table(
-    folder: Path, rows: list[tuple[int, str, str]], separator: str, quoting: int, end: str
+    rows: list[tuple[int, str, str]],
+    separator: str,
+    quoting: int,
+    end: str,
+    columns: tuple[str, ...] = ORDERS[0],
 ) -> bytes:
     content = io.StringIO()
-    writer = csv.writer(content, delimiter=separator, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
-    writer.writerow(["image", "caption"])
-    writer.writerows([f"{row[0]}.png", caption(*row)] for row in rows)
+    writer = csv.DictWriter(
+        content,
+        columns,
+        delimiter=separator,
+        quoting=quoting,  # type: ignore[arg-type]
+        lineterminator=end,
+        extrasaction="ignore",
+    )
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({"image": f"{row[0]}.png", "caption": caption(*row), "id": 7})
     return content.getvalue().encode()
 
 
@@ -112,6 +132,7 @@ def open_table(folder: Path, content: bytes, quoting: str = "auto") -> FileDatas
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     end=st.sampled_from(["\n", "\r\n"]),
     breaks=st.booleans(),
+    columns=st.sampled_from(ORDERS),
 )
 def test_quoted_tables(
     images: Path,
@@ -120,10 +141,11 @@ def test_quoted_tables(
     quoting: int,
     end: str,
     breaks: bool,
+    columns: tuple[str, ...],
 ) -> None:
     if breaks:  # over several lines
         rows = [(number, before, "\nof two lines" + after) for number, before, after in rows]
-    dataset = open_table(images, write_table(images, rows, separator, quoting, end))
+    dataset = open_table(images, write_table(rows, separator, quoting, end, columns))
     # A caption that contains lines like rows of the table is counted and not used.
     check(dataset, Counter(row[0] for row in rows), exact=not breaks)
 
@@ -172,7 +194,7 @@ def test_damaged_tables(
         lines = [f"{row[0]}.png{separator}{caption(*row).replace(separator, '')}" for row in rows]
         content = f"image{separator}caption\n".encode() + "\n".join([*lines, ""]).encode()
     else:
-        content = write_table(images, rows, separator, quoting, "\n")
+        content = write_table(rows, separator, quoting, "\n")
     start = content.index(b"\n") + 1
     for place, inserted in damage:
         at = start + int(place * (len(content) - start))

@@ -142,6 +142,59 @@ def test_quoted_fields(folder: Path) -> None:
     assert pairing(dataset) == dict.fromkeys(range(6), 1)
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize(
+    "end", ["", " lines", ", of lines", "\n\nof lines", "\nof, three\nof, four"]
+)
+@pytest.mark.parametrize("header", ["image,caption", "caption,image", "id,caption,image"])
+def test_captions_of_many_lines(folder: Path, separator: str, end: str, header: str) -> None:
+    """If the image comes last, the last line of a caption has it where rows have theirs."""
+    columns = header.split(",")
+    cells = {n: {"id": "7", "image": n, "caption": f'"{c}, two\nof{end}"'} for n, c in rows_of()}
+    rows = [[cells[n][column] for column in columns] for n in cells]
+    dataset = read_table(write(folder / "t.csv", [columns, *rows], separator))
+    assert pairing(dataset) == dict.fromkeys(range(COUNT), 1)
+    assert dataset[0].captions == (" ".join(f"number 0, two\nof{end}".split()),)
+    assert dataset.skipped.total == 0
+
+
+def test_captions_of_many_lines_on_both_sides_of_the_image(folder: Path) -> None:
+    rows = [[f'"{c},\ntwo"', n, f'"{c}\nb, c\nd, e"'] for n, c in rows_of()]
+    columns = ["caption_0", "image", "caption_1"]
+    dataset = read_table(write(folder / "t.csv", [columns, *rows]))
+    assert pairing(dataset) == dict.fromkeys(range(COUNT), 2)
+    assert dataset[3].captions == ("number 3, two", "number 3 b, c d, e")
+
+
+@pytest.mark.parametrize("cell", ['"number 3\nof" two', '"number 3' + "\nline" * 101 + '"'])
+def test_rest_of_a_row_with_misplaced_quotes_is_no_caption(folder: Path, cell: str) -> None:
+    rows = [[f'"{c},\nof two"', n] for n, c in rows_of()]
+    rows[3][0] = cell
+    with pytest.warns(UserWarning, match="lines 8"):
+        dataset = read_table(write(folder / "t.csv", [["caption", "image"], *rows]))
+    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
+    assert dataset.skipped.counts["misplaced quote"] == 2
+
+
+def test_one_stray_quote_does_not_split_the_fields_of_others(folder: Path) -> None:
+    rows = [[f'"{c}, of\ntwo, lines"', n] for n, c in rows_of()]
+    rows[3][0] = '"number 3'
+    with pytest.warns(UserWarning, match="lines 8"):
+        dataset = read_table(write(folder / "t.csv", [["caption", "image"], *rows]))
+    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
+
+
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_stray_quotes_before_the_image_swallow_no_rows(tmp_path: Path, suffix: str) -> None:
+    rows = [[f"number {i}", f"images/{i}{suffix}"] for i in range(COUNT)]
+    rows[3][0] = '"number 3 of the day'
+    rows[9][0] = 'number 9"'  # closes the quote of row 3
+    with pytest.warns(UserWarning, match="lines 5"):
+        dataset = read_table(write(tmp_path / "t.csv", [["caption", "image"], *rows]))
+    names = [f"images/{i}{suffix}" for i in range(COUNT)]
+    assert [dataset.image_name(i) for i in range(len(dataset))] == names
+
+
 def test_every_field_quoted(folder: Path) -> None:
     """With one stray quote: reading the others without quoting would put quotes into names."""
     rows = [[f'"{field}"' for field in row] for row in [["image", "caption"], *rows_of()]]

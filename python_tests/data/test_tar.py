@@ -175,6 +175,17 @@ def test_a_shard_that_shrinks_or_goes_away_spoils_its_records_only(tmp_path: Pat
     assert pairs[2].captions == ("caption 2",)
 
 
+def test_a_shard_that_is_written_again_is_not_read_at_old_places(tmp_path: Path) -> None:
+    """The new samples may have the sizes of the old ones, in another order."""
+    shard = write_tar(tmp_path / "0.tar", [("a.png", coloured(1)), ("a.txt", b"number 1")])
+    early, late = TarDataset([shard]), TarDataset([shard])
+    assert pairing(early) == {1: 1}  # opens the shard
+    write_tar(shard, [("b.png", coloured(1)), ("a.txt", b"number 2")])
+    os.utime(shard, (0, 0))  # clocks of file systems are coarse
+    assert pairing(early) == {"unreadable (shard changed since it was opened)": 1}
+    assert pairing(late) == {"unreadable (shard changed since it was opened)": 1}
+
+
 @pytest.mark.parametrize(
     ("hole", "message"),
     [

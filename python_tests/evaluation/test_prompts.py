@@ -166,6 +166,9 @@ def test_imagenet_names_a_subset_by_wordnet_ids(tmp_path: Path) -> None:
     assert ("dog",) in Prompts().names_for(data)
     with pytest.raises(ValueError, match=r"no name for 1 of the 4 classes .*n02084071"):
         imagenet.names_for(data)
+    numbered = Greys([1], labels=[0], class_names=("c1", "c10", "c2"))
+    with pytest.raises(ValueError, match=r"class-names\) gives .* 'c10' .* and 'c2' by number"):
+        Prompts((("a",), ("b",), ("c",))).names_for(numbered)
     other = Greys([1], labels=[0], class_names=("cat", "dog"))
     with pytest.raises(ValueError, match=r"1000 class names for the 2 classes .*WordNet ids"):
         imagenet.names_for(other)

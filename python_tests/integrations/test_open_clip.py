@@ -239,6 +239,38 @@ def test_losses_are_constructed_wherever_open_clip_looks_them_up() -> None:
         assert (loss.in_modal, loss.options.exchange) == (0.5, "ring")
 
 
+@pytest.mark.parametrize("distill", [False, True])
+def test_pair_of_losses_is_returned_without_output_dict(distill: bool) -> None:
+    arguments = _arguments(0, world_size=1, distill=distill, model="coca_ViT-B-32")
+    image, text = unit(torch.randn(2, 4, 6)).unbind()
+    inputs: dict[str, Any] = {"image_features": image, "text_features": text, "logit_scale": 5.0}
+    if distill:
+        inputs |= {f"dist_{name}": value for name, value in inputs.items()}
+    else:
+        inputs |= {"logits": torch.randn(4, 5, 7), "labels": torch.randint(7, (4, 5))}
+    expected = open_clip.create_loss(arguments)(**inputs)
+    install("clip")
+    torch.testing.assert_close(open_clip.create_loss(arguments)(**inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("impl", "exchange"),
+    [("bidir", "ring"), ("shift", "ring"), ("gather", "gather"), ("reduce", "gather")],
+)
+def test_dist_impl_chooses_the_exchange_unless_an_option_does(impl: str, exchange: str) -> None:
+    arguments = _arguments(0, world_size=1, siglip=True, loss_dist_impl=impl)
+    install("siglip")
+    assert open_clip.create_loss(arguments).options.exchange == exchange
+    install("siglip", exchange="replicate")
+    assert open_clip.create_loss(arguments).options.exchange == "replicate"
+
+
+def test_pad_id_goes_to_the_captioning_loss() -> None:
+    install("clip")
+    loss = open_clip.loss.CoCaLoss(2.0, 1.0, pad_id=3, cache_labels=True)
+    assert loss.theirs.caption_loss.ignore_index == 3
+
+
 def test_documented_installation(run_documented: Callable[..., dict[str, Any]]) -> None:
     run_documented("open_clip")
     loss = open_clip.create_loss(_arguments(0, world_size=1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from losses.ranks import World
 from torch import Tensor
 
 import cyclip_ext
@@ -24,10 +25,8 @@ WORDS = ["a", "the", "cat", "dog", "sits", "runs", "on", "in", "house", "tree", 
 SYMMETRIC = "query_to_doc", "doc_to_query"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a BERT of one layer over a dozen words, with dropout, in float64."""
-    folder = tmp_path_factory.mktemp("bert")
+def bert(folder: Path) -> str:
+    """Write a BERT of one layer over a dozen words, and its tokenizer."""
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]))
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -39,7 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     transformers.BertModel(config).save_pretrained(folder)
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return sentence_transformers.SentenceTransformer(str(folder), device="cpu").double()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the BERT with dropout, in float64."""
+    folder = bert(tmp_path_factory.mktemp("bert"))
+    return sentence_transformers.SentenceTransformer(folder, device="cpu").double()
 
 
 def texts(columns: int, rows: int = 7) -> list[list[str]]:
@@ -103,6 +109,30 @@ def test_cached_loss_equals_theirs_with_dropout(model: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+def _on_a_rank(rank: int) -> list[list[Tensor | None]]:
+    """Return loss and gradients of their loss and of ours, for columns of three texts."""
+    theirs = losses.MultipleNegativesRankingLoss(torch.nn.Identity(), gather_across_devices=True)
+    results = []
+    for fused in False, True:
+        torch.manual_seed(3)
+        columns = [c[3 * rank :][:3].requires_grad_() for c in torch.randn(3, 6, 5).double()]
+        if fused:
+            loss = FusedRankingLoss(torch.nn.Identity(), group="world")._loss(columns)
+        else:
+            loss = theirs.compute_loss_from_embeddings(columns, torch.empty(0))
+        loss.backward()
+        results.append([loss.detach(), *(column.grad for column in columns)])
+    return results
+
+
+def test_group_is_gather_across_devices(world: World) -> None:
+    """Their loss is that of a rank's anchors; its mean over the ranks is ours."""
+    ranks = world.results(_on_a_rank)
+    for theirs, ours in ranks:
+        torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours[0], (ranks[0][0][0] + ranks[1][0][0]) / 2)
+
+
 @pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["whole", "cached"])
 def test_matryoshka_loss_wraps_it(model: Any, mini_batch_size: int | None) -> None:
     """It decorates the model, or the loss if that embeds in the backward pass."""
@@ -157,6 +187,19 @@ def test_other_directions_raise(model: Any, directions: tuple[str, ...]) -> None
     with pytest.raises(ValueError, match="directions must be") as error:
         FusedRankingLoss(model, directions=directions)
     assert repr(directions) in str(error.value)
+
+
+def test_static_embedding_is_not_split(tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert(tmp_path))
+    modules = sentence_transformers.sentence_transformer.modules
+    static = modules.StaticEmbedding(tokenizer, embedding_dim=8)
+    model = sentence_transformers.SentenceTransformer(modules=[static], device="cpu")
+    theirs = losses.MultipleNegativesRankingLoss(model)
+    expected = loss_and_gradients(model, theirs, 2, dropout=False)
+    actual = loss_and_gradients(model, FusedRankingLoss(model), 2, dropout=False)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"mini_batch_size must be None for .*, got 4"):
+        FusedRankingLoss(model, mini_batch_size=4)
 
 
 def test_options_beside_a_criterion_raise(model: Any) -> None:

@@ -20,8 +20,11 @@ Device = Callable[..., tuple[Tensor, ...]]
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
 
 
+# Runs 16-bit features on the engine for compute capability 9.0a, in this number of blocks.
+HOPPER_BLOCKS = int(os.environ.get("CYCLIP_EMULATE_HOPPER_BLOCKS", "0"))
+
 # Forces 128 x 128 tiles for the small problems of these tests, unless a test sets the limit itself.
-LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" else None
+LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" or HOPPER_BLOCKS else None
 
 
 class Emulated:
@@ -42,13 +45,14 @@ class Emulated:
         row_labels: Tensor | None = None,
         col_labels: Tensor | None = None,
         same_are_positives: bool = False,
+        hopper_blocks: int = HOPPER_BLOCKS,
         order: tuple[str, int] = ("ASCENDING", 0),
     ) -> tuple[Tensor, ...]:
         dtype = arguments[0].dtype
         options = self.module.Options(
             str(dtype).removeprefix("torch."),
             *(allow_tf32, panel_bytes, large_tiles, needs_hardest, float64_is_slow),
-            *(_to_numpy(row_labels), _to_numpy(col_labels), same_are_positives),
+            *(_to_numpy(row_labels), _to_numpy(col_labels), same_are_positives, hopper_blocks),
         )
         name, seed = order
         self.module.set_order(self.module.Order[name], seed)

@@ -14,7 +14,7 @@ from cyclip_ext import reference
 
 from . import bounds
 from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
-from .devices import Device
+from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
@@ -226,6 +226,24 @@ def test_labels(
     check_backward(device, image, text, 14.3, offset, precision, labels=known, **sizes)
 
 
+def test_distinct_labels_change_no_bit(emulated: Emulated, precision: Precision) -> None:
+    """A tile is summed as without labels; without the hardest negatives, of the same size."""
+    image, text = rectangle("random", 70, 130, 24, precision.dtype)
+    labels = {"row_labels": torch.arange(70) + 3, "col_labels": torch.arange(130)}
+    for large_tiles in None, 0:
+        results = [
+            emulated(
+                *("pair_statistics", image, text, as_double(14.3), 3),
+                allow_tf32=precision.allow_tf32,
+                needs_hardest=False,
+                large_tiles=large_tiles,
+                **known,
+            )
+            for known in ({}, labels)
+        ]
+        assert all(map(torch.equal, *results))
+
+
 def test_ties_with_labels(device: Device, precision: Precision) -> None:
     """The first of several equal cosines counts that has another label."""
     image, text = rectangle("ties", 70, 130, 24, precision.dtype)
@@ -250,6 +268,8 @@ def test_without_hardest(device: Device, labels: str, precision: Precision) -> N
         arguments = image, text, as_double(scale), -30
         known = of_labels(labels_of(labels, 140, 70))
         options = {"allow_tf32": precision.allow_tf32, **known}
+        if known:
+            options["large_tiles"] = None  # with the hardest negatives, labels use small tiles
         full = truth.PairStatistics(*device("pair_statistics", *arguments, **options))
         slim = truth.PairStatistics(
             *device("pair_statistics", *arguments, needs_hardest=False, **options)

@@ -79,7 +79,9 @@ def features(model: Any, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
 CAPTIONS = ["a red circle", "", "word " * 24]
 
 
-def test_safetensors_restores_the_averaged_model(tmp_path: Path) -> None:
+def test_safetensors_restores_the_averaged_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     load_file = pytest.importorskip("safetensors.torch").load_file
     run = write_run(tmp_path / "run", "mini", "siglip")
     assert main(["export", str(run), "--format", "safetensors"]) == 0
@@ -94,6 +96,8 @@ def test_safetensors_restores_the_averaged_model(tmp_path: Path) -> None:
     )
     assert config["logit_scale"] == pytest.approx(10)
     assert (config["logit_bias"], config["context_length"]) == (-10, 24)
+    assert main(["export", str(run), "--format", "open_clip"]) == 1
+    assert "error: format open_clip needs" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

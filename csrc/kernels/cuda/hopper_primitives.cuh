@@ -12,6 +12,8 @@
 
 #include <cudaTypedefs.h>
 
+#define CYCLIP_NO_UNROLL _Pragma("unroll 1")
+
 namespace cyclip::cuda {
 
 using TensorMap = CUtensorMap;
@@ -99,11 +101,14 @@ __device__ inline void keep_in_registers(float (&registers)[kRows][kCols]) {
   }
 }
 
+// Before the wgmmas of each step.
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
 // Between accesses to the accumulators and the wgmmas that follow.
 template <int kRows, int kCols>
 __device__ inline void wgmma_fence(float (&sums)[kRows][kCols]) {
   keep_in_registers(sums);
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  wgmma_fence();
 }
 
 #define CYCLIP_PAIR(i) "+f"(upper[i]), "+f"(upper[i + 1]), "+f"(lower[i]), "+f"(lower[i + 1])

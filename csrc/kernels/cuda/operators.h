@@ -58,7 +58,12 @@ struct Context {
   // Whether the device has no tensor cores for float64. Then the Gram route of the cycle terms multiplies in
   // float32, unless the features are float64.
   bool float64_is_slow = false;
+  // The number of blocks of the engine for compute capability 9.0a, or 0 to use the portable engine only.
+  int64_t hopper_blocks = 0;
 };
+
+// Whether the driver can encode the tensor maps that the engine for compute capability 9.0a needs.
+bool hopper_is_available();
 
 // norms[i] = max(|x_i|, 1e-12), in double for float64 features and in float for all others.
 Error launch_row_norms_forward(const Features& features, void* norms, const Context& context);

@@ -1,84 +1,13 @@
 // Softmax statistics of the negatives, per row and per column (docs/gradients.md).
 
+#include "hopper.h"
 #include "labels.cuh"
+#include "pair_statistics.cuh"
 #include "region_tiles.cuh"
-#include "tower.cuh"
 
 namespace cyclip::cuda {
 
 namespace {
-
-// Statistics of some negatives of one line: sum 2^(z') = sum 2^shift, and the largest cosine with
-// its index, the first of several equal ones.
-template <typename T>
-struct Statistics {
-  int shift = kNoShift;
-  double sum = 0;
-  T hardest = kMasked<T>;
-  int index = -1;
-
-  // Adds negatives that follow these in the line.
-  __device__ void append(const Statistics& other) {
-    const int common = shift > other.shift ? shift : other.shift;
-    sum = sum * power_of_two(shift - common) + other.sum * power_of_two(other.shift - common);
-    shift = common;
-    if (other.hardest > hardest) {
-      hardest = other.hardest;
-      index = other.index;
-    }
-  }
-};
-
-// Partial statistics of one side of the matrix, [parts][size]. Without `hardest`, no memory is
-// reserved for the hardest negatives.
-template <typename T, bool kHardest>
-struct Partials {
-  int* shift;
-  double* sum;
-  T* hardest;
-  int* index;
-  int64_t size;
-
-  static Partials allocate(int64_t parts, int64_t size, Workspace& workspace) {
-    const int64_t hardest_count = kHardest ? parts * size : 0;
-    return {workspace.take<int>(parts * size), workspace.take<double>(parts * size),
-            workspace.take<T>(hardest_count), workspace.take<int>(hardest_count), size};
-  }
-
-  __device__ Statistics<T> load(int64_t part, int64_t line) const {
-    const int64_t i = part * size + line;
-    if constexpr (kHardest) return {shift[i], sum[i], hardest[i], index[i]};
-    return {shift[i], sum[i]};
-  }
-  __device__ void store(int64_t part, int64_t line, const Statistics<T>& statistics) const {
-    const int64_t i = part * size + line;
-    shift[i] = statistics.shift;
-    sum[i] = statistics.sum;
-    if constexpr (kHardest) {
-      hardest[i] = statistics.hardest;
-      index[i] = statistics.index;
-    }
-  }
-};
-
-template <typename T>
-struct Candidate {
-  T value;
-  int index;
-};
-
-// Returns the larger one, or the first of two equal ones. NaN is never larger.
-struct Harder {
-  template <typename T>
-  __device__ Candidate<T> operator()(const Candidate<T>& a, const Candidate<T>& b) const {
-    return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-  }
-};
-
-template <typename T>
-__device__ inline Candidate<T> shuffle_xor(const Candidate<T>& candidate, int mask) {
-  return {cuda::shuffle_xor(candidate.value, mask), cuda::shuffle_xor(candidate.index, mask)};
-}
 
 template <typename Tile>
 struct EpilogueStorage {
@@ -306,22 +235,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       });
 }
 
-// Blocks are small, so that a matrix of a few thousand lines occupies all multiprocessors.
-inline constexpr int kMergeThreads = 64;
-
-template <typename T, bool kHardest>
-struct MergeSide {
-  Partials<T, kHardest> partials;
-  int64_t parts;
-  double* lse;
-  double* hardest;
-  int64_t* hardest_index;
-
-  __host__ __device__ int64_t blocks() const { return ceil_div(partials.size, kMergeThreads); }
-};
-
-// Merges the parts of each line, in order. Parts are in order of index, so the first of equal
-// hardest negatives is chosen.
+// Merges the parts of each line, in order.
 template <typename T, bool kHardest>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_statistics_forward_kernel(MergeSide<T, kHardest> rows, MergeSide<T, kHardest> cols) {
@@ -369,16 +283,24 @@ Error launch_tiles(const PairStatisticsForward& args, const MaybeLabels& labels,
   CYCLIP_TRY(launch(pair_statistics_forward_kernel<Tile, kHardest, MaybeLabels>, regions.blocks(),
                     dim3(Tile::kThreads), sizeof(RegionStorage<Tile, EpilogueStorage<Tile>>), context.stream,
                     arguments));
-  const MergeSide<T, kHardest> rows = {row_parts, regions.across, args.row_lse, args.row_hardest,
-                                       args.row_hardest_index};
-  const MergeSide<T, kHardest> cols = {col_parts, regions.down, args.col_lse, args.col_hardest,
-                                       args.col_hardest_index};
+  return launch_merge_statistics<T, kHardest>(
+      {row_parts, regions.across, args.row_lse, args.row_hardest, args.row_hardest_index},
+      {col_parts, regions.down, args.col_lse, args.col_hardest, args.col_hardest_index}, context);
+}
+
+}  // namespace
+
+template <typename T, bool kHardest>
+Error launch_merge_statistics(const MergeSide<T, kHardest>& rows, const MergeSide<T, kHardest>& cols,
+                              const Context& context) {
   return launch(merge_statistics_forward_kernel<T, kHardest>,
                 dim3(static_cast<unsigned>(rows.blocks() + cols.blocks())), dim3(kMergeThreads), 0, context.stream,
                 rows, cols);
 }
-
-}  // namespace
+template Error launch_merge_statistics(const MergeSide<float, false>&, const MergeSide<float, false>&,
+                                       const Context&);
+template Error launch_merge_statistics(const MergeSide<float, true>&, const MergeSide<float, true>&,
+                                       const Context&);
 
 Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Context& context) {
   return with_math(args.image.type, context, [&](auto math) -> Error {
@@ -391,6 +313,12 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     const Labels labels = {args.row_labels, args.col_labels};
     if (labels.rows && args.needs_hardest) {  // rare: one tile size less to compile
       return launch_tiles<true, SmallTile<Math>>(args, labels, image, text, context);
+    }
+    if constexpr (sizeof(typename Math::Element) == 2) {
+      if (!labels.rows && uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
+                                  : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
+      }
     }
     return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
       using Tile = decltype(shape);

@@ -22,7 +22,7 @@ namespace cyclip::cuda {
 
 using Stream = cudaStream_t;
 using Error = cudaError_t;
-inline constexpr Error kSuccess = cudaSuccess;
+inline constexpr Error kSuccess = cudaSuccess, kInvalidValue = cudaErrorInvalidValue;
 
 inline constexpr int kWarpSize = 32;
 

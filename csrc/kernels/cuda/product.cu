@@ -1,5 +1,7 @@
 #include "product.cuh"
 
+#include "hopper.h"
+
 namespace cyclip::cuda {
 
 namespace {
@@ -50,6 +52,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
 template <typename Math, Layout kLeft, Layout kRight>
 Error launch_product(const Product<Math>& product, const Context& context) {
   const int64_t rows = product.left.lines, cols = product.right.lines;
+  if constexpr (std::is_same_v<Math, Bf16>) {
+    if (product.enabled == nullptr &&
+        uses_hopper<kLeft, kRight>(product.left, product.right, context, product.parts))
+      return launch_hopper_product<kLeft, kRight>(product, context);
+  }
   return with_tile<Math>(rows, cols * product.parts, context, [&](auto shape) {
     using Tile = decltype(shape);
     const int64_t part_depth = round_up(ceil_div(product.left.depth, product.parts), Tile::kStep);

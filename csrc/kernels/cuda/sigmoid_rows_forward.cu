@@ -1,5 +1,6 @@
 // The sigmoid loss of each row.
 
+#include "hopper.h"
 #include "region_tiles.cuh"
 #include "sigmoid.cuh"
 
@@ -95,29 +96,38 @@ Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context&
     Tower<Math> image, text;
     CYCLIP_TRY(prepare_tower(args.image, context, &image));
     CYCLIP_TRY(prepare_tower(args.text, context, &text));
-    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) -> Error {
-      using Tile = decltype(shape);
-      const int64_t n = image.rows;
-      const Regions regions = Regions::of<Tile>(n, text.rows);
-      double* row_parts = context.workspace.template take<double>(regions.across * n);
-      const RegionTiles<Tile> tiles = {
-          image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
-      const auto launch_tiles = [&](const auto& same) {
-        using MaybeLabels = std::decay_t<decltype(same)>;
-        return launch(
-            sigmoid_rows_forward_kernel<Tile, MaybeLabels>, regions.blocks(), dim3(Tile::kThreads),
-            sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
-            ForwardArguments<Tile, MaybeLabels>{tiles, args.logit_scale, args.logit_bias, row_parts, same});
-      };
-      const Labels labels = {args.row_labels, args.col_labels};
-      CYCLIP_TRY(labels.rows ? launch_tiles(SameLabels{labels, args.same_are_positives})
-                             : launch_tiles(NoLabels{}));
-      const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
-                                       args.offset, args.logit_scale, args.logit_bias};
-      return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
-                    dim3(kThreadsPerBlock), 0, context.stream, positives, row_parts,
-                    static_cast<int>(regions.across), args.row_loss);
-    });
+    const Labels labels = {args.row_labels, args.col_labels};
+    const int64_t n = image.rows;
+    double* row_parts = nullptr;
+    int64_t parts = 0;
+    bool is_done = false;
+    if constexpr (sizeof(typename Math::Element) == 2) {
+      is_done = !labels.rows && uses_hopper(image.by_rows(), text.by_rows(), context);
+      if (is_done) CYCLIP_TRY(launch_hopper_sigmoid_rows<Math>(args, image, text, context, &row_parts, &parts));
+    }
+    if (!is_done) {
+      CYCLIP_TRY(with_tile<Math>(n, text.rows, context, [&](auto shape) {
+        using Tile = decltype(shape);
+        const Regions regions = Regions::of<Tile>(n, text.rows);
+        parts = regions.across;
+        row_parts = context.workspace.template take<double>(parts * n);
+        const RegionTiles<Tile> tiles = {
+            image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, args.offset}, regions};
+        const auto launch_tiles = [&](const auto& same) {
+          using MaybeLabels = std::decay_t<decltype(same)>;
+          return launch(
+              sigmoid_rows_forward_kernel<Tile, MaybeLabels>, regions.blocks(), dim3(Tile::kThreads),
+              sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
+              ForwardArguments<Tile, MaybeLabels>{tiles, args.logit_scale, args.logit_bias, row_parts, same});
+        };
+        return labels.rows ? launch_tiles(SameLabels{labels, args.same_are_positives}) : launch_tiles(NoLabels{});
+      }));
+    }
+    const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,
+                                     args.offset, args.logit_scale, args.logit_bias};
+    return launch(merge_rows_forward_kernel<typename Math::Element>, blocks_for(n * kWarpSize),
+                  dim3(kThreadsPerBlock), 0, context.stream, positives, row_parts, static_cast<int>(parts),
+                  args.row_loss);
   });
 }
 

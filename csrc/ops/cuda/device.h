@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "engine.h"
 
 namespace cyclip::cuda {
 
@@ -116,11 +117,16 @@ inline Stream current_stream(const Tensor& tensor) {
   return static_cast<Stream>(stream);
 }
 
+inline int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
 // Whether a device has no tensor cores for float64.
 inline bool float64_is_slow(int device) {
-  int major = 0, minor = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
   return minor != 0 || major > 10;  // 8.0, 9.0 and 10.0 have them
 }
 
@@ -133,6 +139,7 @@ class Call {
         workspace_(features),
         context_{workspace_, current_stream(features), allow_tf32} {
     context_.float64_is_slow = float64_is_slow(features.get_device_index());
+    context_.hopper_blocks = chosen_engine(features.get_device_index()).hopper_blocks;
   }
 
   const Context& context() const { return context_; }

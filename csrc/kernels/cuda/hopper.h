@@ -1,0 +1,36 @@
+// Launchers of the kernels for compute capability 9.0a (hopper_*.cu). They use 16-bit features and tiles of 128 x
+// 128 entries; hopper_engine.cuh describes the engine.
+
+#pragma once
+
+#include "product.cuh"
+#include "tower.cuh"
+
+namespace cyclip::cuda {
+
+// Whether the product of these operands uses the engine for compute capability 9.0a. It copies rows that do not
+// overlap.
+template <Layout kLeft = Layout::kAlongDepth, Layout kRight = Layout::kAlongDepth, typename Element>
+bool uses_hopper(const Operand<Element>& left, const Operand<Element>& right, const Context& context,
+                 int64_t parts = 1) {
+  const auto fits = [](const Operand<Element>& operand, Layout layout) {
+    return operand.pitch >= (layout == Layout::kAlongDepth ? operand.depth : operand.lines);
+  };
+  return context.hopper_blocks > 0 && fits(left, kLeft) && fits(right, kRight) &&
+         parts * ceil_div(left.lines, 128) * ceil_div(right.lines, 128) >= context.large_tiles;
+}
+
+template <typename Math, bool kHardest>
+Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const Tower<Math>& image,
+                                    const Tower<Math>& text, const Context& context);
+
+// Takes memory for the parts of each row, [parts][n], without the positives.
+template <typename Math>
+Error launch_hopper_sigmoid_rows(const SigmoidRowsForward& args, const Tower<Math>& image, const Tower<Math>& text,
+                                 const Context& context, double** row_parts, int64_t* parts);
+
+// A product without the flag `enabled`.
+template <Layout kLeft, Layout kRight>
+Error launch_hopper_product(const Product<Bf16>& product, const Context& context);
+
+}  // namespace cyclip::cuda
