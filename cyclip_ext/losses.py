@@ -15,6 +15,7 @@ return the loss and the statistics of the whole batch (docs/distributed.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -275,7 +276,9 @@ class SigLIPLoss(PairwiseLoss):
         terms, statistics = {"contrastive_loss": _terms.sigmoid(inputs, self.options)}, {}
         if self.statistics:
             with torch.no_grad():
-                pairs = _terms.pair_statistics(inputs, self.options)
+                # A pair of equal labels is never a hardest negative.
+                masked = replace(self.options, same_label="mask")
+                pairs = _terms.pair_statistics(inputs, masked)
                 statistics = _batch_statistics(pairs, inputs)
         return terms, statistics
 

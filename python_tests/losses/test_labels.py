@@ -289,11 +289,14 @@ def test_autocast_changes_no_bit_with_labels(name: str, same_label: str, backend
 
 
 @pytest.mark.parametrize("same_label", SAME_LABEL)
-def test_statistics_ignore_pairs_of_equal_labels(same_label: str, backend: str) -> None:
+@pytest.mark.parametrize("kind", [CLIPLoss, SigLIPLoss])
+def test_statistics_ignore_pairs_of_equal_labels(
+    kind: type[CLIPLoss], same_label: str, backend: str
+) -> None:
     x, y = make_features("random", 60, 4)
     labels = torch.arange(60) % 5
-    terms = CLIPLoss(statistics=True, same_label=same_label, backend=backend)(
-        x, y, SCALE, output_dict=True, labels=labels
+    terms = kind(statistics=True, same_label=same_label, backend=backend)(
+        x, y, SCALE, BIAS, output_dict=True, labels=labels
     )
     sim = reference.similarity(x, y)
     foreign = sim.masked_fill(labels[:, None] == labels, -torch.inf)
@@ -480,6 +483,17 @@ def test_locked_tower_costs_no_product(locked: int) -> None:
         loss = functional.contrastive_loss(*features, SCALE, backend="native", memory_budget=0)
         loss.backward()
     assert counter.get_total_flops() == 3 * 2 * 40 * 40 * 8  # 4 with both gradients
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("kind", "same_label"), [(CLIPLoss, "mask"), (SigLIPLoss, "positive")])
+def test_statistics_with_labels_take_one_pass(kind: type[CLIPLoss], same_label: str) -> None:
+    x, y = make_features("random", 40, 8, dtype=torch.float32)
+    loss = kind(same_label=same_label, statistics=True, backend="native")
+    with FlopCounterMode(display=False) as counter:
+        loss(x, y, SCALE, BIAS, labels=torch.arange(40) // 2)
+    passes = 1 if kind is CLIPLoss else 2  # with that of the sigmoid loss
+    assert counter.get_total_flops() == passes * 2 * 40 * 40 * 8
 
 
 # ------------------------------------------------- nested widths, weights of another batch size
