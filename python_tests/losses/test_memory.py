@@ -195,7 +195,7 @@ for name, call in CALLS.items():
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here, not from the imports
     before = peak()
-    step(call, 12288)
+    step(call, 16384 if name == "labels" else 12288)
     print(name, peak() - before)
 """
 
@@ -204,7 +204,7 @@ for name, call in CALLS.items():
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
 def test_peak_of_a_large_batch_is_linear(run_program: Callable[..., str]) -> None:
-    """An N x N matrix would be 576 MiB, a mask 144 MiB; features and gradients take 12 MiB."""
+    """An N x N matrix would be at least 576 MiB, a mask 144 MiB; features and gradients take 12."""
     peaks = dict(line.split() for line in run_program(PROGRAM).splitlines())
     assert len(peaks) == 5
     assert {name: mib for name, mib in peaks.items() if int(mib) >= 128} == {}
