@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import distributed, ops, reference
-from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._dispatch import Options, Precision, pair_operator, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
@@ -97,7 +97,7 @@ def _of_pairs(
     col_lse, col_hardest = col_lse[:n], col_hardest[:n]
     if images is not None:
         further = _merged_statistics(_unpaired(block), (images, texts[:n], scale), batch)
-        col_lse = torch.logaddexp(col_lse, further.col_lse)
+        col_lse = _logaddexp(col_lse, further.col_lse)
         col_hardest = torch.maximum(col_hardest, further.col_hardest)
     return PairStatistics(row_lse, col_lse, positive, row_hardest, col_hardest)
 
@@ -234,12 +234,8 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
     batch = inputs.batch
     logit = inputs.scale * statistics.positive
     zero = 0 * logit  # keeps NaN
-    alone = holds_for_all_sizes((logit.numel() if batch is None else batch.rows) == 1)
-    if alone and inputs.negative_text is None and inputs.negative_image is None:
-        # No negatives: lse = -inf, which second derivatives would not survive.
-        return mean(zero, batch)
-    image_to_text = torch.logaddexp(statistics.row_lse - logit, zero)
-    text_to_image = torch.logaddexp(statistics.col_lse - logit, zero)
+    image_to_text = _logaddexp(statistics.row_lse - logit, zero)
+    text_to_image = _logaddexp(statistics.col_lse - logit, zero)
     if options.directions == "both":
         loss = mean(image_to_text + text_to_image, batch) / 2
     else:
@@ -248,6 +244,12 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
     if inputs.labels is None or options.same_label == "mask":
         return loss
     return loss + _excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+
+
+def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:
+    """Return log(e^lse + e^other), with second derivatives also if lse = -inf: no negatives."""
+    none = lse == -torch.inf
+    return torch.logaddexp(lse.masked_fill(none, 0), other).where(~none, other)
 
 
 def _excess_of_positives(
@@ -269,8 +271,9 @@ def _excess_of_positives(
         groups = _Groups.of(labels)
         shared = groups.sizes[groups.of_row] > 1  # others change no bit
         if use_native("pair_statistics", image, options):
-            cosines: Tensor = _GroupCosines.apply(image, text, *groups)
+            cosines: Tensor = _GroupCosines.apply(image, text, *groups, options.precision)
         else:
+            image, text = (widen(features, options.precision) for features in (image, text))
             pairs = reference.same_labels(labels, labels) & shared
             means = pairs / groups.sizes[groups.of_row].to(image.dtype)
             cosines = (means * reference.similarity(image, text)).sum()
@@ -288,8 +291,9 @@ class _Groups(NamedTuple):
     @classmethod
     def of(cls, labels: Tensor) -> _Groups:
         ordered, rows = labels.sort(stable=True)
-        begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
-        of_row = torch.empty_like(labels).scatter(0, rows, begins.cumsum(0))
+        # Not ordered[1:] and ordered[:-1], which torch.compile would trace again for 2 rows.
+        groups = (ordered != ordered.roll(1)).cumsum(0)
+        of_row = torch.empty_like(labels).scatter(0, rows, groups - groups[:1])
         sizes = torch.zeros_like(labels).index_add(0, of_row, torch.ones_like(labels))
         return cls(of_row, sizes, rows)
 
@@ -297,14 +301,21 @@ class _Groups(NamedTuple):
 class _GroupCosines(torch.autograd.Function):
     """sum_g <sum of x^ in g, sum of y^ in g> / |g| over the groups of several rows.
 
-    In few passes over the features. Sums have a fixed order, on a GPU as well.
+    In few passes over the features. Sums have a fixed order, on a GPU as well. With the precision
+    "bf16", features are rounded, and their gradients are not.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, of_row: Tensor, sizes: Tensor, rows: Tensor
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        of_row: Tensor,
+        sizes: Tensor,
+        rows: Tensor,
+        precision: Precision,
     ) -> Tensor:
-        towers = image, text
+        image, text = towers = widen(image, precision), widen(text, precision)
         inverse = [1 / torch.linalg.vector_norm(t, dim=1).clamp_min(reference.EPS) for t in towers]
         begins = sizes.cumsum(0) - sizes
         of_image, of_text = (
@@ -328,7 +339,7 @@ class _GroupCosines(torch.autograd.Function):
         sides = (image, inverse[0], of_text), (text, inverse[1], of_image)
         for needed, (own, scale, means) in zip(ctx.needs_input_grad[:2], sides, strict=True):
             grads.append(_projected(own, scale, means[of_row], upstream) if needed else None)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _projected(own: Tensor, inverse: Tensor, unit_grad: Tensor, upstream: Tensor) -> Tensor:

@@ -328,21 +328,29 @@ class MatryoshkaLoss(nn.Module):
 
         Arguments and errors are those of the loss; further ones are passed on to it.
         """
-        d = min(image_features.shape[-1], text_features.shape[-1])
-        if max(self.widths) > d:
-            raise ValueError(f"widths must not exceed the features' width {d}, got {self.widths}")
+        towers = image_features, text_features, negative_text_features, negative_image_features
+        d = _common_width(*towers)
         terms: Terms = {}
         for width, weight in zip(self.widths, self.weights, strict=True):
+            # If they do not fit together, the loss raises: with a group, on all ranks.
+            image, text, more_texts, more_images = (
+                features if d is None or features is None else features[:, :width]
+                for features in towers
+            )
             of_width: Terms = self.loss(
-                image_features[:, :width],
-                text_features[:, :width],
+                image,
+                text,
                 logit_scale,
                 logit_bias,
                 output_dict=True,
-                negative_text_features=_prefix(negative_text_features, width),
-                negative_image_features=_prefix(negative_image_features, width),
+                negative_text_features=more_texts,
+                negative_image_features=more_images,
                 **others,
             )
+            if d is not None and width > d:  # now, because ranks of another d have raised above
+                raise ValueError(
+                    f"widths must not exceed the features' width {d}, got {self.widths}"
+                )
             for name, value in of_width.items():
                 if name.endswith("_loss"):
                     terms[f"{name.removesuffix('_loss')}_{width}_loss"] = weight * value
@@ -357,8 +365,13 @@ class MatryoshkaLoss(nn.Module):
         return f"widths={self.widths}, weights={self.weights}"
 
 
-def _prefix(features: Tensor | None, width: int) -> Tensor | None:
-    return None if features is None else features[:, :width]
+def _common_width(*towers: Tensor | None) -> int | None:
+    """Return d if all that are given are matrices [N, d], else None."""
+    given = [features for features in towers if features is not None]
+    if not all(isinstance(features, Tensor) and features.dim() == 2 for features in given):
+        return None
+    widths = {features.shape[1] for features in given}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _batch_statistics(pairs: _terms.PairStatistics, inputs: Inputs) -> Terms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -224,6 +225,34 @@ def test_one_group_has_no_negatives(name: str, backend: str) -> None:
     assert not any(gradient.any() for gradient in _gradients(loss, [x, y]))
 
 
+@pytest.mark.parametrize("further", FURTHER, ids=str)
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_without_negatives_have_second_derivatives(n: int, further: tuple[int, int]) -> None:
+    given = _further(*further, 2)
+    leaves = [t.requires_grad_() for t in (*make_features("random", n, 2), *given.values())]
+
+    def loss(x: Tensor, y: Tensor, *more: Tensor) -> Tensor:
+        options = {
+            "labels": torch.zeros(n, dtype=torch.long),
+            **dict(zip(given, more, strict=True)),
+        }
+        return functional.contrastive_loss(x, y, SCALE, backend="reference", **options)
+
+    assert torch.autograd.gradgradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_bfloat16_products_with_labels_are_those_of_rounded_features(
+    same_label: str, backend: str
+) -> None:
+    x, y = make_features("random", 300, 40, dtype=torch.float32)
+    options: dict[str, Any] = {"labels": torch.arange(300) // 100, "same_label": same_label}
+    loss = functional.contrastive_loss(x, y, 14.3, precision="bf16", backend=backend, **options)
+    rounded = (t.bfloat16().double() for t in (x, y))
+    expected = functional.contrastive_loss(*rounded, 14.3, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
 class _Towers(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +370,7 @@ def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     loss = CyCLIPLoss(same_label=same_label)
     compiled = torch.compile(loss, backend=counter, fullgraph=True)
-    for n in 4, 7, 9, 30, 100:
+    for n in 4, 7, 9, 30, 100, 2:
         x, y = (t.requires_grad_() for t in make_features("random", n, 16))
         more = {"labels": torch.arange(n) // 2, **_further(2, 3, 16)}
         actual, expected = (f(x, y, SCALE, **more) for f in (compiled, loss))
@@ -485,6 +514,40 @@ def test_matryoshka_rejects_wrong_widths() -> None:
             MatryoshkaLoss(CLIPLoss(), widths, weights)
     with pytest.raises(ValueError, match=r"must not exceed the features' width 3, got \(2, 4\)"):
         MatryoshkaLoss(CLIPLoss(), (2, 4))(X, X, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "further", "message"),
+    [
+        (X[:, :2], None, "must have the same width d, got [4, 3] and [4, 2]"),
+        (X[0], None, "text_features must be [N, d], got shape [3]"),
+        (X, X[:, :2], "negative_text_features must have the same width d, got [4, 3] and [4, 2]"),
+        (X, X[0], "negative_text_features must be [N, d], got shape [3]"),
+    ],
+)
+def test_matryoshka_raises_for_features_that_do_not_fit(
+    text: Tensor, further: Tensor | None, message: str
+) -> None:
+    """Their prefixes would."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MatryoshkaLoss(CLIPLoss(), (1, 2))(X, text, 1.0, negative_text_features=further)
+
+
+def _matryoshka_of_narrow_features(rank: int, narrow: tuple[int, ...]) -> str:
+    x = X[:, :1] if rank in narrow else X
+    with pytest.raises(ValueError, match="width") as error:
+        MatryoshkaLoss(CLIPLoss(group="world"), (1, 2))(x, x, 1.0)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("narrow", [(0,), (0, 1)])
+@pytest.mark.parametrize("world", [2], indirect=True)
+def test_matryoshka_of_narrow_features_raises_on_all_ranks(
+    world: World, narrow: tuple[int, ...]
+) -> None:
+    messages = world.results(_matryoshka_of_narrow_features, narrow)
+    beginning = "image_features" if len(narrow) == 1 else "widths must not exceed"
+    assert all(message.startswith(beginning) for message in messages)
 
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
