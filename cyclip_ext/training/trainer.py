@@ -408,7 +408,8 @@ class Trainer:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = str(cause).partition("\n")[0]
             remedy = (
-                f"the one before is intact: free some space and continue with --resume {self.folder}"
+                "the one before is intact: free some space and continue with --resume "
+                f"{self.folder}"
                 if self.checkpoints.any()
                 else "there is none before it: free some space and start the run again"
             )
