@@ -407,9 +407,14 @@ class Trainer:
             # torch.save raises a RuntimeError about positions after the OSError of the full disk.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = str(cause).partition("\n")[0]
+            remedy = (
+                "the one before is intact: free some space and continue with --resume "
+                f"{self.folder}"
+                if self.checkpoints.any()
+                else "there is none before it: free some space and start the run again"
+            )
             raise OSError(
-                f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); the one "
-                f"before is intact: free some space and continue with --resume {self.folder}"
+                f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); {remedy}"
             ) from error
 
     def restore(self, state: State) -> None:
