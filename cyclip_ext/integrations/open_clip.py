@@ -22,8 +22,9 @@ import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from cyclip_ext._dispatch import PairOptions
 from cyclip_ext.losses import CLIPLoss, CyCLIPLoss, PairwiseLoss, SigLIPLoss
+
+from .._dispatch import PairOptions
 
 _LOSSES = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
 _RESERVED = {

@@ -14,7 +14,7 @@ from cyclip_ext.functional import contrastive_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cyclip_ext._dispatch import Directions, PairOptions
+    from .._dispatch import Directions, PairOptions
 
 _DIRECTIONS: dict[tuple[str, ...], Directions] = {
     ("query_to_doc",): "image_to_text",
