@@ -1,9 +1,10 @@
-"""Precisions, shapes, and layouts of features in memory."""
+"""Precisions, shapes, labels, and layouts of features in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from losses.inputs import Towers, make_features
 from torch import Tensor
@@ -52,6 +53,33 @@ def rectangle(
     """Return n images and m texts of one kind, rounded to `dtype`."""
     image, text = make_features(kind, max(n, m), d, seed, dtype)
     return image[:n], text[:m]
+
+
+Labels = tuple[Tensor, Tensor]  # int64, of the rows and of the columns
+
+LABELS = {
+    "none": None,
+    "some": lambda i: i // 3 % 17,  # on both sides of every edge of a tile
+    "one": lambda i: 0 * i,
+}
+
+# At the edge of a matrix, with positives off the diagonal, and in large tiles.
+LABELLED_SHAPES = pytest.mark.parametrize(
+    ("n", "m", "offset", "large_tiles"),
+    [(5, 9, 4, None), (70, 130, -30, None), (130, 140, 3, 0)],
+    ids=["edge", "offset", "large"],
+)
+
+
+def labels_of(kind: str, n: int, m: int) -> Labels | None:
+    """Return labels of one of the kinds of LABELS, which differ in their upper halves alone."""
+    of = LABELS[kind]
+    return None if of is None else (of(torch.arange(n)) << 32, of(torch.arange(m) + 1) << 32)
+
+
+def of_labels(labels: Labels | None) -> dict[str, Tensor]:
+    """Return the arguments of an operator."""
+    return {} if labels is None else {"row_labels": labels[0], "col_labels": labels[1]}
 
 
 # Numbers of NaN elements to the left and right of the rows, for several alignments and pitches.

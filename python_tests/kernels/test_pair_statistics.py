@@ -13,7 +13,20 @@ from torch import Tensor
 from cyclip_ext import reference
 
 from . import bounds
-from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
+from .cases import (
+    LABELLED_SHAPES,
+    LABELS,
+    LARGE,
+    MIDDLE,
+    PRECISIONS,
+    SMALL,
+    Labels,
+    Precision,
+    as_double,
+    labels_of,
+    of_labels,
+    rectangle,
+)
 from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
@@ -27,13 +40,6 @@ def similarity(image: Tensor, text: Tensor) -> Tensor:
 
 def _of_side(stats: truth.PairStatistics, side: str) -> list[Tensor]:
     return [getattr(stats, f"{side}_{what}") for what in ("lse", "hardest", "hardest_index")]
-
-
-Labels = tuple[Tensor, Tensor]
-
-
-def of_labels(labels: Labels | None) -> dict[str, Tensor]:
-    return {} if labels is None else {"row_labels": labels[0], "col_labels": labels[1]}
 
 
 def check_forward(
@@ -190,25 +196,8 @@ def test_extreme_upstream_gradients(device: Device, weight: float, precision: Pr
     check_backward(device, image, text, 20.0, 3, precision, weight=weight)
 
 
-LABELS = {
-    "none": None,
-    "some": lambda i: i // 3 % 17,  # on both sides of every edge of a tile
-    "one": lambda i: 0 * i,
-}
-
-
-def labels_of(kind: str, n: int, m: int) -> Labels | None:
-    of = LABELS[kind]
-    # Far apart in their upper halves alone, as int32 would not see.
-    return None if of is None else (of(torch.arange(n)) << 32, of(torch.arange(m) + 1) << 32)
-
-
 @pytest.mark.parametrize("labels", ["some", "one"])
-@pytest.mark.parametrize(
-    ("n", "m", "offset", "large_tiles"),
-    [(5, 9, 4, None), (70, 130, -30, None), (130, 140, 3, 0)],
-    ids=["edge", "offset", "large"],
-)
+@LABELLED_SHAPES
 def test_labels(
     device: Device,
     n: int,

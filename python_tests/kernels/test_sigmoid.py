@@ -13,9 +13,20 @@ from torch import Tensor
 from cyclip_ext import reference
 
 from . import bounds
-from .cases import LARGE, MIDDLE, PRECISIONS, SMALL, Precision, as_double, rectangle
+from .cases import (
+    LABELLED_SHAPES,
+    LARGE,
+    MIDDLE,
+    PRECISIONS,
+    SMALL,
+    Labels,
+    Precision,
+    as_double,
+    labels_of,
+    of_labels,
+    rectangle,
+)
 from .devices import Device
-from .test_pair_statistics import Labels, labels_of, of_labels
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
@@ -109,11 +120,7 @@ def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precisi
 
 @pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
 @pytest.mark.parametrize("labels", ["some", "one"])
-@pytest.mark.parametrize(
-    ("n", "m", "offset", "large_tiles"),
-    [(5, 9, 4, None), (70, 130, -30, None), (130, 140, 3, 0)],
-    ids=["edge", "offset", "large"],
-)
+@LABELLED_SHAPES
 def test_labels(
     device: Device,
     n: int,
