@@ -203,10 +203,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int number = begin_hopper_roles<Tile>(shared.engine);
   const HopperRegions& regions = args.regions;
   if (number < 0) {
-    HopperProducer<Tile> producer(shared.engine, args.maps);
-    regions.for_each<Tile>([&](const HopperRegions::Strip& strip,
-                               int col) { producer.copy_pair(strip.row, regions.rows, col, 0, args.steps); },
-                           [](const HopperRegions::Strip&) {});
+    regions.copy<Tile>(shared.engine, args.maps, args.steps);
     return;
   }
   HopperConsumer<Tile> consumer(shared.engine, number);

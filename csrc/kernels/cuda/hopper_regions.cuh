@@ -43,6 +43,14 @@ struct HopperRegions {
     }
   }
 
+  // The producer's part: copies the operands of all pairs, in the order of for_each.
+  template <typename Tile>
+  __device__ void copy(HopperStorage<Tile>& shared, const HopperMaps& maps, int steps) const {
+    HopperProducer<Tile> producer(shared, maps);
+    for_each<Tile>([&](const Strip& strip, int col) { producer.copy_pair(strip.row, rows, col, 0, steps); },
+                   [](const Strip&) {});
+  }
+
   __device__ static int end(int begin, int64_t size, int64_t of_matrix) {
     return static_cast<int>(begin + size < of_matrix ? begin + size : of_matrix);
   }
