@@ -68,14 +68,6 @@ struct Softmax {
   const double* logit_scale;
   MaybeLabels labels;
 
-  __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
-
-  template <typename Tile>
-  __device__ void mask(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
-                       T masked) const {
-    mask_same<Tile>(cosines, place, window, labels, masked);
-  }
-
   // Only in float does one exponential serve both sides if it can: in double, both versions
   // together need more registers than there are.
   template <typename Tile, typename Body>

@@ -3,10 +3,8 @@
 //
 //   struct Loss {
 //     static constexpr bool kHasBias;  // whether the sum of all slopes is needed
-//     T scale() const;                 // s
-//     // Replaces the cosines of pairs that do not count, other than positives.
-//     template <typename Tile>
-//     void mask(typename Tile::Fragment& cosines, const Place<Tile>&, const Window&, T masked) const;
+//     const double* logit_scale;
+//     MaybeLabels labels;              // for mask_same: the pairs that do not count
 //     // Calls body(slope) once, where slope(a, b, cosine) is dL/dz of the entry in row a and
 //     // column b of this thread. It is zero for the cosine of masked entries.
 //     template <typename Tile, typename Body>
@@ -17,6 +15,7 @@
 
 #include "cosines.cuh"
 #include "gradients.cuh"
+#include "labels.cuh"
 #include "sum_pairs.cuh"
 
 namespace cyclip::cuda {
@@ -48,9 +47,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   typename Tile::Fragment values;
   Engine<Tile>::multiply(values, shared.engine, place, args.image, window.row_begin, args.text, window.col_begin,
                          0, args.image.depth);
-  const T scale = args.loss.scale();
+  const T scale = static_cast<T>(usable_scale(*args.loss.logit_scale));
   to_cosines(values, place, window, args.pairing, IgnorePositives{}, masked_cosine(scale));
-  args.loss.mask(values, place, window, masked_cosine(scale));
+  mask_same<Tile>(values, place, window, args.loss.labels, masked_cosine(scale));
 
   T col_factors[Tile::kThreadCols];
   CYCLIP_UNROLL

@@ -15,15 +15,7 @@ struct Sigmoid {
   const double* grad_rows;
   const double* logit_scale;
   const double* logit_bias;
-  MaybeLabels same;
-
-  __device__ T scale() const { return static_cast<T>(usable_scale(*logit_scale)); }
-
-  template <typename Tile>
-  __device__ void mask(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
-                       T masked) const {
-    mask_same<Tile>(cosines, place, window, same, masked);
-  }
+  MaybeLabels labels;
 
   template <typename Tile, typename Body>
   __device__ void with_slopes(const Place<Tile>& place, const Window& window, const Body& body) const {
@@ -33,7 +25,7 @@ struct Sigmoid {
     for (int a = 0; a < Tile::kThreadRows; ++a) {
       gradients[a] = static_cast<T>(window.of_row(grad_rows, place.row(a)));
     }
-    const uint64_t positives = more_positives(place, window, same);
+    const uint64_t positives = more_positives(place, window, labels);
     body([&](int a, int b, T cosine) {
       const bool is_positive = test<Tile>(positives, a, b) && fabs(cosine) != -kMasked<T>;
       const T of_cosine = logit(cosine), z = is_positive ? -of_cosine : of_cosine, u = decay(z);
