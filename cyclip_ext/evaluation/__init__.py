@@ -8,7 +8,7 @@
 | `tasks/` | one file per task: metrics, plot, explanation; how to add one |
 | `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
 | `report`, `tables` | results.json, report.md, report.html; numbers and tables as text |
-| `__main__` | the command line |
+| `options`, `__main__` | the command line: its options, its commands |
 
 Metrics take embeddings, and `encode` takes any model with open_clip's `encode_image` and
 `encode_text`. Training imports evaluation, never the reverse. Metric names are CLIP_benchmark's
