@@ -22,9 +22,8 @@ import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from cyclip_ext.losses import CLIPLoss, CyCLIPLoss, PairwiseLoss, SigLIPLoss
-
 from .._dispatch import PairOptions
+from ..losses import CLIPLoss, CyCLIPLoss, PairwiseLoss, SigLIPLoss
 
 _LOSSES = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
 _RESERVED = {
@@ -67,7 +66,7 @@ def install(loss: str = "cyclip", **options: Any) -> None:
         if name in _RESERVED:
             raise ValueError(f"{name} cannot be chosen, got {value!r}: {_RESERVED[name]}")
         if name not in accepted:
-            raise TypeError(f"loss {loss!r} has no option {name}, got {value!r}; leave it out")
+            raise TypeError(f"loss {loss!r} has no option {name}, got {value!r}; omit it")
     make = Make(_LOSSES[loss], **options)
     make()  # checks the values
     replacements: dict[str, Callable[..., nn.Module]] = {

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
-from cyclip_ext.functional import contrastive_loss
+from ..functional import contrastive_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from cyclip_ext.losses import CLIPLoss, SigLIPLoss
+from ..losses import CLIPLoss, SigLIPLoss
 
 
 def dual_encoder_loss(
