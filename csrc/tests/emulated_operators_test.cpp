@@ -447,6 +447,6 @@ int main(int argc, char** argv) {
     }
     ++tested;
   }
-  check(tested > 0, "there is no such precision");
+  check(tested > 0, "unknown precision");
   return exit_code();
 }

@@ -371,7 +371,7 @@ __global__ void small_product_kernel(const __grid_constant__ SmallArguments args
   }
 }
 
-// A matrix with sizes that are no multiples of the box, and NaN behind its rows.
+// A matrix with sizes that are not multiples of the box, and NaN behind its rows.
 struct Matrix {
   int lines, depth, pitch;
   bool is_transposed;
@@ -503,9 +503,9 @@ void test_misuse() {
                                   CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   check(encode(128, 64, 0) == CUDA_SUCCESS, "a correct map");
-  check(encode(120, 64, 0) == CUDA_ERROR_INVALID_VALUE, "a pitch that is no multiple of 16 bytes");
+  check(encode(120, 64, 0) == CUDA_ERROR_INVALID_VALUE, "a pitch that is not a multiple of 16 bytes");
   check(encode(128, 128, 0) == CUDA_ERROR_INVALID_VALUE, "rows of a box that exceed the swizzle");
-  check(encode(128, 64, 4) == CUDA_ERROR_INVALID_VALUE, "an address that is no multiple of 16 bytes");
+  check(encode(128, 64, 4) == CUDA_ERROR_INVALID_VALUE, "an address that is not a multiple of 16 bytes");
 }
 
 // ThreadSanitizer reports these races even if no order shows them. A report ends the program, so each runs in a

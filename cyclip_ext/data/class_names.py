@@ -45,7 +45,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 def require_one_order(classes: Sequence[str], names: str | Path) -> None:
     """Raise ValueError if classes have another order by their numbers: c10, c2 and c2, c10.
 
-    It is then unknown which of both orders a list of names has. names: where the list is.
+    The order of a list of names is then unknown. names: the place of the list, for the message.
     """
     by_number = sorted(
         classes, key=lambda each: [int(n) if n.isdecimal() else n for n in _PARTS.split(each)]

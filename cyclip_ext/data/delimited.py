@@ -314,9 +314,9 @@ _OPEN = "a quoted field is not closed"
 
 
 def _split(line: str, separator: str) -> tuple[list[str], str]:
-    """Return the fields of a row, and what is wrong with its quotes, _OPEN or MISPLACED_QUOTE.
+    """Return the fields of a row, and the fault of its quotes: "", _OPEN or MISPLACED_QUOTE.
 
-    If anything is, the fields are those before the wrong one. Only a quote at the beginning of a
+    If there is one, the fields are those before it. Only a quote at the beginning of a
     field, or after blanks there, opens one.
     """
     closed, opened = _patterns(separator)

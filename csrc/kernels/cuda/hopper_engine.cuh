@@ -209,7 +209,7 @@ class HopperConsumer {
     undefine(sums);
     wgmma_fence(sums);
     named_barrier(kTurnBarrier + number_, kBothConsumers);
-    // Not in the loop, so that the compiler sees that the accumulators have no values before.
+    // Not in the loop, so that the compiler sees the accumulators as empty before it.
     multiply_stage<false>(sums);
     CYCLIP_NO_UNROLL
     for (int step = 1; step < steps; ++step) {
