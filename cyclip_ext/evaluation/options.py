@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..data import BUILTIN
-from .encode import BATCH
+from .encoder import BATCH
 from .tasks import TASKS, completeness
 
 _EXIT_STATUS = (

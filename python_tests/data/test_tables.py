@@ -419,7 +419,7 @@ def test_fingerprints_tell_other_images_of_the_same_names(folder: Path) -> None:
 
 
 def test_colliding_hashes_do_not_mix_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cyclip_ext.data.tables._hash", lambda name, salt=0: salt)
+    monkeypatch.setattr("cyclip_ext.data.pairs._hash", lambda name, salt=0: salt)
     rows = [*rows_of(), *([name(i), f"also number {i}"] for i in range(0, COUNT, 3))]
     dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
     assert pairing(dataset) == {i: 2 - bool(i % 3) for i in range(COUNT)}
