@@ -9,15 +9,16 @@ products if `torch.set_float32_matmul_precision` allows it.
 The losses over all pairs share these keyword arguments, in `**options`:
 
 `backend` chooses the implementation:
-    "auto"       the native operators if they exist for the device, else the reference with one
-                 warning
-    "native"     the native operators; RuntimeError, with the reason, if they are missing
-    "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
+
+- "auto": the native operators if they exist for the device, else the reference with one warning
+- "native": the native operators; RuntimeError, with the reason, if they are missing
+- "reference": the dense formulas of cyclip_ext.reference, differentiable any number of times
 
 `precision` chooses the matrix products over all pairs:
-    "auto"       in the dtype of the features
-    "bf16"       float32 features are rounded to bfloat16, so that the loss is that of the rounded
-                 features; sums stay float32. Other dtypes are multiplied as they are
+
+- "auto": in the dtype of the features
+- "bf16": float32 features are rounded to bfloat16, so that the loss is that of the rounded
+  features; sums stay float32. Other dtypes are multiplied as they are
 
 `memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU
 between forward and backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
@@ -26,28 +27,34 @@ quarter of all work. The default, None, is the environment variable CYCLIP_MEMOR
 by torch.compile), else 256 MiB. On a GPU nothing is saved.
 
 `group` is the group of processes that share the batch; it is looked up at each call:
-    "world"      all of them; without init_process_group, this process alone
-    "local"      this process alone
-    a ProcessGroup or a DeviceMesh of one dimension
-    None         this process alone, with one warning if there are others
+
+- "world": all of them; without init_process_group, this process alone
+- "local": this process alone
+- a ProcessGroup or a DeviceMesh of one dimension
+- None: this process alone, with one warning if there are others
+
 Each rank calls the loss with its own rows, [n, d] with any n, and gets the loss of the whole batch.
 The average of the gradients over ranks, which DistributedDataParallel computes, is the gradient of
 the whole batch. All ranks raise if the arguments of one rank are invalid, or if those of different
 ranks do not fit together.
 
 `exchange` chooses how a rank receives the features of the other ranks:
-    "gather"     all at once; memory O(N d)
-    "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
-                 Nothing is saved between forward and backward; `memory_budget` does not apply
-    "replicate"  both towers all at once, and every rank computes the whole loss: the bits of one
-                 process, nothing sent in the backward pass; for small batches
+
+- "gather": all at once; memory O(N d)
+- "ring": block by block from rank to rank, while the last one is computed; memory O(n d). Nothing
+  is saved between forward and backward; `memory_budget` does not apply
+- "replicate": both towers all at once, and every rank computes the whole loss: the bits of one
+  process, nothing sent in the backward pass; for small batches
+
 The cycle and margin terms only exchange sums. docs/distributed.md describes usage and costs.
 
 Three more arguments describe relations between pairs, and additional negatives:
 
 `labels`, int64 [N]: rows of equal labels belong together. `same_label` chooses the meaning:
-    "mask"       pairs of equal labels, other than the pair itself, are not negatives
-    "positive"   every pair of equal labels is a positive
+
+- "mask": pairs of equal labels, other than the pair itself, are not negatives
+- "positive": every pair of equal labels is a positive
+
 `negative_text_features`, [M, d], and `negative_image_features`, [K, d], are additional negatives of
 every image and of every text. They receive gradients. With a group, those of all ranks are used.
 docs/losses.md has the formulas.
