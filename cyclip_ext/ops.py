@@ -21,8 +21,9 @@ compute the derivatives; they cannot be differentiated again and raise if that i
 can). Ranks and top-k have no derivatives: their outputs never require any.
 
 pair_statistics and sigmoid_rows take `row_labels` [n] and `col_labels` [m] (None), int64, both or
-neither. Pairs of equal labels, other than the positive, are not negatives. In sigmoid_rows they
-leave the sum, or have l_ij = 1 with `same_are_positives` (False).
+neither. Pairs of equal labels, other than the positive, are not negatives and leave all sums. With
+`same_are_positives` (False), they stay in the log-sum-exp of pair_statistics, though not in the
+search for the hardest negatives, and have l_ij = 1 in sigmoid_rows.
 
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
@@ -312,8 +313,7 @@ class PairOperator:
         """Return the last arguments of the operator."""
         if self.labels is None:
             return ()
-        positives = () if self.name == "pair_statistics" else (self.same_are_positives,)
-        return self.labels.rows, self.labels.of_columns(offset, m), *positives
+        return self.labels.rows, self.labels.of_columns(offset, m), self.same_are_positives
 
     def backward(
         self,
@@ -323,10 +323,11 @@ class PairOperator:
         grads: tuple[Tensor, ...],
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        options = *self.rounding, *self._labels(offset, inputs[1].shape[0])
+        labels = self._labels(offset, inputs[1].shape[0])
         if self.name == "pair_statistics":
-            saved = _saved_statistics(outputs)
+            saved, options = _saved_statistics(outputs), (*self.rounding, *_masked(*labels))
             return _pair_statistics_grads(inputs, offset, saved, grads, needed, options)
+        options = *self.rounding, *labels
         return _sigmoid_rows_grads(inputs, offset, outputs[1:], grads, needed, options)
 
 
@@ -348,6 +349,7 @@ def _pair_statistics_fake(
     needs_hardest: bool = True,
     row_labels: Tensor | None = None,
     col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -363,12 +365,21 @@ def _saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return row_lse, col_lse, *indices_and_dots
 
 
+def _masked(
+    row_labels: Tensor | None = None,
+    col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the labels that the backward operator takes: of pairs outside the log-sum-exp."""
+    return () if same_are_positives else (row_labels, col_labels)
+
+
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes, _needs_hardest = inputs[:8]
     ctx.rounding = Rounding(allow_tf32, allow_bf16)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # not zeros as large as the dots
-    ctx.save_for_backward(*tensors, *_saved_statistics(output), *inputs[8:])
+    ctx.save_for_backward(*tensors, *_saved_statistics(output), *_masked(*inputs[8:]))
 
 
 def _pair_statistics_grads(
