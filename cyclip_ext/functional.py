@@ -57,13 +57,12 @@ NaN and infinity in the features make the loss and its gradients NaN, without an
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _terms, reference
+from . import _cycle_terms, _pair_terms, reference
 from ._dispatch import (
     DEFAULT_MEMORY_BUDGET,
     Backend,
@@ -77,6 +76,7 @@ from ._dispatch import (
     without_autocast,
 )
 from ._inputs import check_labels, check_towers, prepare
+from ._sums import as_loss, mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -132,8 +132,8 @@ def contrastive_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
-    return _terms.as_loss(_terms.contrastive(statistics, inputs, chosen), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen, needs_hardest=False)
+    return as_loss(_pair_terms.contrastive(statistics, inputs, chosen), inputs)
 
 
 def cycle_consistency(
@@ -159,9 +159,9 @@ def cycle_consistency(
     options = Options(backend=backend, reduction=reduction, group=group)
     inputs = prepare(image_features, text_features, options=options, operators=("cycle_grams",))
     if in_modal == cross_modal:
-        return _terms.as_loss(in_modal * _terms.cycle_sum(inputs, options), inputs)
-    in_modal_loss, cross_modal_loss = _terms.cycle_terms(inputs, options)
-    return _terms.as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
+        return as_loss(in_modal * _cycle_terms.cycle_sum(inputs, options), inputs)
+    in_modal_loss, cross_modal_loss = _cycle_terms.cycle_terms(inputs, options)
+    return as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
 
 
 def margin_loss(
@@ -180,7 +180,7 @@ def margin_loss(
     inputs = prepare(image_features, text_features, options=Options(group=group))
     with without_autocast(inputs.image):
         positive = reference.positive_similarity(widen(inputs.image), widen(inputs.text))
-        return _terms.as_loss(_terms.mean(1 - positive, inputs.batch), inputs)
+        return as_loss(mean(1 - positive, inputs.batch), inputs)
 
 
 def hinge_margin_loss(
@@ -212,8 +212,8 @@ def hinge_margin_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, replace(chosen, same_label="mask"))
-    return _terms.as_loss(_terms.hinge(statistics, hinge_margin, inputs), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen)
+    return as_loss(_pair_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
 
 def sigmoid_loss(
@@ -248,7 +248,7 @@ def sigmoid_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    return _terms.as_loss(_terms.sigmoid(inputs, chosen), inputs)
+    return as_loss(_pair_terms.sigmoid(inputs, chosen), inputs)
 
 
 def retrieval_ranks(
