@@ -15,6 +15,8 @@ from .cases import PRECISIONS, Precision, as_double, rectangle
 from .devices import Device, Emulated
 
 ORDERS = [("DESCENDING", 0), ("RANDOM", 1), ("RANDOM", 2)]
+BFLOAT16, FLOAT16 = PRECISIONS[:2]
+
 # Several tiles in both directions and several K-steps for every precision.
 SHAPES = [(70, 130, 200)]
 
@@ -83,25 +85,33 @@ def test_orders(
             )
 
 
+HOPPER_OPERATORS = [
+    ("pair_statistics", BFLOAT16),
+    ("pair_statistics", FLOAT16),
+    ("sigmoid_rows", BFLOAT16),
+    ("sigmoid_rows", FLOAT16),
+    ("pair_statistics_backward", BFLOAT16),
+    ("sigmoid_rows_backward", BFLOAT16),
+]
+
+
 @pytest.mark.parametrize(
-    ("operator", "precision"),
-    [
-        ("pair_statistics", PRECISIONS[0]),
-        ("pair_statistics", PRECISIONS[1]),
-        ("sigmoid_rows", PRECISIONS[0]),
-        ("pair_statistics_backward", PRECISIONS[0]),
-    ],
-    ids=str,
+    "shape",
+    # With several tiles, the last row of tiles belongs to one consumer only.
+    [(300, 150, 450), (200, 100, 450)],
+    ids=["several tiles of each consumer", "one tile of each consumer"],
 )
-def test_hopper_blocks(emulated: Emulated, operator: str, precision: Precision) -> None:
+@pytest.mark.parametrize(("operator", "precision"), HOPPER_OPERATORS, ids=str)
+def test_hopper_blocks(
+    emulated: Emulated, operator: str, precision: Precision, shape: tuple[int, int, int]
+) -> None:
     """The order of threads, delays of copies and the number of blocks do not change the results.
 
-    One block processes several tiles with each consumer, and the last row of tiles belongs to one
-    consumer only. The depth exceeds the ring of stages.
+    The seed of a random order also draws the delays. The depth exceeds the ring of stages.
     """
-    arguments = calls(300, 150, 450, precision.dtype)[operator]
+    arguments = calls(*shape, precision.dtype)[operator]
     before = emulated.module.hopper_launches()
-    first = emulated(operator, *arguments, large_tiles=0, hopper_blocks=1)
+    first = emulated(operator, *arguments, large_tiles=0, hopper_blocks=1, order=("ASCENDING", 0))
     assert emulated.module.hopper_launches() > before
     assert all(not out.isnan().any() for out in first)
     for blocks, order in [(3, ORDERS[0]), (1, ORDERS[1]), (5, ORDERS[2])]:
