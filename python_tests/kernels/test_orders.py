@@ -15,8 +15,6 @@ from .cases import PRECISIONS, Precision, as_double, rectangle
 from .devices import Device, Emulated
 
 ORDERS = [("DESCENDING", 0), ("RANDOM", 1), ("RANDOM", 2)]
-BFLOAT16, FLOAT16 = PRECISIONS[:2]
-
 # Several tiles in both directions and several K-steps for every precision.
 SHAPES = [(70, 130, 200)]
 
@@ -83,40 +81,6 @@ def test_orders(
             assert bits(emulated(operator, *arguments, order=order, **options)) == bits(first), (
                 order
             )
-
-
-HOPPER_OPERATORS = [
-    ("pair_statistics", BFLOAT16),
-    ("pair_statistics", FLOAT16),
-    ("sigmoid_rows", BFLOAT16),
-    ("sigmoid_rows", FLOAT16),
-    ("pair_statistics_backward", BFLOAT16),
-    ("sigmoid_rows_backward", BFLOAT16),
-]
-
-
-@pytest.mark.parametrize(
-    "shape",
-    # With several tiles, the last row of tiles belongs to one consumer only.
-    [(300, 150, 450), (200, 100, 450)],
-    ids=["several tiles of each consumer", "one tile of each consumer"],
-)
-@pytest.mark.parametrize(("operator", "precision"), HOPPER_OPERATORS, ids=str)
-def test_hopper_blocks(
-    emulated: Emulated, operator: str, precision: Precision, shape: tuple[int, int, int]
-) -> None:
-    """The order of threads, delays of copies and the number of blocks do not change the results.
-
-    The seed of a random order also draws the delays. The depth exceeds the ring of stages.
-    """
-    arguments = calls(*shape, precision.dtype)[operator]
-    before = emulated.module.hopper_launches()
-    first = emulated(operator, *arguments, large_tiles=0, hopper_blocks=1, order=("ASCENDING", 0))
-    assert emulated.module.hopper_launches() > before
-    assert all(not out.isnan().any() for out in first)
-    for blocks, order in [(3, ORDERS[0]), (1, ORDERS[1]), (5, ORDERS[2])]:
-        options = {"large_tiles": 0, "hopper_blocks": blocks, "order": order}
-        assert bits(emulated(operator, *arguments, **options)) == bits(first), (blocks, order)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
