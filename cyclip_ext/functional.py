@@ -64,7 +64,6 @@ NaN and infinity in the features make the loss and its gradients NaN, without an
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -231,7 +230,7 @@ def hinge_margin_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _pair_terms.pair_statistics(inputs, replace(chosen, same_label="mask"))
+    statistics = _pair_terms.pair_statistics(inputs, chosen)
     return as_loss(_pair_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
 

@@ -15,7 +15,6 @@ loss and the statistics of the whole batch (docs/distributed.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -278,9 +277,7 @@ class SigLIPLoss(PairwiseLoss):
         terms, statistics = {"contrastive_loss": _pair_terms.sigmoid(inputs, self.options)}, {}
         if self.statistics:
             with torch.no_grad():
-                # A pair of equal labels is never a hardest negative.
-                masked = replace(self.options, same_label="mask")
-                pairs = _pair_terms.pair_statistics(inputs, masked)
+                pairs = _pair_terms.pair_statistics(inputs, self.options)
                 statistics = _batch_statistics(pairs, inputs)
         return terms, statistics
 
