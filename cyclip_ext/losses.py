@@ -1,4 +1,4 @@
-"""The losses as modules, called as open_clip calls its own.
+"""The losses as modules, called like those of open_clip.
 
     loss = CyCLIPLoss()
     total = loss(image_features, text_features, model.logit_scale.exp())
@@ -217,7 +217,7 @@ class CyCLIPLoss(PairwiseLoss):
         return cls(factor * in_modal, factor * cross_modal, reduction=reduction, **others)
 
     def operators(self) -> tuple[str, ...]:
-        """Return those of the terms of nonzero weight."""
+        """Return the operators of the terms of nonzero weight."""
         cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
         return "pair_statistics", *cycle
 
@@ -249,7 +249,7 @@ class CyCLIPLoss(PairwiseLoss):
         return losses
 
     def own_options(self) -> dict[str, object]:
-        """Return the weights and what they weigh."""
+        """Return the weights and the reduction of the terms."""
         names = "in_modal", "cross_modal", "margin", "hinge", "hinge_margin"
         weights = {name: getattr(self, name) for name in names}
         return {**weights, "reduction": self.options.reduction}
@@ -269,7 +269,7 @@ class SigLIPLoss(PairwiseLoss):
         super().__init__(statistics=statistics, **options)
 
     def operators(self) -> tuple[str, ...]:
-        """Return that of the loss, and that of the statistics if they are requested."""
+        """Return the operator of the loss, and that of the statistics if they are requested."""
         return ("sigmoid_rows", "pair_statistics") if self.statistics else ("sigmoid_rows",)
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
@@ -283,7 +283,7 @@ class SigLIPLoss(PairwiseLoss):
 
 
 class MatryoshkaLoss(nn.Module):
-    """A loss of nested widths: the weighted sum of a loss on prefixes of the features.
+    """The weighted sum of a loss over prefixes of the features (nested widths).
 
     L = sum_w weights[w] loss(x[:, :w], y[:, :w]). Each prefix takes the memory of the loss itself.
     In the dictionary, names end in the width: "contrastive_64_loss", "image_margin_64".

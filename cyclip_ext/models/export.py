@@ -1,4 +1,4 @@
-"""Trained models for other programs: open_clip's folder, safetensors, or ONNX.
+"""Export of trained models to open_clip, safetensors and ONNX.
 
 Only models of this package's runs are exported. Nothing here trains or evaluates.
 """

@@ -1,4 +1,4 @@
-"""Natural distribution shift: accuracy on shifted datasets beside that on the base dataset.
+"""Natural distribution shift: accuracy on shifted datasets compared with that on the base.
 
 Source: Taori et al. 2020 (Measuring Robustness to Natural Distribution Shifts in Image
 Classification): effective robustness is the accuracy minus the prediction, from the accuracy on the
@@ -120,7 +120,7 @@ def _share(cell: str) -> float:
 
 
 def inside(accuracy: float, images: int) -> float:
-    """Return the accuracy, moved by half an image if it is 0 or 1 and so has no logit."""
+    """Return the accuracy, moved by half an image if it is 0 or 1, which have no logit."""
     half = 0.5 / images
     return min(max(accuracy, half), 1 - half)
 
