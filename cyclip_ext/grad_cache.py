@@ -35,7 +35,7 @@ def cached_backward(
     check: Callable[[Terms], None] | None = None,
     per_chunk_statistics: bool = False,
 ) -> Terms:
-    """Run forward and backward pass of a batch, holding activations of `chunk_size` pairs at a time.
+    """Run forward and backward pass of a batch, with the activations of one chunk at a time.
 
     Adds to `.grad` of the towers' parameters the gradient of `loss(*towers(images, tokens))`. If
     chunk_size >= n, this is one ordinary forward and backward pass. Random numbers are the same in

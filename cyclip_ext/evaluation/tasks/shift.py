@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..._files import read_text
+from ..._optional import require
 from ..._plotting import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
@@ -136,14 +137,8 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
 
 
 def _scipy_stats() -> Any:
-    try:
-        import scipy.stats
-    except Exception as error:
-        raise ImportError(
-            "intervals and lines of the distribution shift need scipy, which scikit-learn brings: "
-            f"pip install 'cyclip_ext[eval]'; importing it failed with: {error}"
-        ) from error
-    return scipy.stats
+    purpose = "intervals and lines of the distribution shift need scipy"
+    return require("scipy.stats", purpose, "eval")
 
 
 def _logits(points: Points) -> tuple[list[float], list[float]]:
