@@ -232,25 +232,30 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// Without the hardest negatives, with labels unless on the engine for Hopper GPUs, which has none, and with a
-// scale at which lines of a tile have shifts of their own.
-void run_slim_pair_statistics(const Problem& problem, Results& results) {
+// With a scale at which lines of a tile have shifts of their own, and with labels unless on the engine for Hopper
+// GPUs, which has none: masks without the hardest negatives, and further positives with them.
+void run_labelled_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
   const auto row_labels = integers(n, 2, 20), col_labels = integers(m, 3, 20);
   const bool has_labels = problem.hopper_blocks == 0;
   const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
   const GuardedArray<int64_t> row_index(n), col_index(m);
-  run(problem, [&](const Context& context) {
-    return launch_pair_statistics_forward(
-        {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
-         positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
-         /*needs_hardest=*/false, has_labels ? row_labels.data() : nullptr,
-         has_labels ? col_labels.data() : nullptr},
-        context);
-  });
-  results.add("row_lse of a large scale", row_lse);
-  results.add("col_lse of a large scale", col_lse);
+  for (const bool positives : {false, true}) {
+    run(problem, [&](const Context& context) {
+      return launch_pair_statistics_forward(
+          {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
+           positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
+           /*needs_hardest=*/positives, has_labels ? row_labels.data() : nullptr,
+           has_labels ? col_labels.data() : nullptr, /*same_are_positives=*/positives},
+          context);
+    });
+    const std::string name = positives ? " of a large scale, with hardest" : " of a large scale";
+    results.add("row_lse" + name, row_lse);
+    results.add("col_lse" + name, col_lse);
+  }
+  results.add("row_hardest of a large scale", row_hardest);
+  results.add("col_hardest of a large scale", col_hardest);
 }
 
 void run_pair_statistics(const Problem& problem, Results& results) {
@@ -420,7 +425,7 @@ void test_operators(const Problem& problem) {
     Results results;
     run_row_norms(problem, results);
     run_pair_statistics(problem, results);
-    run_slim_pair_statistics(problem, results);
+    run_labelled_pair_statistics(problem, results);
     run_sigmoid_rows(problem, results);
     if (problem.hopper_blocks > 0) return results;  // the others do not use this engine
     run_cycle(problem, results);
