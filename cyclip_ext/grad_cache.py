@@ -35,7 +35,7 @@ def cached_backward(
     check: Callable[[Terms], None] | None = None,
     per_chunk_statistics: bool = False,
 ) -> Terms:
-    """Run forward and backward of a batch, with the activations of `chunk_size` pairs at a time.
+    """Run forward and backward pass of a batch, with the activations of one chunk at a time.
 
     Adds to `.grad` of the towers' parameters the gradient of `loss(*towers(images, tokens))`. If
     chunk_size >= n, this is one ordinary forward and backward pass. Random numbers are the same in
@@ -87,7 +87,7 @@ def cached_backward(
         return _widened(image_features), _widened(text_features), logit_scale, logit_bias
 
     def evaluate(outputs: Outputs) -> tuple[Terms, Tensor]:
-        """Return the detached terms, and what is to be differentiated."""
+        """Return the detached terms, and the value to differentiate."""
         terms = loss(*outputs, output_dict=True)
         detached = {name: term.detach() for name, term in terms.items()}
         if check is not None:
@@ -140,7 +140,7 @@ def cached_backward(
 
 
 def _tensors(name: str, inputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors among the inputs, each with its place as a caller would write it."""
+    """Yield the tensors among the inputs, each with the expression that selects it."""
     if isinstance(inputs, Tensor) and inputs.dim() > 0:
         yield name, inputs
     elif isinstance(inputs, Mapping):
@@ -180,7 +180,7 @@ def _chunk(inputs: Any, rows: slice) -> Any:
 
 
 def _widened(features: Tensor) -> Tensor:
-    """Widen to float32: the loss would otherwise round its gradients as autocast does."""
+    """Widen to float32, because the loss would round its gradients to the dtype of autocast."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -237,7 +237,7 @@ _States = tuple[Tensor, dict[torch.device, Tensor]]  # of the CPU's generator an
 
 
 class _Generators:
-    """torch's default generators on the CPU and wherever the tensors are."""
+    """torch's default generators on the CPU and on the devices of the tensors."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}

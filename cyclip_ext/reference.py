@@ -144,7 +144,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
-    Other pairs of equal labels are left out of the sum ("mask"), or have l = 1 ("positive").
+    Other pairs of equal labels are not in the sum ("mask"), or have l = 1 ("positive").
     Further texts are more j, further images more i, with l = -1.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.

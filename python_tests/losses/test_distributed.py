@@ -538,6 +538,7 @@ def _copies_agree(rank: int, case: Case) -> bool:
     for group in dist.group.WORLD, pair, mesh, "world", "local":
         loss = nn.ModuleDict({"loss": CyCLIPLoss(group=group)})
         expected = loss["loss"](image, text, 5.0)
+        assert copy.deepcopy(loss)["loss"].options is loss["loss"].options
         buffer = io.BytesIO()
         torch.save(loss, buffer)
         buffer.seek(0)
