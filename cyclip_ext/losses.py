@@ -132,7 +132,10 @@ class PairwiseLoss(nn.Module):
 class CLIPLoss(PairwiseLoss):
     """The contrastive loss alone, as open_clip's ClipLoss on one device.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
@@ -152,8 +155,8 @@ class CyCLIPLoss(PairwiseLoss):
     Terms of weight zero are not computed.
 
     Args:
-        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
-            reduction cycle terms grow with the batch, so their weights belong to a batch size.
+        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). With the default
+            reduction the cycle terms grow with the batch, so the weight belongs to a batch size.
         cross_modal: weight of the cross-modal cycle term, likewise.
         margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
         hinge: weight of the hinge on the hardest negative.
@@ -260,7 +263,10 @@ class SigLIPLoss(PairwiseLoss):
 
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     needs_bias = True
