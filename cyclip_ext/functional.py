@@ -9,15 +9,16 @@ if torch is set to do so in its own (torch.set_float32_matmul_precision).
 The losses that look at all pairs share these keyword arguments, in `**options`:
 
 `backend` chooses the implementation:
-    "auto"       the native operators if they exist for the device, else the reference with one
-                 warning
-    "native"     the native operators, or a RuntimeError with the reason why they are missing
-    "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
+
+- "auto": the native operators if they exist for the device, else the reference with one warning
+- "native": the native operators, or a RuntimeError with the reason why they are missing
+- "reference": the dense formulas of cyclip_ext.reference, differentiable any number of times
 
 `precision` chooses the matrix products over all pairs:
-    "auto"       in the dtype of the features
-    "bf16"       float32 features are rounded to bfloat16, so that the loss is that of the rounded
-                 features; sums stay float32. Other dtypes are multiplied as they are
+
+- "auto": in the dtype of the features
+- "bf16": float32 features are rounded to bfloat16, so that the loss is that of the rounded
+  features; sums stay float32. Other dtypes are multiplied as they are
 
 `memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU from
 the forward to the backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
@@ -26,28 +27,34 @@ work. None: the environment variable CYCLIP_MEMORY_BUDGET (torch.compile reads i
 256 MiB. On a GPU nothing is saved.
 
 `group` is the group of processes that share the batch; it is looked up at each call:
-    "world"      all of them; without init_process_group, this process alone
-    "local"      this process alone
-    a ProcessGroup or a DeviceMesh of one dimension
-    None         this process alone, with one warning if there are others
+
+- "world": all of them; without init_process_group, this process alone
+- "local": this process alone
+- a ProcessGroup or a DeviceMesh of one dimension
+- None: this process alone, with one warning if there are others
+
 Each rank calls the loss with its own rows, [n, d] with any n, and gets the loss of the whole batch.
 Gradients are such that their average over ranks, as DistributedDataParallel takes it, is that of
 the whole batch. If the arguments of different ranks do not fit together, or those of one rank are
 invalid, all ranks raise.
 
 `exchange` chooses the way in which a rank receives the features of the other ranks:
-    "gather"     all at once; memory O(N d)
-    "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
-                 Nothing is saved between forward and backward; `memory_budget` does not apply
-    "replicate"  both towers all at once, and every rank computes the whole loss: the bits of one
-                 process, nothing sent in the backward pass; for small batches
+
+- "gather": all at once; memory O(N d)
+- "ring": block by block from rank to rank, while the last one is computed; memory O(n d). Nothing
+  is saved between forward and backward; `memory_budget` does not apply
+- "replicate": both towers all at once, and every rank computes the whole loss: the bits of one
+  process, nothing sent in the backward pass; for small batches
+
 Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
 
 Three more arguments describe relations between pairs, and further negatives:
 
 `labels`, int64 [N]: rows of equal labels belong together. `same_label` chooses the meaning:
-    "mask"       pairs of equal labels, other than the pair itself, are not negatives
-    "positive"   every pair of equal labels is a positive
+
+- "mask": pairs of equal labels, other than the pair itself, are not negatives
+- "positive": every pair of equal labels is a positive
+
 `negative_text_features`, [M, d], and `negative_image_features`, [K, d], are negatives of every
 image and of every text. They get gradients; with a group, those of all ranks count.
 docs/losses.md has the formulas.
@@ -57,13 +64,12 @@ NaN and infinity in the features make the loss and its gradients NaN, without an
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _terms, reference
+from . import _cycle_terms, _pair_terms, reference
 from ._dispatch import (
     DEFAULT_MEMORY_BUDGET,
     Backend,
@@ -77,6 +83,7 @@ from ._dispatch import (
     without_autocast,
 )
 from ._inputs import check_labels, check_towers, prepare
+from ._sums import as_loss, mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -132,8 +139,8 @@ def contrastive_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
-    return _terms.as_loss(_terms.contrastive(statistics, inputs, chosen), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen, needs_hardest=False)
+    return as_loss(_pair_terms.contrastive(statistics, inputs, chosen), inputs)
 
 
 def cycle_consistency(
@@ -159,9 +166,9 @@ def cycle_consistency(
     options = Options(backend=backend, reduction=reduction, group=group)
     inputs = prepare(image_features, text_features, options=options, operators=("cycle_grams",))
     if in_modal == cross_modal:
-        return _terms.as_loss(in_modal * _terms.cycle_sum(inputs, options), inputs)
-    in_modal_loss, cross_modal_loss = _terms.cycle_terms(inputs, options)
-    return _terms.as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
+        return as_loss(in_modal * _cycle_terms.cycle_sum(inputs, options), inputs)
+    in_modal_loss, cross_modal_loss = _cycle_terms.cycle_terms(inputs, options)
+    return as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
 
 
 def margin_loss(
@@ -180,7 +187,7 @@ def margin_loss(
     inputs = prepare(image_features, text_features, options=Options(group=group))
     with without_autocast(inputs.image):
         positive = reference.positive_similarity(widen(inputs.image), widen(inputs.text))
-        return _terms.as_loss(_terms.mean(1 - positive, inputs.batch), inputs)
+        return as_loss(mean(1 - positive, inputs.batch), inputs)
 
 
 def hinge_margin_loss(
@@ -212,8 +219,8 @@ def hinge_margin_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, replace(chosen, same_label="mask"))
-    return _terms.as_loss(_terms.hinge(statistics, hinge_margin, inputs), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen)
+    return as_loss(_pair_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
 
 def sigmoid_loss(
@@ -248,7 +255,7 @@ def sigmoid_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    return _terms.as_loss(_terms.sigmoid(inputs, chosen), inputs)
+    return as_loss(_pair_terms.sigmoid(inputs, chosen), inputs)
 
 
 def retrieval_ranks(

@@ -41,6 +41,7 @@ LABELS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     "one": (lambda i: 0 * i + 2**40, lambda j: 0 * j + 2**40),
 }
 every_labels = pytest.mark.parametrize("labels", LABELS)
+either_meaning = pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
 
 
 def _labels_of(kind: str, n: int, m: int) -> tuple[Tensor, Tensor]:
@@ -135,29 +136,34 @@ BLOCKS = pytest.mark.parametrize(
 )
 
 
+@either_meaning
 @every_labels
 @BLOCKS
-def test_pair_statistics_with_labels_match_truth(n: int, m: int, offset: int, labels: str) -> None:
+def test_pair_statistics_with_labels_match_truth(
+    n: int, m: int, offset: int, labels: str, positives: bool
+) -> None:
     """Pairs of equal labels are not negatives, in any tile, with or without saved dot products."""
     known = _labels_of(labels, n, m)
     for keep_bytes in 0, 1 << 30:
         assert_same_derivatives(
             lambda *inputs, keep=keep_bytes: ops.pair_statistics(
-                *inputs, offset, False, False, keep, True, *known
+                *inputs, offset, False, False, keep, True, *known, positives
             )[:7],
-            lambda *inputs: truth.pair_statistics(*inputs, offset, known),
+            lambda *inputs: truth.pair_statistics(*inputs, offset, known, positives),
             (*_rectangle(n, m), _float64(7.0)),
         )
 
 
+@either_meaning
 @every_labels
-def test_first_of_equal_negatives_counts_with_labels(labels: str) -> None:
+def test_first_of_equal_negatives_counts_with_labels(labels: str, positives: bool) -> None:
     """Cosines equal to it may come earlier in pairs of equal labels."""
     image, text = make_features("ties", 40, 8)
     known = _labels_of(labels, 40, 40)
+    options = 0, False, False, 0, True, *known, positives
     assert_same_derivatives(
-        lambda *inputs: ops.pair_statistics(*inputs, 0, False, False, 0, True, *known)[:7],
-        lambda *inputs: truth.pair_statistics(*inputs, 0, known),
+        lambda *inputs: ops.pair_statistics(*inputs, *options)[:7],
+        lambda *inputs: truth.pair_statistics(*inputs, 0, known, positives),
         (image, text, _float64(14.3)),
     )
 
@@ -270,7 +276,7 @@ def test_sigmoid_rows_match_dense_rows(
     )
 
 
-@pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
+@either_meaning
 @every_labels
 @BLOCKS
 def test_sigmoid_rows_with_labels_match_truth(
