@@ -39,7 +39,8 @@ __device__ inline bool may_hold_same(const Place<Tile>& place, const Window& win
   return found;
 }
 
-// Calls f(a, b, same) for each entry of this thread. The labels of lines outside the matrix are arbitrary.
+// Calls f(a, b) for each entry of this thread whose labels are equal. Those of lines outside the matrix are
+// arbitrary.
 template <typename Tile, typename F>
 __device__ inline void for_each_same(const Place<Tile>& place, const Window& window, const Labels& labels,
                                      const F& f) {
@@ -59,7 +60,8 @@ template <typename Tile>
 __device__ inline uint64_t same_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
   uint64_t same = 0;
   if (may_hold_same(place, window, labels)) {
-    for_each_same(place, window, labels, [&](int a, int b) { same |= uint64_t{1} << (a * Tile::kThreadCols + b); });
+    for_each_same(place, window, labels,
+                  [&](int a, int b) { same |= uint64_t{1} << (a * Tile::kThreadCols + b); });
   }
   return same;
 }
