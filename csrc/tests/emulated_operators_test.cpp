@@ -23,7 +23,7 @@ using emulation::GuardedWorkspace;
 
 struct Shape {
   int64_t n, m, d;
-  int64_t large_tiles;  // 0: large tiles for all products
+  int64_t large_tiles;  // 0: large tiles for all products, and pairs of them if possible
 };
 
 // For each block several tiles of each consumer, ragged, and one row of tiles that only one consumer has.
@@ -189,7 +189,7 @@ void run(const Problem& problem, const Launch& launch, bool float64_is_slow = fa
   Context context{workspace, Stream{}};
   context.float64_is_slow = float64_is_slow;
   context.allow_tf32 = problem.precision.allow_tf32;
-  context.large_tiles = problem.shape.large_tiles;
+  context.large_tiles = context.tile_pairs = problem.shape.large_tiles;
   context.hopper_blocks = problem.hopper_blocks;
   check(launch(context) == kSuccess, "a launch failed");
   workspace.check();

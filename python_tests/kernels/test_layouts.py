@@ -97,3 +97,17 @@ def test_large_tiles(emulated: Emulated, n: int, m: int, d: int, precision: Prec
     labels = torch.arange(n) // 2, torch.arange(m) // 3
     check_ranks(emulated, image, text, labels, precision, large_tiles=1)
     check_top_k(emulated, image, text, min(m, 33), precision, large_tiles=1)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(5, 3, 7), (129, 257, 72), (140, 250, 200)])
+@pytest.mark.parametrize("panel_side", [128, 512])
+def test_pairs_of_large_tiles(
+    emulated: Emulated, n: int, m: int, d: int, panel_side: int, precision: Precision
+) -> None:
+    """The second tile of a pair may lie outside the matrix or the panel."""
+    if precision.dtype not in (torch.bfloat16, torch.float16):
+        pytest.skip("pairs of tiles are for 16-bit features")
+    image, text = rectangle("random", n, m, d, precision.dtype)
+    options = {"large_tiles": 0, "tile_pairs": 0, "panel_bytes": 2 * panel_side**2}
+    check(emulated, image, text, 14.3, 3, precision, **options)
+    check_sigmoid(emulated, image, text, 14.3, -5.0, 3, precision, **options)

@@ -383,20 +383,23 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     CYCLIP_TRY(launch(clear_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
                       context.stream, args.positive, image.rows));
     const Labels labels = {args.row_labels, args.col_labels};
-    if (labels.rows && args.needs_hardest) {  // rare: one tile size less to compile
-      const SameLabels same = {labels, args.same_are_positives};
-      return launch_tiles<true, SmallTile<Math>>(args, same, image, text, context);
-    }
-    const bool masks = labels.rows && !args.same_are_positives;  // further positives are in the sums
+    // Without the hardest negatives, further positives are entries like all others.
+    const bool needs_labels = labels.rows && (args.needs_hardest || !args.same_are_positives);
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (!masks && uses_hopper(image.by_rows(), text.by_rows(), context)) {
+      if (!needs_labels && uses_hopper(image.by_rows(), text.by_rows(), context)) {
         return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
                                   : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
       }
     }
-    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
+    return with_tile_or_pair<Math>(image.rows, text.rows, needs_labels, context, [&](auto shape) {
       using Tile = decltype(shape);
-      if (masks) return launch_tiles<false, Tile>(args, labels, image, text, context);
+      if constexpr (Tile::kAcross == 1) {
+        const SameLabels same = {labels, args.same_are_positives};
+        if (needs_labels) {
+          return args.needs_hardest ? launch_tiles<true, Tile>(args, same, image, text, context)
+                                    : launch_tiles<false, Tile>(args, labels, image, text, context);
+        }
+      }
       return args.needs_hardest ? launch_tiles<true, Tile>(args, NoLabels{}, image, text, context)
                                 : launch_tiles<false, Tile>(args, NoLabels{}, image, text, context);
     });
