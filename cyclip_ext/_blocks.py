@@ -72,8 +72,7 @@ class PairOperator:
         """Return the last arguments of the operator."""
         if self.labels is None:
             return ()
-        positives = () if self.name == "pair_statistics" else (self.same_are_positives,)
-        return self.labels.rows, self.labels.of_columns(offset, m), *positives
+        return self.labels.rows, self.labels.of_columns(offset, m), self.same_are_positives
 
     def backward(
         self,
@@ -83,9 +82,10 @@ class PairOperator:
         grads: Tensors,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        options = *self.rounding, *self._labels(offset, inputs[1].shape[0])
-        is_softmax = self.name == "pair_statistics"
-        saved = ops.saved_statistics(outputs) if is_softmax else outputs[1:]
+        saved, labels = outputs[1:], self._labels(offset, inputs[1].shape[0])
+        if self.name == "pair_statistics":
+            saved, labels = ops.saved_statistics(outputs), ops.masked_labels(*labels)
+        options = *self.rounding, *labels
         return ops.pairs_backward(self.name, inputs, offset, saved, grads, needed, options)
 
 

@@ -43,8 +43,9 @@ def pair_statistics(
     texts, columns = _with_negatives(inputs)
     tensors: Tensors = inputs.image, texts, inputs.scale
     images = inputs.negative_image
-    masks = options.same_label == "mask"
-    labels = labels_of_block(inputs, columns) if masks else None
+    # Further positives are in the log-sum-exp, and the hardest negative is none of them.
+    needs_labels = options.same_label == "mask" or needs_hardest
+    labels = labels_of_block(inputs, columns) if needs_labels else None
     block: PairBlock
     if use_native("pair_statistics", inputs.image, options):
         block = pair_operator(
@@ -56,19 +57,19 @@ def pair_statistics(
             labels=labels,
         )
         rows = _merged_statistics(block, tensors, columns)
-        statistics = _of_pairs(rows, block, tensors, images, inputs.batch)
-    else:
-        with without_autocast(inputs.image):
-            tensors = _widened(tensors, options)
-            block = DenseBlock(reference.pair_statistics, 5, labels)
-            rows = _merged_statistics(block, tensors, columns)
-            images = None if images is None else widen(images, options.precision)
-            statistics = _of_pairs(rows, block, tensors, images, inputs.batch)
-    if inputs.labels is None or masks or not needs_hardest:
-        return statistics
-    # Pairs of equal labels are positives, and the hardest negative is none of them.
-    masked = pair_statistics(inputs, replace(options, same_label="mask"))
-    return statistics._replace(row_hardest=masked.row_hardest, col_hardest=masked.col_hardest)
+        return _of_pairs(rows, block, tensors, images, inputs.batch)
+
+    def dense_statistics(
+        x: Tensor, y: Tensor, scale: Tensor, offset: int, same: Tensor | None
+    ) -> Tensors:
+        return reference.pair_statistics(x, y, scale, offset, same, options.same_label)
+
+    with without_autocast(inputs.image):
+        tensors = _widened(tensors, options)
+        block = DenseBlock(dense_statistics, 5, labels)
+        rows = _merged_statistics(block, tensors, columns)
+        images = None if images is None else widen(images, options.precision)
+        return _of_pairs(rows, block, tensors, images, inputs.batch)
 
 
 def _with_negatives(inputs: Inputs) -> tuple[Tensor, Batch | None]:

@@ -3,19 +3,18 @@
     loss = CyCLIPLoss()
     total = loss(image_features, text_features, model.logit_scale.exp())
 
-All are stateless. With `output_dict=True` they return a dictionary whose entries ending in `_loss`
-are weighted and sum to the total, so that open_clip's trainer can use them unchanged. With
-`statistics=True` they add measurements of the batch to it, under names that do not end in `_loss`,
-detached; leave that off if a trainer sums all values.
+They have neither parameters nor buffers. With `output_dict=True` they return a dictionary whose
+entries ending in `_loss` are weighted and sum to the total, so that open_clip's trainer can use
+them unchanged. With `statistics=True` the dictionary also has detached measurements of the batch,
+under names that do not end in `_loss`; do not use it with a trainer that sums all entries.
 
-Constructed with a process group, as in `CyCLIPLoss(group="world")`, they take each rank's rows and
-return the loss and the statistics of the whole batch (docs/distributed.md).
+With a process group, as in `CyCLIPLoss(group="world")`, each rank passes its own rows and gets the
+loss and the statistics of the whole batch (docs/distributed.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -34,13 +33,13 @@ Terms = dict[str, Tensor]
 
 
 class PairwiseLoss(nn.Module):
-    """The call that all losses share; subclasses compute the weighted terms.
+    """Base class of the losses; subclasses compute the weighted terms.
 
     Args:
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
+        reduction: of the cycle terms, for the loss that has them.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
-        reduction: of the cycle terms, for the loss that has them.
     """
 
     needs_bias: ClassVar[bool] = False
@@ -76,14 +75,14 @@ class PairwiseLoss(nn.Module):
             image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
-            logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
-                it if a model has one, and it changes nothing, because every logit shifts alike: it
-                gets the gradient 0, for which DistributedDataParallel would wait.
-            output_dict: return the weighted terms by name instead of their sum.
-            labels, negative_text_features, negative_image_features: for the terms that look at all
-                pairs; see cyclip_ext.functional.
+            logit_bias: b of the sigmoid loss. The softmax losses accept it, because open_clip
+                passes it if a model has one, but it does not change them: all logits shift alike.
+                It gets the gradient 0, because DistributedDataParallel waits for one.
+            output_dict: whether to return the weighted terms by name instead of their sum.
+            labels, negative_text_features, negative_image_features: for the terms over all pairs;
+                see cyclip_ext.functional.
 
-        Raises: ValueError or TypeError naming the argument that does not fit.
+        Raises: ValueError or TypeError, naming the argument, for invalid arguments.
         """
         inputs = prepare(
             image_features,
@@ -149,8 +148,8 @@ class CLIPLoss(PairwiseLoss):
 class CyCLIPLoss(PairwiseLoss):
     """Contrastive loss with cycle consistency and margin terms.
 
-    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin, each term as in
-    docs/losses.md; a term of weight zero is not computed.
+    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin (docs/losses.md).
+    Terms of weight zero are not computed.
 
     Args:
         in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
@@ -160,7 +159,7 @@ class CyCLIPLoss(PairwiseLoss):
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
     """
@@ -278,9 +277,7 @@ class SigLIPLoss(PairwiseLoss):
         terms, statistics = {"contrastive_loss": _pair_terms.sigmoid(inputs, self.options)}, {}
         if self.statistics:
             with torch.no_grad():
-                # A pair of equal labels is never a hardest negative.
-                masked = replace(self.options, same_label="mask")
-                pairs = _pair_terms.pair_statistics(inputs, masked)
+                pairs = _pair_terms.pair_statistics(inputs, self.options)
                 statistics = _batch_statistics(pairs, inputs)
         return terms, statistics
 

@@ -20,8 +20,9 @@ compute the derivatives; they cannot be differentiated again and raise if that i
 can). Ranks and top-k have no derivatives: their outputs never require any.
 
 pair_statistics and sigmoid_rows take `row_labels` [n] and `col_labels` [m] (None), int64, both or
-neither. Pairs of equal labels, other than the positive, are not negatives. In sigmoid_rows they
-leave the sum, or have l_ij = 1 with `same_are_positives` (False).
+neither. Pairs of equal labels, other than the positive, are not negatives and leave all sums. With
+`same_are_positives` (False), they stay in the log-sum-exp of pair_statistics, though not in the
+search for the hardest negatives, and have l_ij = 1 in sigmoid_rows.
 
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
@@ -149,6 +150,18 @@ def saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return row_lse, col_lse, *indices_and_dots
 
 
+def masked_labels(
+    row_labels: Tensor | None = None,
+    col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the labels that the backward operator of pair_statistics takes.
+
+    It needs none if all pairs are in the log-sum-exp.
+    """
+    return () if same_are_positives else (row_labels, col_labels)
+
+
 def _gradients(
     ctx: Any,
     name: str,
@@ -196,6 +209,7 @@ def _pair_statistics_fake(
     needs_hardest: bool = True,
     row_labels: Tensor | None = None,
     col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -210,7 +224,7 @@ def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     ctx.rounding = allow_tf32, allow_bf16
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # not zeros as large as the dots
-    ctx.save_for_backward(*tensors, *saved_statistics(output), *inputs[8:])
+    ctx.save_for_backward(*tensors, *saved_statistics(output), *masked_labels(*inputs[8:]))
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

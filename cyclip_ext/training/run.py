@@ -12,8 +12,8 @@ import torch
 
 from .. import libraries
 from .._files import write_atomic
+from .._normalization import MEAN, STD
 from ..data import SkipReport
-from ..data.transforms import MEAN, STD
 from ..models import CreatedModel, create_model
 from ..models.trained import load_weights
 from .checkpoint import Checkpoints, State
