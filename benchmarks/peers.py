@@ -7,6 +7,7 @@ not compute.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -125,6 +126,31 @@ def _locked(loss: WithOptions) -> Iterator[Peer]:
             note=", ".join(filter(None, [peer.note, "no gradient of the image features"])),
             judged=False,
             locked=True,
+        )
+
+
+def _labelled(module: type[Any], *statistics: bool) -> Iterator[Peer]:
+    """Yield the loss of groups of two equal labels, for comparison with its time without labels."""
+
+    def labelled(**options: Any) -> Make:
+        def make(batch: Batch) -> Loss:
+            loss: Callable[..., Tensor] = module(backend="native", **options)
+
+            def run(b: Batch) -> Tensor:
+                n = len(b.image_features)
+                return loss(*b.leaves, labels=torch.arange(n) % max(1, n // 2))
+
+            return run
+
+        return make
+
+    for same_label, has_statistics in itertools.product(("mask", "positive"), statistics):
+        yield Peer(
+            f"{OURS}, labels, {same_label}{', statistics' * has_statistics}",
+            labelled(same_label=same_label, statistics=has_statistics),
+            f"groups of two, same_label={same_label!r}{', statistics=True' * has_statistics}",
+            ours=True,
+            judged=False,  # another function
         )
 
 
@@ -247,6 +273,7 @@ def _clip() -> Family:
         *(chunks, ranking),
         *_in_float32(ours),
         *_locked(ours),
+        *_labelled(CLIPLoss, False, True),
         *_dense_in_bf16(name, make),
         chunks_of_bf16,
         *_in_bf16(ours),
@@ -279,6 +306,7 @@ def _siglip() -> Family:
     peers = (
         *(_baseline(name, make), chunks),
         *_in_float32(ours),
+        *_labelled(SigLIPLoss, False),
         *_dense_in_bf16(name, make),
         *_in_bf16(ours),
     )
