@@ -15,7 +15,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import distributed, ops, reference
-from ._dispatch import Options, Precision, pair_operator, use_native, widen, without_autocast
+from ._dispatch import (
+    Options,
+    Precision,
+    keep_bytes,
+    pair_operator,
+    use_native,
+    widen,
+    without_autocast,
+)
 from ._inputs import Inputs
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Block, Tensors
@@ -232,18 +240,49 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
     -log softmax of the positive is softplus(lse - z): no cancellation, however small.
     """
     batch = inputs.batch
-    logit = inputs.scale * statistics.positive
-    zero = 0 * logit  # keeps NaN
-    image_to_text = _logaddexp(statistics.row_lse - logit, zero)
-    text_to_image = _logaddexp(statistics.col_lse - logit, zero)
-    if options.directions == "both":
-        loss = mean(image_to_text + text_to_image, batch) / 2
+    lses = {
+        "both": (statistics.row_lse, statistics.col_lse),
+        "image_to_text": (statistics.row_lse,),
+        "text_to_image": (statistics.col_lse,),
+    }[options.directions]
+    is_native = use_native("pair_statistics", inputs.image, options)
+    if is_native and not torch.compiler.is_compiling():
+        of_pairs: Tensor = _CrossEntropies.apply(inputs.scale, statistics.positive, *lses)
     else:
-        one = image_to_text if options.directions == "image_to_text" else text_to_image
-        loss = mean(one, batch)
+        logit = inputs.scale * statistics.positive
+        zero = 0 * logit  # keeps NaN
+        first, *others = (_logaddexp(lse - logit, zero) for lse in lses)
+        of_pairs = sum(others, first)
+    loss = mean(of_pairs, batch) / len(lses)
     if inputs.labels is None or options.same_label == "mask":
         return loss
     return loss + _excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """sum_k log(1 + e^(lse_k - s S_ii)) of each pair, in a third of the operations of autograd.
+
+    The bits are the same. For native statistics, which have no second derivatives, and outside of
+    torch.compile, which fuses the operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, positive: Tensor, *lses: Tensor) -> Tensor:
+        logit = scale * positive
+        zero = 0 * logit  # keeps NaN
+        differences = [lse - logit for lse in lses]
+        ctx.save_for_backward(scale, positive, *differences)
+        first, *others = (torch.logaddexp(difference, zero) for difference in differences)
+        return sum(others, first)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+        scale, positive, *differences = ctx.saved_tensors
+        of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
+        first, *others = of_lses
+        of_logit = -sum(others, first)
+        return (of_logit * positive).sum(), of_logit * scale, *of_lses
 
 
 def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:
@@ -434,7 +473,8 @@ def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
                 reference.cross_modal_loss(*features, options.reduction),
             )
     elif _pairs_are_cheaper(image, apart=True):
-        sums = torch.ops.cyclip_ext.cycle_direct(image, text)
+        kept = keep_bytes(options, image, text)
+        sums = torch.ops.cyclip_ext.cycle_direct(image, text, kept)
     else:
         sums = cycle_sums_from_grams(*torch.ops.cyclip_ext.cycle_grams(image, text))
     count = _cycle_count(inputs, options)

@@ -22,8 +22,8 @@ The losses that look at all pairs share these keyword arguments, in `**options`:
 `memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU from
 the forward to the backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
 128). If they do not fit, none are saved and the backward pass computes them again, a quarter of all
-work. None: the environment variable CYCLIP_MEMORY_BUDGET (torch.compile reads it once), else
-256 MiB. On a GPU nothing is saved.
+work. The cycle terms of few rows store N^2 numbers likewise. None: the environment variable
+CYCLIP_MEMORY_BUDGET (torch.compile reads it once), else 256 MiB. On a GPU nothing is saved.
 
 `group` is the group of processes that share the batch; it is looked up at each call:
     "world"      all of them; without init_process_group, this process alone
