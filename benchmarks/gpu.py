@@ -27,7 +27,7 @@ from threading import Timer
 
 import torch
 
-from cyclip_ext.ops import has_operator
+from cyclip_ext.libraries import has_operator
 
 from . import gpu_stages
 from .gpu_stages import COLUMNS, FAMILIES, PRECISIONS, Plan

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
 from cyclip_ext.functional import Backend
-from cyclip_ext.ops import backend_status, build_record, has_operator
+from cyclip_ext.libraries import backend_status, build_record, has_operator
 
 from .correctness import SHAPES, check
 from .family import Family, Loss, Peer

@@ -20,7 +20,7 @@ from statistics import fmean
 
 import torch
 
-from cyclip_ext.ops import has_operator
+from cyclip_ext.libraries import has_operator
 
 from . import report
 from .family import Family, Peer

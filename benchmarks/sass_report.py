@@ -6,7 +6,8 @@ figures of the architectures side by side. The exit status is 1 if a kernel
     - has a TileShape for tensor-core arithmetic but no tensor-core instruction
     - does not fit on a multiprocessor, if the size of its shared memory is known
     - spends more instructions on an entry than EPILOGUE_LIMITS allows
-    - is for compute capability 9.0a, but lacks wgmma or bulk copies, or ptxas serializes them
+    - is for compute capability 9.0a, but lacks wgmma or bulk copies, or ptxas serializes them, or
+      accesses memory in an order that async_order.py does not allow
 
 hopper_*.cu are compiled for sm_90a if sm_90 is among the architectures, and for no other one.
 
@@ -109,6 +110,7 @@ def findings(kernel: Kernel) -> list[str]:
         found += [f"lacks {name}" for name in missing]
         if kernel.serialized:
             found.append("has wgmma that ptxas serializes, or setmaxnreg that it ignores")
+    found += kernel.async_findings[:3]  # one cause often has many
     if _blocks(kernel) == 0:
         found.append("does not fit on a multiprocessor")
     per_entry = _after_product(kernel)

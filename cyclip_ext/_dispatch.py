@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from . import ops
+from . import libraries
+from ._blocks import Labels, PairOperator, Rounding
 from ._torch_compat import constant_when_compiled, in_forward_mode, in_function_transform
 from .distributed import Batch, Exchange, groups
 
@@ -101,7 +102,7 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
         if options.backend == "native":
             raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
         return False
-    if ops.has_operator(operator, device):
+    if libraries.has_operator(operator, device):
         return True
     if options.backend == "native":
         raise RuntimeError(
@@ -122,7 +123,7 @@ def _unsupported_derivatives() -> str:
 
 
 def _why_missing(operator: str, device: str) -> str:
-    status = ops.backend_status().get(device)
+    status = libraries.backend_status().get(device)
     if status is None:
         return f"there are no native operators for {device} tensors"
     return status.reason or f"{operator} has no {device} kernel in this version"
@@ -150,8 +151,8 @@ def pair_operator(
     batch: Batch | None,
     *inputs: Tensor,
     needs_hardest: bool = True,
-    labels: ops.Labels | None = None,
-) -> ops.PairOperator:
+    labels: Labels | None = None,
+) -> PairOperator:
     """Return an operator over all pairs with its limits of rounding and memory.
 
     The first of `inputs` are the features.
@@ -167,8 +168,8 @@ def pair_operator(
         if batch.exchange == "ring":
             kept = 0
     positives = options.same_label == "positive"
-    rounding = ops.Rounding(tf32, bf16)
-    return ops.PairOperator(name, rounding, kept, needs_hardest, labels, positives)
+    rounding = Rounding(tf32, bf16)
+    return PairOperator(name, rounding, kept, needs_hardest, labels, positives)
 
 
 def allow_tf32(features: Tensor) -> bool:

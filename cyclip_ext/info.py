@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import cyclip_ext
-from cyclip_ext.ops import BackendStatus, backend_status, build_record
+from cyclip_ext.libraries import BackendStatus, backend_status, build_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
   m.def(
       "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0, "
       "bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0, bool needs_hardest=True, "
-      "Tensor? row_labels=None, Tensor? col_labels=None) -> "
+      "Tensor? row_labels=None, Tensor? col_labels=None, bool same_are_positives=False) -> "
       "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
       "Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots)");
   m.def(

@@ -16,8 +16,8 @@ from .columns import Columns, cached, file_state
 from .delimited import DelimitedRows, TextFile
 from .folders import walk
 from .images import IMAGE_SUFFIXES
+from .pairs import PairWriter, TableDataset
 from .skips import NO_ROW, NOT_DOWNLOADED, BadRecord, SkipReport
-from .tables import PairWriter, TableDataset
 
 # How downloaders name the file of a row: (its description, row number and url -> stem). Row numbers
 # count from 0, without leading zeros: they are removed from the names in the folder.

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .._normalization import MEAN, STD
 from .factory import CONFIGS, CreatedModel
 from .mini import MiniCLIP
 from .tokenizers import import_open_clip
@@ -26,8 +27,8 @@ FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 # How training and evaluation prepare images (cyclip_ext.data.transforms), in open_clip's words.
 PREPROCESSING = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
+    "mean": MEAN,
+    "std": STD,
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }

@@ -75,6 +75,19 @@ class Window:
         }
 
 
+def progress_bar(total: int, done: int, label: str, shown: bool) -> tqdm[Any]:
+    """Return a bar that counts steps."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not shown,
+    )
+
+
 def one_line(record: Values) -> str:
     """Return weighted loss terms, temperature and speed, for the progress bar."""
     terms = [

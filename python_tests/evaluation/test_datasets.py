@@ -161,14 +161,6 @@ def test_links_in_folders_are_followed(tmp_path: Path) -> None:
     assert sorted(zip(greys(data), data.labels.tolist(), strict=True)) == [(1, 0), (1, 1), (2, 0)]
 
 
-def test_images_of_every_mode(tmp_path: Path) -> None:
-    for mode, name in (("L", "a.PNG"), ("1", "b.png"), ("I;16", "c.TIFF"), ("CMYK", "d.JPEG")):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        Image.new(mode, (8, 6)).save(tmp_path / "a" / name)
-    (tmp_path / "b").mkdir()
-    assert greys(classified(tmp_path)) == [0, 0, 0, 255]
-
-
 def test_folders_without_classes_or_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no subfolder"):
         open_evaluation_dataset(f"folder:{tmp_path}")
@@ -438,6 +430,8 @@ def test_coco(tmp_path: Path) -> None:
             "empty caption": 3,
             "no caption": 1,
         }
+    with pytest.raises(ValueError, match="COCO's and has no splits"):
+        captioned(path, split="val")
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
     with pytest.raises(MissingData, match=r"x\.png.*val2017.*name their folder with images"):
         captioned(path)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, ops
+from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, libraries
 from cyclip_ext.distributed import groups
 
 from . import truth
@@ -401,7 +401,7 @@ def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
             if what == "environment":
                 patch.setenv("CYCLIP_MEMORY_BUDGET", "1 GiB")
             elif what == "kernel":
-                patch.setattr(ops, "has_operator", lambda name, device: False)
+                patch.setattr(libraries, "has_operator", lambda name, device: False)
         tensors = [given.pop(argument) for argument in ("x", "y", "s", "b")]
         try:
             LOSSES[name](*tensors, **given, group=dist.group.WORLD)
@@ -444,7 +444,7 @@ def test_arguments_that_differ_between_ranks_raise_on_all_ranks(world: World, wh
         "scale": ["contrastive", "SigLIPLoss"],
         "scale_grad": ["contrastive", "SigLIPLoss"],
     }.get(what, ["all", "margin", "cycle"])
-    if what == "environment" and not ops.has_operator("pair_statistics", "cpu"):
+    if what == "environment" and not libraries.has_operator("pair_statistics", "cpu"):
         pytest.skip("the budget is that of the C++ operators")
     for name, exchange in itertools.product(names, EXCHANGES):
         for rank, result in enumerate(world.run(_unfit, name, exchange, what)):

@@ -48,6 +48,7 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "row_norms": (image,),
         "pair_statistics": (image, block, scale, *keep),
         "pair_statistics, labels": (image, block, scale, *keep, True, *same),
+        "pair_statistics, positives": (image, block, scale, *keep, True, *same, True),
         "sigmoid_rows": (image, block, scale, bias, *keep),
         "sigmoid_rows, labels": (image, block, scale, bias, *keep, *same, True),
         **backward,
@@ -71,7 +72,11 @@ OPERATORS = [
     "retrieval_ranks",
     "similarity_top_k",
 ]
-CALLS = [*OPERATORS, *(f"{name}, labels" for name in OPERATORS if name.startswith(("pair", "sig")))]
+CALLS = [
+    *OPERATORS,
+    *(f"{name}, labels" for name in OPERATORS if name.startswith(("pair", "sig"))),
+    "pair_statistics, positives",
+]
 
 
 def _operator(call: str):
