@@ -76,7 +76,7 @@ FULL = Plan(
     compiled_memory=(4096,),
     large_memory={16384: (RECOMPUTE,), 32768: (RECOMPUTE,), 65536: (RECOMPUTE,)},
     error_rows=512,
-    seeds=16,
+    seeds=8,
     compiles=True,
 )
 QUICK = Plan(

@@ -128,6 +128,31 @@ def _locked(loss: WithOptions) -> Iterator[Peer]:
         )
 
 
+def _labelled() -> tuple[Peer, Peer]:
+    """Return the dense loss with masked labels, and ours."""
+
+    def make(batch: Batch) -> Loss:
+        loss, labels = CLIPLoss(backend="native"), dense.labels_of_two
+        return lambda b: loss(b.image_features, b.text_features, b.logit_scale, labels=labels(b))
+
+    note = "two rows share each label"
+    masked = Peer(
+        "dense, labels masked",
+        _always(dense.clip_masked),
+        note,
+        judged=False,
+        largest=LARGEST_OTHERS,
+    )
+    return masked, Peer(
+        f"{OURS}, labels masked",
+        make,
+        note,
+        ours=True,
+        judged=False,
+        logit_bytes=DEFAULT_MEMORY_BUDGET,
+    )
+
+
 def _in_bf16(loss: WithOptions) -> tuple[Peer, ...]:
     of_precision = Peer(
         OURS_BF16,
@@ -169,7 +194,7 @@ def _compiled(make: Make) -> Peer:
         "of the baseline; compiled for every N",
         compiled=True,
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
 
 
@@ -237,16 +262,24 @@ def _clip() -> Family:
         packages.multiple_negatives_ranking,
         "MultipleNegativesRankingLoss: rows only, no gradient of the scale",
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
+    )
+    cached_ranking = replace(
+        ranking,
+        name=f"{ranking.name}, cached",
+        make=packages.cached_multiple_negatives_ranking,
+        note=f"Cached{ranking.note}; mini_batch_size={dense.BLOCK_ROWS}",
+        logit_bytes=0,
     )
     chunks_of_bf16 = replace(
         chunks, name=f"{chunks.name}, bf16 features", arithmetic="bf16 features"
     )
     peers = (
         *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
-        *(chunks, ranking),
+        *(chunks, ranking, cached_ranking),
         *_in_float32(ours),
         *_locked(ours),
+        *_labelled(),
         *_dense_in_bf16(name, make),
         chunks_of_bf16,
         *_in_bf16(ours),
@@ -274,7 +307,7 @@ def _siglip() -> Family:
         packages.open_clip("SigLipLoss", chunk_size=dense.BLOCK_ROWS),
         f"chunk_size={dense.BLOCK_ROWS}",
         logit_bytes=0,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
     peers = (
         *(_baseline(name, make), chunks),
