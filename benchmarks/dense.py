@@ -35,20 +35,6 @@ def clip(batch: Batch) -> Tensor:
     return _cross_entropies(per_image, per_text)
 
 
-def labels_of_two(batch: Batch) -> Tensor:
-    """Return labels that two adjacent rows share."""
-    return torch.arange(len(batch.image_features), device=batch.image_features.device) // 2
-
-
-def clip_masked(batch: Batch) -> Tensor:
-    """Compute the loss without the negatives that have the label of their row."""
-    image, text = normalized(batch)
-    labels = labels_of_two(batch)
-    same = (labels[:, None] == labels).fill_diagonal_(False)
-    logits = (batch.logit_scale * image @ text.T).masked_fill(same, -torch.inf)
-    return _cross_entropies(logits, logits.T)
-
-
 def _cross_entropies(per_image: Tensor, per_text: Tensor) -> Tensor:
     labels = torch.arange(len(per_image), device=per_image.device)
     return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2

@@ -7,6 +7,7 @@ not compute.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -128,29 +129,29 @@ def _locked(loss: WithOptions) -> Iterator[Peer]:
         )
 
 
-def _labelled() -> tuple[Peer, Peer]:
-    """Return the dense loss with masked labels, and ours."""
+def _labelled(module: type[Any], *statistics: bool) -> Iterator[Peer]:
+    """Yield the loss of groups of two equal labels, for comparison with its time without labels."""
 
-    def make(batch: Batch) -> Loss:
-        loss, labels = CLIPLoss(backend="native"), dense.labels_of_two
-        return lambda b: loss(b.image_features, b.text_features, b.logit_scale, labels=labels(b))
+    def labelled(**options: Any) -> Make:
+        def make(batch: Batch) -> Loss:
+            loss: Callable[..., Tensor] = module(backend="native", **options)
 
-    note = "two rows share each label"
-    masked = Peer(
-        "dense, labels masked",
-        _always(dense.clip_masked),
-        note,
-        judged=False,
-        largest=LARGEST_OTHERS,
-    )
-    return masked, Peer(
-        f"{OURS}, labels masked",
-        make,
-        note,
-        ours=True,
-        judged=False,
-        logit_bytes=DEFAULT_MEMORY_BUDGET,
-    )
+            def run(b: Batch) -> Tensor:
+                n = len(b.image_features)
+                return loss(*b.leaves, labels=torch.arange(n) % max(1, n // 2))
+
+            return run
+
+        return make
+
+    for same_label, has_statistics in itertools.product(("mask", "positive"), statistics):
+        yield Peer(
+            f"{OURS}, labels, {same_label}{', statistics' * has_statistics}",
+            labelled(same_label=same_label, statistics=has_statistics),
+            f"groups of two, same_label={same_label!r}{', statistics=True' * has_statistics}",
+            ours=True,
+            judged=False,  # another function
+        )
 
 
 def _in_bf16(loss: WithOptions) -> tuple[Peer, ...]:
@@ -279,7 +280,7 @@ def _clip() -> Family:
         *(chunks, ranking, cached_ranking),
         *_in_float32(ours),
         *_locked(ours),
-        *_labelled(),
+        *_labelled(CLIPLoss, False, True),
         *_dense_in_bf16(name, make),
         chunks_of_bf16,
         *_in_bf16(ours),
@@ -312,6 +313,7 @@ def _siglip() -> Family:
     peers = (
         *(_baseline(name, make), chunks),
         *_in_float32(ours),
+        *_labelled(SigLIPLoss, False),
         *_dense_in_bf16(name, make),
         *_in_bf16(ours),
     )

@@ -50,8 +50,8 @@ How it was measured:
   `MultipleNegativesRankingLoss`, which computes the rows' half of the loss and no gradient of the
   scale; "cached" is its form in blocks of {block} rows. "chunks" and "dense in blocks" have blocks
   of the same size.
-- "image tower locked" computes no gradient of the image features. "labels masked" is another loss:
-  two rows share each label and are not each other's negatives.
+- "image tower locked" computes no gradient of the image features. "labels" are other losses: two
+  rows share each label, and are not each other's negatives ("mask") or are positives ("positive").
 - `recompute` is `memory_budget=0`: no logits are stored between forward and backward. By default
   up to 256 MiB of them are stored, which is N = 8,192 in float32.
 - "bf16 products" round float32 features (`precision="bf16"`, or autocast). "bf16 features" are

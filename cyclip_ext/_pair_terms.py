@@ -1,6 +1,6 @@
-"""The terms over all pairs: statistics of the similarity matrix, and the losses made of them.
+"""The terms over all pairs: the statistics of the similarity matrix, and the losses.
 
-Terms are unrounded and unweighted. functional.py and losses.py make losses of them.
+The terms are neither rounded nor weighted; functional.py and losses.py do that.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def pair_statistics(
 
 
 def _with_negatives(inputs: Inputs) -> tuple[Tensor, Batch | None]:
-    """Return this rank's texts, further ones last, and where all such columns lie."""
+    """Return this rank's texts with the additional ones last, and the batch of such columns."""
     batch = inputs.batch
     if inputs.negative_text is None:
         return inputs.text, batch
@@ -202,7 +202,7 @@ def margin(statistics: PairStatistics, inputs: Inputs) -> Tensor:
 
 
 def sigmoid(inputs: Inputs, options: Options) -> Tensor:
-    """Return the sigmoid loss; `inputs.bias` must be there."""
+    """Return the sigmoid loss; requires `inputs.bias`."""
     assert inputs.bias is not None
     texts, columns = _with_negatives(inputs)
     tensors = inputs.image, texts, inputs.scale, inputs.bias
@@ -228,7 +228,7 @@ def sigmoid(inputs: Inputs, options: Options) -> Tensor:
 def _with_images(
     rows: Tensor, block: PairBlock, tensors: Tensors, images: Tensor | None, batch: Batch | None
 ) -> Tensor:
-    """Return the sum over the rows of the pairs and of further images, divided by the pairs."""
+    """Return the sum over the rows of the pairs and of additional images, divided by the pairs."""
     loss = mean(rows, batch)
     if images is None:
         return loss

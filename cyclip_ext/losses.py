@@ -1,4 +1,4 @@
-"""The losses as modules, called as open_clip calls its own.
+"""The losses as modules, called like those of open_clip.
 
     loss = CyCLIPLoss()
     total = loss(image_features, text_features, model.logit_scale.exp())
@@ -132,7 +132,10 @@ class PairwiseLoss(nn.Module):
 class CLIPLoss(PairwiseLoss):
     """The contrastive loss alone, as open_clip's ClipLoss on one device.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
@@ -152,8 +155,8 @@ class CyCLIPLoss(PairwiseLoss):
     Terms of weight zero are not computed.
 
     Args:
-        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
-            reduction cycle terms grow with the batch, so their weights belong to a batch size.
+        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). With the default
+            reduction the cycle terms grow with the batch, so the weight belongs to a batch size.
         cross_modal: weight of the cross-modal cycle term, likewise.
         margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
         hinge: weight of the hinge on the hardest negative.
@@ -217,7 +220,7 @@ class CyCLIPLoss(PairwiseLoss):
         return cls(factor * in_modal, factor * cross_modal, reduction=reduction, **others)
 
     def operators(self) -> tuple[str, ...]:
-        """Return those of the terms of nonzero weight."""
+        """Return the operators of the terms of nonzero weight."""
         cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
         return "pair_statistics", *cycle
 
@@ -249,7 +252,7 @@ class CyCLIPLoss(PairwiseLoss):
         return losses
 
     def own_options(self) -> dict[str, object]:
-        """Return the weights and what they weigh."""
+        """Return the weights and the reduction of the terms."""
         names = "in_modal", "cross_modal", "margin", "hinge", "hinge_margin"
         weights = {name: getattr(self, name) for name in names}
         return {**weights, "reduction": self.options.reduction}
@@ -260,7 +263,10 @@ class SigLIPLoss(PairwiseLoss):
 
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     needs_bias = True
@@ -269,7 +275,7 @@ class SigLIPLoss(PairwiseLoss):
         super().__init__(statistics=statistics, **options)
 
     def operators(self) -> tuple[str, ...]:
-        """Return that of the loss, and that of the statistics if they are requested."""
+        """Return the operator of the loss, and that of the statistics if they are requested."""
         return ("sigmoid_rows", "pair_statistics") if self.statistics else ("sigmoid_rows",)
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
@@ -283,7 +289,7 @@ class SigLIPLoss(PairwiseLoss):
 
 
 class MatryoshkaLoss(nn.Module):
-    """A loss of nested widths: the weighted sum of a loss on prefixes of the features.
+    """The weighted sum of a loss over prefixes of the features (nested widths).
 
     L = sum_w weights[w] loss(x[:, :w], y[:, :w]). Each prefix takes the memory of the loss itself.
     In the dictionary, names end in the width: "contrastive_64_loss", "image_margin_64".

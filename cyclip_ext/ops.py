@@ -388,7 +388,7 @@ def _without_derivative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _never_called(ctx: Any, *grads: Tensor) -> None:
-    """Satisfy torch, which requires a backward; no output is differentiable."""
+    """Serve as the backward that torch requires, although no output is differentiable."""
 
 
 def _retrieval_ranks_fake(

@@ -1,8 +1,8 @@
-"""The losses as formulas: dense, in any floating dtype, for reading and for float64 truth.
+"""The losses as dense formulas, in any floating-point dtype: the specification of all backends.
 
-This module is the specification. Each function is one row of the table in docs/losses.md, written
-the way the papers write it, with the N x N matrices in full; the operators must agree with it.
-It imports nothing but torch, holds no state, and is differentiable any number of times.
+Each function is one row of the table in docs/losses.md, written as in the papers, with full N x N
+matrices. The operators must agree with it. The module imports only torch, holds no state, and is
+differentiable any number of times.
 
     x^ = x / max(|x|, eps)      S = x^ y^'      z = s S      s: logit scale (exponentiated)
 

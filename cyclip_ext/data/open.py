@@ -221,7 +221,7 @@ def _open_folder(folder: Path) -> FolderDataset:
 
 
 def _expanded(spec: str) -> list[str]:
-    """Expand braces; those in the name of an existing path are part of it."""
+    """Expand the braces of a pattern; an existing path is returned as it is."""
     return [spec] if Path(spec).exists() else expand_braces(spec)
 
 

@@ -1,4 +1,4 @@
-"""Image files by name, with captions or labels: rows become columns, and columns a dataset."""
+"""Image files by name, with captions or labels: columns of rows, and their dataset."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TableDataset(FileDataset):
         return found
 
     def image_name(self, index: int) -> str:
-        """Return the name of the image as the table has it, normalized."""
+        """Return the name of the image in the table, as a normalized path."""
         return self._columns.strings("images")[self.rows(index)[0]]
 
     def line(self, index: int) -> int:

@@ -116,7 +116,7 @@ def _evaluate_completeness(options: Namespace) -> tuple[About, list[TaskResult]]
 def _evaluate_model(
     options: Namespace, trained: TrainedModel, specs: list[str], title: str
 ) -> tuple[About, list[TaskResult]]:
-    """Open all datasets and models, which finds most errors, then encode and measure."""
+    """Open all datasets and models, which reveals most errors, then encode and measure."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {options.batch_size}")
     _require_fit(options, specs)

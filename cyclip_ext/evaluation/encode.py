@@ -1,4 +1,4 @@
-"""From a dataset and a model to Embeddings: the only way in which evaluation applies a model."""
+"""Embeddings of a dataset: the only place in which evaluation applies a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as evaluation applies it: from texts and batches of images to unit-length embeddings."""
+"""A model with its tokenizer and transform, as evaluation uses it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model with all it takes to turn images and texts into embeddings.
+    """A model with its tokenizer and preprocessing, which embeds images and texts.
 
     Attributes:
         model: The two towers. They are in evaluation mode while they encode, and return to their

@@ -52,7 +52,7 @@ _EXPECTED = (
 
 
 def save_embeddings(path: str | Path, embeddings: Embeddings) -> None:
-    """Write a .npz file that load_embeddings reads, atomically, under exactly this name."""
+    """Write a .npz file for load_embeddings, atomically and under exactly this name."""
     path = Path(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name in _ARRAYS:
@@ -115,7 +115,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
 
 
 def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
-    """Convert an array of the file to the type of its field, after a check of its own."""
+    """Check an array of the file, and convert it to the type of its field."""
     kinds, dimensions = _ARRAYS.get(key, ("U", 1))  # of levels: texts [C]
     if array.dtype.kind not in kinds or array.ndim != dimensions:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The folder that an evaluation writes: results.json, report.md, report.html, plots and tables.
+"""The folder of a report: results.json, report.md, report.html, plots and tables.
 
 Nothing is measured here. How a number is shown follows from the Unit of its Metric.
 """
@@ -109,7 +109,7 @@ class Thumbnail:
 
 
 def _thumbnails(results: Sequence[TaskResult]) -> dict[Item, Thumbnail]:
-    """Load the images of all galleries; those that have since disappeared are missing."""
+    """Load the images of all galleries, except those that no longer exist."""
     found: dict[Item, Thumbnail] = {}
     for result in results:
         shown = (

@@ -64,7 +64,7 @@ class ShownTable:
 
     @property
     def folded(self) -> bool:
-        """Whether the page opens it on demand only."""
+        """Whether the page shows it only on demand."""
         return self.count > OPEN_ROWS
 
 

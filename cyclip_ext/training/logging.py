@@ -1,4 +1,4 @@
-"""Numbers of a run: averages between two records, log file, trackers, and a profile of steps."""
+"""The numbers of a run: averages between records, the log file, trackers and a profile."""
 
 from __future__ import annotations
 
@@ -235,6 +235,6 @@ def profiler(steps: int | None, path: Path) -> AbstractContextManager[profile | 
 
 
 def _scalars(kind: str, values: Mapping[str, Any]) -> Values:
-    """Name numbers kind/name; those of the evaluation on a dataset, kind/dataset/name."""
+    """Return numbers under the names kind/name, or kind/dataset/name for an evaluation."""
     group = f"{kind}/{values['set']}" if "set" in values else kind
     return {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}

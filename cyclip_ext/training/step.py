@@ -37,7 +37,7 @@ Features = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class DivergedError(RuntimeError):
-    """Loss or gradient are not finite; the message has the step and every term."""
+    """Raised if the loss or the gradient is not finite; the message has the step and all terms."""
 
 
 class Towers(nn.Module):

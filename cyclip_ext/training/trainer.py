@@ -236,7 +236,7 @@ class Trainer:
         self._account(self.stepper.launch(inputs, self.step, self.total_steps))
 
     def _settle(self) -> None:
-        """Wait for the step under way and account for it."""
+        """Wait for the pending step and account for it."""
         self._account(self.stepper.settle())
 
     def _account(self, result: StepResult | None) -> None:
@@ -274,7 +274,7 @@ class Trainer:
         require_usable(max(seen, 1), skipped, self.config.data.max_skipped, name)
 
     def _log(self, progress: tqdm[Any]) -> None:
-        """Write the window down if a record is due, and start another one."""
+        """Log the window if a record is due, and start a new one."""
         due = self.step % self.config.run.log_every_n_steps == 0
         if not (due or self.step_in_epoch == self.steps_per_epoch):
             return
@@ -307,7 +307,7 @@ class Trainer:
             self._validate(progress)
 
     def _validate(self, progress: tqdm[Any]) -> None:
-        """Measure on the main rank, save the best weights, and save that it is done."""
+        """Validate on the main rank, save the best weights, and save that validation is done."""
         self.validation_due = False
         if self.ranks.is_main:
             metrics = self.assessor.validate(self.data)

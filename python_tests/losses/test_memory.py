@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,13 @@ def _saved_bytes(loss, n: int, d: int) -> int:
 RECOMPUTE = {"backend": "native", "memory_budget": 0}
 LOSSES = {name: functools.partial(loss, **RECOMPUTE) for name, loss in FUNCTIONS.items()}
 LOSSES["everything"] = cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1, statistics=True, **RECOMPUTE)
-for same_label in "mask", "positive":
-    for kind in cyclip_ext.CLIPLoss, cyclip_ext.SigLIPLoss:
-        loss = kind(same_label=same_label, **RECOMPUTE)
-        LOSSES[f"{kind.__name__}, {same_label}"] = lambda x, y, s, loss=loss: loss(
-            x, y, s, -5.0, labels=torch.arange(len(x)) // 3
-        )
+for same_label, kind, statistics in itertools.product(
+    ("mask", "positive"), (cyclip_ext.CLIPLoss, cyclip_ext.SigLIPLoss), (False, True)
+):
+    loss = kind(same_label=same_label, statistics=statistics, **RECOMPUTE)
+    LOSSES[f"{kind.__name__}, {same_label}, {statistics}"] = lambda x, y, s, loss=loss: loss(
+        x, y, s, -5.0, labels=torch.arange(len(x)) // 3
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -165,15 +167,15 @@ def test_backward_operators_check_the_products() -> None:
 
 PROGRAM = """
 import torch
-from cyclip_ext import functional, CLIPLoss, CyCLIPLoss
+from cyclip_ext import functional, CLIPLoss, CyCLIPLoss, SigLIPLoss
 
 def cyclip(x, y, s, **options):
     CyCLIPLoss(backend="native", **options)(x, y, s).backward()
 
 def labels(x, y, s):
-    for meaning in "mask", "positive":
-        loss = CLIPLoss(same_label=meaning, backend="native")
-        loss(x, y, s, labels=torch.arange(len(x)) // 3).backward()
+    for kind, meaning in (CLIPLoss, "mask"), (CLIPLoss, "positive"), (SigLIPLoss, "positive"):
+        loss = kind(same_label=meaning, statistics=kind is CLIPLoss, backend="native")
+        loss(x, y, s, -5.0, labels=torch.arange(len(x)) // 3).backward()
 
 def retrieval(x, y, s):
     labels = torch.arange(len(x))

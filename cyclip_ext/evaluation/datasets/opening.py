@@ -1,4 +1,4 @@
-"""Opening of evaluation datasets from a user's specification."""
+"""Opening of evaluation datasets by a specification, such as a name or a path."""
 
 from __future__ import annotations
 
