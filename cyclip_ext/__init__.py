@@ -14,7 +14,7 @@
 | `distributed` | the losses of a batch that is spread over processes |
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: a report on the installation |
-| `_torch_compat` | every use of an undocumented name of torch |
+| `_torch_compat`, `_optional` | all uses of undocumented names of torch; optional imports |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | accuracy and geometry of the embeddings of any model |
 | `integrations` | the losses inside the trainers of other packages |

@@ -91,7 +91,7 @@ class PairOperator:
 
 @dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
 class DenseBlock:
-    """A function of cyclip_ext.reference as a block; all its outputs have derivatives."""
+    """A block computed by a function of cyclip_ext.reference, differentiable in all outputs."""
 
     function: Callable[..., Tensors]
     differentiable: int  # the number of outputs

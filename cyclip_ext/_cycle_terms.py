@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import distributed, reference
-from ._dispatch import Options, use_native, widen, without_autocast
+from ._dispatch import Options, keep_bytes, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._sums import inner_product
 from ._torch_compat import holds_for_all_sizes
@@ -31,7 +31,8 @@ def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
                 reference.cross_modal_loss(*features, options.reduction),
             )
     elif _pairs_are_cheaper(image, apart=True):
-        sums = torch.ops.cyclip_ext.cycle_direct(image, text)
+        kept = keep_bytes(options, image, text)
+        sums = torch.ops.cyclip_ext.cycle_direct(image, text, kept)[:2]
     else:
         sums = cycle_sums_from_grams(*torch.ops.cyclip_ext.cycle_grams(image, text))
     count = _cycle_count(inputs, options)
@@ -39,7 +40,7 @@ def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cycle_sum(inputs: Inputs, options: Options) -> Tensor:
-    """Return L_in + L_cross, for which the Gram route needs no K."""
+    """Return L_in + L_cross, for which K is not needed."""
     image, text = inputs.image, inputs.text
     if inputs.batch is not None:
         plus, minus = _grams_of_all_ranks(inputs, inputs.batch, options, apart=False)
@@ -57,7 +58,7 @@ def _cycle_count(inputs: Inputs, options: Options) -> int:
 
 
 def _grams_of_all_ranks(inputs: Inputs, batch: Batch, options: Options, *, apart: bool) -> Tensors:
-    """Return A and B, and K if the terms are needed apart: Gram matrices of ranks add up."""
+    """Return A and B, and K if both terms are needed, summed over the ranks."""
     grams: Tensors
     if use_native("cycle_grams", inputs.image, options):
         grams = torch.ops.cyclip_ext.cycle_grams(inputs.image, inputs.text, cross=apart)
@@ -68,7 +69,7 @@ def _grams_of_all_ranks(inputs: Inputs, batch: Batch, options: Options, *, apart
 
 
 def _pairs_are_cheaper(features: Tensor, apart: bool) -> bool:
-    """Compare the routes' costs, with the terms apart or their sum alone (docs/cycle.md).
+    """Return whether the route by pairs costs less than that by Gram matrices (docs/cycle.md).
 
     A graph for batches of any size takes the route by Gram matrices, so that it needs no guard.
     """

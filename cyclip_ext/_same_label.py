@@ -1,4 +1,4 @@
-"""Pairs of equal label: the labels of a block, and the groups whose pairs are all positives.
+"""Pairs of equal labels: the labels of a block, and the groups whose pairs are all positives.
 
 docs/losses.md defines both meanings of equal labels, "mask" and "positive".
 """
@@ -21,7 +21,7 @@ from .distributed import Batch
 
 
 def labels_of_block(inputs: Inputs, columns: Batch | None) -> Labels | None:
-    """Return the labels of this rank's rows and of all columns; further texts belong to no row."""
+    """Return the labels of this rank's rows and of all columns; additional texts match no row."""
     labels, batch = inputs.labels, inputs.batch
     if labels is None:
         return None
@@ -43,7 +43,7 @@ def labels_of_block(inputs: Inputs, columns: Batch | None) -> Labels | None:
 def excess_of_positives(
     positive: Tensor, inputs: Inputs, labels: Tensor, options: Options
 ) -> Tensor:
-    """Return the mean of z_ii - mean of z_ip over the pairs p of equal label.
+    """Return the mean over i of z_ii minus the mean of z_ip over the pairs p of equal labels.
 
     Its sum over a group g is s (sum_i S_ii - <sum of x^ in g, sum of y^ in g> / |g|): the same in
     both directions, in O(N d).
@@ -126,7 +126,8 @@ class _GroupCosines(torch.autograd.Function):
         grads: list[Tensor | None] = []
         sides = (image, inverse[0], of_text), (text, inverse[1], of_image)
         for needed, (own, scale, means) in zip(ctx.needs_input_grad[:2], sides, strict=True):
-            grads.append(_projected(own, scale, means[of_row], upstream) if needed else None)
+            of_rows = means.index_select(0, of_row) if needed else None
+            grads.append(None if of_rows is None else _projected(own, scale, of_rows, upstream))
         return *grads, None, None, None, None
 
 

@@ -1,4 +1,4 @@
-"""Sums that have the same bits for any number of threads, and the dtype of a loss."""
+"""Sums with the same bits for any number of threads, and the dtype of a loss."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def mean(values: Tensor, batch: Batch | None = None) -> Tensor:
 
 
 def ordered_sum(values: Tensor) -> Tensor:
-    """Return the sum of a vector, to the same bits for any number of threads."""
+    """Return the sum of a vector, with the same bits for any number of threads."""
     return torch.stack([part.sum() for part in values.split(ONE_THREAD)]).sum()
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """Sum by rows first: torch cuts one large sum into as many parts as there are threads."""
+    """Return <a, b>, summed by rows: torch splits one large sum by the number of threads."""
     return (a * b).sum(dim=1).sum()
 
 

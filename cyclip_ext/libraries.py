@@ -1,4 +1,4 @@
-"""The native libraries: loads them, and registers the operators that they contain.
+"""Loading of the native libraries, and registration of the operators that they contain.
 
 The import succeeds without the libraries. `backend_status()` returns their state and the reason if
 one is missing, and `has_operator()` whether an operator has a kernel for a device.

@@ -1,15 +1,15 @@
-"""The losses as modules, called as open_clip calls its own.
+"""The losses as modules, called like those of open_clip.
 
     loss = CyCLIPLoss()
     total = loss(image_features, text_features, model.logit_scale.exp())
 
-All are stateless. With `output_dict=True` they return a dictionary whose entries ending in `_loss`
-are weighted and sum to the total, so that open_clip's trainer can use them unchanged. With
-`statistics=True` they add measurements of the batch to it, under names that do not end in `_loss`,
-detached; leave that off if a trainer sums all values.
+They have neither parameters nor buffers. With `output_dict=True` they return a dictionary whose
+entries ending in `_loss` are weighted and sum to the total, so that open_clip's trainer can use
+them unchanged. With `statistics=True` the dictionary also has detached measurements of the batch,
+under names that do not end in `_loss`; do not use it with a trainer that sums all entries.
 
-Constructed with a process group, as in `CyCLIPLoss(group="world")`, they take each rank's rows and
-return the loss and the statistics of the whole batch (docs/distributed.md).
+With a process group, as in `CyCLIPLoss(group="world")`, each rank passes its own rows and gets the
+loss and the statistics of the whole batch (docs/distributed.md).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Terms = dict[str, Tensor]
 
 
 class PairwiseLoss(nn.Module):
-    """The call that all losses share; subclasses compute the weighted terms.
+    """Base class of the losses; subclasses compute the weighted terms.
 
     Args:
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
+        reduction: of the cycle terms, for the loss that has them.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
-        reduction: of the cycle terms, for the loss that has them.
     """
 
     needs_bias: ClassVar[bool] = False
@@ -75,14 +75,14 @@ class PairwiseLoss(nn.Module):
             image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
-            logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
-                it if a model has one, and it changes nothing, because every logit shifts alike: it
-                gets the gradient 0, for which DistributedDataParallel would wait.
-            output_dict: return the weighted terms by name instead of their sum.
-            labels, negative_text_features, negative_image_features: for the terms that look at all
-                pairs; see cyclip_ext.functional.
+            logit_bias: b of the sigmoid loss. The softmax losses accept it, because open_clip
+                passes it if a model has one, but it does not change them: all logits shift alike.
+                It gets the gradient 0, because DistributedDataParallel waits for one.
+            output_dict: whether to return the weighted terms by name instead of their sum.
+            labels, negative_text_features, negative_image_features: for the terms over all pairs;
+                see cyclip_ext.functional.
 
-        Raises: ValueError or TypeError naming the argument that does not fit.
+        Raises: ValueError or TypeError, naming the argument, for invalid arguments.
         """
         inputs = prepare(
             image_features,
@@ -132,7 +132,10 @@ class PairwiseLoss(nn.Module):
 class CLIPLoss(PairwiseLoss):
     """The contrastive loss alone, as open_clip's ClipLoss on one device.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
@@ -148,18 +151,18 @@ class CLIPLoss(PairwiseLoss):
 class CyCLIPLoss(PairwiseLoss):
     """Contrastive loss with cycle consistency and margin terms.
 
-    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin, each term as in
-    docs/losses.md; a term of weight zero is not computed.
+    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin (docs/losses.md).
+    Terms of weight zero are not computed.
 
     Args:
-        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
-            reduction cycle terms grow with the batch, so their weights belong to a batch size.
+        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). With the default
+            reduction the cycle terms grow with the batch, so the weight belongs to a batch size.
         cross_modal: weight of the cross-modal cycle term, likewise.
         margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
     """
@@ -217,7 +220,7 @@ class CyCLIPLoss(PairwiseLoss):
         return cls(factor * in_modal, factor * cross_modal, reduction=reduction, **others)
 
     def operators(self) -> tuple[str, ...]:
-        """Return those of the terms of nonzero weight."""
+        """Return the operators of the terms of nonzero weight."""
         cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
         return "pair_statistics", *cycle
 
@@ -249,7 +252,7 @@ class CyCLIPLoss(PairwiseLoss):
         return losses
 
     def own_options(self) -> dict[str, object]:
-        """Return the weights and what they weigh."""
+        """Return the weights and the reduction of the terms."""
         names = "in_modal", "cross_modal", "margin", "hinge", "hinge_margin"
         weights = {name: getattr(self, name) for name in names}
         return {**weights, "reduction": self.options.reduction}
@@ -260,7 +263,10 @@ class SigLIPLoss(PairwiseLoss):
 
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     needs_bias = True
@@ -269,7 +275,7 @@ class SigLIPLoss(PairwiseLoss):
         super().__init__(statistics=statistics, **options)
 
     def operators(self) -> tuple[str, ...]:
-        """Return that of the loss, and that of the statistics if they are requested."""
+        """Return the operator of the loss, and that of the statistics if they are requested."""
         return ("sigmoid_rows", "pair_statistics") if self.statistics else ("sigmoid_rows",)
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
@@ -283,7 +289,7 @@ class SigLIPLoss(PairwiseLoss):
 
 
 class MatryoshkaLoss(nn.Module):
-    """A loss of nested widths: the weighted sum of a loss on prefixes of the features.
+    """The weighted sum of a loss over prefixes of the features (nested widths).
 
     L = sum_w weights[w] loss(x[:, :w], y[:, :w]). Each prefix takes the memory of the loss itself.
     In the dictionary, names end in the width: "contrastive_64_loss", "image_margin_64".

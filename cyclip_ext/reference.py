@@ -1,8 +1,8 @@
-"""The losses as formulas: dense, in any floating dtype, for reading and for float64 truth.
+"""The losses as dense formulas, in any floating-point dtype: the specification of all backends.
 
-This module is the specification. Each function is one row of the table in docs/losses.md, written
-the way the papers write it, with the N x N matrices in full; the operators must agree with it.
-It imports nothing but torch, holds no state, and is differentiable any number of times.
+Each function is one row of the table in docs/losses.md, written as in the papers, with full N x N
+matrices. The operators must agree with it. The module imports only torch, holds no state, and is
+differentiable any number of times.
 
     x^ = x / max(|x|, eps)      S = x^ y^'      z = s S      s: logit scale (exponentiated)
 
@@ -144,7 +144,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
-    Other pairs of equal labels are left out of the sum ("mask"), or have l = 1 ("positive").
+    Other pairs of equal labels are not in the sum ("mask"), or have l = 1 ("positive").
     Further texts are more j, further images more i, with l = -1.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.

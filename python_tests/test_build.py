@@ -345,7 +345,7 @@ def test_nvcc_from_pypi_compiles_and_links_without_a_toolkit(
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
     assert toolchain.find_cuda("13") is None
     wheels = backend._nvcc_requirements(TORCH_CUDA)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-cache-dir"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), *wheels], check=True)
     found = toolchain.find_cuda("13")
     assert (found.version, found.home.parent.parent) == ("13.0", tmp_path / "site")

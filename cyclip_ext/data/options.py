@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read a dataset; each option belongs to some formats, None is the default of each.
+    """Options for reading a dataset. Each applies to some formats only; None is the default.
 
     READ_HELP describes them.
     """

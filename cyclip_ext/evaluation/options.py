@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from ..data import BUILTIN
 from ..data.options import READ_HELP
-from .encode import BATCH
+from .encoder import BATCH
 from .tasks import TASKS, completeness
 
 _EXIT_STATUS = (

@@ -300,7 +300,7 @@ _SECTIONS: dict[str, type] = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add one flag per setting, spelt as in open_clip: train_data is --train-data.
+    """Add one flag per setting, spelled as in open_clip: train_data is --train-data.
 
     YAML files use the names with underscores. Switches take no value on the command line and true
     or false in YAML; --no-... turns one off.

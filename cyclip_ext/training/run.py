@@ -102,7 +102,7 @@ def _start_from(weights: str, created: CreatedModel) -> None:
 
 
 def _announce(trainer: Trainer) -> None:
-    """Print what is about to run, in three lines."""
+    """Print a summary of the run in three lines."""
     config, created, ranks = trainer.config, trainer.created, trainer.ranks
     processes = f", {ranks.size} processes" if ranks.size > 1 else ""
     parts = f" in {config.data.accum_freq} parts" if config.data.accum_freq > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -187,25 +186,6 @@ def test_unused_statistics_disturb_no_gradient(used: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "wanted", [w for w in itertools.product([True, False], repeat=3) if any(w)], ids=str
-)
-def test_statistics_give_only_the_needed_gradients(wanted: tuple[bool, ...]) -> None:
-    inputs = (*_rectangle(5, 5), _float64(7.0))
-    full = tuple(t.clone().requires_grad_() for t in inputs)
-    part = tuple(t.clone().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True))
-    gradients = []
-    for leaves in full, part:
-        outputs = ops.pair_statistics(*leaves)[:5]
-        torch.autograd.backward(outputs, random_like(outputs))
-        gradients.append([t.grad for t in leaves])
-    for w, of_all, of_some in zip(wanted, *gradients, strict=True):
-        if w:
-            torch.testing.assert_close(of_some, of_all, rtol=1e-12, atol=1e-14)
-        else:
-            assert of_some is None
-
-
 @pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind not in ("duplicates", "ties")])
 @pytest.mark.parametrize(("n", "d"), [*SQUARE, (5, 1), (40, 33), (70, 20)])
 def test_cycle_grams_match_dense_products(n: int, d: int, kind: str) -> None:
@@ -235,9 +215,10 @@ def test_cycle_grams_without_k_match_those_with_it(n: int, d: int, kind: str) ->
     )
 
 
-@pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33)])
-@pytest.mark.parametrize("kind", ["random", "aligned", "zero_rows"])
+@pytest.mark.parametrize(("n", "d"), [*SQUARE, (40, 33), (70, 20)])
+@pytest.mark.parametrize("kind", ["random", "aligned", "narrow_cone", "zero_rows"])
 def test_cycle_direct_matches_reference(n: int, d: int, kind: str) -> None:
+    """So does the route by Gram matrices: the loss does not jump where the route is switched."""
 
     def dense(image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -245,20 +226,12 @@ def test_cycle_direct_matches_reference(n: int, d: int, kind: str) -> None:
             n * reference.cross_modal_loss(image, text),
         )
 
-    assert_same_derivatives(ops.cycle_direct, dense, make_features(kind, n, d))
-
-
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 3), (3, 7), (40, 33), (70, 20)])
-@pytest.mark.parametrize("kind", ["random", "aligned", "narrow_cone"])
-def test_cycle_routes_agree(n: int, d: int, kind: str) -> None:
-    """The loss must not jump at the shape that switches the route."""
-
-    def by_grams(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        pp, mm, pm = ops.cycle_grams(image, text)
-        a, b = (pp * mm).sum(), (pm * pm.T).sum()
-        return (a + b) / 2, (a - b) / 2
-
-    assert_same_derivatives(ops.cycle_direct, by_grams, make_features(kind, n, d))
+    for keep_bytes in 0, 1 << 20:
+        assert_same_derivatives(
+            lambda x, y, kept=keep_bytes: ops.cycle_direct(x, y, kept)[:2],
+            dense,
+            make_features(kind, n, d),
+        )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +318,7 @@ def _calls(seed: int = 0) -> dict[str, tuple]:
             (image, block, scale, bias),
         ),
         "cycle_grams": (ops.cycle_grams, (image, text)),
-        "cycle_direct": (ops.cycle_direct, (image, text)),
+        "cycle_direct": (lambda *a: ops.cycle_direct(*a)[:2], (image, text)),
         "sigmoid_rows": (lambda *a: ops.sigmoid_rows(*a)[0], (image, text, scale, bias)),
         "sigmoid_rows_block": (
             lambda *a: ops.sigmoid_rows(*a, 1)[0],
