@@ -75,7 +75,9 @@ class Plan:
     widths: tuple[int, ...]
     rounds: int
     error_rows: int  # rows of the batch whose errors are measured in float64
-    large_shapes: tuple[tuple[int, int], ...]  # (N, d) that take the 128 x 128 tiles
+    large_shapes: tuple[
+        tuple[int, int], ...
+    ]  # (N, d) that take the 128 x 128 tiles, or pairs of them
     deadline: float
 
     def is_over(self) -> bool:

@@ -359,8 +359,9 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool,
-                    std::optional<py::array>, std::optional<py::array>, bool, int64_t>(),
+      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>,
+                    std::optional<int64_t>, bool, bool, std::optional<py::array>, std::optional<py::array>, bool,
+                    int64_t>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
            py::arg("large_tiles") = py::none(), py::arg("tile_pairs") = py::none(),
            py::arg("needs_hardest") = true, py::arg("float64_is_slow") = false, py::arg("row_labels") = py::none(),

@@ -65,11 +65,12 @@ def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
     check(emulated, image, text, 14.3, 3, precision, panel_bytes=panel_bytes)
 
 
-@pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520)])
+@pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520), (4100, 40)])
 def test_batch_that_takes_large_tiles(device: Device, n: int, d: int, precision: Precision) -> None:
-    """From N = 1,409 on, a device chooses 128 x 128 tiles automatically."""
+    """From N = 1,409 on, a device chooses 128 x 128 tiles automatically; from 3,969 on, pairs."""
     emulated = isinstance(device, Emulated)
-    if emulated and (precision.dtype == torch.float64 or (d > 72 and str(precision) != "bfloat16")):
+    is_long = n > 1700 or precision.dtype == torch.float64
+    if emulated and (is_long or (d > 72 and str(precision) != "bfloat16")):
         pytest.skip("takes a minute under emulation; float64 has no large tiles")
     image, text = rectangle("random", n, n, d, precision.dtype)
     check(device, image, text, 14.3, 3, precision)

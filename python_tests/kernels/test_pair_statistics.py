@@ -200,7 +200,7 @@ def test_extreme_upstream_gradients(device: Device, weight: float, precision: Pr
     check_backward(device, image, text, 20.0, 3, precision, weight=weight)
 
 
-@pytest.mark.parametrize("labels", ["some", "one"])
+@pytest.mark.parametrize("labels", ["some", "few", "one"])
 @LABELLED_SHAPES
 def test_labels(
     device: Device,

@@ -59,10 +59,7 @@ __device__ inline void for_each_same(const Place<Tile>& place, const Window& win
 template <typename Tile>
 __device__ inline uint64_t same_entries(const Place<Tile>& place, const Window& window, const Labels& labels) {
   uint64_t same = 0;
-  if (may_hold_same(place, window, labels)) {
-    for_each_same(place, window, labels,
-                  [&](int a, int b) { same |= uint64_t{1} << (a * Tile::kThreadCols + b); });
-  }
+  for_each_same(place, window, labels, [&](int a, int b) { same |= uint64_t{1} << (a * Tile::kThreadCols + b); });
   return same;
 }
 
@@ -93,7 +90,8 @@ __device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<T
 // The entries of this thread that are positives by their labels; masked ones may be among them.
 template <typename Tile>
 __device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
-  return same.are_positives ? same_entries(place, window, same.labels) : 0;
+  const bool may_be_more = same.are_positives && may_hold_same(place, window, same.labels);
+  return may_be_more ? same_entries(place, window, same.labels) : 0;
 }
 template <typename Tile>
 __device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {

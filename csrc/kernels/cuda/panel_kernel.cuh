@@ -42,17 +42,17 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   auto& shared = dynamic_shared<Storage>();
   const Place<Tile> place;
   const auto& panel = args.panel;
-  const int64_t row_begin = panel.row_begin + int64_t{blockIdx.y} * Tile::kRows,
-                col_begin = panel.col_begin + int64_t{blockIdx.x} * Tile::kAcross * Tile::kCols;
+  // Entries outside the panel, if any, belong to another panel.
+  Window window = {panel.row_end, panel.col_end, panel.row_begin + int64_t{blockIdx.y} * Tile::kRows,
+                   panel.col_begin + int64_t{blockIdx.x} * Tile::kAcross * Tile::kCols};
   typename Tile::Fragment tiles[Tile::kAcross];
-  Engine<Tile>::multiply(tiles, shared.engine, place, args.image, row_begin, args.text, col_begin, 0,
+  Engine<Tile>::multiply(tiles, shared.engine, place, args.image, window.row_begin, args.text, window.col_begin, 0,
                          args.image.depth);
   const T scale = static_cast<T>(usable_scale(*args.loss.logit_scale));
   T slope_sum = 0, dot_sum = 0;
+  bool is_last = Tile::kAcross == 1;
   CYCLIP_NO_UNROLL
-  for (int tile = 0;; ++tile) {
-    // Entries outside the panel, if any, belong to another panel.
-    const Window window = {panel.row_end, panel.col_end, row_begin, col_begin + tile * Tile::kCols};
+  while (true) {
     auto& values = tiles[0];
     to_cosines(values, place, window, args.pairing, IgnorePositives{}, masked_cosine(scale));
     mask_same<Tile>(values, place, window, args.loss.labels, masked_cosine(scale));
@@ -87,8 +87,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
                    panel_entry<PanelM>(values[a][b + 1]));
       }
     }
-    if (tile + 1 == Tile::kAcross || window.col_begin + Tile::kCols >= panel.col_end) break;
+    window.col_begin += Tile::kCols;
+    if (is_last || window.col_begin >= panel.col_end) break;
     copy_last<Tile>(tiles);
+    is_last = true;
   }
 
   block_barrier();  // the sums reuse the pipeline's shared memory
