@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._files import NotRegularFileError, regular_size, write_atomic
+from .._files import NotRegularFileError, regular_size
 from ..data import SkipReport, Superclasses
 from .embeddings import LEVEL, Embeddings, NotFiniteError
 
@@ -66,9 +66,13 @@ def save_embeddings(path: str | Path, embeddings: Embeddings) -> None:
     for level, superclasses in embeddings.levels.items():
         texts = [superclasses.names[index] for index in superclasses.of_class.tolist()]
         arrays[f"{LEVEL}{level}"] = np.array(texts)
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub mistakes one for a flag
-    write_atomic(path, file.getvalue())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub mistakes one for a flag
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_embeddings(path: str | Path) -> Embeddings:
