@@ -126,7 +126,8 @@ class _GroupCosines(torch.autograd.Function):
         grads: list[Tensor | None] = []
         sides = (image, inverse[0], of_text), (text, inverse[1], of_image)
         for needed, (own, scale, means) in zip(ctx.needs_input_grad[:2], sides, strict=True):
-            grads.append(_projected(own, scale, means[of_row], upstream) if needed else None)
+            of_rows = means.index_select(0, of_row) if needed else None
+            grads.append(None if of_rows is None else _projected(own, scale, of_rows, upstream))
         return *grads, None, None, None, None
 
 
