@@ -370,7 +370,8 @@ def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
         return lambda: operators.cycle_grams_backward(x, y, minus, plus, x.new_empty(0, 0).double())
 
     def direct_backward() -> Call:
-        return lambda: operators.cycle_direct_backward(x, y, ones[0], ones[0])
+        *_, products = operators.cycle_direct(x, y)
+        return lambda: operators.cycle_direct_backward(x, y, products, ones[0], ones[0])
 
     def whole(name: str, *arguments: Any, **options: Any) -> Callable[[], Call]:
         return lambda: lambda: getattr(operators, name)(*arguments, **options)

@@ -7,7 +7,7 @@ If the CPU library is loaded (`libraries.py`), `torch.ops.cyclip_ext` contains:
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
     cycle_grams(x, y, cross)              A = P'P, B = M'M, K = P'M; [d, d] each, float64;
                                           K is [0, 0] unless `cross` (True)
-    cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
+    cycle_direct(x, y, keep_bytes)        the two cycle sums themselves; two scalars, float64
     retrieval_ranks(x, y, a, b)           number of foreign entries >= the best own one, of each row
                                           and column; own: equal labels a [n], b [m]; int64
     similarity_top_k(x, y, k)             the k largest cosines of each row, falling, float64, and
@@ -28,10 +28,10 @@ Further arguments of all but row_norms and the cycle operators: `allow_tf32` (Fa
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
 sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat16 beforehand, so
 that the loss is that of the rounded features, and dL/dS to bfloat16 in the products of the backward
-pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
-products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
-do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
-and -1 for their indices, as without negatives, which is faster.
+pass. They and cycle_direct take `keep_bytes` (0), the bytes that the last output may occupy on the
+CPU: the products of all pairs, which the backward pass then need not compute again. It is empty if
+they do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest
+negatives and -1 for their indices, as without negatives, which is faster.
 
 docs/losses.md defines the results. docs/gradients.md and docs/cycle.md describe the computation.
 """
@@ -343,12 +343,27 @@ register(
 # ---------------------------------------------------------------- cycle_direct
 
 
-def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    return _float64(image_features), _float64(image_features)
+def _cycle_direct_fake(
+    image_features: Tensor, text_features: Tensor, keep_bytes: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype = image_features.shape[0], _accumulation_dtype(image_features)
+    kept = image_features.device.type == "cpu" and n * n <= keep_bytes // dtype.itemsize
+    products = image_features.new_empty((n, n) if kept else (0, 0), dtype=dtype)
+    return _float64(image_features), _float64(image_features), products
 
 
-def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
-    return _ops.cycle_direct_backward(*ctx.saved_tensors, *grads)
+def _cycle_direct_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, _keep_bytes = inputs
+    products = output[2]
+    ctx.mark_non_differentiable(products)
+    ctx.set_materialize_grads(False)  # not zeros as large as the products
+    ctx.save_for_backward(image_features, text_features, products)
+
+
+def _cycle_direct_backward(ctx: Any, *grads: Tensor | None) -> Any:
+    features = ctx.saved_tensors[0]
+    upstream = (_float64(features).zero_() if grad is None else grad for grad in grads[:2])
+    return (*_ops.cycle_direct_backward(*ctx.saved_tensors, *upstream), None)
 
 
 register(
@@ -356,10 +371,12 @@ register(
     _cycle_direct_fake,
     _product_flops,
     _cycle_direct_backward,
-    _save_features,
+    _cycle_direct_setup,
 )
-register(  # the forward product once more, and one for each gradient
-    "cycle_direct_backward", _both_grads_fake, lambda x, y, *_, **__: 3 * _product_flops(x, y)
+register(  # a product for each gradient, and the forward one unless it was kept
+    "cycle_direct_backward",
+    _both_grads_fake,
+    lambda x, y, products, *_, **__: (2 + (0 in products)) * _product_flops(x, y),
 )
 
 
