@@ -265,10 +265,7 @@ def test_captions_in_several_columns(folder: Path) -> None:
     header = ["image", "caption_0", "caption_1", "caption_source"]
     rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
     dataset = read_table(write(folder / "t.csv", rows))
-    assert [dataset[i].captions for i in range(2)] == [
-        ("number 0", "also number 0"),
-        ("number 1",),
-    ]
+    assert [dataset[i].captions for i in range(2)] == [("number 0", "also number 0"), ("number 1",)]
 
 
 def test_keys_and_separator_can_be_set(folder: Path) -> None:

@@ -154,14 +154,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> No
         trainer.fit()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        {"loss": "clip"},
-        {"loss": "siglip"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("loss", [{"loss": "clip"}, {"loss": "siglip"}], ids=str)
 def test_other_losses_train(tmp_path: Path, loss: dict[str, Any]) -> None:
     config = with_loss(settings(epochs=1), **loss)
     data = RunData(shapes().train, "shapes", splits=shapes())

@@ -265,9 +265,7 @@ def test_verdict_is_read_after_the_next_step_is_launched(
     monkeypatch.setattr(Stepper, "launch", recorded_launch)
     monkeypatch.setattr(StepResult, "wait", recorded_wait)
     assert trainer.fit()
-    assert events[:5] == [
-        *(("launch", 0), ("launch", 1), ("read", 0), ("launch", 2), ("read", 1)),
-    ]
+    assert events[:5] == [*(("launch", 0), ("launch", 1), ("read", 0), ("launch", 2), ("read", 1))]
     assert events[-1] == ("read", trainer.total_steps - 1)
 
 
