@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cyclip_ext import functional, ops, reference
+from cyclip_ext import functional, libraries, reference
 
 from .inputs import Batch, make_batch
 from .measure import gradients
@@ -87,7 +87,7 @@ LOSSES = [
 def check(device: torch.device, shape: tuple[int, int]) -> Iterator[Finding]:
     """Yield a finding for each operator and dtype, with batches of this shape (N, d)."""
     for loss in LOSSES:
-        if not loss.applies(*shape) or not ops.has_operator(loss.operator, device.type):
+        if not loss.applies(*shape) or not libraries.has_operator(loss.operator, device.type):
             continue
         for dtype in DTYPES:
             yield max(

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "csrc"))  # as setup.py does
 from build_support.plan import COMMON_FLAGS, NVCC_FLAGS  # noqa: E402
 from build_support.toolchain import CudaToolkit  # noqa: E402
 
+from . import async_order  # noqa: E402
 from .control_flow import epilogue_instructions  # noqa: E402
 
 _REQUEST = re.compile(r"USETMAXREG\.\w+\.CTAPOOL .*(0x\w+)")  # of registers, by one role
@@ -45,6 +46,7 @@ class Kernel:
     epilogue: int | None  # instructions on the shortest path after the product (control_flow.py)
     role_registers: tuple[int, ...]  # of each role of a kernel that changes them
     serialized: bool  # whether ptxas reported that it serializes wgmma or ignores setmaxnreg
+    async_findings: tuple[str, ...]  # of async_order.py, for compute capability 9.0a
 
     def count(self, pattern: str) -> int:
         """Count the instructions whose opcode with modifiers begins with a regular expression."""
@@ -137,6 +139,7 @@ def _kernel(
             for count in re.findall(r"USETMAXREG\.\w+\.CTAPOOL .*(0x\w+)", disassembly)
         ),
         serialized=serialized,
+        async_findings=tuple(async_order.findings(ptx, unsized)) if arch == "90a" else (),
         **resources,
     )
 

@@ -1,12 +1,13 @@
 """`python -m benchmarks gpu`: correctness, times and peers on a GPU, in ten minutes.
 
-Runs up to six stages, each in a process of its own, so that an error of the device ends one stage
+Runs up to seven stages, each in a process of its own, so that an error of the device ends one stage
 only:
 
     facts    the device, the software, and the architectures that were built
     right    every operator against the float64 formulas, with small and large tiles
     same     whether bits are the same twice, on another stream, in a graph, on a second device
     time     every operator and direction, with torch's own product of the same shape
+    engines  the 16-bit operators on both engines of Hopper GPUs: time and error
     kernels  the time of each kernel of one step, by torch.profiler
     peers    the losses and those of other packages: time, memory and error
 
@@ -18,16 +19,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Timer
 
 import torch
 
-from cyclip_ext.ops import has_operator
+from cyclip_ext.libraries import has_operator
 
 from . import gpu_stages
 from .gpu_stages import COLUMNS, FAMILIES, PRECISIONS, Plan
@@ -37,7 +40,7 @@ from .results import written
 Line = dict[str, object]
 
 # The share of the remaining time that a stage may take, relative to the stages after it.
-SHARES = {"facts": 1, "right": 8, "same": 3, "time": 12, "kernels": 2, "peers": 20}
+SHARES = {"facts": 1, "right": 8, "same": 3, "time": 12, "engines": 8, "kernels": 2, "peers": 20}
 
 _GRACE_SECONDS = 30.0  # for the call that is running when a stage's time is over
 
@@ -84,13 +87,17 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def in_child(
-    stage: str, options: argparse.Namespace, arguments: Sequence[str], seconds: float
+    stage: str, arguments: Sequence[str], seconds: float, **environment: str
 ) -> Iterator[Line]:
-    """Yield the lines of a stage that runs in a process of its own for at most `seconds`."""
+    """Yield the lines of a stage that runs in a process of its own for at most `seconds`.
+
+    `environment` adds variables to that of this process.
+    """
     command = [sys.executable, "-m", "benchmarks", "gpu", *arguments]
     command += ["--child", "--stages", stage, "--minutes", str(seconds / 60)]
     begin = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    variables = os.environ | environment
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as child:
         timer = Timer(seconds + _GRACE_SECONDS, child.kill)
         timer.start()
         assert child.stdout is not None
@@ -138,8 +145,21 @@ def run(
     for place, stage in enumerate(stages):
         share = SHARES[stage] / sum(SHARES[later] for later in stages[place:])
         seconds = share * max(0.0, deadline - time.monotonic())
-        for line in in_child(stage, options, arguments, seconds):
+        of_stage = both_engines if stage == "engines" else partial(in_child, stage)
+        for line in of_stage(arguments, seconds):
             yield line | machine
+
+
+def both_engines(arguments: Sequence[str], seconds: float) -> Iterator[Line]:
+    """Yield the lines of the stage `engines` for each engine, then the ratios of their times."""
+    lines: list[Line] = []
+    for engine in gpu_stages.ENGINES:
+        for line in in_child("engines", arguments, seconds / 2, CYCLIP_CUDA_ENGINE=engine):
+            lines.append(line)
+            yield line
+        if not any(line["status"] == "ok" for line in lines):
+            return  # this device has one engine only
+    yield from gpu_stages.engine_ratios(lines)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import os
 import time as clock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import quantiles
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
 from cyclip_ext.functional import Backend
-from cyclip_ext.ops import backend_status, build_record, has_operator
+from cyclip_ext.libraries import backend_status, build_record, has_operator
 
 from .correctness import SHAPES, check
 from .family import Family, Loss, Peer
@@ -25,6 +26,7 @@ from .inputs import Batch, make_batch
 from .measure import (
     FLUSH_BYTES,
     Entrant,
+    Errors,
     Rounds,
     errors,
     gpu_peak_bytes,
@@ -135,6 +137,7 @@ def facts(plan: Plan) -> Iterator[Line]:
             "memory, MiB": f"{free >> 20} free of {total >> 20}",
             "devices": torch.cuda.device_count(),
             "cuDNN": torch.backends.cudnn.version(),
+            "engine": torch.ops.cyclip_ext.cuda_engine(torch.device(plan.device).index or 0),
         }
     packages = ("triton", "open_clip_torch", "inf-cl", "memeff", "siglip-kernel")
     for package in (*packages, "cut-cross-entropy"):
@@ -367,7 +370,8 @@ def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
         return lambda: operators.cycle_grams_backward(x, y, minus, plus, x.new_empty(0, 0).double())
 
     def direct_backward() -> Call:
-        return lambda: operators.cycle_direct_backward(x, y, ones[0], ones[0])
+        *_, products = operators.cycle_direct(x, y)
+        return lambda: operators.cycle_direct_backward(x, y, products, ones[0], ones[0])
 
     def whole(name: str, *arguments: Any, **options: Any) -> Callable[[], Call]:
         return lambda: lambda: getattr(operators, name)(*arguments, **options)
@@ -390,6 +394,83 @@ def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
         calls["cycle_direct forward"] = whole("cycle_direct", x, y)
         calls["cycle_direct backward"] = direct_backward
     return calls
+
+
+# ---------------------------------------------------------------- engines
+
+ENGINES = ("hopper", "portable")  # of CYCLIP_CUDA_ENGINE
+
+# The operators that have kernels for both engines, and the family whose errors are those of a loss
+# with this operator.
+_OF_ENGINES = {
+    "pair_statistics forward": "clip",
+    "pair_statistics forward with hardest": "clip",
+    "pair_statistics backward": "clip",
+    "sigmoid_rows forward": "siglip",
+    "sigmoid_rows backward": "siglip",
+}
+
+
+def engines(plan: Plan) -> Iterator[Line]:
+    """Yield time and error of 16-bit operators with the engine that CYCLIP_CUDA_ENGINE selects.
+
+    The errors are those of the losses: of the value beside forward operators, and of the gradients
+    beside backward operators.
+    """
+    selected = os.environ.get("CYCLIP_CUDA_ENGINE") or "portable"
+    chosen = selected
+    if torch.device(plan.device).type == "cuda":
+        chosen = str(torch.ops.cyclip_ext.cuda_engine(torch.device(plan.device).index or 0))
+    if not chosen.startswith(selected):
+        yield line("engines", selected, status=f"skipped: {chosen}")
+        return
+    families = {family.name: family for family in gpu_families(_backend(plan))}
+    of_16_bits = tuple(p for p in plan.precisions if p.dtype.itemsize == 2)
+    for precision, batch in replace(plan, precisions=of_16_bits).batches():
+        calls = _calls(batch, _backend(plan) == "native")
+        found: dict[str, Errors | None] = {}
+        for name, family in _OF_ENGINES.items():
+            if name not in calls or family not in plan.families:
+                continue
+            if family not in found:
+                found[family] = _errors_of_ours(families[family], batch, plan.error_rows)
+            timed = _timed(plan, precision, batch, name, calls[name])
+            shown = _shown(found[family])
+            of_value = {"loss_error": shown.pop("loss_error")}
+            yield (
+                timed
+                | (shown if name.endswith("backward") else of_value)
+                | {
+                    "stage": "engines",
+                    "name": f"{selected}, {name}",
+                }
+            )
+            if plan.is_over():
+                yield line("engines", f"{selected}, rest", status="skipped: out of time")
+                return
+
+
+def _errors_of_ours(family: Family, batch: Batch, rows: int) -> Errors | None:
+    (peer,) = (peer for peer in family.peers if peer.ours)
+    entrant = Entrant(peer, batch)
+    return entrant.attempt(partial(_errors, family, peer, batch, rows))
+
+
+def engine_ratios(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the time of hopper relative to portable for the lines of both engines."""
+    medians = {
+        (line["name"], *(line[name] for name in ("precision", "N", "d"))): line["median_ms"]
+        for line in lines
+        if line["stage"] == "engines" and line["status"] == "ok"
+    }
+    for (name, *of_batch), median in medians.items():
+        engine, _, operator = str(name).partition(", ")
+        other = medians.get((f"portable, {operator}", *of_batch))
+        if engine == "hopper" and other is not None:
+            columns = dict(zip(("precision", "N", "d"), of_batch, strict=True))
+            ratio = float(str(median)) / float(str(other))
+            note = f"hopper takes {ratio:.2f} of portable's time"
+            yield line("engines", operator, note=note, **columns)
 
 
 # ---------------------------------------------------------------- kernels
@@ -477,15 +558,21 @@ def _family_lines(family: Family, precision: Precision, batch: Batch, plan: Plan
             upper_quartile_ms=_rounded(high, 4),
             tflops=_rounded(rate, 3),
             peak_mib=_rounded(None if peak is None else peak / 2**20, 4),
-            loss_error=_rounded(of_peer and of_peer.loss, 2),
-            grad_error=_rounded(of_peer and of_peer.grad, 2),
-            scalar_grad_error=_rounded(of_peer and of_peer.scalar_grad, 2),
             note=entrant.peer.note,
+            **_shown(of_peer),
             **_of_batch(precision, batch),
         )
 
 
-def _errors(family: Family, peer: Peer, batch: Batch, rows: int) -> Any:
+def _shown(errors_of_peer: Errors | None) -> Line:
+    return {
+        "loss_error": _rounded(errors_of_peer and errors_of_peer.loss, 2),
+        "grad_error": _rounded(errors_of_peer and errors_of_peer.grad, 2),
+        "scalar_grad_error": _rounded(errors_of_peer and errors_of_peer.scalar_grad, 2),
+    }
+
+
+def _errors(family: Family, peer: Peer, batch: Batch, rows: int) -> Errors:
     small = batch.first(rows)
     exact = gradients(family.truth, small.in_float64())
     return errors(gradients(peer.make(small), small), exact)
@@ -500,6 +587,7 @@ STAGES: dict[str, Callable[[Plan], Iterator[Line]]] = {
     "right": right,
     "same": same,
     "time": time,
+    "engines": engines,
     "kernels": kernels,
     "peers": peers,
 }

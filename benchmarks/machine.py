@@ -13,7 +13,7 @@ import torch
 
 import cyclip_ext
 from cyclip_ext.info import backend_state
-from cyclip_ext.ops import backend_status
+from cyclip_ext.libraries import backend_status
 
 # Fields of nvidia-smi: versions and clocks that torch does not return.
 _QUERIES = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")

@@ -7,6 +7,7 @@ not compute.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -128,6 +129,31 @@ def _locked(loss: WithOptions) -> Iterator[Peer]:
         )
 
 
+def _labelled(module: type[Any], *statistics: bool) -> Iterator[Peer]:
+    """Yield the loss of groups of two equal labels, for comparison with its time without labels."""
+
+    def labelled(**options: Any) -> Make:
+        def make(batch: Batch) -> Loss:
+            loss: Callable[..., Tensor] = module(backend="native", **options)
+
+            def run(b: Batch) -> Tensor:
+                n = len(b.image_features)
+                return loss(*b.leaves, labels=torch.arange(n) % max(1, n // 2))
+
+            return run
+
+        return make
+
+    for same_label, has_statistics in itertools.product(("mask", "positive"), statistics):
+        yield Peer(
+            f"{OURS}, labels, {same_label}{', statistics' * has_statistics}",
+            labelled(same_label=same_label, statistics=has_statistics),
+            f"groups of two, same_label={same_label!r}{', statistics=True' * has_statistics}",
+            ours=True,
+            judged=False,  # another function
+        )
+
+
 def _in_bf16(loss: WithOptions) -> tuple[Peer, ...]:
     of_precision = Peer(
         OURS_BF16,
@@ -169,7 +195,7 @@ def _compiled(make: Make) -> Peer:
         "of the baseline; compiled for every N",
         compiled=True,
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
 
 
@@ -237,16 +263,24 @@ def _clip() -> Family:
         packages.multiple_negatives_ranking,
         "MultipleNegativesRankingLoss: rows only, no gradient of the scale",
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
+    )
+    cached_ranking = replace(
+        ranking,
+        name=f"{ranking.name}, cached",
+        make=packages.cached_multiple_negatives_ranking,
+        note=f"Cached{ranking.note}; mini_batch_size={dense.BLOCK_ROWS}",
+        logit_bytes=0,
     )
     chunks_of_bf16 = replace(
         chunks, name=f"{chunks.name}, bf16 features", arithmetic="bf16 features"
     )
     peers = (
         *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
-        *(chunks, ranking),
+        *(chunks, ranking, cached_ranking),
         *_in_float32(ours),
         *_locked(ours),
+        *_labelled(CLIPLoss, False, True),
         *_dense_in_bf16(name, make),
         chunks_of_bf16,
         *_in_bf16(ours),
@@ -274,11 +308,12 @@ def _siglip() -> Family:
         packages.open_clip("SigLipLoss", chunk_size=dense.BLOCK_ROWS),
         f"chunk_size={dense.BLOCK_ROWS}",
         logit_bytes=0,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
     peers = (
         *(_baseline(name, make), chunks),
         *_in_float32(ours),
+        *_labelled(SigLIPLoss, False),
         *_dense_in_bf16(name, make),
         *_in_bf16(ours),
     )

@@ -6,7 +6,8 @@ figures of the architectures side by side. The exit status is 1 if a kernel
     - has a TileShape for tensor-core arithmetic but no tensor-core instruction
     - does not fit on a multiprocessor, if the size of its shared memory is known
     - spends more instructions on an entry than EPILOGUE_LIMITS allows
-    - is for compute capability 9.0a, but lacks wgmma or bulk copies, or ptxas serializes them
+    - is for compute capability 9.0a, but lacks wgmma or bulk copies, or ptxas serializes them, or
+      accesses memory in an order that async_order.py does not allow
 
 hopper_*.cu are compiled for sm_90a if sm_90 is among the architectures, and for no other one.
 
@@ -49,6 +50,11 @@ EPILOGUE_LIMITS = {
     r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, Labels>>": 24.5,
     r"sigmoid_rows_forward_kernel<TileShape<Bf16, 128, 128.*>, NoLabels>": 18.5,
     r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Sigmoid<float, NoLabels>>": 25.0,
+    r"pair_statistics_hopper_forward_kernel<HopperTile<Bf16.*>, false>": 15.0,
+    r"pair_statistics_hopper_forward_kernel<HopperTile<Bf16.*>, true>": 28.0,
+    r"sigmoid_rows_hopper_forward_kernel<HopperTile<Bf16.*>>": 13.5,
+    r"fill_panel_hopper_backward_kernel<HopperTile<Bf16.*>, Softmax<float, NoLabels>>": 15.5,
+    r"fill_panel_hopper_backward_kernel<HopperTile<Bf16.*>, Sigmoid<float, NoLabels>>": 22.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes
@@ -61,6 +67,7 @@ INSTRUCTIONS = {  # column: opcodes
     "local": r"LDL|STL",
 }
 
+HOPPER_ENTRIES = 128  # of a thread, of a tile of 128 x 128 in one warpgroup
 HOPPER_INSTRUCTIONS = {"wgmma": r"HGMMA", "bulk copies": r"UTMALDG"}
 
 PAGE = """# The CUDA kernels as compiled
@@ -83,7 +90,8 @@ of local memory; they must be 0, and so must stack and spills.
 ## Compute capability 9.0a
 
 The kernels of `hopper_*.cu` (docs/cuda.md). Registers are those of a thread of each role, which the
-compiler does not report.
+compiler does not report. "After the product" counts the instructions of a consumer from its last
+product of a tile to the first one of its next tile.
 
 {hopper_table}
 """
@@ -109,6 +117,7 @@ def findings(kernel: Kernel) -> list[str]:
         found += [f"lacks {name}" for name in missing]
         if kernel.serialized:
             found.append("has wgmma that ptxas serializes, or setmaxnreg that it ignores")
+    found += kernel.async_findings[:3]  # one cause often has many
     if _blocks(kernel) == 0:
         found.append("does not fit on a multiprocessor")
     per_entry = _after_product(kernel)
@@ -156,6 +165,7 @@ def figures(kernel: Kernel) -> dict[str, str]:
 
 def hopper_figures(kernel: Kernel) -> dict[str, str]:
     """Return the line of one kernel for compute capability 9.0a."""
+    after_product = _after_product(kernel)
     return {
         "kernel": f"`{kernel.name}`",
         "threads": _or_unknown(kernel.threads),
@@ -163,6 +173,7 @@ def hopper_figures(kernel: Kernel) -> dict[str, str]:
         "shared": f"{kernel.static_shared} + {_or_unknown(kernel.dynamic_shared)}",
         "stack + spills": f"{kernel.stack} + {kernel.spilled}",
         "instructions": str(kernel.opcodes.total()),
+        "after the product": "-" if after_product is None else f"{after_product:.1f}",
         **{name: str(kernel.count(p)) for name, p in HOPPER_INSTRUCTIONS.items()},
         "local": str(kernel.count(INSTRUCTIONS["local"])),
     }
@@ -170,6 +181,8 @@ def hopper_figures(kernel: Kernel) -> dict[str, str]:
 
 def _after_product(kernel: Kernel) -> float | None:
     """Return the instructions after the product for each entry of a tile that a thread holds."""
+    if "HopperTile<" in kernel.name and kernel.epilogue is not None:
+        return kernel.epilogue / HOPPER_ENTRIES
     shape = re.search(r"TileShape<\w+, (\d+), (\d+), (\d+), (\d+)", kernel.name)
     if shape is None or kernel.epilogue is None:
         return None

@@ -5,20 +5,24 @@
 | module | contents |
 | --- | --- |
 | `losses`, `functional` | the public losses, as modules and as functions |
-| `_inputs`, `_dispatch`, `_terms` | their arguments, options and terms; which implementation runs |
+| `_inputs`, `_dispatch` | their arguments and options; which implementation runs |
+| `_pair_terms`, `_cycle_terms` | their terms, over all pairs and from Gram matrices |
+| `_same_label`, `_blocks`, `_sums` | equal labels; blocks of the similarity matrix; means |
 | `reference` | the same losses as dense formulas: the specification |
-| `ops` | the native operators: loading, shapes, derivatives |
+| `ops` | the native operators: shapes, derivatives, FLOPs |
+| `libraries` | the compiled libraries: loading, and why one is missing |
 | `distributed` | the losses of a batch that is spread over processes |
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: a report on the installation |
-| `_torch_compat` | every use of an undocumented name of torch |
+| `_torch_compat`, `_optional` | all uses of undocumented names of torch; optional imports |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | accuracy and geometry of the embeddings of any model |
 | `integrations` | the losses inside the trainers of other packages |
 
 Importing the package imports torch and nothing else; the loop's modules are imported by name.
-Dependencies point one way: ops, distributed <- _dispatch <- _inputs <- _terms <- functional, losses
-<- training, and data, models <- evaluation <- training; evaluation never imports training.
+Dependencies point one way: ops, distributed <- _blocks <- _dispatch <- _inputs <- the terms <-
+functional, losses <- training, and data, models <- evaluation <- training; evaluation never imports
+training.
 """
 
 from .functional import (

@@ -1,4 +1,4 @@
-"""How a loss is computed: the options of a call, and which implementation runs."""
+"""The options of a loss, and the choice of the implementation that computes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from . import ops
+from . import libraries
+from ._blocks import Labels, PairOperator, Rounding
 from ._torch_compat import constant_when_compiled, in_forward_mode, in_function_transform
 from .distributed import Batch, Exchange, groups
 
@@ -29,7 +30,7 @@ DEFAULT_MEMORY_BUDGET = 256 << 20  # bytes: a batch of 8192 in float32
 
 
 class PairOptions(TypedDict, total=False):
-    """The keyword arguments of every loss that looks at all pairs; see cyclip_ext.functional."""
+    """The keyword arguments of the losses over all pairs; see cyclip_ext.functional."""
 
     backend: Backend
     precision: Precision
@@ -89,7 +90,7 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def use_native(operator: str, features: Tensor, options: Options) -> bool:
-    """Return whether the native operator computes this; if not, the reference does.
+    """Return whether to use the native operator rather than the reference.
 
     Raises: RuntimeError if backend="native" is not available.
     """
@@ -101,7 +102,7 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
         if options.backend == "native":
             raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
         return False
-    if ops.has_operator(operator, device):
+    if libraries.has_operator(operator, device):
         return True
     if options.backend == "native":
         raise RuntimeError(
@@ -122,7 +123,7 @@ def _unsupported_derivatives() -> str:
 
 
 def _why_missing(operator: str, device: str) -> str:
-    status = ops.backend_status().get(device)
+    status = libraries.backend_status().get(device)
     if status is None:
         return f"there are no native operators for {device} tensors"
     return status.reason or f"{operator} has no {device} kernel in this version"
@@ -150,25 +151,25 @@ def pair_operator(
     batch: Batch | None,
     *inputs: Tensor,
     needs_hardest: bool = True,
-    labels: ops.Labels | None = None,
-) -> ops.PairOperator:
-    """Return an operator over all pairs with its limits of rounding and memory.
+    labels: Labels | None = None,
+) -> PairOperator:
+    """Return an operator over all pairs, with the rounding and the memory that the options allow.
 
     The first of `inputs` are the features.
     """
     features = inputs[0]
     tf32, bf16 = allow_tf32(features), options.precision == "bf16"
-    keep_bytes = _keep_bytes(options, *inputs)
+    kept = keep_bytes(options, *inputs)
     if batch is not None:
         # The operators get 16-bit features widened to float32. They may multiply bfloat16 as
         # bfloat16, and float16 as TF32, which represents it exactly.
         tf32 |= features.is_cuda and features.dtype == torch.float16
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
-            keep_bytes = 0
+            kept = 0
     positives = options.same_label == "positive"
-    rounding = ops.Rounding(tf32, bf16)
-    return ops.PairOperator(name, rounding, keep_bytes, needs_hardest, labels, positives)
+    rounding = Rounding(tf32, bf16)
+    return PairOperator(name, rounding, kept, needs_hardest, labels, positives)
 
 
 def allow_tf32(features: Tensor) -> bool:
@@ -186,15 +187,15 @@ def torch_allows_tf32() -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-def _keep_bytes(options: Options, *inputs: Tensor) -> int:
-    """Return the bytes that may be kept for a backward pass; 0 if no input requires grad."""
+def keep_bytes(options: Options, *inputs: Tensor) -> int:
+    """Return the bytes that may be saved for the backward pass; 0 if no input requires grad."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         return 0
     return min(memory_budget(options), 2**63 - 1)
 
 
 def memory_budget(options: Options) -> int:
-    """Return the bytes that may be kept between forward and backward."""
+    """Return the bytes that may be saved between forward and backward pass."""
     if options.memory_budget is not None:
         return options.memory_budget
     return _default_memory_budget()

@@ -1,4 +1,4 @@
-"""Files: atomic writes, and text that is UTF-8 or a clear error."""
+"""Atomic writes, and reading of UTF-8 text with clear errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def regular_size(path: str | Path) -> int:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that readers see complete or not at all, text as UTF-8.
+    """Write a file atomically, text as UTF-8.
 
     Raises OSError, with the name of the file, if the disk is full.
     """

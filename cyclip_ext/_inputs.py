@@ -1,4 +1,4 @@
-"""The arguments of the losses: checked, promoted to one dtype, agreed on with the other ranks."""
+"""Checks of the arguments of the losses, promotion to one dtype, and comparison over the ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prepare(
     negative_text_features: Tensor | None = None,
     negative_image_features: Tensor | None = None,
 ) -> Inputs:
-    """Check the arguments of a loss, make scalars 0-dim tensors, and compare with other ranks.
+    """Check the arguments of a loss, convert scalars to tensors, and compare them over the ranks.
 
     `operators` are those that the loss will use. All checks of this process precede the first
     collective, so that no other rank waits for a process that has raised.
@@ -198,4 +198,4 @@ def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
         )
     # In float64 the shares of the positives and of the negatives in the scale's gradient, which
     # nearly cancel, meet before they are rounded.
-    return value.reshape(()).double()
+    return (value.reshape(()) if value.dim() else value).double()

@@ -43,7 +43,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def plain(axes: Axes) -> None:
-    """Leave two spines and a faint grid behind the data."""
+    """Remove the upper and right spines, and draw a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

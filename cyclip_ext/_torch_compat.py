@@ -1,4 +1,4 @@
-"""Every use of a name of torch that is not documented, each with the public one to wait for.
+"""All uses of undocumented names of torch, each with the public replacement to wait for.
 
 No other module of the package uses such a name, so this is the page to read when torch changes.
 """
@@ -34,7 +34,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def disable_compile(function: Function) -> Function:
-    """Leave a function out of torch.compile's graphs.
+    """Exclude a function from torch.compile's graphs.
 
     Public: torch.compiler.disable, once it does not import the whole compiler.
     """
@@ -74,7 +74,7 @@ def in_forward_mode() -> bool:
 
 
 def in_function_transform() -> bool:
-    """Return whether this runs within torch.func.grad, vjp, vmap or the like.
+    """Return whether the caller runs within a transform such as torch.func.grad, vjp or vmap.
 
     Public: none yet.
     """

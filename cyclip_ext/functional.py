@@ -1,55 +1,63 @@
-"""The losses as functions, on the native operators or on the dense reference; retrieval likewise.
+"""The losses and the retrieval operations as functions.
 
 Every function takes raw or normalized features of both towers, [N, d], in float32, float64,
 bfloat16 or float16 (mixed dtypes are promoted). A loss is a scalar: float64 for float64 features,
-float32 for all others. Autocast does not reach inside. Memory grows as N d with the native backend,
-as N^2 with the reference. On a GPU the native backend rounds float32 features to TF32 in products
-if torch is set to do so in its own (torch.set_float32_matmul_precision).
+float32 for all others. Autocast has no effect. Memory use is O(N d) with the native backend and
+O(N^2) with the reference. On a GPU, the native backend rounds float32 features to TF32 in matrix
+products if `torch.set_float32_matmul_precision` allows it.
 
-The losses that look at all pairs share these keyword arguments, in `**options`:
+The losses over all pairs share these keyword arguments, in `**options`:
 
 `backend` chooses the implementation:
-    "auto"       the native operators if they exist for the device, else the reference with one
-                 warning
-    "native"     the native operators, or a RuntimeError with the reason why they are missing
-    "reference"  the dense formulas of cyclip_ext.reference, differentiable any number of times
+
+- "auto": the native operators if they exist for the device, else the reference with one warning
+- "native": the native operators; RuntimeError, with the reason, if they are missing
+- "reference": the dense formulas of cyclip_ext.reference, differentiable any number of times
 
 `precision` chooses the matrix products over all pairs:
-    "auto"       in the dtype of the features
-    "bf16"       float32 features are rounded to bfloat16, so that the loss is that of the rounded
-                 features; sums stay float32. Other dtypes are multiplied as they are
 
-`memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU from
-the forward to the backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
-128). If they do not fit, none are saved and the backward pass computes them again, a quarter of all
-work. None: the environment variable CYCLIP_MEMORY_BUDGET (torch.compile reads it once), else
+- "auto": in the dtype of the features
+- "bf16": float32 features are rounded to bfloat16, so that the loss is that of the rounded
+  features; sums stay float32. Other dtypes are multiplied as they are
+
+`memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU
+between forward and backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
+128). If they do not fit, they are not saved, and the backward pass computes them again, which is a
+quarter of all work. The cycle terms of few rows save N^2 numbers under the same condition. The
+default, None, is the environment variable CYCLIP_MEMORY_BUDGET (read once by torch.compile), else
 256 MiB. On a GPU nothing is saved.
 
 `group` is the group of processes that share the batch; it is looked up at each call:
-    "world"      all of them; without init_process_group, this process alone
-    "local"      this process alone
-    a ProcessGroup or a DeviceMesh of one dimension
-    None         this process alone, with one warning if there are others
+
+- "world": all of them; without init_process_group, this process alone
+- "local": this process alone
+- a ProcessGroup or a DeviceMesh of one dimension
+- None: this process alone, with one warning if there are others
+
 Each rank calls the loss with its own rows, [n, d] with any n, and gets the loss of the whole batch.
-Gradients are such that their average over ranks, as DistributedDataParallel takes it, is that of
-the whole batch. If the arguments of different ranks do not fit together, or those of one rank are
-invalid, all ranks raise.
+The average of the gradients over ranks, which DistributedDataParallel computes, is the gradient of
+the whole batch. All ranks raise if the arguments of one rank are invalid, or if those of different
+ranks do not fit together.
 
-`exchange` chooses the way in which a rank receives the features of the other ranks:
-    "gather"     all at once; memory O(N d)
-    "ring"       block by block from rank to rank, while the last one is computed; memory O(n d).
-                 Nothing is saved between forward and backward; `memory_budget` does not apply
-    "replicate"  both towers all at once, and every rank computes the whole loss: the bits of one
-                 process, nothing sent in the backward pass; for small batches
-Cycle and margin terms exchange sums alone. docs/distributed.md has usage and costs.
+`exchange` chooses how a rank receives the features of the other ranks:
 
-Three more arguments describe relations between pairs, and further negatives:
+- "gather": all at once; memory O(N d)
+- "ring": block by block from rank to rank, while the last one is computed; memory O(n d). Nothing
+  is saved between forward and backward; `memory_budget` does not apply
+- "replicate": both towers all at once, and every rank computes the whole loss: the bits of one
+  process, nothing sent in the backward pass; for small batches
+
+The cycle and margin terms only exchange sums. docs/distributed.md describes usage and costs.
+
+Three more arguments describe relations between pairs, and additional negatives:
 
 `labels`, int64 [N]: rows of equal labels belong together. `same_label` chooses the meaning:
-    "mask"       pairs of equal labels, other than the pair itself, are not negatives
-    "positive"   every pair of equal labels is a positive
-`negative_text_features`, [M, d], and `negative_image_features`, [K, d], are negatives of every
-image and of every text. They get gradients; with a group, those of all ranks count.
+
+- "mask": pairs of equal labels, other than the pair itself, are not negatives
+- "positive": every pair of equal labels is a positive
+
+`negative_text_features`, [M, d], and `negative_image_features`, [K, d], are additional negatives of
+every image and of every text. They receive gradients. With a group, those of all ranks are used.
 docs/losses.md has the formulas.
 
 NaN and infinity in the features make the loss and its gradients NaN, without an exception.
@@ -57,13 +65,12 @@ NaN and infinity in the features make the loss and its gradients NaN, without an
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _terms, reference
+from . import _cycle_terms, _pair_terms, reference
 from ._dispatch import (
     DEFAULT_MEMORY_BUDGET,
     Backend,
@@ -77,6 +84,7 @@ from ._dispatch import (
     without_autocast,
 )
 from ._inputs import check_labels, check_towers, prepare
+from ._sums import as_loss, mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -107,18 +115,19 @@ def contrastive_loss(
     negative_image_features: Tensor | None = None,  # [K, d]
     **options: Unpack[PairOptions],
 ) -> Tensor:
-    """Return the symmetric cross-entropy over cosines times `logit_scale` (exponentiated).
+    """Return the symmetric cross-entropy of the cosine similarities S.
 
     L = 1/(2N) sum_i [LSE_j z_ij - z_ii] + 1/(2N) sum_j [LSE_i z_ij - z_jj],  z = s S.
-    Computed as softplus(LSE over negatives - z_ii), so a loss of 1e-30 is exact, not zero.
+    It is computed as softplus(LSE over negatives - z_ii), so that a loss of 1e-30 keeps its digits.
 
     Args:
+        logit_scale: s, already exponentiated; a scalar.
         directions: "both", or one of the two terms without its factor 1/2: "image_to_text", the
             mean of LSE_j z_ij - z_ii, or "text_to_image".
         labels, negative_text_features, negative_image_features: see the module.
         options: backend, precision, memory_budget, group, exchange, same_label; see the module.
 
-    Raises: ValueError or TypeError for features or a scale that do not fit (named in the message).
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Radford et al. 2021; Goel et al. 2022.
     """
     chosen = Options(directions=directions, **options)
@@ -132,8 +141,8 @@ def contrastive_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, chosen, needs_hardest=False)
-    return _terms.as_loss(_terms.contrastive(statistics, inputs, chosen), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen, needs_hardest=False)
+    return as_loss(_pair_terms.contrastive(statistics, inputs, chosen), inputs)
 
 
 def cycle_consistency(
@@ -149,19 +158,24 @@ def cycle_consistency(
     """Return in_modal * L_in + cross_modal * L_cross of CyCLIP.
 
     L_in = 1/N sum_jk (<x^_j, x^_k> - <y^_j, y^_k>)^2,  L_cross = 1/N sum_jk (S_jk - S_kj)^2.
-    `reduction="mean"` divides by N^2 instead; weights do not carry over from one to the other.
-    Cost O(N d min(N, d)), memory O(N d): no N x N matrix for large N (docs/cycle.md). With a group
-    O(n d^2) on each rank, and three d x d matrices are summed over the ranks.
+    `reduction="mean"` divides by N^2 instead, so the two reductions need different weights.
+    Cost O(N d min(N, d)), memory O(N d) (docs/cycle.md). With a group, each rank computes
+    O(n d^2), and three d x d matrices are summed over the ranks.
 
-    Raises: ValueError or TypeError for features that do not fit or an unknown reduction.
+    Args:
+        in_modal, cross_modal: the weights.
+        reduction: "batchmean" (sum / N, as in CyCLIP) or "mean" (sum / N^2).
+        backend, group: see the module.
+
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Goel et al. 2022, cross-modal and in-modal consistency.
     """
     options = Options(backend=backend, reduction=reduction, group=group)
     inputs = prepare(image_features, text_features, options=options, operators=("cycle_grams",))
     if in_modal == cross_modal:
-        return _terms.as_loss(in_modal * _terms.cycle_sum(inputs, options), inputs)
-    in_modal_loss, cross_modal_loss = _terms.cycle_terms(inputs, options)
-    return _terms.as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
+        return as_loss(in_modal * _cycle_terms.cycle_sum(inputs, options), inputs)
+    in_modal_loss, cross_modal_loss = _cycle_terms.cycle_terms(inputs, options)
+    return as_loss(in_modal * in_modal_loss + cross_modal * cross_modal_loss, inputs)
 
 
 def margin_loss(
@@ -170,17 +184,19 @@ def margin_loss(
     *,
     group: Group | None = None,
 ) -> Tensor:
-    """Return 1/N sum_i (1 - S_ii): positive pairs only. O(N d) in every backend.
+    """Return 1/N sum_i (1 - S_ii), over positive pairs only, at a cost of O(N d).
 
-    Our reading of the one-sided regularizer; the paper's formula and weight could not be checked.
-    If it is |x - y|^2 on unit vectors, it equals 2 (1 - S), and its weight is half of ours.
+    This is our reading of the one-sided regularizer; the paper's formula and weight could not be
+    checked. If it is |x - y|^2 on unit vectors, it equals 2 (1 - S), and its weight is half of
+    ours.
 
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Chen et al. 2024 (arXiv 2310.00927), the one-sided regularizer.
     """
     inputs = prepare(image_features, text_features, options=Options(group=group))
     with without_autocast(inputs.image):
         positive = reference.positive_similarity(widen(inputs.image), widen(inputs.text))
-        return _terms.as_loss(_terms.mean(1 - positive, inputs.batch), inputs)
+        return as_loss(mean(1 - positive, inputs.batch), inputs)
 
 
 def hinge_margin_loss(
@@ -195,12 +211,15 @@ def hinge_margin_loss(
 ) -> Tensor:
     """Return 1/(2N) sum_i [g - S_ii + max_{j != i} S_ij]_+, plus the same over texts.
 
-    g is `hinge_margin`. If hardest negatives tie, the first counts. The loss is 0 for N = 1.
+    If several negatives are equally hard, the first one is used. The loss is 0 for N = 1.
 
     Args:
+        hinge_margin: g, a cosine.
         labels, negative_text_features, negative_image_features: see the module; a pair of equal
             labels is never a hardest negative, for any `same_label`.
         options: backend, precision, memory_budget, group, exchange, same_label; see the module.
+
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     """
     chosen = Options(**options)
     inputs = prepare(
@@ -212,8 +231,8 @@ def hinge_margin_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _terms.pair_statistics(inputs, replace(chosen, same_label="mask"))
-    return _terms.as_loss(_terms.hinge(statistics, hinge_margin, inputs), inputs)
+    statistics = _pair_terms.pair_statistics(inputs, chosen)
+    return as_loss(_pair_terms.hinge(statistics, hinge_margin, inputs), inputs)
 
 
 def sigmoid_loss(
@@ -230,9 +249,12 @@ def sigmoid_loss(
     """Return 1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
     Args:
+        logit_scale: s, already exponentiated; a scalar.
+        logit_bias: b, a scalar.
         labels, negative_text_features, negative_image_features: see the module.
         options: backend, precision, memory_budget, group, exchange, same_label; see the module.
 
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
     chosen = Options(**options)
@@ -248,7 +270,7 @@ def sigmoid_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    return _terms.as_loss(_terms.sigmoid(inputs, chosen), inputs)
+    return as_loss(_pair_terms.sigmoid(inputs, chosen), inputs)
 
 
 def retrieval_ranks(
@@ -259,14 +281,15 @@ def retrieval_ranks(
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:  # int64 [N] and [M]
-    """Count the foreign candidates at least as similar as the best own one, per image and text.
+    """Return the rank of the best matching candidate of each image and of each text.
 
-    A text is an image's own if their labels are equal, else foreign, and the other way round:
-    rank < k is a hit at k, and a tie with a foreign candidate counts against the model.
-    -1 if there is none of its own. Similarity is the cosine; NaN counts as -inf. Memory
-    O((N + M) d) with the native backend, O(N M) with the reference. Without derivatives.
+    An image and a text match if their labels are equal. The rank is the number of non-matching
+    candidates that are at least as similar as the best matching one, so a rank below k is a hit at
+    k, and ties count against the model. It is -1 if no candidate matches. Similarity is the cosine;
+    NaN counts as -inf. Memory O((N + M) d) with the native backend, O(N M) with the reference. Not
+    differentiable.
 
-    Raises: ValueError or TypeError for features or labels that do not fit (named in the message).
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     """
     image, text = check_towers(image_features=image_features, text_features=text_features)
     check_labels(image_labels, "image_labels", image, "image_features")
@@ -289,13 +312,13 @@ def similarity_top_k(
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:  # float64 [N, k] and int64 [N, k]
-    """Return the k largest cosines of each query, falling, and the candidates' indices.
+    """Return the k largest cosines of each query in descending order, and their candidates.
 
     Equal values are in the order of their indices; NaN counts as -inf. Memory O((N + M) d + N k)
-    with the native backend, O(N M) with the reference. Without derivatives.
+    with the native backend, O(N M) with the reference. Not differentiable.
 
-    Raises: ValueError for a k outside of 1 ... M; ValueError or TypeError for features that do not
-    fit (named in the message).
+    Raises: ValueError or TypeError, naming the argument, for invalid arguments, such as a k outside
+    of 1 ... M.
     """
     query, candidate = check_towers(
         query_features=query_features, candidate_features=candidate_features

@@ -1,9 +1,9 @@
 """Gradients of a large batch in the memory of a small one.
 
-A contrastive loss needs the features of all pairs at once, but not their activations. Each chunk is
-first encoded without a graph, and the loss is differentiated with respect to all features. Each
-chunk is then encoded again with a graph, through which the features' gradients are propagated. The
-result is the exact gradient of the whole batch. It costs one more forward pass.
+A contrastive loss needs the features of all pairs at once, but not their activations. First, each
+chunk is encoded without a graph, and the loss is differentiated with respect to all features. Then,
+each chunk is encoded again with a graph, and the gradients of its features are propagated back. The
+result is the exact gradient of the whole batch, at the cost of one additional forward pass.
 
 Source: Gao et al. 2021, arXiv 2101.06983. Measurements and pitfalls: docs/large_batches.md.
 """
@@ -35,33 +35,34 @@ def cached_backward(
     check: Callable[[Terms], None] | None = None,
     per_chunk_statistics: bool = False,
 ) -> Terms:
-    """Run forward and backward of a batch, with the activations of `chunk_size` pairs at a time.
+    """Run forward and backward pass of a batch, with the activations of one chunk at a time.
 
-    Adds to `.grad` of the towers' parameters the gradient of `loss(*towers(images, tokens))`. If
-    chunk_size >= n, this is one ordinary forward and backward pass. Random numbers are the same in
-    both passes over a chunk. The generators end in the state in which one pass leaves them.
+    Accumulates the gradient of `loss(*towers(images, tokens))` into `.grad` of the towers'
+    parameters. If chunk_size >= n, this is one ordinary forward and backward pass. Both passes over
+    a chunk use the same random numbers, and the generators end in the state after a single pass.
 
     Args:
         towers: towers(images, tokens) -> image features [n, d], text features [n, d], logit scale
-            (exponentiated), logit bias or None; row i must depend on row i of the inputs alone.
-            Parts may be frozen. DistributedDataParallel around it synchronizes once, in the last
-            chunk. Ranks may use different numbers of chunks, but either all of them use one chunk
-            or none does.
-        loss: called loss(image_features, text_features, logit_scale, logit_bias, output_dict=True)
-            with all features, in float32 or wider, outside of `autocast`. Entries of its dictionary
-            that end in `_loss` are summed; others are passed on. Tensors bound to it, such as
-            further negatives, get their gradients as well.
-        images, tokens: rows of one pair each: tensors [n, ...], or dictionaries, lists and tuples
-            of them, as tokenizers return. All are split along their first dimension; None stays.
-        chunk_size: pairs encoded at a time; the last chunk may be smaller.
-        autocast: makes the context that the towers run in, anew for each chunk.
-        scale: what is differentiated instead of the total loss, e.g. `GradScaler.scale`, or
-            `lambda total: total / accumulation_steps`.
-        check: called with the detached terms before anything is differentiated. If it raises, for
-            example because the loss is not finite, gradients are as they were before the call.
-        per_chunk_statistics: accept that batch norm in training mode normalizes each chunk by
-            itself: the gradient is then that of this other model. Running statistics move once per
-            chunk.
+            (exponentiated), logit bias or None. Row i must depend on row i of the inputs only.
+            Parts may be frozen. If the towers are wrapped in DistributedDataParallel, gradients are
+            synchronized once, in the last chunk. Ranks may use different numbers of chunks, but
+            either all of them use one chunk or none does.
+        loss: called as loss(image_features, text_features, logit_scale, logit_bias,
+            output_dict=True) with all features, in float32 or wider, outside of `autocast`. The
+            entries of its dictionary that end in `_loss` are summed; the others are only returned.
+            Tensors bound to it, such as additional negatives, receive gradients as well.
+        images, tokens: tensors [n, ...] with one row per pair, or dictionaries, lists and tuples of
+            such tensors, as tokenizers return. All tensors are split along their first dimension;
+            None is passed on.
+        chunk_size: number of pairs to encode at a time; the last chunk may be smaller.
+        autocast: returns a context in which the towers run; called for each chunk.
+        scale: function of the total loss, whose result is differentiated instead, such as
+            `GradScaler.scale` or `lambda total: total / accumulation_steps`.
+        check: called with the detached terms before the backward pass. If it raises, for example
+            because the loss is not finite, no gradient has changed.
+        per_chunk_statistics: whether to accept batch norm in training mode, which then normalizes
+            each chunk by itself and updates its running statistics once per chunk. The gradient is
+            that of this different model.
 
     Returns: the loss's dictionary, detached.
 
@@ -87,7 +88,7 @@ def cached_backward(
         return _widened(image_features), _widened(text_features), logit_scale, logit_bias
 
     def evaluate(outputs: Outputs) -> tuple[Terms, Tensor]:
-        """Return the detached terms, and what is to be differentiated."""
+        """Return the detached terms, and the value to differentiate."""
         terms = loss(*outputs, output_dict=True)
         detached = {name: term.detach() for name, term in terms.items()}
         if check is not None:
@@ -140,7 +141,7 @@ def cached_backward(
 
 
 def _tensors(name: str, inputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors among the inputs, each with its place as a caller would write it."""
+    """Yield the tensors among the inputs, each with the expression that selects it."""
     if isinstance(inputs, Tensor) and inputs.dim() > 0:
         yield name, inputs
     elif isinstance(inputs, Mapping):
@@ -180,7 +181,7 @@ def _chunk(inputs: Any, rows: slice) -> Any:
 
 
 def _widened(features: Tensor) -> Tensor:
-    """Widen to float32: the loss would otherwise round its gradients as autocast does."""
+    """Widen to float32, because the loss would round its gradients to the dtype of autocast."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -237,7 +238,7 @@ _States = tuple[Tensor, dict[torch.device, Tensor]]  # of the CPU's generator an
 
 
 class _Generators:
-    """torch's default generators on the CPU and wherever the tensors are."""
+    """torch's default generators on the CPU and on the devices of the tensors."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}

@@ -1,4 +1,4 @@
-"""Report versions and which backends are built and usable: `python -m cyclip_ext.info`.
+"""Report versions, and which backends are built and usable: `python -m cyclip_ext.info`.
 
 Run it if the losses are slower than expected, and paste its output into a bug report. Modules that
 cannot be imported or loaded appear in the report with the reason.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import cyclip_ext
-from cyclip_ext.ops import BackendStatus, backend_status, build_record
+from cyclip_ext.libraries import BackendStatus, backend_status, build_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def describe() -> str:
 
 
 def backend_state(name: str, status: BackendStatus, architectures: str | None = None) -> str:
-    """Return how far one backend got, and the remedy if that is not far enough.
+    """Return the state of one backend, and the remedy if it is not usable.
 
     `architectures` are those that the CUDA kernels were compiled for, as in TORCH_CUDA_ARCH_LIST.
     """
@@ -74,7 +74,7 @@ def backend_state(name: str, status: BackendStatus, architectures: str | None = 
 
 
 def runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Return whether kernels compiled for a TORCH_CUDA_ARCH_LIST run on such a GPU.
+    """Return whether kernels compiled for a TORCH_CUDA_ARCH_LIST run on a GPU of this capability.
 
     Machine code runs on later minor versions of its major version, that of 9.0a and the like on
     exactly its own; PTX runs on everything later.

@@ -1,29 +1,29 @@
-"""The losses as modules, called as open_clip calls its own.
+"""The losses as modules, called like those of open_clip.
 
     loss = CyCLIPLoss()
     total = loss(image_features, text_features, model.logit_scale.exp())
 
-All are stateless. With `output_dict=True` they return a dictionary whose entries ending in `_loss`
-are weighted and sum to the total, so that open_clip's trainer can use them unchanged. With
-`statistics=True` they add measurements of the batch to it, under names that do not end in `_loss`,
-detached; leave that off if a trainer sums all values.
+They have neither parameters nor buffers. With `output_dict=True` they return a dictionary whose
+entries ending in `_loss` are weighted and sum to the total, so that open_clip's trainer can use
+them unchanged. With `statistics=True` the dictionary also has detached measurements of the batch,
+under names that do not end in `_loss`; do not use it with a trainer that sums all entries.
 
-Constructed with a process group, as in `CyCLIPLoss(group="world")`, they take each rank's rows and
-return the loss and the statistics of the whole batch (docs/distributed.md).
+With a process group, as in `CyCLIPLoss(group="world")`, each rank passes its own rows and gets the
+loss and the statistics of the whole batch (docs/distributed.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from . import _terms
+from . import _cycle_terms, _pair_terms
 from ._dispatch import Options, PairOptions, Reduction
 from ._inputs import Inputs, prepare
+from ._sums import as_loss, mean
 from .distributed import groups
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ Terms = dict[str, Tensor]
 
 
 class PairwiseLoss(nn.Module):
-    """The call that all losses share; subclasses compute the weighted terms.
+    """Base class of the losses; subclasses compute the weighted terms.
 
     Args:
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
+        reduction: of the cycle terms, for the loss that has them.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
-        reduction: of the cycle terms, for the loss that has them.
     """
 
     needs_bias: ClassVar[bool] = False
@@ -75,14 +75,14 @@ class PairwiseLoss(nn.Module):
             image_features, text_features: [N, d], raw or normalized, row i of one paired with row i
                 of the other; float32, float64, bfloat16 or float16.
             logit_scale: s, already exponentiated; a scalar.
-            logit_bias: b of the sigmoid loss. The softmax losses accept it, since open_clip passes
-                it if a model has one, and it changes nothing, because every logit shifts alike: it
-                gets the gradient 0, for which DistributedDataParallel would wait.
-            output_dict: return the weighted terms by name instead of their sum.
-            labels, negative_text_features, negative_image_features: for the terms that look at all
-                pairs; see cyclip_ext.functional.
+            logit_bias: b of the sigmoid loss. The softmax losses accept it, because open_clip
+                passes it if a model has one, but it does not change them: all logits shift alike.
+                It gets the gradient 0, because DistributedDataParallel waits for one.
+            output_dict: whether to return the weighted terms by name instead of their sum.
+            labels, negative_text_features, negative_image_features: for the terms over all pairs;
+                see cyclip_ext.functional.
 
-        Raises: ValueError or TypeError naming the argument that does not fit.
+        Raises: ValueError or TypeError, naming the argument, for invalid arguments.
         """
         inputs = prepare(
             image_features,
@@ -98,9 +98,10 @@ class PairwiseLoss(nn.Module):
         )
         terms, statistics = self.terms(inputs, apart=output_dict)
         if inputs.bias is not None and not self.needs_bias:
-            contrastive = terms["contrastive_loss"]
-            terms["contrastive_loss"] = contrastive + _terms.zero_with_gradient(inputs.bias)
-        terms = {name: _terms.as_loss(term, inputs) for name, term in terms.items()}
+            # 0, with the gradient 0 for the bias, whatever its value
+            zero = inputs.bias.masked_fill(torch.ones_like(inputs.bias, dtype=torch.bool), 0)
+            terms["contrastive_loss"] = terms["contrastive_loss"] + zero
+        terms = {name: as_loss(term, inputs) for name, term in terms.items()}
         if output_dict:
             return {**terms, **statistics}
         return torch.stack(list(terms.values())).sum()
@@ -131,7 +132,10 @@ class PairwiseLoss(nn.Module):
 class CLIPLoss(PairwiseLoss):
     """The contrastive loss alone, as open_clip's ClipLoss on one device.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     def __init__(self, *, statistics: bool = False, **options: Unpack[PairOptions]) -> None:
@@ -139,26 +143,26 @@ class CLIPLoss(PairwiseLoss):
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the contrastive loss."""
-        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
-        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs, self.options)}
+        pairs = _pair_terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
+        terms = {"contrastive_loss": _pair_terms.contrastive(pairs, inputs, self.options)}
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
 
 class CyCLIPLoss(PairwiseLoss):
     """Contrastive loss with cycle consistency and margin terms.
 
-    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin, each term as in
-    docs/losses.md; a term of weight zero is not computed.
+    L = L_con + in_modal L_in + cross_modal L_cross + margin L_mar + hinge L_hin (docs/losses.md).
+    Terms of weight zero are not computed.
 
     Args:
-        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). In the default
-            reduction cycle terms grow with the batch, so their weights belong to a batch size.
+        in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). With the default
+            reduction the cycle terms grow with the batch, so the weight belongs to a batch size.
         cross_modal: weight of the cross-modal cycle term, likewise.
         margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
-        statistics: add measurements of the batch to the dictionary.
+        statistics: whether to add measurements of the batch to the dictionary.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
     """
@@ -216,7 +220,7 @@ class CyCLIPLoss(PairwiseLoss):
         return cls(factor * in_modal, factor * cross_modal, reduction=reduction, **others)
 
     def operators(self) -> tuple[str, ...]:
-        """Return those of the terms of nonzero weight."""
+        """Return the operators of the terms of nonzero weight."""
         cycle = ("cycle_grams",) if self.in_modal or self.cross_modal else ()
         return "pair_statistics", *cycle
 
@@ -226,20 +230,20 @@ class CyCLIPLoss(PairwiseLoss):
         # beside the gradients that are there already.
         cycle = self._cycle_losses(inputs, apart)
         needs_hardest = self.statistics or self.hinge != 0
-        pairs = _terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
-        terms = {"contrastive_loss": _terms.contrastive(pairs, inputs, self.options), **cycle}
+        pairs = _pair_terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
+        terms = {"contrastive_loss": _pair_terms.contrastive(pairs, inputs, self.options), **cycle}
         if self.margin:
-            terms["margin_loss"] = self.margin * _terms.margin(pairs, inputs)
+            terms["margin_loss"] = self.margin * _pair_terms.margin(pairs, inputs)
         if self.hinge:
-            terms["hinge_loss"] = self.hinge * _terms.hinge(pairs, self.hinge_margin, inputs)
+            terms["hinge_loss"] = self.hinge * _pair_terms.hinge(pairs, self.hinge_margin, inputs)
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
     def _cycle_losses(self, inputs: Inputs, apart: bool) -> Terms:
         if not (self.in_modal or self.cross_modal):
             return {}
         if self.in_modal == self.cross_modal and not apart:
-            return {"cycle_loss": self.in_modal * _terms.cycle_sum(inputs, self.options)}
-        in_modal, cross_modal = _terms.cycle_terms(inputs, self.options)
+            return {"cycle_loss": self.in_modal * _cycle_terms.cycle_sum(inputs, self.options)}
+        in_modal, cross_modal = _cycle_terms.cycle_terms(inputs, self.options)
         losses = {}
         if self.in_modal:
             losses["in_modal_loss"] = self.in_modal * in_modal
@@ -248,7 +252,7 @@ class CyCLIPLoss(PairwiseLoss):
         return losses
 
     def own_options(self) -> dict[str, object]:
-        """Return the weights and what they weigh."""
+        """Return the weights and the reduction of the terms."""
         names = "in_modal", "cross_modal", "margin", "hinge", "hinge_margin"
         weights = {name: getattr(self, name) for name in names}
         return {**weights, "reduction": self.options.reduction}
@@ -259,7 +263,10 @@ class SigLIPLoss(PairwiseLoss):
 
     The dictionary's one loss is called "contrastive_loss", as in open_clip.
 
-    Args: those of PairwiseLoss.
+    Args:
+        statistics: whether to add measurements of the batch to the dictionary.
+        options: backend, precision, memory_budget, group, exchange, same_label; see
+            cyclip_ext.functional.
     """
 
     needs_bias = True
@@ -268,23 +275,21 @@ class SigLIPLoss(PairwiseLoss):
         super().__init__(statistics=statistics, **options)
 
     def operators(self) -> tuple[str, ...]:
-        """Return that of the loss, and that of the statistics if they are requested."""
+        """Return the operator of the loss, and that of the statistics if they are requested."""
         return ("sigmoid_rows", "pair_statistics") if self.statistics else ("sigmoid_rows",)
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the sigmoid loss."""
-        terms, statistics = {"contrastive_loss": _terms.sigmoid(inputs, self.options)}, {}
+        terms, statistics = {"contrastive_loss": _pair_terms.sigmoid(inputs, self.options)}, {}
         if self.statistics:
             with torch.no_grad():
-                # A pair of equal labels is never a hardest negative.
-                masked = replace(self.options, same_label="mask")
-                pairs = _terms.pair_statistics(inputs, masked)
+                pairs = _pair_terms.pair_statistics(inputs, self.options)
                 statistics = _batch_statistics(pairs, inputs)
         return terms, statistics
 
 
 class MatryoshkaLoss(nn.Module):
-    """A loss of nested widths: the weighted sum of a loss on prefixes of the features.
+    """The weighted sum of a loss over prefixes of the features (nested widths).
 
     L = sum_w weights[w] loss(x[:, :w], y[:, :w]). Each prefix takes the memory of the loss itself.
     In the dictionary, names end in the width: "contrastive_64_loss", "image_margin_64".
@@ -377,7 +382,7 @@ def _common_width(*towers: Tensor | None) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def _batch_statistics(pairs: _terms.PairStatistics, inputs: Inputs) -> Terms:
+def _batch_statistics(pairs: _pair_terms.PairStatistics, inputs: Inputs) -> Terms:
     """Return means over the batch, detached; a tie with the positive counts as a miss."""
     positive = pairs.positive.detach()
     image_margin = positive - pairs.row_hardest.detach()
@@ -389,4 +394,4 @@ def _batch_statistics(pairs: _terms.PairStatistics, inputs: Inputs) -> Terms:
         "image_accuracy": (image_margin > 0).double(),
         "text_accuracy": (text_margin > 0).double(),
     }
-    return {name: _terms.mean(values, inputs.batch).float() for name, values in means.items()}
+    return {name: mean(values, inputs.batch).float() for name, values in means.items()}

@@ -1,14 +1,13 @@
-"""The native operators: loads the libraries, registers shapes, derivatives and FLOP counts.
+"""The native operators: their shapes, derivatives and FLOP counts, one block for each.
 
-The import succeeds without the libraries; `backend_status()` returns their state and the reason if
-one is missing. With the CPU library loaded, `torch.ops.cyclip_ext` contains:
+If the CPU library is loaded (`libraries.py`), `torch.ops.cyclip_ext` contains:
 
     row_norms(x)                          max(|x_i|, 1e-12); [N]
     pair_statistics(x, y, s, offset)      softmax statistics of the negatives (see PairStatistics)
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
     cycle_grams(x, y, cross)              A = P'P, B = M'M, K = P'M; [d, d] each, float64;
                                           K is [0, 0] unless `cross` (True)
-    cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
+    cycle_direct(x, y, keep_bytes)        the two cycle sums themselves; two scalars, float64
     retrieval_ranks(x, y, a, b)           number of foreign entries >= the best own one, of each row
                                           and column; own: equal labels a [n], b [m]; int64
     similarity_top_k(x, y, k)             the k largest cosines of each row, falling, float64, and
@@ -21,157 +20,32 @@ compute the derivatives; they cannot be differentiated again and raise if that i
 can). Ranks and top-k have no derivatives: their outputs never require any.
 
 pair_statistics and sigmoid_rows take `row_labels` [n] and `col_labels` [m] (None), int64, both or
-neither. Pairs of equal labels, other than the positive, are not negatives. In sigmoid_rows they
-leave the sum, or have l_ij = 1 with `same_are_positives` (False).
+neither. Pairs of equal labels, other than the positive, are not negatives and leave all sums. With
+`same_are_positives` (False), they stay in the log-sum-exp of pair_statistics, though not in the
+search for the hardest negatives, and have l_ij = 1 in sigmoid_rows.
 
 Further arguments of all but row_norms and the cycle operators: `allow_tf32` (False) lets a GPU
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
 sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat16 beforehand, so
 that the loss is that of the rounded features, and dL/dS to bfloat16 in the products of the backward
-pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
-products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
-do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
-and -1 for their indices, as without negatives, which is faster.
+pass. They and cycle_direct take `keep_bytes` (0), the bytes that the last output may occupy on the
+CPU: the products of all pairs, which the backward pass then need not compute again. It is empty if
+they do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest
+negatives and -1 for their indices, as without negatives, which is faster.
 
 docs/losses.md defines the results. docs/gradients.md and docs/cycle.md describe the computation.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from ._torch_compat import has_kernel
+from .libraries import backend_status, register
 
-PACKAGE = Path(__file__).parent
-
-
-# ---------------------------------------------------------------- libraries
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """The state of one native library; `reason` is empty if it is loaded."""
-
-    built: bool
-    loaded: bool
-    reason: str
-
-
-def backend_status() -> dict[str, BackendStatus]:
-    """Return the state of the "cpu" and the "cuda" library of this installation."""
-    return dict(_STATUS)
-
-
-def has_operator(name: str, device_type: str) -> bool:
-    """Return whether an operator has a kernel for a device type ("cpu", "cuda")."""
-    return (name, device_type) in _KERNELS
-
-
-def build_record() -> dict[str, Any]:
-    """Return the record that setup.py wrote about the build, or an empty dictionary."""
-    try:
-        record = json.loads((PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _build_reason(library: str) -> str:
-    """Return the reason that setup.py gave for not building a library."""
-    try:
-        return str(build_record()["libraries"][library]["reason"])
-    except (KeyError, TypeError):
-        return ""
-
-
-def _files(file_stem: str) -> list[Path]:
-    return sorted(PACKAGE.glob(f"{file_stem}.*so")) + sorted(PACKAGE.glob(f"{file_stem}.*pyd"))
-
-
-def _load(library: str, file_stem: str) -> BackendStatus:
-    paths = _files(file_stem)
-    if not paths:
-        needed = {"cpu": "a C++ compiler", "cuda": "nvcc and a torch built for CUDA"}[library]
-        unknown = f"there is no record of a build; `pip install .` builds it, given {needed}"
-        return BackendStatus(False, False, _build_reason(library) or unknown)
-    try:
-        torch.ops.load_library(str(paths[0]))
-    except (OSError, RuntimeError) as error:
-        remedy = "reinstall cyclip_ext beside this torch"
-        return BackendStatus(True, False, f"loading {paths[0].name} failed: {error}; {remedy}")
-    return BackendStatus(True, True, "")
-
-
-def load_cuda(cpu: BackendStatus) -> BackendStatus:
-    """Load the CUDA library if it was built and fits this torch and the CPU library."""
-    built = bool(_files("_C_cuda"))
-    ours, torchs = build_record().get("nvcc"), torch.version.cuda
-    if not built and _build_reason("cuda"):
-        return _load("cuda", "_C_cuda")
-    if torchs is None:
-        return BackendStatus(built, False, "this torch is built without CUDA")
-    if not cpu.loaded:
-        return BackendStatus(built, False, f"it needs the cpu library: {cpu.reason}")
-    if built and ours and _major(ours) != _major(torchs):
-        return BackendStatus(
-            True,
-            False,
-            f"it was built with CUDA {ours}, but this torch uses CUDA {torchs}; reinstall "
-            f"cyclip_ext with a CUDA {_major(torchs)} toolkit, or a torch for CUDA {_major(ours)}",
-        )
-    return _load("cuda", "_C_cuda")
-
-
-def _major(version: str) -> str:
-    return version.partition(".")[0]
-
-
-_CPU = _load("cpu", "_C")
-_STATUS = {"cpu": _CPU, "cuda": load_cuda(_CPU)}
 _ops = torch.ops.cyclip_ext
-_OPERATORS: list[str] = []
-
-
-def _register(
-    name: str,
-    fake: Callable[..., Any],
-    flops: Callable[..., int],
-    backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., None] | None = None,
-) -> None:
-    """Register shapes, derivatives and flops of an operator if the CPU library is loaded.
-
-    A `_backward` operator has no derivatives of its own.
-    """
-    _OPERATORS.append(name)
-    if not _CPU.loaded:
-        return
-    qualified = f"cyclip_ext::{name}"
-    torch.library.register_fake(qualified, fake)
-    if backward is None:
-        torch.library.register_autograd(qualified, _once_differentiable(name))
-    else:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
-    register_flop_formula(getattr(_ops, name))(flops)
-
-
-def _once_differentiable(name: str) -> Callable[..., None]:
-    def raise_error(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"cyclip_ext::{name} cannot be differentiated twice; "
-            'use backend="reference" for second derivatives'
-        )
-
-    return raise_error
-
 
 # ---------------------------------------------------------------- shapes
 
@@ -187,28 +61,27 @@ def _float64(like: Tensor, *shape: Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
 
-def _grad_like(features: Tensor, needed: bool) -> Tensor:
-    """Return an empty gradient of a tower, without rows unless it is needed."""
-    n, d = features.shape
-    return features.new_empty((n if needed else 0, d))
+def _gradients_fake(
+    image_features: Tensor,
+    text_features: Tensor,
+    needed: tuple[bool, ...] = (True, True),
+    scalars: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return empty gradients of both towers, without rows unless needed, and of scalars."""
+    towers = (
+        features.new_empty((features.shape[0] if wanted else 0, features.shape[1]))
+        for features, wanted in zip((image_features, text_features), needed, strict=True)
+    )
+    return *towers, *(_float64(image_features) for _ in range(scalars))
 
 
-def _both_grads_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    return _grad_like(image_features, True), _grad_like(text_features, True)
-
-
-_DOTS_COLUMN_MULTIPLE: int = _ops.dots_column_multiple() if _CPU.loaded else 1
+_DOTS_COLUMN_MULTIPLE: int = _ops.dots_column_multiple() if backend_status()["cpu"].loaded else 1
 
 
 def _dots(image_features: Tensor, text_features: Tensor, keep_bytes: int) -> Tensor:
     """Return the dot products of all pairs, or nothing (KeptDots in csrc/ops/cpu/tiles.h)."""
-    n, m, dtype = (
-        image_features.shape[0],
-        text_features.shape[0],
-        _accumulation_dtype(image_features),
-    )
+    n, m = image_features.shape[0], text_features.shape[0]
+    dtype = _accumulation_dtype(image_features)
     width = (m + _DOTS_COLUMN_MULTIPLE - 1) // _DOTS_COLUMN_MULTIPLE * _DOTS_COLUMN_MULTIPLE
     kept = (
         keep_bytes > 0
@@ -223,20 +96,11 @@ def _product_flops(image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: 
     return 2 * image_shape[0] * text_shape[0] * image_shape[1]
 
 
-def _pairs_backward_flops(dots_shape: Shape, needed: tuple[bool, ...], product: int) -> int:
-    """Count a product for each gradient, and one more if the dot products were not kept."""
-    return product * (sum(needed) + (0 in dots_shape))
-
-
 # ---------------------------------------------------------------- row_norms
 
 
 def _row_norms_fake(features: Tensor) -> Tensor:
     return features.new_empty(features.shape[:1], dtype=_accumulation_dtype(features))
-
-
-def _row_norms_flops(shape: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * shape[0] * shape[1]
 
 
 def _save_features(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -251,90 +115,79 @@ def _row_norms_backward(ctx: Any, grad_norms: Tensor) -> Any:
     return (features * slope[:, None]).to(features.dtype)
 
 
-_register("row_norms", _row_norms_fake, _row_norms_flops, _row_norms_backward, _save_features)
+register(
+    "row_norms",
+    _row_norms_fake,
+    lambda shape, *_, **__: 2 * shape[0] * shape[1],
+    _row_norms_backward,
+    _save_features,
+)
 
 
-# ---------------------------------------------------------------- operators over all pairs
+# ---------------------------------------------------------------- pair_statistics, sigmoid_rows
 
 
-class Rounding(NamedTuple):
-    """Rounding that the products of an operator over all pairs may apply."""
+def pairs_backward(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    offset: int,
+    saved: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    options: tuple[Any, ...],  # allow_tf32, allow_bf16 and labels
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the inputs of pair_statistics or sigmoid_rows, without a graph.
 
-    allow_tf32: bool = False
-    allow_bf16: bool = False
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of this rank's rows and of all columns, for any block of the similarity matrix."""
-
-    rows: Tensor  # int64 [n]
-    columns: Tensor  # int64 [M], of all ranks
-    start: int = 0  # the column that pairs with row 0
-
-    def of_columns(self, offset: int, m: int) -> Tensor:
-        """Return the labels of the m columns of the block in which row 0 pairs with `offset`."""
-        begin = self.start - offset
-        return self.columns[begin : begin + m]
-
-
-@dataclass(frozen=True, eq=False)  # the compiler of torch 2.10 hashes what is called
-class PairOperator:
-    """pair_statistics or sigmoid_rows with its options: a block of the similarity matrix.
-
-    Called with the inputs, (image features [n, d], text features [m, d], scalars ...), and the
-    offset: the positive of row i is column i + offset, if that is one of the m. `backward` takes
-    the same, what the call returned, and the gradients of the first `differentiable` outputs. It is
-    for callers that keep no graph, and returns a gradient for each input; that of an input that is
-    not `needed` is None or has no rows.
+    That of a tower that is not `needed` has no rows.
     """
-
-    name: str
-    rounding: Rounding
-    keep_bytes: int
-    needs_hardest: bool = True
-    labels: Labels | None = None
-    same_are_positives: bool = False
-
-    @property
-    def differentiable(self) -> int:
-        return 5 if self.name == "pair_statistics" else 1
-
-    def __call__(self, inputs: tuple[Tensor, ...], offset: int = 0) -> tuple[Tensor, ...]:
-        hardest = (self.needs_hardest,) if self.name == "pair_statistics" else ()
-        outputs: tuple[Tensor, ...] = getattr(_ops, self.name)(
-            *(*inputs, offset, *self.rounding, self.keep_bytes, *hardest),
-            *self._labels(offset, inputs[1].shape[0]),
-        )
-        return outputs
-
-    def _labels(self, offset: int, m: int) -> tuple[Any, ...]:
-        """Return the last arguments of the operator."""
-        if self.labels is None:
-            return ()
-        positives = () if self.name == "pair_statistics" else (self.same_are_positives,)
-        return self.labels.rows, self.labels.of_columns(offset, m), *positives
-
-    def backward(
-        self,
-        inputs: tuple[Tensor, ...],
-        offset: int,
-        outputs: tuple[Tensor, ...],
-        grads: tuple[Tensor, ...],
-        needed: tuple[bool, ...],
-    ) -> tuple[Tensor | None, ...]:
-        options = *self.rounding, *self._labels(offset, inputs[1].shape[0])
-        if self.name == "pair_statistics":
-            saved = _saved_statistics(outputs)
-            return _pair_statistics_grads(inputs, offset, saved, grads, needed, options)
-        return _sigmoid_rows_grads(inputs, offset, outputs[1:], grads, needed, options)
+    result: tuple[Tensor, ...] = getattr(_ops, f"{name}_backward")(
+        *inputs, offset, *saved, *grads, *needed[:2], *options
+    )
+    return result
 
 
-def _like_input(grad: Tensor, argument: Tensor, needed: bool) -> Tensor | None:
-    return grad.to(argument.dtype).reshape(argument.shape) if needed else None
+def saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the outputs of pair_statistics that its backward operator takes."""
+    row_lse, col_lse, _positive, _row_hardest, _col_hardest, *indices_and_dots = outputs
+    return row_lse, col_lse, *indices_and_dots
 
 
-# ---------------------------------------------------------------- pair_statistics
+def masked_labels(
+    row_labels: Tensor | None = None,
+    col_labels: Tensor | None = None,
+    same_are_positives: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the labels that the backward operator of pair_statistics takes.
+
+    It needs none if all pairs are in the log-sum-exp.
+    """
+    return () if same_are_positives else (row_labels, col_labels)
+
+
+def _gradients(
+    ctx: Any,
+    name: str,
+    inputs: tuple[Tensor, ...],
+    saved: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    labels: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return one gradient for each argument of the operator, from a backward pass of autograd."""
+    needed = ctx.needs_input_grad
+    options = *ctx.rounding, *labels
+    found = pairs_backward(name, inputs, ctx.offset, saved, grads, needed, options)
+    of_inputs = (
+        grad.to(argument.dtype).reshape(argument.shape) if is_needed else None
+        for grad, argument, is_needed in zip(found, inputs, needed, strict=False)
+    )
+    return *of_inputs, *(None,) * (len(needed) - len(inputs))
+
+
+def _gradients_flops(
+    image_shape: Shape, text_shape: Shape, needed: tuple[bool, ...], dots_shape: Shape
+) -> int:
+    """Count a product for each gradient, and one more if the dot products were not stored."""
+    return _product_flops(image_shape, text_shape) * (sum(needed) + (0 in dots_shape))
 
 
 def _pair_statistics_fake(
@@ -345,9 +198,7 @@ def _pair_statistics_fake(
     allow_tf32: bool = False,
     allow_bf16: bool = False,
     keep_bytes: int = 0,
-    needs_hardest: bool = True,
-    row_labels: Tensor | None = None,
-    col_labels: Tensor | None = None,
+    *_: Any,  # needs_hardest and labels
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -357,85 +208,36 @@ def _pair_statistics_fake(
     )
 
 
-def _saved_statistics(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the outputs that the backward operator takes."""
-    row_lse, col_lse, _positive, _row_hardest, _col_hardest, *indices_and_dots = outputs
-    return row_lse, col_lse, *indices_and_dots
-
-
 def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes, _needs_hardest = inputs[:8]
-    ctx.rounding = Rounding(allow_tf32, allow_bf16)
+    ctx.rounding = allow_tf32, allow_bf16
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # not zeros as large as the dots
-    ctx.save_for_backward(*tensors, *_saved_statistics(output), *inputs[8:])
-
-
-def _pair_statistics_grads(
-    inputs: tuple[Tensor, ...],
-    offset: int,
-    saved: tuple[Tensor, ...],
-    grads: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    options: tuple[Any, ...],  # rounding and labels
-) -> tuple[Tensor, ...]:
-    result: tuple[Tensor, ...] = _ops.pair_statistics_backward(
-        *inputs, offset, *saved, *grads, *needed[:2], *options
-    )
-    return result
+    ctx.save_for_backward(*tensors, *saved_statistics(output), *masked_labels(*inputs[8:]))
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs, saved, labels = ctx.saved_tensors[:3], ctx.saved_tensors[3:8], ctx.saved_tensors[8:]
-    image_features, text_features, logit_scale = inputs
-    needed = ctx.needs_input_grad[:3]
-    n, m = image_features.shape[0], text_features.shape[0]
+    n, m = inputs[0].shape[0], inputs[1].shape[0]
     upstream = tuple(
-        _float64(image_features, size).zero_() if grad is None else grad
+        _float64(inputs[0], size).zero_() if grad is None else grad
         for size, grad in zip((n, m, n, n, m), grads[:5], strict=True)
     )
-    image_grad, text_grad, scale_grad = _pair_statistics_grads(
-        inputs, ctx.offset, saved, upstream, needed, (*ctx.rounding, *labels)
-    )
-    return (
-        image_grad if needed[0] else None,
-        text_grad if needed[1] else None,
-        _like_input(scale_grad, logit_scale, needed[2]),
-        *(None,) * (len(ctx.needs_input_grad) - 3),
-    )
+    return _gradients(ctx, "pair_statistics", inputs, saved, upstream, labels)
 
 
-def _pair_statistics_backward_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    needs_image_grad, needs_text_grad = args[12:14]
-    return (
-        _grad_like(image_features, needs_image_grad),
-        _grad_like(text_features, needs_text_grad),
-        _float64(image_features),
-    )
-
-
-def _pair_statistics_backward_flops(
-    image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
-) -> int:
-    product = _product_flops(image_shape, text_shape)
-    return _pairs_backward_flops(args[6], args[12:14], product)
-
-
-_register(
+register(
     "pair_statistics",
     _pair_statistics_fake,
     _product_flops,
     _pair_statistics_backward,
     _pair_statistics_setup,
 )
-_register(
-    "pair_statistics_backward", _pair_statistics_backward_fake, _pair_statistics_backward_flops
+register(
+    "pair_statistics_backward",
+    lambda x, y, *args: _gradients_fake(x, y, needed=args[12:14], scalars=1),
+    lambda x, y, *args, **_: _gradients_flops(x, y, needed=args[12:14], dots_shape=args[6]),
 )
-
-
-# ---------------------------------------------------------------- sigmoid_rows
 
 
 def _sigmoid_rows_fake(
@@ -458,25 +260,11 @@ def _sigmoid_rows_fake(
 def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.offset, allow_tf32, allow_bf16, _keep_bytes = inputs[:8]
     labels, ctx.same_are_positives = inputs[8:10], inputs[10:]
-    ctx.rounding = Rounding(allow_tf32, allow_bf16)
+    ctx.rounding = allow_tf32, allow_bf16
     _row_loss, dots = output
     ctx.mark_non_differentiable(dots)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, dots, *labels)
-
-
-def _sigmoid_rows_grads(
-    inputs: tuple[Tensor, ...],
-    offset: int,
-    dots: tuple[Tensor, ...],
-    grads: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    options: tuple[Any, ...],  # rounding and labels
-) -> tuple[Tensor, ...]:
-    result: tuple[Tensor, ...] = _ops.sigmoid_rows_backward(
-        *inputs, offset, *dots, *grads, *needed[:2], *options
-    )
-    return result
 
 
 def _sigmoid_rows_backward(
@@ -485,47 +273,22 @@ def _sigmoid_rows_backward(
     if grad_rows is None:
         return (None,) * len(ctx.needs_input_grad)
     inputs, dots, labels = ctx.saved_tensors[:4], ctx.saved_tensors[4:5], ctx.saved_tensors[5:]
-    options = *ctx.rounding, *labels, *ctx.same_are_positives
-    needed = ctx.needs_input_grad[:4]
-    image_grad, text_grad, scale_grad, bias_grad = _sigmoid_rows_grads(
-        inputs, ctx.offset, dots, (grad_rows,), needed, options
-    )
-    return (
-        image_grad if needed[0] else None,
-        text_grad if needed[1] else None,
-        _like_input(scale_grad, inputs[2], needed[2]),
-        _like_input(bias_grad, inputs[3], needed[3]),
-        *(None,) * (len(ctx.needs_input_grad) - 4),
-    )
+    options = *labels, *ctx.same_are_positives
+    return _gradients(ctx, "sigmoid_rows", inputs, dots, (grad_rows,), options)
 
 
-def _sigmoid_rows_backward_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    needs_image_grad, needs_text_grad = args[5:7]
-    return (
-        _grad_like(image_features, needs_image_grad),
-        _grad_like(text_features, needs_text_grad),
-        _float64(image_features),
-        _float64(image_features),
-    )
-
-
-def _sigmoid_rows_backward_flops(
-    image_shape: Shape, text_shape: Shape, *args: Any, **kwargs: Any
-) -> int:
-    product = _product_flops(image_shape, text_shape)
-    return _pairs_backward_flops(args[3], args[5:7], product)
-
-
-_register(
+register(
     "sigmoid_rows",
     _sigmoid_rows_fake,
     _product_flops,
     _sigmoid_rows_backward,
     _sigmoid_rows_setup,
 )
-_register("sigmoid_rows_backward", _sigmoid_rows_backward_fake, _sigmoid_rows_backward_flops)
+register(
+    "sigmoid_rows_backward",
+    lambda x, y, *args: _gradients_fake(x, y, needed=args[5:7], scalars=2),
+    lambda x, y, *args, **_: _gradients_flops(x, y, needed=args[5:7], dots_shape=args[3]),
+)
 
 
 # ---------------------------------------------------------------- cycle_grams
@@ -538,11 +301,9 @@ def _cycle_grams_fake(
     return tuple(_float64(image_features, size, size) for size in (d, d, d if cross else 0))
 
 
-def _cycle_grams_flops(
-    image_shape: Shape, text_shape: Shape, cross: bool = True, **kwargs: Any
-) -> int:
-    n, d = image_shape
-    return 2 * n * d * d * (3 if cross else 2)
+def _gram_flops(shape: Shape, products: int) -> int:
+    n, d = shape
+    return 2 * n * d * d * products
 
 
 def _cycle_grams_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -554,45 +315,58 @@ def _cycle_grams_backward(ctx: Any, *grads: Tensor) -> Any:
     return (*_ops.cycle_grams_backward(*ctx.saved_tensors, *grads), None)
 
 
-def _cycle_grams_backward_flops(
-    image_shape: Shape, text_shape: Shape, *gram_shapes: Shape, **kwargs: Any
-) -> int:
-    n, d = image_shape
-    return 2 * n * d * d * (2 if 0 in gram_shapes[2] else 4)
-
-
-_register(
-    "cycle_grams", _cycle_grams_fake, _cycle_grams_flops, _cycle_grams_backward, _cycle_grams_setup
+register(
+    "cycle_grams",
+    _cycle_grams_fake,
+    lambda x, y, cross=True, **_: _gram_flops(x, 3 if cross else 2),
+    _cycle_grams_backward,
+    _cycle_grams_setup,
 )
-_register("cycle_grams_backward", _both_grads_fake, _cycle_grams_backward_flops)
+register(
+    "cycle_grams_backward",
+    lambda x, y, *_: _gradients_fake(x, y),
+    lambda x, y, plus, minus, cross, **_: _gram_flops(x, 2 if 0 in cross else 4),
+)
 
 
 # ---------------------------------------------------------------- cycle_direct
 
 
-def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    return _float64(image_features), _float64(image_features)
+def _cycle_direct_fake(
+    image_features: Tensor, text_features: Tensor, keep_bytes: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype = image_features.shape[0], _accumulation_dtype(image_features)
+    kept = image_features.device.type == "cpu" and n * n <= keep_bytes // dtype.itemsize
+    products = image_features.new_empty((n, n) if kept else (0, 0), dtype=dtype)
+    return _float64(image_features), _float64(image_features), products
 
 
-def _cycle_direct_flops(image_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    n, d = image_shape
-    return 2 * n * n * d
+def _cycle_direct_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, _keep_bytes = inputs
+    products = output[2]
+    ctx.mark_non_differentiable(products)
+    ctx.set_materialize_grads(False)  # not zeros as large as the products
+    ctx.save_for_backward(image_features, text_features, products)
 
 
-def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
-    return _ops.cycle_direct_backward(*ctx.saved_tensors, *grads)
+def _cycle_direct_backward(ctx: Any, *grads: Tensor | None) -> Any:
+    features = ctx.saved_tensors[0]
+    upstream = (_float64(features).zero_() if grad is None else grad for grad in grads[:2])
+    return (*_ops.cycle_direct_backward(*ctx.saved_tensors, *upstream), None)
 
 
-def _cycle_direct_backward_flops(image_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    """Count the forward product once more, and one for each gradient."""
-    n, d = image_shape
-    return 3 * 2 * n * n * d
-
-
-_register(
-    "cycle_direct", _cycle_direct_fake, _cycle_direct_flops, _cycle_direct_backward, _save_features
+register(
+    "cycle_direct",
+    _cycle_direct_fake,
+    _product_flops,
+    _cycle_direct_backward,
+    _cycle_direct_setup,
 )
-_register("cycle_direct_backward", _both_grads_fake, _cycle_direct_backward_flops)
+register(  # a product for each gradient, and the forward one unless it was kept
+    "cycle_direct_backward",
+    lambda x, y, *_: _gradients_fake(x, y),
+    lambda x, y, products, *_, **__: (2 + (0 in products)) * _product_flops(x, y),
+)
 
 
 # ---------------------------------------------------------------- retrieval
@@ -603,17 +377,7 @@ def _without_derivative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _never_called(ctx: Any, *grads: Tensor) -> None:
-    """Satisfy torch, which requires a backward; no output is differentiable."""
-
-
-def _retrieval_ranks_fake(
-    image_features: Tensor,
-    text_features: Tensor,
-    image_labels: Tensor,
-    text_labels: Tensor,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(image_labels), torch.empty_like(text_labels)
+    """Serve as the backward that torch requires, although no output is differentiable."""
 
 
 def _similarity_top_k_fake(
@@ -623,19 +387,13 @@ def _similarity_top_k_fake(
     return values, torch.empty_like(values, dtype=torch.int64)
 
 
-_register(
-    "retrieval_ranks", _retrieval_ranks_fake, _product_flops, _never_called, _without_derivative
+register(
+    "retrieval_ranks",
+    lambda x, y, a, b, *_: (torch.empty_like(a), torch.empty_like(b)),
+    _product_flops,
+    _never_called,
+    _without_derivative,
 )
-_register(
+register(
     "similarity_top_k", _similarity_top_k_fake, _product_flops, _never_called, _without_derivative
-)
-
-
-# Looked up once, so that torch.compile meets a constant.
-_KERNELS = frozenset(
-    (name, device)
-    for name in _OPERATORS
-    for device in ("cpu", "cuda")
-    if _STATUS["cpu"].loaded  # which holds the schemas
-    and has_kernel(f"cyclip_ext::{name}", device)
 )

@@ -1,8 +1,8 @@
-"""The losses as formulas: dense, in any floating dtype, for reading and for float64 truth.
+"""The losses as dense formulas, in any floating-point dtype: the specification of all backends.
 
-This module is the specification. Each function is one row of the table in docs/losses.md, written
-the way the papers write it, with the N x N matrices in full; the operators must agree with it.
-It imports nothing but torch, holds no state, and is differentiable any number of times.
+Each function is one row of the table in docs/losses.md, written as in the papers, with full N x N
+matrices. The operators must agree with it. The module imports only torch, holds no state, and is
+differentiable any number of times.
 
     x^ = x / max(|x|, eps)      S = x^ y^'      z = s S      s: logit scale (exponentiated)
 
@@ -144,7 +144,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
-    Other pairs of equal labels are left out of the sum ("mask"), or have l = 1 ("positive").
+    Other pairs of equal labels are not in the sum ("mask"), or have l = 1 ("positive").
     Further texts are more j, further images more i, with l = -1.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
@@ -209,20 +209,22 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
     same: Tensor | None = None,  # bool [n, m]
+    same_label: str = "mask",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return row_lse, col_lse, positive and both hardest of a rectangle, for softmax and hinge.
 
     row_lse, [n], and col_lse, [m]: log sum of e^z over negatives. positive, [n]: S at the positive,
     0 without one. row_hardest, [n], and col_hardest, [m]: the largest S of a negative; of tied ones
     the first counts, in value and gradient. Without negatives: -inf. Pairs of the `same` label are
-    no negatives.
+    no negatives, though with "positive" they stay in row_lse and col_lse.
     """
     sim = similarity(image_features, text_features)
     rows, cols = (torch.arange(size, device=sim.device) for size in sim.shape)
     positive = cols[None, :] == rows[:, None] + offset
     excluded = positive if same is None else positive | same
-    row_lse, row_hardest = _over_negatives(sim, logit_scale, excluded)
-    col_lse, col_hardest = _over_negatives(sim.T, logit_scale, excluded.T)
+    masked = positive if same_label == "positive" else excluded
+    row_lse, row_hardest = _log_sum_exp(sim, logit_scale, masked), _hardest(sim, excluded)
+    col_lse, col_hardest = _log_sum_exp(sim.T, logit_scale, masked.T), _hardest(sim.T, excluded.T)
     return row_lse, col_lse, sim.where(positive, 0).sum(dim=1), row_hardest, col_hardest
 
 
@@ -281,15 +283,16 @@ def similarity_top_k(
     return values[:, :k], indices[:, :k]
 
 
-def _over_negatives(
-    sim: Tensor, logit_scale: Tensor | float, excluded: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return LSE and maximum of each row without what is excluded; [n] each."""
-    none = excluded.all(dim=1)  # over -inf alone, logsumexp would have derivative NaN
-    left_out = excluded & ~none[:, None]
-    lse = (logit_scale * sim).masked_fill(left_out, -torch.inf).logsumexp(dim=1)
-    hardest = sim.masked_fill(left_out, -torch.inf).max(dim=1).values
-    return lse.masked_fill(none, -torch.inf), hardest.masked_fill(none, -torch.inf)
+def _log_sum_exp(sim: Tensor, logit_scale: Tensor | float, masked: Tensor) -> Tensor:
+    """Return log sum_j e^(s S_ij) of each row without the masked entries; [n]."""
+    none = masked.all(dim=1)  # over -inf alone, logsumexp would have derivative NaN
+    others = (logit_scale * sim).masked_fill(masked & ~none[:, None], -torch.inf)
+    return others.logsumexp(dim=1).masked_fill(none, -torch.inf)
+
+
+def _hardest(sim: Tensor, excluded: Tensor) -> Tensor:
+    """Return the largest entry of each row that is not excluded; [n]."""
+    return sim.masked_fill(excluded, -torch.inf).max(dim=1).values
 
 
 def _comparable(sim: Tensor) -> Tensor:

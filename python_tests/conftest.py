@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    from cyclip_ext.ops import has_operator
+    from cyclip_ext.libraries import has_operator
 
     if item.get_closest_marker("native") and not has_operator("pair_statistics", "cpu"):
         pytest.skip("the C++ operators are not built")

@@ -81,7 +81,7 @@ def gpu_plan(benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("stage", ["facts", "right", "same", "time", "kernels", "peers"])
+@pytest.mark.parametrize("stage", ["facts", "right", "same", "time", "engines", "kernels", "peers"])
 def test_stages_of_the_gpu_program(
     stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
 ) -> None:
@@ -131,3 +131,23 @@ def test_gpu_program_survives_a_stage_that_dies(
     assert {line["stage"] for line in lines if line["status"] == "ok"} == {"facts"}
     assert [line["status"] for line in lines if line["stage"] == "same"] == ["ended with 1"]
     assert all(line["device"] for line in lines)
+
+
+@pytest.mark.native
+def test_gpu_program_compares_the_engines(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each engine is measured in a process of its own, with errors beside times."""
+    gpu, results = benchmark("gpu"), benchmark("results")
+    monkeypatch.chdir(ROOT)
+    arguments = ["--device", "cpu", "--stages", "engines", "--families", "siglip"]
+    arguments += ["--precisions", "bf16", "float32", "--sizes", "32", "--widths", "8"]
+    assert gpu.main([*arguments, "--csv", str(tmp_path / "results.csv")]) == 0
+    lines = results.read(tmp_path / "results.csv")
+    operators = ["sigmoid_rows forward", "sigmoid_rows backward"]
+    measured = [f"{engine}, {name}" for engine in ("hopper", "portable") for name in operators]
+    assert [line["name"] for line in lines] == measured + operators
+    assert {line["status"] for line in lines} == {"ok"}
+    assert [bool(line["loss_error"]) for line in lines] == [True, False] * 2 + [False] * 2
+    assert [bool(line["grad_error"]) for line in lines] == [False, True] * 2 + [False] * 2
+    assert all("of portable's time" in line["note"] for line in lines[4:])

@@ -1,13 +1,15 @@
 """The decisions of the build: what it finds, what it compiles, and the reasons it records.
 
-Complete installations take minutes and are part of .ci/run (docs/install.md). These tests replace
-the compilers by stubs.
+Complete installations take minutes and are part of .ci/run (docs/install.md). Most of these tests
+replace the compilers by stubs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +330,31 @@ def test_nvcc_is_not_required_if_cuda_is_declined(
     monkeypatch.setattr(backend, "find_cuda", lambda major: None)
     monkeypatch.setenv("CYCLIP_BUILD_CUDA", "0")
     assert backend.get_requires_for_build_wheel() == ["ninja"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the wheels of CUDA are for Linux")
+def test_nvcc_from_pypi_compiles_and_links_without_a_toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Downloads the real packages; the toolkit of this machine, if it has one, is hidden."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    hidden = [folder for folder in folders if not (Path(folder) / "nvcc").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(hidden))
+    monkeypatch.setattr(toolchain, "DEFAULT_HOME", tmp_path / "none")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
+    assert toolchain.find_cuda("13") is None
+    wheels = backend._nvcc_requirements(TORCH_CUDA)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir"]
+    subprocess.run([*pip, "--target", str(tmp_path / "site"), *wheels], check=True)
+    found = toolchain.find_cuda("13")
+    assert (found.version, found.home.parent.parent) == ("13.0", tmp_path / "site")
+    made = plan.Plan(TORCH_CUDA, toolchain.find_cxx(), found)
+    compiled, library = str(tmp_path / "row_norms.o"), str(tmp_path / "row_norms.so")
+    subprocess.run(made.hopper_command("csrc/kernels/cuda/row_norms.cu", compiled), check=True)
+    runtime = f"-L{found.library_dir}", f"-l{found.runtime_library}"
+    link = ["c++", "-shared", "-Wl,--no-undefined", compiled, *runtime, "-o", library]
+    subprocess.run(link, check=True)
 
 
 def test_pure_python_installation_requires_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

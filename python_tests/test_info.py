@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import cyclip_ext
-from cyclip_ext import info, ops
-from cyclip_ext.ops import BackendStatus
+from cyclip_ext import info, libraries
+from cyclip_ext.libraries import BackendStatus
 
 LOADED = BackendStatus(True, True, "")
 
@@ -134,9 +134,9 @@ def test_reason_for_a_missing_cuda_library(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ops, "PACKAGE", _package(tmp_path, record, *files))
+    monkeypatch.setattr(libraries, "PACKAGE", _package(tmp_path, record, *files))
     monkeypatch.setattr(torch.version, "cuda", cuda_of_torch)
-    status = ops.load_cuda(cpu=LOADED)
+    status = libraries.load_cuda(cpu=LOADED)
     assert not status.loaded
     for word in words:
         assert word in info.backend_state("cuda", status)
@@ -159,8 +159,8 @@ def test_missing_or_broken_record_is_not_an_error(
     """A source tree has no build record, and an interrupted build may leave a damaged one."""
     if text is not None:
         (tmp_path / "_build_info.json").write_text(text)
-    monkeypatch.setattr(ops, "PACKAGE", tmp_path)
-    assert info.build_tools(ops.build_record()).startswith("unknown")
+    monkeypatch.setattr(libraries, "PACKAGE", tmp_path)
+    assert info.build_tools(libraries.build_record()).startswith("unknown")
 
 
 def test_record_is_summarized() -> None:

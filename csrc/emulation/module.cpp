@@ -38,7 +38,7 @@ struct Options {
   bool needs_hardest;  // of pair_statistics
   bool float64_is_slow;
   std::optional<py::array> row_labels, col_labels;
-  bool same_are_positives;  // of sigmoid_rows
+  bool same_are_positives;
   int64_t hopper_blocks;
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
@@ -187,7 +187,8 @@ py::tuple pair_statistics(const py::array& image_features, const py::array& text
                                       col_index.data<int64_t>(),
                                       options.needs_hardest,
                                       labels_of(options.row_labels, n, "row_labels"),
-                                      labels_of(options.col_labels, m, "col_labels")};
+                                      labels_of(options.col_labels, m, "col_labels"),
+                                      options.same_are_positives};
   run(options, [&](const Context& context) { return launch_pair_statistics_forward(args, context); });
   return py::make_tuple(row_lse.take("row_lse"), col_lse.take("col_lse"), positive.take("positive"),
                         row_hardest.take("row_hardest"), col_hardest.take("col_hardest"),

@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
   m.def(
       "pair_statistics(Tensor image_features, Tensor text_features, Tensor logit_scale, int offset=0, "
       "bool allow_tf32=False, bool allow_bf16=False, int keep_bytes=0, bool needs_hardest=True, "
-      "Tensor? row_labels=None, Tensor? col_labels=None) -> "
+      "Tensor? row_labels=None, Tensor? col_labels=None, bool same_are_positives=False) -> "
       "(Tensor row_lse, Tensor col_lse, Tensor positive, Tensor row_hardest, Tensor col_hardest, "
       "Tensor row_hardest_index, Tensor col_hardest_index, Tensor dots)");
   m.def(
@@ -45,11 +45,11 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor grad_minus_gram, Tensor grad_cross_gram) -> (Tensor image_grad, Tensor text_grad)");
 
   m.def(
-      "cycle_direct(Tensor image_features, Tensor text_features) -> "
-      "(Tensor in_modal_sum, Tensor cross_modal_sum)");
+      "cycle_direct(Tensor image_features, Tensor text_features, int keep_bytes=0) -> "
+      "(Tensor in_modal_sum, Tensor cross_modal_sum, Tensor products)");
   m.def(
-      "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor grad_in_modal_sum, "
-      "Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
+      "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor products, "
+      "Tensor grad_in_modal_sum, Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
 
   m.def(
       "retrieval_ranks(Tensor image_features, Tensor text_features, Tensor image_labels, Tensor text_labels, "

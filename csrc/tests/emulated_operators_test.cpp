@@ -26,10 +26,10 @@ struct Shape {
   int64_t large_tiles;  // 0: large tiles for all products
 };
 
+// For each block several tiles of each consumer, ragged, and one row of tiles that only one consumer has.
+constexpr Shape kHopperShape = {260, 140, 70, 0};
 // A single entry; several small tiles, ragged in all dimensions, with a pipeline that wraps around;
 // large tiles.
-// Several tiles for each consumer of a block, ragged, and one row of tiles that only one consumer has.
-constexpr Shape kHopperShape = {260, 140, 70, 0};
 constexpr Shape kShapes[] = {{1, 1, 1, 128}, {70, 67, 129, 128}, {33, 130, 37, 0}};
 
 struct Precision {
@@ -232,23 +232,30 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// Without the hardest negatives, with labels, and with a scale at which lines of a tile have shifts
-// of their own.
-void run_slim_pair_statistics(const Problem& problem, Results& results) {
+// With a scale at which lines of a tile have shifts of their own, and with labels unless on the engine for Hopper
+// GPUs, which has none: masks without the hardest negatives, and further positives with them.
+void run_labelled_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
   const auto row_labels = integers(n, 2, 20), col_labels = integers(m, 3, 20);
+  const bool has_labels = problem.hopper_blocks == 0;
   const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
   const GuardedArray<int64_t> row_index(n), col_index(m);
-  run(problem, [&](const Context& context) {
-    return launch_pair_statistics_forward(
-        {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
-         positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
-         /*needs_hardest=*/false, row_labels.data(), col_labels.data()},
-        context);
-  });
-  results.add("row_lse of a large scale", row_lse);
-  results.add("col_lse of a large scale", col_lse);
+  for (const bool positives : {false, true}) {
+    run(problem, [&](const Context& context) {
+      return launch_pair_statistics_forward(
+          {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),
+           positive.data(), row_hardest.data(), col_hardest.data(), row_index.data(), col_index.data(),
+           /*needs_hardest=*/positives, has_labels ? row_labels.data() : nullptr,
+           has_labels ? col_labels.data() : nullptr, /*same_are_positives=*/positives},
+          context);
+    });
+    const std::string name = positives ? " of a large scale, with hardest" : " of a large scale";
+    results.add("row_lse" + name, row_lse);
+    results.add("col_lse" + name, col_lse);
+  }
+  results.add("row_hardest of a large scale", row_hardest);
+  results.add("col_hardest of a large scale", col_hardest);
 }
 
 void run_pair_statistics(const Problem& problem, Results& results) {
@@ -413,11 +420,12 @@ void test_operators(const Problem& problem) {
   const std::string name = std::string(problem.precision.name) + " [" + std::to_string(n) + ", " +
                            std::to_string(m) + ", " + std::to_string(d) + "]";
   const int before = failures;
+  const int64_t hopper_before = emulation::hopper_launches();
   const std::vector<Results> all = in_all_orders([&] {
     Results results;
     run_row_norms(problem, results);
     run_pair_statistics(problem, results);
-    run_slim_pair_statistics(problem, results);
+    run_labelled_pair_statistics(problem, results);
     run_sigmoid_rows(problem, results);
     if (problem.hopper_blocks > 0) return results;  // the others do not use this engine
     run_cycle(problem, results);
@@ -426,6 +434,12 @@ void test_operators(const Problem& problem) {
     return results;
   });
   for (size_t i = 1; i < all.size(); ++i) all[0].expect_same(all[i], name + ", " + orders()[i].name);
+  if (problem.hopper_blocks > 0) {
+    // Four forward passes, the panels of two backward passes and, in bfloat16, two products of each.
+    const int64_t least = problem.precision.type == ElementType::kBFloat16 ? 10 : 6;
+    check(emulation::hopper_launches() - hopper_before >= least * static_cast<int64_t>(all.size()),
+          "an operator did not use the engine for Hopper GPUs");
+  }
   if (failures > before) std::printf("^ %s\n", name.c_str());
 }
 
@@ -442,7 +456,7 @@ int main(int argc, char** argv) {
     for (const Shape& shape : kShapes) test_operators(Problem(shape, precision));
     if (precision.element_size == 2) {
       Problem hopper(kHopperShape, precision);
-      hopper.hopper_blocks = 1;
+      hopper.hopper_blocks = 2;
       test_operators(hopper);
     }
     ++tested;

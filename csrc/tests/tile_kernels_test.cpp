@@ -151,19 +151,20 @@ struct SoftmaxResult {
   std::vector<double> positive;
   Statistics<T> rows, cols;
 
-  SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem, bool needs_hardest = true)
+  SoftmaxResult(const TileKernels<T>& kernels, const Problem<T>& problem, bool needs_hardest = true,
+                bool same_are_positives = false)
       : positive(problem.shape.rows, 0), rows(problem.shape.rows), cols(problem.pitch) {
     std::vector<T> scratch(2 * problem.pitch);
     kernels.softmax_forward({problem.tile(), base2_scale<T>(), rows.view(), cols.view(), positive.data(),
-                             scratch.data(), needs_hardest, problem.labels()});
+                             scratch.data(), needs_hardest, problem.labels(), same_are_positives});
   }
 };
 
 template <typename T>
-void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& problem, double tolerance,
-                          const std::string& name) {
+void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& problem, bool same_are_positives,
+                          double tolerance, const std::string& name) {
   const auto [rows, cols, offset] = problem.shape;
-  const SoftmaxResult<T> result(kernels, problem);
+  const SoftmaxResult<T> result(kernels, problem, /*needs_hardest=*/true, same_are_positives);
 
   std::vector<Line> row_lines(rows), col_lines(cols);
   for (int64_t row = 0; row < rows; ++row) {
@@ -175,6 +176,9 @@ void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& probl
       if (problem.is_negative(row, col)) {
         row_lines[row].add(s, col);
         col_lines[col].add(s, row);
+      } else if (!problem.is_positive(row, col) && same_are_positives) {
+        row_lines[row].exponentials += std::exp(kScale * s);
+        col_lines[col].exponentials += std::exp(kScale * s);
       }
     }
   }
@@ -186,7 +190,7 @@ void test_softmax_forward(const TileKernels<T>& kernels, const Problem<T>& probl
   expect(result.rows, row_lines, " row");
   expect(result.cols, col_lines, " column");
 
-  const SoftmaxResult<T> sums(kernels, problem, /*needs_hardest=*/false);
+  const SoftmaxResult<T> sums(kernels, problem, /*needs_hardest=*/false, same_are_positives);
   for (int64_t row = 0; row < rows; ++row) {
     check_close(sums.rows.sum[row], result.rows.sum[row], 0, name + " row sum without hardest");
     check_close(sums.rows.index[row], -1, 0, name + " row index without hardest");
@@ -305,7 +309,8 @@ void test_all(const TileKernels<T>& kernels) {
       const std::string name = std::string(kernels.isa) + " [" + std::to_string(shape.rows) + ", " +
                                std::to_string(shape.cols) + "], grouping " +
                                std::to_string(static_cast<int>(grouping));
-      test_softmax_forward(kernels, problem, tolerance, name + " softmax_forward");
+      test_softmax_forward(kernels, problem, false, tolerance, name + " softmax_forward");
+      test_softmax_forward(kernels, problem, true, tolerance, name + " softmax_forward with more positives");
       test_softmax_backward(kernels, problem, tolerance, name + " softmax_backward");
       test_sigmoid(kernels, problem, false, tolerance, name + " sigmoid");
       test_sigmoid(kernels, problem, true, tolerance, name + " sigmoid with more positives");

@@ -9,6 +9,7 @@
     options      ReadOptions: how to read a dataset
     tar          img2dataset / webdataset shards, with random access through tar_index, tar_format
     tables       CSV, TSV and Flickr's token file; delimited has their rows
+    pairs        image files by name, gathered from rows: what tables and caption files become
     google_tsv   Google's CC3M and CC12M with a folder of downloads
     caption_json COCO's captions and Karpathy's splits
     parquet      img2dataset's parquet output and other parquet files

@@ -15,7 +15,7 @@ from .dataset import FileDataset, ImageDataset
 from .loader import Loader
 from .manifest import require_writable
 from .open import BUILTIN, load_builtin, open_dataset
-from .options import ReadOptions
+from .options import READ_HELP, ReadOptions
 from .skips import MissingData, SkipReport, TooManyBadRecords, require_usable
 from .transforms import Augment
 from .verify import examine, manifest_of, report
@@ -31,15 +31,7 @@ the end, if no record can be used, or if the manifest cannot be written."""
 _SPEED = """Measure how many samples a second the loader delivers by itself, decoded, cropped and in
 batches, without a model."""
 
-_OPTIONS = {  # fields of ReadOptions
-    "images": "folder of the images of a table or caption file",
-    "first_row": "number of the first row of Google's TSV in the names of its images: 0 or 1",
-    "csv_separator": r"character between columns; \t is a tab (default: what the header has)",
-    "csv_img_key": "column of images (default: image, filepath, ...)",
-    "csv_caption_key": "column of captions (default: caption, title, ...)",
-    "csv_quoting": "auto, quoted or none: whether quotes enclose fields (default: auto)",
-    "split": "split of Karpathy's JSON (default: train)",
-}
+_OPTIONS = [name for name in READ_HELP if name not in ("csv_label_key", "manifest")]
 
 
 def build_parser() -> ArgumentParser:
@@ -77,9 +69,9 @@ def build_parser() -> ArgumentParser:
 def _reading_parser(name: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"cyclip-data {name}", description=description)
     parser.add_argument("path", help="as for --train-data: tar shards, a folder of images, a table")
-    for option, text in _OPTIONS.items():
+    for option in _OPTIONS:
         kind = int if option == "first_row" else str
-        parser.add_argument("--" + option.replace("_", "-"), type=kind, help=text)
+        parser.add_argument("--" + option.replace("_", "-"), type=kind, help=READ_HELP[option])
     return parser
 
 

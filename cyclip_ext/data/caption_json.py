@@ -12,8 +12,8 @@ from typing import Any, TypeGuard
 from .._files import read_text
 from .captions import clean_caption, is_text
 from .options import ReadOptions
+from .pairs import PairWriter, TableDataset
 from .skips import MissingData
-from .tables import PairWriter, TableDataset
 
 
 def read_caption_json(

@@ -1,4 +1,4 @@
-"""Captions: reading, cleaning, cutting, and choosing one of a record's for each view."""
+"""Captions: reading, cleaning, cutting, and the choice of one for each view of a record."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MAX_WORD, MAX_CAPTION = 512, 8192  # characters, several times what fills a cont
 
 
 def choose_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
-    """Draw one of a record's captions, each equally likely, anew in every epoch."""
+    """Draw one of a record's captions uniformly, independently in each epoch."""
     return _choose(captions, seed ^ _FIRST_STREAM, epoch, index)
 
 
 def other_caption(captions: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
-    """Draw a second caption for the same image: another one of its own, or the first one perturbed.
+    """Draw a second caption of the same image, or perturb the first one if there is no other.
 
     If the record has no other caption than that of choose_caption, each word is deleted with
     probability 0.1 and then two words are swapped: random deletion and random swap of EDA (Wei and
@@ -68,7 +68,7 @@ def normalized_caption(caption: str) -> str:
 
 
 def hash63(data: bytes) -> int:
-    """Return 63 bits, the same on every machine; the probability that two agree is 1.1e-19."""
+    """Return a hash of 63 bits, the same on every machine; two collide with probability 1.1e-19."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 1
 
 

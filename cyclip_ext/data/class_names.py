@@ -27,7 +27,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Return one name a line, line k that of label k.
+    """Return the names in a file, one per line; line k is that of label k.
 
     Raises ValueError for a line, or a file, without a name.
     """
@@ -43,7 +43,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def require_one_order(classes: Sequence[str], names: str | Path) -> None:
-    """Raise ValueError if classes have another order by their numbers: c10, c2 and c2, c10.
+    """Raise ValueError if the order by numbers differs from the alphabetical one: c2, c10.
 
     The order of a list of names is then unknown. names: the place of the list, for the message.
     """
@@ -61,12 +61,12 @@ def require_one_order(classes: Sequence[str], names: str | Path) -> None:
 
 
 def readable(name: str) -> str:
-    """Return the name of a folder as a prompt has it: "golden_retriever" is "golden retriever"."""
+    """Return the name of a folder as used in prompts: "golden_retriever" is "golden retriever"."""
     return " ".join(name.replace("_", " ").split()) or name
 
 
 def are_wordnet_ids(names: Sequence[str]) -> bool:
-    """Return whether all names are ids of WordNet's nouns, as ImageNet calls its folders."""
+    """Return whether all names are ids of WordNet's nouns, like those of ImageNet's folders."""
     return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)
 
 

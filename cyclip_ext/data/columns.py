@@ -1,4 +1,4 @@
-"""Columns of records in one file: built once, memory-mapped, shared by ranks and workers."""
+"""Columns of records in one file that is built once, memory-mapped, and shared by processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """One-dimensional arrays by name, and further values as plain JSON.
+    """One-dimensional arrays by name, and other values as plain JSON.
 
     A column of strings called "x" is stored as the arrays "x.data" (uint8, all of them joined) and
     "x.ends" (int64 [n + 1]). Arrays that were read from a file are memory-mapped; pickling such
@@ -209,7 +209,7 @@ def _places(folder: Path, name: str) -> list[Path]:
 
 
 def _writable(place: Path) -> bool:
-    """Try it: permissions are not conclusive on network file systems, nor for root."""
+    """Return whether a file can be written; on network file systems permissions do not tell."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent):
@@ -220,7 +220,7 @@ def _writable(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; it ends with the process and leaves no file behind."""
+    """Hold the lock of a folder, which leaves no file behind and ends with the process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Without locks two ranks may build the same file. Each replaces it atomically.
@@ -266,7 +266,7 @@ def _store(place: Path, state: Any, columns: Columns) -> Columns:
 
 
 def _load(place: Path, state: Any = None) -> Columns | None:
-    """Return the stored columns; None if there are none, of this state, or they are damaged."""
+    """Return the stored columns, or None if they do not exist, are outdated, or are damaged."""
     try:
         regular_size(place)
         with place.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Rows of delimited text (CSV, TSV): line ends, separator, and whether fields are quoted.
+"""Rows of delimited text (CSV, TSV): line ends, separators and quotes.
 
 The csv module is not used: it cannot return to the line in which a quote was opened, so one stray
 quote costs it all rows up to the next one.
@@ -129,7 +129,7 @@ def split_header(line: str, separator: str) -> list[str]:
 
 
 class DelimitedRows:
-    """The rows of a delimited file, each of them exactly once.
+    """The rows of a delimited file, each exactly once.
 
     columns: how many there should be; image_column: where the name of the image is, by which a row
     is recognized inside a quoted field. header: whether to pass over the first line. quoting: one

@@ -51,7 +51,7 @@ class Concept:
 
     @property
     def held_out(self) -> bool:
-        """Whether training excludes this concept with all of its family."""
+        """Whether this concept and all of its family are excluded from training."""
         return _share(_family(self.code), "held out") < HELD_OUT_SHARE
 
     @property
@@ -123,7 +123,7 @@ def read_concepts() -> dict[str, Concept]:
 
 
 def normalize_code(code: str) -> str:
-    """Return code points as all sources share them: "U+0023-FE0F-20E3" -> "23-20e3"."""
+    """Return code points in a form common to all sources: "U+0023-FE0F-20E3" -> "23-20e3"."""
     points = (point.removeprefix("u+").lstrip("0") for point in code.lower().split("-"))
     return "-".join(point for point in points if point not in _JOINERS)
 
@@ -210,7 +210,7 @@ def _split(
 
 
 def _family(code: str) -> str:
-    """Return what a concept shares with its gender, hair and direction variants.
+    """Return the part of a code that gender, hair and direction variants of a concept share.
 
     The split is by family, so that "woman facepalming" and "man facepalming" are on one side of it.
     Variants with code points of their own (prince and princess) are separate families.

@@ -1,4 +1,4 @@
-"""CC3M and CC12M as Google publishes them: captions and addresses, with a folder of downloads."""
+"""CC3M and CC12M as published by Google: captions and URLs, with a folder of downloads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .columns import Columns, cached, file_state
 from .delimited import DelimitedRows, TextFile
 from .folders import walk
 from .images import IMAGE_SUFFIXES
+from .pairs import PairWriter, TableDataset
 from .skips import NO_ROW, NOT_DOWNLOADED, BadRecord, SkipReport
-from .tables import PairWriter, TableDataset
 
 # How downloaders name the file of a row: (its description, row number and url -> stem). Row numbers
 # count from 0, without leading zeros: they are removed from the names in the folder.
@@ -34,7 +34,7 @@ _CLOCK_NS = 2 * 10**9  # file systems round times of change
 
 
 def is_google_tsv(path: Path) -> bool:
-    """Return whether the first line has two columns, one of them a web address, and no header."""
+    """Return whether the first line has two columns, one of which is a URL, and is not a header."""
     return _address_column(TextFile(path).first_line()) is not None
 
 

@@ -175,7 +175,7 @@ def square_rgba(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 def decode_squares(
     sources: Sequence[tuple[str, Path | bytes]], size: int, skipped: SkipReport
 ) -> tuple[list[int], Tensor]:
-    """Decode images, (name for messages, file) each, into one array, with all cores.
+    """Decode (name, file) pairs into one array of images, on all cores.
 
     Returns the positions in `sources` of those that could be decoded and their images, uint8
     [n, 4, size, size]; the others are added to `skipped`.

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch, step): resuming needs nothing but the step."""
+"""Batches as a pure function of (seed, epoch, step), so that a run can resume at any step."""
 
 from __future__ import annotations
 

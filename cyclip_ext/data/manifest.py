@@ -42,14 +42,14 @@ class Manifest:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, atomically."""
+        """Write the manifest as JSON, atomically."""
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         # json escapes what is not ASCII: names of files need not be UTF-8
         write_atomic(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read what `write` wrote.
+        """Read a manifest that `write` wrote.
 
         Raises FileNotFoundError, or ValueError if the file is not a manifest of this version.
         """
@@ -74,7 +74,7 @@ class Manifest:
 
 
 def require_writable(path: Path) -> None:
-    """Raise OSError, with what to change, if a manifest cannot be written to path."""
+    """Raise OSError, with a remedy, if a manifest cannot be written to `path`."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

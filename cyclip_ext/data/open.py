@@ -35,15 +35,6 @@ BUILTIN: dict[str, Callable[[int], DatasetSplits]] = {
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _TABLES = (".csv", ".tsv", ".txt", ".token")
 
-_ACCEPTED = f"""accepted are
-  {", ".join(BUILTIN)}: datasets that bring their own evaluation
-  00000.tar, a folder of .tar files, 'cc3m/{{00000..00331}}.tar' or 'cc3m/*.tar': img2dataset shards
-  a folder of image files, each with its caption beside it in a .txt or .json of the same name
-  a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>
-  a .csv or .tsv with a header that has an image and a caption column; Flickr's .token
-  a .json of captions: COCO's or Karpathy's
-  a .parquet, or a folder of them: img2dataset's output"""
-
 
 class UnknownFormat(ValueError):
     """A file of a format that is not among FORMATS."""
@@ -53,13 +44,15 @@ class UnknownFormat(ValueError):
 class Format:
     """A format of files.
 
-    name: for messages. suffixes: of its files. options: fields of ReadOptions that apply to it.
-    read: opens (files, options, labels, default of split), see open_dataset. recognizes: whether a
-    file of such a suffix is of this format; the first of FORMATS that fits is used. many: a pattern
-    or a folder may name several files.
+    name: for messages about a file. example: for messages that list what can be opened. suffixes:
+    of its files. options: fields of ReadOptions that apply to it. read: opens (files, options,
+    labels, default of split), see open_dataset. recognizes: whether a file of such a suffix is of
+    this format; the first of FORMATS that fits is used. many: a pattern or a folder may name
+    several files.
     """
 
     name: str
+    example: str
     suffixes: tuple[str, ...]
     options: tuple[str, ...]
     read: Callable[[list[Path], ReadOptions, bool, str], FileDataset]
@@ -67,10 +60,26 @@ class Format:
     many: bool = False
 
 
+_FOLDER = Format(
+    "a folder",
+    "a folder of image files, each with its caption beside it in a .txt or .json of the same name",
+    (),
+    (),
+    lambda files, *_: _open_folder(files[0]),
+)
 FORMATS = (
-    Format("tar shards", (".tar",), (), lambda files, *_: TarDataset(files), many=True),
+    Format(
+        "tar shards",
+        "00000.tar, a folder of .tar files, 'cc3m/{00000..00331}.tar' or 'cc3m/*.tar': img2dataset "
+        "shards",
+        (".tar",),
+        (),
+        lambda files, *_: TarDataset(files),
+        many=True,
+    ),
     Format(
         "parquet",
+        "a .parquet, or a folder of them: img2dataset's output",
         (".parquet",),
         ("images", "csv_img_key", "csv_caption_key"),
         lambda files, options, *_: read_parquet(files, options),
@@ -78,12 +87,14 @@ FORMATS = (
     ),
     Format(
         "a caption file",
+        "a .json of captions: COCO's or Karpathy's",
         (".json",),
         ("images", "split"),
         lambda files, options, labels, split: read_caption_json(files[0], options, split),
     ),
     Format(
         "a TSV of captions and addresses",
+        "a .tsv of caption<TAB>url (Google's CC3M) with --images <folder of downloaded files>",
         _TABLES,
         ("images", "first_row"),
         lambda files, options, *_: read_google_tsv(
@@ -93,6 +104,7 @@ FORMATS = (
     ),
     Format(
         "a file of captions without a header",
+        "a .token of name#number<TAB>caption (Flickr)",
         _TABLES,
         ("images",),
         lambda files, options, *_: read_table(files[0], options),
@@ -100,6 +112,7 @@ FORMATS = (
     ),
     Format(
         "a table with a header",
+        "a .csv or .tsv with a header that has an image and a caption column",
         _TABLES,
         (
             *("images", "csv_separator", "csv_img_key", "csv_caption_key", "csv_label_key"),
@@ -108,7 +121,11 @@ FORMATS = (
         lambda files, options, labels, _: read_table(files[0], options, labels=labels),
     ),
 )
-_FOLDER = Format("a folder", (), (), lambda files, *_: _open_folder(files[0]))
+
+_BUILTIN = f"{', '.join(BUILTIN)}: datasets that bring their own evaluation"
+_ACCEPTED = "\n  ".join(
+    ["accepted are", _BUILTIN, *(format.example for format in (_FOLDER, *FORMATS))]
+)
 
 
 def resolved(name: str) -> str:
@@ -133,8 +150,9 @@ def open_dataset(
 ) -> ImageDataset:
     """Open images with captions on disk; `.name` contains the format that was recognized.
 
-    spec: a path or pattern in one of the formats of `_ACCEPTED`. labels: a table may have labels
-    instead of captions. split: default of the option `split`, for files that have splits.
+    spec: a path or pattern of one of FORMATS, or a folder of images with captions. labels: a table
+    may have labels instead of captions. split: default of the option `split`, for files that have
+    splits.
 
     Raises FileNotFoundError if nothing is there, ValueError if it is not of an accepted format
     (both name the path and the accepted formats), if an option does not apply to the format, and if
@@ -203,7 +221,7 @@ def _open_folder(folder: Path) -> FolderDataset:
 
 
 def _expanded(spec: str) -> list[str]:
-    """Expand braces; those in the name of an existing path are part of it."""
+    """Expand the braces of a pattern; an existing path is returned as it is."""
     return [spec] if Path(spec).exists() else expand_braces(spec)
 
 

@@ -9,19 +9,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read a dataset; each option belongs to some formats, None is the default of each.
+    """Options for reading a dataset. Each applies to some formats only; None is the default.
 
-    Attributes:
-        images: Folder of the images of a table or caption file.
-        first_row: Number of the first row of Google's TSV in the names of its images, 0 or 1.
-        csv_separator: Character between columns.
-        csv_img_key: Name of the column of images.
-        csv_caption_key: Name of the column of captions.
-        csv_label_key: Name of the column of classes.
-        csv_quoting: Whether quotes enclose fields: "auto", "quoted" or "none".
-        split: Split of Karpathy's JSON.
-        manifest: File written by `cyclip-data verify` for this data; the records it lists as bad
-            are skipped.
+    READ_HELP describes them.
     """
 
     images: str | Path | None = None
@@ -50,3 +40,19 @@ class ReadOptions:
             flags = ", ".join(f"{name} (--{name.replace('_', '-')})" for name in given)
             does = "does" if len(given) == 1 else "do"
             raise ValueError(f"{spec} is {kind}: {flags} {does} not apply")
+
+
+# The fields of ReadOptions, as the command lines of data, training and evaluation describe them.
+READ_HELP = {
+    "images": "folder of the images of a table or caption file",
+    "first_row": "number of the first row of Google's TSV in the names of its images: 0 or 1",
+    "csv_separator": r"character between the columns of a table, \t for a tab; default: the one in "
+    "its header",
+    "csv_img_key": "name of the column of images; default: image, filepath, ...",
+    "csv_caption_key": "name of the column of captions; default: caption, title, ...",
+    "csv_label_key": "name of the column of classes; default: label, class, ...",
+    "csv_quoting": "whether quotes enclose the fields of a table: auto, quoted or none; default: "
+    "auto",
+    "split": "split of Karpathy's JSON; default: train",
+    "manifest": "file that `cyclip-data verify` wrote: the records it lists as bad are skipped",
+}

@@ -15,8 +15,9 @@ from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
 from .folders import content_state, is_image, size_of, walk
 from .options import ReadOptions
+from .pairs import PairWriter, TableDataset
 from .skips import NO_ROW, NOT_DOWNLOADED, BadRecord, MissingData, SkipReport
-from .tables import CAPTION_KEYS, IMAGE_KEYS, PairWriter, TableDataset, column_of
+from .tables import CAPTION_KEYS, IMAGE_KEYS, column_of
 
 _STATUS = "status"  # of img2dataset's rows
 _PLACE = np.dtype([("file", "<i4"), ("group", "<i4"), ("row", "<i4")])

@@ -1,4 +1,4 @@
-"""Randomness as a function: order of (seed, epoch), a sample's draws of (seed, epoch, index).
+"""Random order as a function of (seed, epoch), and draws as one of (seed, epoch, index).
 
 There is no generator state, so that batch size, number of workers and the step from which a run
 resumes do not change a sample in a given epoch.

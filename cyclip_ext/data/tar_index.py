@@ -1,4 +1,4 @@
-"""Where each sample of a set of shards is: found in one pass, stored for the next run."""
+"""The index of the samples of tar shards, built in one pass and stored for the next run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Rows = npt.NDArray[Any]
 
 
 def tar_index(shards: Sequence[Path]) -> Columns:
-    """Return the index of a set of shards: from disk if it was built before, see `cached`.
+    """Return the index of shards, from disk if it was built before; see `cached`.
 
     arrays: "rows", SAMPLE [n], shard by shard; "starts", int64 [shards + 1], the first row of each
     shard; "labels", int64 [n], if any sample has a .cls: its number, NO_LABEL or BROKEN_LABEL.
@@ -188,7 +188,7 @@ class _Samples:
         self._lone: dict[str, tuple[str, list[tuple[str, Member]]]] = {}
 
     def add(self, member: Member) -> None:
-        """Take the next member of the archive."""
+        """Add the next member of the archive."""
         folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, suffix = name.partition(".")
         # macOS puts ._name, its AppleDouble, beside each file, even inside a sample.
@@ -256,7 +256,7 @@ class _Samples:
     def _add_samples(
         self, where: str, members: list[tuple[str, Member]], join: bool = True
     ) -> None:
-        """Add the samples that members of one key make up, or count those that they do not."""
+        """Add the samples that the members of one key form, and count incomplete ones."""
         kinds = [kind for kind, _ in members]
         counts = Counter(kinds)
         images = counts.pop(_IMAGE, 0)

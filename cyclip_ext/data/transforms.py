@@ -14,9 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-# CLIP's own, which open_clip's models expect as well (Radford et al. 2021).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from .._normalization import MEAN, STD
 
 
 @dataclass(frozen=True)

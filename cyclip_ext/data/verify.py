@@ -1,4 +1,4 @@
-"""Read every record of a dataset once, with all cores, and report what is wrong with it."""
+"""Read every record of a dataset once, on all cores, and report the bad ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work spread over processes by torch's DataLoader: results in order, and no way to hang.
+"""Work in several processes by torch's DataLoader, with results in order and without hangs.
 
 The DataLoader alone does not promise three things that training needs: Ctrl-C and a scheduler's
 SIGTERM, which go to the whole process group, reach the main process alone; workers do not outlive

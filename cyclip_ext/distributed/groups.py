@@ -1,4 +1,4 @@
-"""Lookup of the processes that share a batch, at each call: a loss may outlive its group."""
+"""Lookup of the processes that share a batch, at each call, because a loss may outlive a group."""
 
 from __future__ import annotations
 

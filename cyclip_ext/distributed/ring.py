@@ -25,7 +25,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Block(Protocol):
-    """A block's outputs and gradients; `ops.PairOperator` is one, and describes the arguments."""
+    """A block's outputs and gradients; `PairOperator` in _blocks.py describes the arguments."""
 
     @property
     def differentiable(self) -> int: ...

@@ -3,8 +3,9 @@
 | module | contents |
 | --- | --- |
 | `datasets/` | a user's specification becomes an ImageDataset |
-| `encode`, `prompts` | a dataset and a model become Embeddings; templates and class names |
-| `embeddings` | `Embeddings`, the arrays that every task takes, and their .npz file |
+| `encoder`, `prompts` | a model as evaluation applies it; templates and class names |
+| `encode` | a dataset and an encoder become Embeddings |
+| `embeddings`, `npz` | `Embeddings`, the arrays that every task takes; their .npz file |
 | `tasks/` | one file per task: metrics, plot, explanation; how to add one |
 | `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
 | `report`, `tables` | results.json, report.md, report.html; numbers and tables as text |
@@ -17,8 +18,10 @@ Metrics take embeddings, and `encode` takes any model with open_clip's `encode_i
 
 from .builtin import encode_splits, evaluate_splits
 from .datasets import Quadruples, open_evaluation_dataset
-from .embeddings import Embeddings, load_embeddings, save_embeddings
-from .encode import Encoder, encode
+from .embeddings import Embeddings
+from .encode import encode
+from .encoder import Encoder
+from .npz import load_embeddings, save_embeddings
 from .prompts import Prompts, read_class_names, read_templates
 from .report import About, write_report
 from .tasks import SHORT, TASKS, Metric, TaskResult, Unit, run_tasks, training_metrics

@@ -23,8 +23,10 @@ from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOption
 from ..models.trained import TrainedModel, load_pretrained, load_trained, run_folder_of
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
 from .datasets import AnyDataset, applicable, open_evaluation_dataset, options_of
-from .embeddings import Embeddings, load_embeddings
-from .encode import Encoder, choose_device, encode
+from .embeddings import Embeddings
+from .encode import encode
+from .encoder import Encoder, choose_device
+from .npz import load_embeddings
 from .options import READ_OPTIONS, build_parser
 from .prompts import Prompts
 from .report import About, check_names, describe_data, require_writable, write_report
@@ -114,7 +116,7 @@ def _evaluate_completeness(options: Namespace) -> tuple[About, list[TaskResult]]
 def _evaluate_model(
     options: Namespace, trained: TrainedModel, specs: list[str], title: str
 ) -> tuple[About, list[TaskResult]]:
-    """Open all datasets and models, which finds most errors, then encode and measure."""
+    """Open all datasets and models, which reveals most errors, then encode and measure."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {options.batch_size}")
     _require_fit(options, specs)

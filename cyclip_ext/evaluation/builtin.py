@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..data import DatasetSplits
 from .embeddings import Embeddings
-from .encode import Encoder, encode
+from .encode import encode
+from .encoder import Encoder
 from .prompts import Prompts
 from .tasks import SHORT, TASKS, Baselines, TaskResult, in_order, run_tasks, shift
 

@@ -8,7 +8,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..data import BUILTIN
-from .encode import BATCH
+from ..data.options import READ_HELP
+from .encoder import BATCH
 from .tasks import TASKS, completeness
 
 _EXIT_STATUS = (
@@ -16,15 +17,9 @@ _EXIT_STATUS = (
     "report cannot be written; 130 after Ctrl-C."
 )
 READ_OPTIONS = {  # fields of ReadOptions; each applies to some kinds of datasets
+    **{name: text for name, text in READ_HELP.items() if name != "manifest"},
     "split": "of torchvision's datasets, webdatasets and Karpathy's JSON; default: test, of "
     "--train-data train",
-    "images": "folder of the images of tables and caption files",
-    "first_row": "0 or 1: number of the first row of Google's TSV in the names of its images",
-    "csv_separator": "character between the columns of a table",
-    "csv_img_key": "name of the column of images",
-    "csv_caption_key": "name of the column of captions",
-    "csv_label_key": "name of the column of classes",
-    "csv_quoting": "auto, quoted or none: whether quotes enclose the fields of a table",
 }
 
 

@@ -43,7 +43,7 @@ class Prompts:
     def read(
         cls, class_names: str | None, templates: str | None, key: str | None = None
     ) -> Prompts:
-        """Read both from what a user writes; see read_class_names and read_templates."""
+        """Read both from command-line options; see read_class_names and read_templates."""
         return cls(
             None if class_names is None else read_class_names(class_names, key),
             imagenet_ids() if class_names == IMAGENET else None,

@@ -1,4 +1,4 @@
-"""The folder that an evaluation writes: results.json, report.md, report.html, plots and tables.
+"""The folder of a report: results.json, report.md, report.html, plots and tables.
 
 Nothing is measured here. How a number is shown follows from the Unit of its Metric.
 """
@@ -6,7 +6,6 @@ Nothing is measured here. How a number is shown follows from the Unit of its Met
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import math
@@ -25,8 +24,16 @@ from .._plotting import png
 from ..data import BadRecord
 from ..data.skips import printable
 from .embeddings import Embeddings
-from .tables import ShownTable, escape, markdown_table, show, show_value
-from .tasks import Cell, Example, Item, Table, TaskResult, Unit
+from .tables import (
+    ShownTable,
+    escape,
+    markdown_table,
+    metric_table,
+    show,
+    show_value,
+    table_csv,
+)
+from .tasks import Example, Item, TaskResult
 from .tasks.base import THUMBNAIL
 
 PARTS = ("plots", "tables", "records")  # folders that belong to the report alone
@@ -35,8 +42,6 @@ RESULTS = "results.json"
 FEW_METRICS = 8  # more, of a single dataset, are folded if tables below break them down
 LONGEST_TEXT = 160  # characters of a caption in an example
 LONGEST_STEM = 100  # bytes of a dataset's name in names of files
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would compute
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
         records[stem] = record(about, result)
     texts = {
         **{
-            f"tables/{_stem(result, str(number))}.csv": _csv(table)
+            f"tables/{_stem(result, str(number))}.csv": table_csv(table)
             for result in results
             for number, table in enumerate(result.tables, 1)
         },
@@ -104,7 +109,7 @@ class Thumbnail:
 
 
 def _thumbnails(results: Sequence[TaskResult]) -> dict[Item, Thumbnail]:
-    """Load the images of all galleries; those that have since disappeared are missing."""
+    """Load the images of all galleries, except those that no longer exist."""
     found: dict[Item, Thumbnail] = {}
     for result in results:
         shown = (
@@ -229,24 +234,6 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _csv(table: Table) -> str:
-    """Return comma-separated rows, header first, with all digits; missing numbers are empty.
-
-    A text that a spreadsheet would take for a formula is preceded by an apostrophe.
-    """
-
-    def cell(value: Cell) -> Cell:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in (table.header, *table.rows):
-        writer.writerow(map(cell, row))
-    return file.getvalue()
-
-
 # -------------------------------------------------------------------- numbers for readers
 
 
@@ -266,7 +253,7 @@ class Section:
     def numbers(self) -> ShownTable | None:
         """Tabulate the values of all datasets."""
         measured = [result for result in self.results if result.values]
-        return show(_metric_table(f"{self.title}: all numbers", measured)) if measured else None
+        return show(metric_table(f"{self.title}: all numbers", measured)) if measured else None
 
     @property
     def fold_numbers(self) -> bool:
@@ -303,24 +290,6 @@ def describe_data(data: Embeddings) -> str:
     elif data.classes:
         text += f", {len(data.classes):,} classes"
     return text
-
-
-def _metric_table(title: str, results: Sequence[TaskResult]) -> Table:
-    """Tabulate datasets against metrics; of a single dataset, metrics against values."""
-    if len(results) == 1:
-        pairs = tuple((m.label, show_value(m, v)) for m, v in results[0].measured.items())
-        return Table(title, ("measure", "value"), pairs)
-    metrics = {metric.key: metric for result in results for metric in result.measured}
-    percent = all(metric.unit is Unit.SHARE for metric in metrics.values())
-    columns: list[tuple[Cell, ...]] = [tuple(result.dataset for result in results)]
-    header = ["dataset"]
-    for key, metric in metrics.items():
-        share = metric.unit is Unit.SHARE
-        header.append(f"{metric.label} (%)" if share and not percent else metric.label)
-        scale = 100.0 if share else 1.0
-        columns.append(tuple(scale * result.values.get(key, math.nan) for result in results))
-    rows = tuple(zip(*columns, strict=True))
-    return Table(title, tuple(header), rows, "In percent." if percent else "")
 
 
 # -------------------------------------------------------------------------------- report.md

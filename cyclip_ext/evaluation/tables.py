@@ -1,17 +1,21 @@
-"""Numbers and tables as text. How a number is shown follows from the Unit of its Metric."""
+"""Numbers and tables as text, Markdown and CSV. A number is shown by the Unit of its Metric."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .tasks import Cell, Metric, Table, Unit
+from .tasks import Cell, Metric, Table, TaskResult, Unit
 
 DASH = "-"
 LONGEST = 30  # rows shown of a table, half of them from its end
 OPEN_ROWS = 12  # a table of more rows is folded
 SHORT = 16  # characters of a text that is not wrapped
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that a spreadsheet would compute
 
 
 def show_value(metric: Metric, value: float) -> str:
@@ -23,6 +27,24 @@ def show_value(metric: Metric, value: float) -> str:
     if abs(value) >= 1000 or (value == int(value) and abs(value) >= 10):
         return f"{value:,.1f}".removesuffix(".0")
     return f"{value:.4g}"
+
+
+def metric_table(title: str, results: Sequence[TaskResult]) -> Table:
+    """Tabulate datasets against metrics; of a single dataset, metrics against values."""
+    if len(results) == 1:
+        pairs = tuple((m.label, show_value(m, v)) for m, v in results[0].measured.items())
+        return Table(title, ("measure", "value"), pairs)
+    metrics = {metric.key: metric for result in results for metric in result.measured}
+    percent = all(metric.unit is Unit.SHARE for metric in metrics.values())
+    columns: list[tuple[Cell, ...]] = [tuple(result.dataset for result in results)]
+    header = ["dataset"]
+    for key, metric in metrics.items():
+        share = metric.unit is Unit.SHARE
+        header.append(f"{metric.label} (%)" if share and not percent else metric.label)
+        scale = 100.0 if share else 1.0
+        columns.append(tuple(scale * result.values.get(key, math.nan) for result in results))
+    rows = tuple(zip(*columns, strict=True))
+    return Table(title, tuple(header), rows, "In percent." if percent else "")
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ class ShownTable:
 
     @property
     def folded(self) -> bool:
-        """Whether the page opens it on demand only."""
+        """Whether the page shows it only on demand."""
         return self.count > OPEN_ROWS
 
 
@@ -101,3 +123,21 @@ def escape(text: str) -> str:
     for character in "\\`*_[]<>|#&~$":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
+
+
+def table_csv(table: Table) -> str:
+    """Return comma-separated rows, header first, with all digits; missing numbers are empty.
+
+    A text that a spreadsheet would take for a formula is preceded by an apostrophe.
+    """
+
+    def cell(value: Cell) -> Cell:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in (table.header, *table.rows):
+        writer.writerow(map(cell, row))
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""The losses inside other packages' trainers.
+"""The losses in the trainers of other packages.
 
 | module | for |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""The losses inside open_clip's trainer.
+"""The losses in open_clip's trainer.
 
     python -m cyclip_ext.integrations.open_clip --loss cyclip -- --train-data ... --model ViT-B-32
 
@@ -150,7 +150,7 @@ def _group(rank: int, world_size: int) -> str:
 
 
 class _WithTheirs(nn.Module):
-    """A loss of this package, beside what a loss of open_clip adds to the contrastive one."""
+    """A loss of this package, with the terms that open_clip adds to the contrastive loss."""
 
     def __init__(self, criterion: nn.Module, theirs: nn.Module, weight: float = 1.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two-tower models: small ones of this package for small images, and all of open_clip's by name.
+"""Two-tower models: the small ones of this package, and all models of open_clip by name.
 
     factory      create_model(name): model, tokenizer and image size; configurations in configs/
     mini         the towers of this package's own models

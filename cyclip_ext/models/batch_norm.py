@@ -1,4 +1,4 @@
-"""Batch norm over the batch of a whole process group, and passes that leave its statistics alone.
+"""Batch norm over a whole process group, and passes that do not change its statistics.
 
 If each rank normalizes over its own pairs, the model differs from one trained in a single process.
 With group statistics, features, gradients and running statistics are those of the whole batch.

@@ -1,4 +1,4 @@
-"""Reading checkpoints of this package's training and verifying them; training writes them."""
+"""Reading and verification of the checkpoints that this package's training writes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def shortened(names: list[str]) -> str:
 
 
 def _foreign(state: State) -> str:
-    """Return what a foreign file seems to hold, and the command that evaluates it."""
+    """Return a description of a foreign file, and the command that evaluates it."""
     command = "evaluate it with `cyclip-eval open-clip MODEL --pretrained FILE`"
     if "state_dict" in state:
         return f", but of another trainer (it has {shortened([*map(str, state)])}); {command}"

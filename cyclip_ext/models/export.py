@@ -1,4 +1,4 @@
-"""Trained models for other programs: open_clip's folder, safetensors, or ONNX.
+"""Export of trained models to open_clip, safetensors and ONNX.
 
 Only models of this package's runs are exported. Nothing here trains or evaluates.
 """
@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .._normalization import MEAN, STD
+from .._optional import require
 from .factory import CONFIGS, CreatedModel
 from .mini import MiniCLIP
 from .tokenizers import import_open_clip
@@ -26,8 +27,8 @@ FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 # How training and evaluation prepare images (cyclip_ext.data.transforms), in open_clip's words.
 PREPROCESSING = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
+    "mean": MEAN,
+    "std": STD,
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
@@ -68,7 +69,7 @@ def export_run(path: Path, folder: Path, format: ExportFormat) -> list[Path]:
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     for package in _PACKAGES[format]:
-        _require(package, format)
+        require(package, f"format {format} needs the package {package}", "export")
     created = load_trained(path).created
     if format == "open_clip" and isinstance(created.model, MiniCLIP):
         raise ValueError(
@@ -138,16 +139,6 @@ class _Tower(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         encode: Callable[..., Tensor] = getattr(self.model, f"encode_{self.name}")
         return encode(inputs, normalize=True)
-
-
-def _require(package: str, format: ExportFormat) -> None:
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"format {format} needs the package {package}: pip install 'cyclip_ext[export]'; "
-            f"importing it failed with: {error}"
-        ) from error
 
 
 def _write_weights(model: nn.Module, path: Path) -> None:

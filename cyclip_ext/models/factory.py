@@ -28,7 +28,7 @@ SIGLIP_LOGIT_SCALE, SIGLIP_LOGIT_BIAS = math.log(10), -10.0  # Zhai et al. 2023,
 
 @dataclass(frozen=True)
 class CreatedModel:
-    """A model with what belongs to it.
+    """A model with its name, tokenizer and image size.
 
     Attributes:
         name: Name of the model, as given to `create_model`.
@@ -110,5 +110,5 @@ def image_size_of(model: Any) -> int:
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
-    """Lay convolution weights out as oneDNN and cuDNN use them without reordering."""
+    """Convert convolution weights to the layout that oneDNN and cuDNN use without reordering."""
     return model.to(memory_format=cast(Any, torch.channels_last))

@@ -1,4 +1,4 @@
-"""Locked towers: their parameters, running statistics and random draws stay as they are."""
+"""Locked towers, whose parameters and running statistics do not change."""
 
 from __future__ import annotations
 

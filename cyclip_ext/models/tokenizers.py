@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .._optional import require
 from .mini import PAD
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts -> int64 [n, context_length]
@@ -23,19 +24,11 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def import_open_clip() -> Any:
     """Import open_clip on first use.
 
-    Raises:
-        ImportError: If open_clip, or the torchvision beneath it, cannot be imported. The message
-            names the extra to install.
+    Raises ImportError, with the extra to install, if open_clip or its torchvision cannot be
+    imported.
     """
-    try:
-        import open_clip
-    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        raise ImportError(
-            "open_clip is needed here, with a torchvision that matches torch "
-            f"{torch.__version__}: pip install 'cyclip_ext[train]' (or [eval]); importing it "
-            f"failed with: {error}"
-        ) from error
-    return open_clip
+    purpose = f"open_clip is needed, with a torchvision that matches torch {torch.__version__}"
+    return require("open_clip", purpose, "train")
 
 
 def default_tokenizer() -> TokenizerName:

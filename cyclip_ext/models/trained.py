@@ -50,7 +50,7 @@ class TrainedModel:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint of a run folder: best.pt, else last.pt. A file is returned as it is.
+    """Return the checkpoint of a run folder: best.pt, else last.pt. Files are returned unchanged.
 
     Raises:
         FileNotFoundError: If the folder has neither.
@@ -67,7 +67,7 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def run_folder_of(path: Path) -> Path:
-    """Return the run folder of a checkpoint, or the folder of another file; folders as they are."""
+    """Return the run folder of a checkpoint, or the folder of another file."""
     if path.is_dir():
         return path
     folder = path.resolve().parent
@@ -209,7 +209,7 @@ def load_weights(created: CreatedModel, weights: str) -> dict[str, Any]:
 
 
 def unwrapped(state: State) -> dict[str, Tensor]:
-    """Return the weights inside a saved state, without the prefixes of wrappers around the model.
+    """Return the weights in a saved state, without the prefixes of wrappers.
 
     Looks under "state_dict" and "model". The prefixes "module.", "_orig_mod." and "model." are
     removed, as often as every name has one.
@@ -310,7 +310,7 @@ def _load(created: CreatedModel, weights: dict[str, Tensor], file: Path) -> None
 
 
 def _differences(model: nn.Module, weights: dict[str, Any]) -> str:
-    """Return how weights differ from what a model takes; empty if they fit."""
+    """Return how weights differ from those of a model, or an empty string if they fit."""
     expected = model.state_dict()
     shapes = [
         f"{name} ({[*getattr(weights[name], 'shape', ['no tensor'])]} instead of {[*value.shape]})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,20 +32,45 @@ class Checkpoints:
         """Save the state to resume from, and keep the former one as previous.pt.
 
         A disk may lose data that it has acknowledged; then `newest` returns the previous one.
+        Raises OSError, naming the folder and the remedy, if the disk is full.
         """
         last = self.folder / LAST
-        temporary = _write(last, state)
-        if last.exists():
-            last.replace(self.folder / PREVIOUS)
-        _publish(temporary, last)
+        with self._remedy():
+            temporary = _write(last, state)
+            if last.exists():
+                last.replace(self.folder / PREVIOUS)
+            _publish(temporary, last)
 
     def save_best(self, state: State) -> None:
-        """Save the weights that validated best."""
-        save_checkpoint(self.folder / BEST, state)
+        """Save the weights that validated best. Raises as `save_last`."""
+        with self._remedy():
+            save_checkpoint(self.folder / BEST, state)
 
     def keep(self, state: State, epoch: int) -> None:
-        """Save the state after `epoch` epochs, which no later one overwrites."""
-        save_checkpoint(self.folder / f"epoch-{epoch:04d}.pt", state)
+        """Save the state after `epoch` epochs, which no later one overwrites.
+
+        Raises as `save_last`.
+        """
+        with self._remedy():
+            save_checkpoint(self.folder / f"epoch-{epoch:04d}.pt", state)
+
+    @contextmanager
+    def _remedy(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch.save raises a RuntimeError about positions after the OSError of the full disk.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = str(cause).partition("\n")[0]
+            remedy = (
+                "the one before is intact: free some space and continue with --resume "
+                f"{self.folder.parent}"
+                if self.any()
+                else "there is none before it: free some space and start the run again"
+            )
+            raise OSError(
+                f"no checkpoint could be written to {self.folder} ({reason}); {remedy}"
+            ) from error
 
     def any(self) -> bool:
         """Return whether there is a state to continue from, damaged or not."""

@@ -1,4 +1,4 @@
-"""The same training with four losses, over seeds: one table and one plot."""
+"""Comparison of four losses over several seeds, in one table and one plot."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from ..data.options import READ_HELP
+
 
 class SetupError(ValueError):
     """Raised before a run starts if this machine does not support a setting."""
@@ -26,22 +28,14 @@ class DataConfig:
         "emoji, shapes, debian, or a path: folder or brace pattern of tar shards, folder of images "
         "with captions, TSV, CSV; auto: emoji, or shapes if the demo packages are not installed",
     )
-    images: str | None = _option(
-        None, "folder of the images of a table or caption file, such as the downloads of CC3M's TSV"
-    )
-    first_row: int | None = _option(
-        None, "number of the first row of Google's TSV in the file names of --images: 0 or 1"
-    )
-    csv_separator: str | None = _option(None, "of a table; default: the one that its header shows")
-    csv_img_key: str | None = _option(None, "its image column; default: image, filepath, ...")
-    csv_caption_key: str | None = _option(None, "its caption column; default: caption, title, text")
-    csv_quoting: str | None = _option(
-        None, "whether quotes enclose its fields: auto, quoted or none; default: auto"
-    )
-    split: str | None = _option(None, "split of Karpathy's JSON; default: train")
-    manifest: str | None = _option(
-        None, "file that `cyclip-data verify` wrote: the records it lists as bad are skipped"
-    )
+    images: str | None = _option(None, READ_HELP["images"])
+    first_row: int | None = _option(None, READ_HELP["first_row"])
+    csv_separator: str | None = _option(None, READ_HELP["csv_separator"])
+    csv_img_key: str | None = _option(None, READ_HELP["csv_img_key"])
+    csv_caption_key: str | None = _option(None, READ_HELP["csv_caption_key"])
+    csv_quoting: str | None = _option(None, READ_HELP["csv_quoting"])
+    split: str | None = _option(None, READ_HELP["split"])
+    manifest: str | None = _option(None, READ_HELP["manifest"])
     val_data: str | None = _option(
         None, "pairs for retrieval if train-data is a path; default: a part of train-data"
     )
@@ -306,7 +300,7 @@ _SECTIONS: dict[str, type] = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add one flag per setting, spelt as in open_clip: train_data is --train-data.
+    """Add one flag per setting, spelled as in open_clip: train_data is --train-data.
 
     YAML files use the names with underscores. Switches take no value on the command line and true
     or false in YAML; --no-... turns one off.

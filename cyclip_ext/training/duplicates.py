@@ -1,4 +1,4 @@
-"""Groups of pairs in a batch that show the same thing, and are not each other's negatives."""
+"""Groups of duplicate pairs in a batch, which are not each other's negatives."""
 
 from __future__ import annotations
 

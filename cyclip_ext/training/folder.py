@@ -98,7 +98,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the folder for this run. The lock ends with the process that holds it, however it ends.
+    """Lock the folder for this run. The lock ends with the process that holds it.
 
     Only the main rank writes to the folder, so it alone holds the lock, but all ranks raise.
     Deletes the folder if nothing was written to it.
@@ -191,7 +191,7 @@ def _require_entries(state: State, where: str) -> None:
 
 
 def _impossible(state: State) -> list[str]:
-    """Return the entries whose values no run has."""
+    """Return the entries with impossible values."""
     wrong = [
         name for name in ("epoch", "step_in_epoch", "step", "skipped_steps") if state[name] < 0
     ]
@@ -274,7 +274,7 @@ def check_same_settings(config: TrainConfig, found: dict[str, Any], folder: Path
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """Return flat settings without those that do not change what is learned."""
+    """Return flat settings, without those that have no effect on the result."""
     flat = {key: value for section in config.values() for key, value in section.items()}
     return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
 

@@ -1,4 +1,4 @@
-"""Numbers of a run: averages between two records, log file, trackers, and a profile of steps."""
+"""The numbers of a run: averages between records, the log file, trackers and a profile."""
 
 from __future__ import annotations
 
@@ -73,6 +73,19 @@ class Window:
             "images_per_second": self.images / seconds,
             "data_wait": self.waited / seconds,
         }
+
+
+def progress_bar(total: int, done: int, label: str, shown: bool) -> tqdm[Any]:
+    """Return a bar that counts steps."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not shown,
+    )
 
 
 def one_line(record: Values) -> str:
@@ -222,6 +235,6 @@ def profiler(steps: int | None, path: Path) -> AbstractContextManager[profile | 
 
 
 def _scalars(kind: str, values: Mapping[str, Any]) -> Values:
-    """Name numbers kind/name; those of the evaluation on a dataset, kind/dataset/name."""
+    """Return numbers under the names kind/name, or kind/dataset/name for an evaluation."""
     group = f"{kind}/{values['set']}" if "set" in values else kind
     return {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}

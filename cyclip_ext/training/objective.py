@@ -46,7 +46,7 @@ def make_objective(config: TrainConfig, pairs: int, group: ProcessGroup | None =
 def make_loss(
     config: LossConfig, pairs: int, group: ProcessGroup | None = None, *, statistics: bool = True
 ) -> nn.Module:
-    """Return the loss module; see Objective for how it is called.
+    """Return the loss module, which is called as Objective describes.
 
     pairs: of a whole batch; with `group`, of all ranks together. With `config.inmodal` the features
     are those of two views each, all first views before all second ones: TwoViewLoss.

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from .config import OptimConfig
+from ..models.locking import lock_tower
+from .config import OptimConfig, TrainConfig
 
 MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = 1.0, 100.0  # Radford et al. 2021, section 2.5
 
@@ -40,7 +41,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """Return AdamW over `parameter_groups`. Call it after `fix_logit_scale`."""
+    """Return AdamW over `parameter_groups`. Call it after `hold_constant`."""
     return AdamW(
         parameter_groups(model, config),
         lr=config.lr,
@@ -66,6 +67,20 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Set the learning rate of every group to its multiple of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def hold_constant(model: Any, config: TrainConfig, *, learns_temperature: bool) -> None:
+    """Stop the gradients of what the settings or the loss hold constant."""
+    if config.optim.logit_scale_fixed is not None:
+        fix_logit_scale(model, config.optim.logit_scale_fixed)
+    if config.loss.loss != "siglip" and getattr(model, "logit_bias", None) is not None:
+        model.logit_bias.requires_grad_(False)  # it shifts all logits alike
+    if not learns_temperature:
+        model.logit_scale.requires_grad_(False)
+    if config.run.lock_image:
+        lock_tower(model, "image")
+    if config.run.lock_text:
+        lock_tower(model, "text")
 
 
 def fix_logit_scale(model: Any, scale: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .._torch_compat import cpu_multiplies_bfloat16
-from ..evaluation.encode import choose_device as evaluation_device
+from ..evaluation.encoder import choose_device as evaluation_device
 from .config import SetupError
 from .ranks import local_rank
 

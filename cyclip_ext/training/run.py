@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from .. import libraries
 from .._files import write_atomic
+from .._normalization import MEAN, STD
 from ..data import SkipReport
-from ..data.transforms import MEAN, STD
 from ..models import CreatedModel, create_model
 from ..models.trained import load_weights
 from .checkpoint import Checkpoints, State
@@ -102,7 +102,7 @@ def _start_from(weights: str, created: CreatedModel) -> None:
 
 
 def _announce(trainer: Trainer) -> None:
-    """Print what is about to run, in three lines."""
+    """Print a summary of the run in three lines."""
     config, created, ranks = trainer.config, trainer.created, trainer.ranks
     processes = f", {ranks.size} processes" if ranks.size > 1 else ""
     parts = f" in {config.data.accum_freq} parts" if config.data.accum_freq > 1 else ""
@@ -191,8 +191,8 @@ def _record_counts(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 def backend_line(device: torch.device) -> str:
     """Return the implementation of the losses for tensors on this device."""
-    status = ops.backend_status().get(device.type)
-    if status is not None and status.loaded and ops.has_operator("pair_statistics", device.type):
+    if libraries.has_operator("pair_statistics", device.type):
         return "native kernels"
+    status = libraries.backend_status().get(device.type)
     reason = status.reason if status is not None and status.reason else "no kernels for this device"
     return f"plain PyTorch ({reason})"

@@ -37,7 +37,7 @@ Features = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class DivergedError(RuntimeError):
-    """Loss or gradient are not finite; the message has the step and every term."""
+    """Raised if the loss or the gradient is not finite; the message has the step and all terms."""
 
 
 class Towers(nn.Module):
@@ -258,16 +258,14 @@ class Stepper:
         return copy, event
 
 
-def report_not_finite(
-    result: StepResult, epoch: int, records: list[dict[str, Any]], path: Path | None
-) -> str:
-    """Write the contents of a step to a JSON file, if a path is given, and return them in a line.
-
-    records: of the batch, by rank.
-    """
+def report_not_finite(result: StepResult, epoch: int, folder: Path, ranks: Ranks) -> str:
+    """Write the contents of a step to a JSON file in `folder`, and return them in a line."""
+    path = folder / f"nonfinite-step-{result.step}.json"
+    own = {"indices": result.batch.indices.tolist(), "texts": result.batch.texts}
+    records = ranks.gathered(own)
     named = dict(zip(result.names, result.values.tolist(), strict=True))
     scale = named.pop("logit_scale")
-    if path is not None:
+    if ranks.is_main:
         record = {
             "step": result.step,
             "epoch": epoch,
@@ -281,7 +279,8 @@ def report_not_finite(
     listed = ", ".join(f"{name} {value:g}" for name, value in named.items())
     return (
         f"loss or gradient are not finite at step {result.step} (epoch {epoch}, learning rate "
-        f"{result.learning_rate:g}): {listed}; logit scale {scale:g}"
+        f"{result.learning_rate:g}): {listed}; logit scale {scale:g}; the records of the batch are "
+        f"in {path}"
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,26 +14,19 @@ from tqdm import tqdm
 from ..data import Augment, Batch, Loader, SkipReport, require_usable
 from ..evaluation import Encoder
 from ..models import CreatedModel, synchronize_batch_norm
-from ..models.locking import lock_tower, train_unlocked
+from ..models.locking import train_unlocked
 from .assess import SELECTION_METRIC, Assessor
 from .checkpoint import Checkpoints, State
 from .config import TrainConfig
 from .data import RunData
 from .duplicates import group_labels
 from .folder import require_same_run
-from .logging import MetricsLog, Tracker, Window, one_line, profiler
+from .logging import MetricsLog, Tracker, Window, one_line, profiler, progress_bar
 from .objective import ObjectiveFactory, make_objective
-from .optim import fix_logit_scale
+from .optim import hold_constant
 from .precision import autocast_for, choose_device, choose_precision
 from .ranks import ALONE, Ranks
-from .step import (
-    DivergedError,
-    Feeder,
-    Stepper,
-    StepResult,
-    report_not_finite,
-    restore_modules,
-)
+from .step import DivergedError, Feeder, Stepper, StepResult, report_not_finite, restore_modules
 from .stopping import StopRequest, listening_for_stop
 
 ENOUGH_RECORDS = 1000  # before the share of bad ones is judged
@@ -70,16 +61,7 @@ class Trainer:
         autocast = autocast_for(self.precision, self.device)
         self.objective = objective(config, self.global_batch, ranks.group)
         self.model: Any = created.model.to(self.device)
-        if config.optim.logit_scale_fixed is not None:
-            fix_logit_scale(self.model, config.optim.logit_scale_fixed)
-        if config.loss.loss != "siglip" and getattr(self.model, "logit_bias", None) is not None:
-            self.model.logit_bias.requires_grad_(False)  # it shifts all logits alike
-        if not self.objective.learns_temperature:
-            self.model.logit_scale.requires_grad_(False)
-        if config.run.lock_image:
-            lock_tower(self.model, "image")
-        if config.run.lock_text:
-            lock_tower(self.model, "text")
+        hold_constant(self.model, config, learns_temperature=self.objective.learns_temperature)
         # Before batch norm holds a process group, which cannot be copied.
         self.ema = None
         if config.optim.ema_decay is not None:
@@ -181,14 +163,8 @@ class Trainer:
         profiled = self.config.run.profile if self.ranks.is_main else None
         with (
             listening_for_stop(self.ranks.size) as self.stop,
-            tqdm(
-                total=self.total_steps,
-                initial=self.step,
-                desc=self.objective.label,
-                unit="step",
-                dynamic_ncols=True,
-                mininterval=0.5,
-                disable=not self.ranks.is_main,
+            progress_bar(
+                self.total_steps, self.step, self.objective.label, self.ranks.is_main
             ) as progress,
             profiler(profiled, self.folder / "profile.json") as profile,
         ):
@@ -235,9 +211,8 @@ class Trainer:
                 self._evaluate()
                 train_unlocked(self.model)
                 self.window.start += time.perf_counter() - before  # the speed logged is training's
-            # At the end of an epoch that is done anyway.
-            save = _due(self.step, self.config.run.save_frequency)
-            if save and self.step_in_epoch < self.steps_per_epoch:
+            due = _due(self.step, self.config.run.save_frequency)
+            if due and self.step_in_epoch < self.steps_per_epoch:  # at the end it is saved anyway
                 self.save()
             if profile is not None:
                 profile.step()
@@ -261,7 +236,7 @@ class Trainer:
         self._account(self.stepper.launch(inputs, self.step, self.total_steps))
 
     def _settle(self) -> None:
-        """Wait for the step under way and account for it."""
+        """Wait for the pending step and account for it."""
         self._account(self.stepper.settle())
 
     def _account(self, result: StepResult | None) -> None:
@@ -276,12 +251,8 @@ class Trainer:
             # The temperature is logged as of the record, not as a mean.
             self.window.add(result.names[:-1], result.values[:-1])
             return
-        path = self.folder / f"nonfinite-step-{result.step}.json"
-        own = {"indices": result.batch.indices.tolist(), "texts": result.batch.texts}
-        records = self.ranks.gathered(own)
         epoch = result.step // self.steps_per_epoch
-        line = report_not_finite(result, epoch, records, path if self.ranks.is_main else None)
-        line += f"; the records of the batch are in {path}"
+        line = report_not_finite(result, epoch, self.folder, self.ranks)
         if not self.config.optim.skip_nonfinite:
             raise DivergedError(
                 f"{line}. Try a lower --lr, a longer --warmup, --grad-clip-norm 1, or "
@@ -303,7 +274,7 @@ class Trainer:
         require_usable(max(seen, 1), skipped, self.config.data.max_skipped, name)
 
     def _log(self, progress: tqdm[Any]) -> None:
-        """Write the window down if a record is due, and start another one."""
+        """Log the window if a record is due, and start a new one."""
         due = self.step % self.config.run.log_every_n_steps == 0
         if not (due or self.step_in_epoch == self.steps_per_epoch):
             return
@@ -331,13 +302,12 @@ class Trainer:
         self.save()  # before validating: an error there must not cost the epoch
         kept = run.keep_frequency is not None and self.epoch % run.keep_frequency == 0
         if kept and self.ranks.is_main:
-            with self._write_errors():
-                self.checkpoints.keep(self.state(), self.epoch)
+            self.checkpoints.keep(self.state(), self.epoch)
         if self.validation_due:
             self._validate(progress)
 
     def _validate(self, progress: tqdm[Any]) -> None:
-        """Measure on the main rank, save the best weights, and save that it is done."""
+        """Validate on the main rank, save the best weights, and save that validation is done."""
         self.validation_due = False
         if self.ranks.is_main:
             metrics = self.assessor.validate(self.data)
@@ -352,10 +322,9 @@ class Trainer:
                 self.best = score
                 # For use, not to continue from: no optimizer, a third of the size.
                 model: Any = self.assessor.encoder.model
-                with self._write_errors():
-                    self.checkpoints.save_best(
-                        {"config": self.config.to_dict(), "model": model.state_dict()}
-                    )
+                self.checkpoints.save_best(
+                    {"config": self.config.to_dict(), "model": model.state_dict()}
+                )
         self.save()
         self.ranks.wait()
 
@@ -389,33 +358,11 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the state to checkpoints/last.pt, on the main rank.
-
-        Raises OSError, naming the folder, if the disk is full; last.pt is then the former one.
-        """
+        """Write the state to checkpoints/last.pt, on the main rank."""
         self._settle()
         self.skipped = self._skipped_by_all()
         if self.ranks.is_main:
-            with self._write_errors():
-                self.checkpoints.save_last(self.state())
-
-    @contextmanager
-    def _write_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            # torch.save raises a RuntimeError about positions after the OSError of the full disk.
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            reason = str(cause).partition("\n")[0]
-            remedy = (
-                "the one before is intact: free some space and continue with --resume "
-                f"{self.folder}"
-                if self.checkpoints.any()
-                else "there is none before it: free some space and start the run again"
-            )
-            raise OSError(
-                f"no checkpoint could be written to {self.checkpoints.folder} ({reason}); {remedy}"
-            ) from error
+            self.checkpoints.save_last(self.state())
 
     def restore(self, state: State) -> None:
         """Continue from a state that `save` wrote, on any number of ranks with the same batch.

@@ -1,4 +1,4 @@
-"""A corpus of pictures, odd but right and damaged, and a source of it in every format."""
+"""Images of unusual formats and damaged ones, and a dataset of them in every format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what must become of it: the picture, within a tolerance, or a reason."""
+    """A file, and the image that it must give within a tolerance, or the reason why it cannot."""
 
     name: str
     data: bytes
@@ -110,7 +110,7 @@ def with_gamma(png: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the corpus: how to open it, and what must be counted."""
+    """A dataset of all cases: how to open it, and the counts of its bad records."""
 
     path: str
     arguments: dict[str, str]
@@ -123,11 +123,11 @@ def _counts(*extra: str) -> Counter[str]:
 
 def caption(case: Case) -> str:
     """Return a caption that occurs once, so that tests notice exchanged captions."""
-    return f"the picture {case.name}"
+    return f"the image {case.name}"
 
 
 def folder(path: Path) -> Source:
-    """img2dataset's "files": pictures in subfolders with captions beside them."""
+    """img2dataset's "files": images in subfolders with captions beside them."""
     for number, case in enumerate(good_cases() + bad_cases()):
         place = path / f"{number % 2:05d}" / case.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def folder(path: Path) -> Source:
         (path / f"{name}.png").write_bytes(good)
         if text is not None:
             (path / f"{name}.txt").write_bytes(text)
-    (path / "no_picture.txt").write_text("alone")
+    (path / "no_image.txt").write_text("alone")
     (path / "00000_stats.json").write_text("{}")
     counts = _counts("no caption file", "no image file", "bad encoding", "empty caption")
     return Source(str(path), {}, counts)
@@ -172,7 +172,7 @@ def google(path: Path) -> Source:
 
 
 def tar(path: Path) -> Source:
-    """Two shards; the second is cut off inside its last picture."""
+    """Two shards; the second is cut off inside its last image."""
     members = []
     for number, case in enumerate(good_cases() + bad_cases()):
         members.append((f"{number:05d}{Path(case.name).suffix}", case.data))

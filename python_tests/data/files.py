@@ -75,6 +75,21 @@ def coloured(number: int, format: str = "PNG") -> bytes:
     return encode(Image.new("RGB", (16, 16), colour(number)), format)
 
 
+def png(name: str, number: int) -> tuple[str, bytes]:
+    """Return a member of an archive: the image of a number."""
+    return name, coloured(number)
+
+
+def txt(name: str, number: int) -> tuple[str, bytes]:
+    """Return a member of an archive: the caption of a number."""
+    return name, f"number {number}".encode()
+
+
+def pair(key: str, number: int, image: str = ".png", text: str = ".txt") -> list[tuple[str, bytes]]:
+    """Return the members of a sample: the image and the caption of a number."""
+    return [png(key + image, number), txt(key + text, number)]
+
+
 def numbered(path: Path, number: int) -> Path:
     """Write the image of a number."""
     path.parent.mkdir(parents=True, exist_ok=True)

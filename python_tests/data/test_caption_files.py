@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cyclip_ext.data import MissingData, ReadOptions, open_dataset
+from cyclip_ext.data import ReadOptions, open_dataset
 
 from .files import coloured, numbered, pairing, write_tar
 
@@ -58,28 +58,6 @@ def test_karpathy(
     assert f"({split or 'train'}, " in dataset.name
     with pytest.raises(ValueError, match=r"no split dev; it has train .4 images., restval .2"):
         open_dataset(str(karpathy), ReadOptions(split="dev"))
-
-
-def test_coco(tmp_path: Path) -> None:
-    content = {
-        "images": [{"id": 10 - i, "file_name": f"{i}.png"} for i in range(5)],
-        "annotations": [
-            {"image_id": 10 - i, "caption": f"number {i} as {k}"}
-            for k in range(2)
-            for i in range(4)
-        ],
-    }
-    path = write(tmp_path / "annotations" / "captions_val2017.json", content)
-    for i in range(4):
-        numbered(tmp_path / "val2017" / f"{i}.png", i)
-    dataset = open_dataset(str(path))
-    assert pairing(dataset) == dict.fromkeys(range(4), 2)
-    assert dataset.skipped.counts == {"no caption": 1}
-    with pytest.raises(ValueError, match="COCO's and has no splits"):
-        open_dataset(str(path), ReadOptions(split="val"))
-    (tmp_path / "val2017").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match="name their folder with images"):
-        open_dataset(str(path))
 
 
 # Parquet

@@ -16,7 +16,8 @@ import pytest
 
 from cyclip_ext.data import SkipReport
 from cyclip_ext.data.columns import Strings, StringWriter, file_state
-from cyclip_ext.data.tables import PairWriter, read_table
+from cyclip_ext.data.pairs import PairWriter
+from cyclip_ext.data.tables import read_table
 
 COUNT = 70_000  # more than are gathered before they are written
 

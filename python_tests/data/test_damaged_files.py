@@ -28,7 +28,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 
 def test_every_record_is_right_or_counted(source: Source) -> None:
-    """A picture changed, swapped with its neighbour's or lost, or a reason miscounted, shows."""
+    """No image is changed, lost or exchanged with its neighbour, and every reason is counted."""
     pairs = open_dataset(source.path, ReadOptions(**source.arguments))
     counts = Counter(pairs.skipped.counts)
     seen = set()

@@ -9,7 +9,7 @@ import pytest
 
 from cyclip_ext.data import ReadOptions, load_builtin, open_dataset
 from cyclip_ext.data.open import expand_braces
-from cyclip_ext.data.tables import TableDataset
+from cyclip_ext.data.pairs import TableDataset
 from cyclip_ext.data.tar import TarDataset
 
 from .files import encode, halves, write_tar

@@ -6,13 +6,11 @@ import os
 import pickle
 import shutil
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from cyclip_ext.data import ReadOptions, open_dataset
-from cyclip_ext.data.skips import BadRecord
 from cyclip_ext.data.tables import read_table
 
 from .files import encode, halves, numbered, pairing
@@ -338,16 +336,6 @@ def test_absolute_paths(tmp_path: Path) -> None:
     assert pairing(read_table(table)) == {3: 1}
 
 
-def test_special_files_are_counted(folder: Path) -> None:
-    os.mkfifo(folder / "pipe.png")
-    with (folder / "huge.png").open("wb") as file:
-        file.truncate(30 * 2**30)  # sparse: takes no room
-    names = [name(0), "pipe.png", "huge.png", "/dev/zero", "images"]
-    rows = [[each, "number 0"] for each in names]
-    dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
-    assert pairing(dataset) == {0: 1, "not a regular file": 3, "too large": 1}
-
-
 # The stored columns
 
 
@@ -368,7 +356,7 @@ def test_columns_are_stored_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(list(folder.glob(".cyclip_ext-*.index"))) == 1
 
 
-@pytest.mark.parametrize("change", ["content", "options", "damage", "time", "same time"])
+@pytest.mark.parametrize("change", ["content", "options", "same time"])
 def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
     table = write(
         folder / "t.csv", [["image", "caption", "other"], *([*r, "x"] for r in rows_of())]
@@ -378,23 +366,14 @@ def test_stored_columns_follow_the_table(folder: Path, change: str) -> None:
     options = ReadOptions(csv_caption_key="other" if change == "options" else None)
     if change == "content":
         write(table, [["image", "caption", "other"], *([*r, "x"] for r in rows_of(7))])
-    elif "time" in change:
+    elif change == "same time":
         text = table.read_text().replace("number 3", "number 4")
         time.sleep(0.02)  # some clocks of file systems tick every 10 ms
         table.write_text(text)
-        os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
-    elif change == "damage":
-        (place,) = folder.glob(".cyclip_ext-*.index")
-        content = bytearray(place.read_bytes())
-        content[-100] ^= 1
-        place.unlink()
-        place.write_bytes(content)
+        os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
     after = read_table(table, options)
-    assert (after.fingerprint() == before) == (change == "damage")
+    assert after.fingerprint() != before
     assert len(after) == (7 if change == "content" else COUNT)
-    if change == "time":
-        with pytest.raises(AssertionError, match="number 4"):
-            pairing(after)
 
 
 def test_fingerprints_tell_the_order(folder: Path) -> None:
@@ -419,16 +398,7 @@ def test_fingerprints_tell_other_images_of_the_same_names(folder: Path) -> None:
 
 
 def test_colliding_hashes_do_not_mix_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cyclip_ext.data.tables._hash", lambda name, salt=0: salt)
+    monkeypatch.setattr("cyclip_ext.data.pairs._hash", lambda name, salt=0: salt)
     rows = [*rows_of(), *([name(i), f"also number {i}"] for i in range(0, COUNT, 3))]
     dataset = read_table(write(folder / "t.csv", [["image", "caption"], *rows]))
     assert pairing(dataset) == {i: 2 - bool(i % 3) for i in range(COUNT)}
-
-
-def test_missing_images_are_bad_records(tmp_path: Path) -> None:
-    table = write(tmp_path / "t.csv", [["image", "caption"], ["gone.png", "x"]])
-    with pytest.raises(BadRecord, match="missing"):
-        read_table(table)[0]
-    assert Counter(read_table(table).skipped.counts) == {}
-    (tmp_path / "gone.png").write_bytes(encode(halves()))
-    assert read_table(table)[0].captions == ("x",)

@@ -103,7 +103,7 @@ def test_any_change_of_a_shard_rebuilds(shards: list[Path], builds: list[int], c
 
 
 def test_damage_of_the_stored_index_is_found(shards: list[Path], builds: list[int]) -> None:
-    """Every byte counts: a flipped offset would give a picture its neighbour's caption."""
+    """Every byte counts: a flipped offset would give an image its neighbour's caption."""
     good = tar_index(shards)
     (place,) = stored(shards[0].parent)
     whole = place.read_bytes()

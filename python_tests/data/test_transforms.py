@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cyclip_ext._normalization import MEAN, STD
 from cyclip_ext.data.loader import _STILL
 from cyclip_ext.data.seeding import uniforms
 from cyclip_ext.data.transforms import (
     CROP_DRAWS,
     CROP_SIDE,
-    MEAN,
-    STD,
     Augment,
     as_input,
     crop_box,

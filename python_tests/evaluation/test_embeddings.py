@@ -11,11 +11,7 @@ import torch
 from torch import nn
 
 from cyclip_ext.data import SkipReport, Superclasses
-from cyclip_ext.evaluation.embeddings import (
-    Embeddings,
-    load_embeddings,
-    save_embeddings,
-)
+from cyclip_ext.evaluation import Embeddings, load_embeddings, save_embeddings
 
 
 def unit(rows: int, width: int = 4, seed: int = 0) -> torch.Tensor:

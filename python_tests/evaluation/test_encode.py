@@ -16,7 +16,7 @@ from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, Sk
 from cyclip_ext.data.captions import MAX_WORD
 from cyclip_ext.evaluation import Encoder, Prompts, Quadruples, encode
 from cyclip_ext.evaluation.embeddings import NotFiniteError
-from cyclip_ext.evaluation.encode import choose_device
+from cyclip_ext.evaluation.encoder import choose_device
 
 from .tiny import tiny_encoder
 

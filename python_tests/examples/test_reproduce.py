@@ -102,9 +102,9 @@ def test_page_has_every_objective_and_differences_by_hand(
     again = (tmp_path / "page.md").read_text()
     assert again.replace("## Reading\n\nSo it is.\n\n", "") == text
     assert "So it is." in again
-    for picture in ("differences", "margins", "sweep"):
-        assert f"](images/page/{picture}.png)" in text
-        assert (tmp_path / "images" / "page" / f"{picture}.png").is_file()
+    for plot in ("differences", "margins", "sweep"):
+        assert f"](images/page/{plot}.png)" in text
+        assert (tmp_path / "images" / "page" / f"{plot}.png").is_file()
 
 
 def test_claims_are_not_judged_on_the_data_that_chose_the_settings() -> None:

@@ -14,6 +14,7 @@ Shared by the tests:
     test_sigmoid.py           the same for the sigmoid loss
     test_cycle.py             both routes of the cycle terms
     test_retrieval.py         ranks and top-k, exactly
+    test_hopper.py            orders and long shapes on the engine for compute capability 9.0
     test_accuracy.py          error at most twice that of dense PyTorch in the same precision
     test_layouts.py           pitch, alignment, panels, tile sizes; no reads out of bounds
     test_policies.py          NaN, infinity, bad scales, zero rows, N = 1
@@ -22,8 +23,11 @@ Shared by the tests:
 
 The first test that needs the emulated kernels builds them with cmake, unless CYCLIP_EMULATION_DIR
 names a folder that contains them. Without cmake or pybind11 the emulated tests are skipped; with
-CYCLIP_REQUIRE_EMULATION=1 they fail. CYCLIP_EMULATE_LARGE_TILES=1 forces 128 x 128 tiles for all
-shapes; devices use them from N = 1,409 on.
+CYCLIP_REQUIRE_EMULATION=1 they fail. Other variables change all tests under emulation:
+
+    CYCLIP_EMULATE_LARGE_TILES=1     128 x 128 tiles; devices use them from N = 1,409 on
+    CYCLIP_EMULATE_HOPPER_BLOCKS=2   the engine for compute capability 9.0, in this many blocks
+    CYCLIP_EMULATE_ORDER="RANDOM 3"  the order of threads; its seed also delays bulk copies
 
 The folder is not called `cuda`, because torch imports a package of that name. Tests of the formulas
 and of the CPU operators are in `losses/`.

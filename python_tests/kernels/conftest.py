@@ -19,7 +19,7 @@ def device(request: pytest.FixtureRequest) -> Device:
         return Emulated(emulation())
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    status = cyclip_ext.ops.backend_status()["cuda"]
+    status = cyclip_ext.libraries.backend_status()["cuda"]
     if not status.loaded:
         pytest.skip(f"no CUDA operators: {status.reason}")
     return Cuda()

@@ -23,6 +23,9 @@ _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16}
 # Runs 16-bit features on the engine for compute capability 9.0a, in this number of blocks.
 HOPPER_BLOCKS = int(os.environ.get("CYCLIP_EMULATE_HOPPER_BLOCKS", "0"))
 
+# The order of threads, such as "RANDOM 1", unless a test sets it; the seed also delays bulk copies.
+ORDER = os.environ.get("CYCLIP_EMULATE_ORDER", "ASCENDING 0").split()
+
 # Forces 128 x 128 tiles for the small problems of these tests, unless a test sets the limit itself.
 LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" or HOPPER_BLOCKS else None
 
@@ -46,7 +49,7 @@ class Emulated:
         col_labels: Tensor | None = None,
         same_are_positives: bool = False,
         hopper_blocks: int = HOPPER_BLOCKS,
-        order: tuple[str, int] = ("ASCENDING", 0),
+        order: tuple[str, int] = (ORDER[0], int(ORDER[1])),
     ) -> tuple[Tensor, ...]:
         dtype = arguments[0].dtype
         options = self.module.Options(

@@ -83,32 +83,6 @@ def test_orders(
             )
 
 
-@pytest.mark.parametrize(
-    ("operator", "precision"),
-    [
-        ("pair_statistics", PRECISIONS[0]),
-        ("pair_statistics", PRECISIONS[1]),
-        ("sigmoid_rows", PRECISIONS[0]),
-        ("pair_statistics_backward", PRECISIONS[0]),
-    ],
-    ids=str,
-)
-def test_hopper_blocks(emulated: Emulated, operator: str, precision: Precision) -> None:
-    """The order of threads, delays of copies and the number of blocks do not change the results.
-
-    One block processes several tiles with each consumer, and the last row of tiles belongs to one
-    consumer only. The depth exceeds the ring of stages.
-    """
-    arguments = calls(300, 150, 450, precision.dtype)[operator]
-    before = emulated.module.hopper_launches()
-    first = emulated(operator, *arguments, large_tiles=0, hopper_blocks=1)
-    assert emulated.module.hopper_launches() > before
-    assert all(not out.isnan().any() for out in first)
-    for blocks, order in [(3, ORDERS[0]), (1, ORDERS[1]), (5, ORDERS[2])]:
-        options = {"large_tiles": 0, "hopper_blocks": blocks, "order": order}
-        assert bits(emulated(operator, *arguments, **options)) == bits(first), (blocks, order)
-
-
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_runs(device: Device, operator: str, precision: Precision) -> None:

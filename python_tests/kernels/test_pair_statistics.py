@@ -50,9 +50,12 @@ def check_forward(
     offset: int,
     precision: Precision,
     labels: Labels | None = None,
+    positives: bool = False,
     **options: int | None,
 ) -> None:
-    exact = truth.pair_statistics(image.double(), text.double(), as_double(scale), offset, labels)
+    exact = truth.pair_statistics(
+        image.double(), text.double(), as_double(scale), offset, labels, positives
+    )
     ours = truth.PairStatistics(
         *device(
             "pair_statistics",
@@ -61,6 +64,7 @@ def check_forward(
             as_double(scale),
             offset,
             allow_tf32=precision.allow_tf32,
+            same_are_positives=positives,
             **of_labels(labels),
             **options,
         )
@@ -215,25 +219,56 @@ def test_labels(
     check_backward(device, image, text, 14.3, offset, precision, labels=known, **sizes)
 
 
-def test_distinct_labels_change_no_bit(emulated: Emulated, precision: Precision) -> None:
-    """A tile is summed as without labels; without the hardest negatives, of the same size."""
+@pytest.mark.parametrize("scale", [14.3, -14.3])
+@pytest.mark.parametrize("labels", ["some", "one"])
+@LABELLED_SHAPES
+def test_further_positives(
+    device: Device,
+    n: int,
+    m: int,
+    offset: int,
+    large_tiles: int | None,
+    labels: str,
+    scale: float,
+    precision: Precision,
+) -> None:
+    """They are in the sums, where they may have the largest logit, but never the hardest."""
+    image, text = rectangle("random", n, m, 24, precision.dtype)
+    known = labels_of(labels, n, m)
+    options = {"labels": known, "positives": True, "large_tiles": large_tiles}
+    check_forward(device, image, text, scale, offset, precision, **options)
+
+
+@pytest.mark.parametrize(
+    ("needs_hardest", "positives", "large_tiles"),
+    [(False, False, None), (False, False, 0), (True, False, None), (True, True, None)],
+)
+def test_distinct_labels_change_no_bit(
+    emulated: Emulated,
+    needs_hardest: bool,
+    positives: bool,
+    large_tiles: int | None,
+    precision: Precision,
+) -> None:
+    """A tile is summed as without labels. With the hardest negatives, labels use small tiles."""
     image, text = rectangle("random", 70, 130, 24, precision.dtype)
     labels = {"row_labels": torch.arange(70) + 3, "col_labels": torch.arange(130)}
-    for large_tiles in None, 0:
-        results = [
-            emulated(
-                *("pair_statistics", image, text, as_double(14.3), 3),
-                allow_tf32=precision.allow_tf32,
-                needs_hardest=False,
-                large_tiles=large_tiles,
-                **known,
-            )
-            for known in ({}, labels)
-        ]
-        assert all(map(torch.equal, *results))
+    results = [
+        emulated(
+            *("pair_statistics", image, text, as_double(14.3), 3),
+            allow_tf32=precision.allow_tf32,
+            needs_hardest=needs_hardest,
+            same_are_positives=positives,
+            large_tiles=large_tiles,
+            **known,
+        )
+        for known in ({}, labels)
+    ]
+    assert all(map(torch.equal, *results))
 
 
-def test_ties_with_labels(device: Device, precision: Precision) -> None:
+@pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
+def test_ties_with_labels(device: Device, positives: bool, precision: Precision) -> None:
     """The first of several equal cosines counts that has another label."""
     image, text = rectangle("ties", 70, 130, 24, precision.dtype)
     known = labels_of("some", 70, 130)
@@ -242,6 +277,7 @@ def test_ties_with_labels(device: Device, precision: Precision) -> None:
         *device(
             *("pair_statistics", image, text, as_double(14.3), 3),
             allow_tf32=precision.allow_tf32,
+            same_are_positives=positives,
             **of_labels(known),
         )
     )
@@ -249,14 +285,18 @@ def test_ties_with_labels(device: Device, precision: Precision) -> None:
     assert torch.equal(ours.col_hardest_index, exact.col_hardest_index)
 
 
-@pytest.mark.parametrize("labels", LABELS)
-def test_without_hardest(device: Device, labels: str, precision: Precision) -> None:
+@pytest.mark.parametrize(
+    ("labels", "positives"), [*((kind, False) for kind in LABELS), ("some", True)]
+)
+def test_without_hardest(
+    device: Device, labels: str, positives: bool, precision: Precision
+) -> None:
     """The hardest negatives are optional, and other results do not depend on them."""
     image, text = rectangle("random", 140, 70, 24, precision.dtype)
     for scale in 14.3, -14.3:
         arguments = image, text, as_double(scale), -30
         known = of_labels(labels_of(labels, 140, 70))
-        options = {"allow_tf32": precision.allow_tf32, **known}
+        options = {"allow_tf32": precision.allow_tf32, "same_are_positives": positives, **known}
         if known:
             options["large_tiles"] = None  # with the hardest negatives, labels use small tiles
         full = truth.PairStatistics(*device("pair_statistics", *arguments, **options))

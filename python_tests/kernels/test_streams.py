@@ -15,7 +15,7 @@ from .test_orders import bits
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(
-        not cyclip_ext.ops.backend_status()["cuda"].loaded, reason="no CUDA operators"
+        not cyclip_ext.libraries.backend_status()["cuda"].loaded, reason="no CUDA operators"
     ),
     pytest.mark.parametrize("n", [70, 1601]),
     pytest.mark.parametrize("precision", [p for p in PRECISIONS if not p.allow_tf32], ids=str),

@@ -13,8 +13,9 @@ Shared by the tests (no test functions here):
     test_functional.py   every function, option and combination, against the reference
     test_modules.py      the nn.Modules: dictionary, weights, statistics, open_clip's call
     test_labels.py       labels, further negatives, nested widths, locked towers
+    test_labels_cost.py  processor time of labels, as a ratio
     test_edge_cases.py   strides, norms, NaN, inf, zero rows, N = 1
-    test_properties.py   hypothesis: shapes, values and invariances nobody thought of
+    test_properties.py   hypothesis: shapes, arbitrary values, and invariances
     test_accuracy.py     error at most twice that of dense PyTorch in the same precision
     test_precision.py    bfloat16 products, and losses of 1e-30 that dense code rounds to zero
     test_retrieval_operators.py  ranks and top-k, which evaluation uses, against loops
@@ -22,7 +23,8 @@ Shared by the tests (no test functions here):
     test_memory.py       no N x N storage: saved tensors, peak, and the memory budget
     test_determinism.py  the same bits in every run and for every number of threads
     test_torch.py        opcheck, fake tensors, compile, export, autocast, derivatives of all kinds
-    test_distributed.py  over a group of processes: gradients of the whole batch, bits, mistakes
+    test_distributed.py  over a group of processes: gradients of the whole batch, bits, memory
+    test_groups.py       every form of a group, and mistakes that all ranks must notice
     test_grad_cache.py   the gradient of the whole batch, from chunks: dropout, batch norm, DDP
 
 What must not live here: data, models, training; CUDA kernels have tests of their own.

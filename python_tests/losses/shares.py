@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,6 +31,18 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "all": lambda *a, **o: CyCLIPLoss(0.3, 0.2, 0.1, 0.4, reduction="mean", **o)(*a),
 }
 PAIRWISE = ["contrastive", "hinge", "sigmoid", "all"]  # every way that features are exchanged
+
+
+EXCHANGES = ["gather", "ring", "replicate"]
+every_exchange = pytest.mark.parametrize("exchange", EXCHANGES)
+needs_gloo = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
+)
+
+
+def worlds(*sizes: int) -> pytest.MarkDecorator:
+    """Run a test with groups of these numbers of ranks."""
+    return pytest.mark.parametrize("world", sizes, indirect=True)
 
 
 def _alone(options: dict[str, Any]) -> dict[str, Any]:

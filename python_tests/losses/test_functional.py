@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cyclip_ext import functional, reference
@@ -179,6 +180,26 @@ def test_gradients_of_a_shared_tensor_add_up(loss: Loss) -> None:
     apart = [image.clone().requires_grad_() for _ in range(2)]
     loss(*apart, 5.0, -2.0).backward()
     torch.testing.assert_close(shared.grad, apart[0].grad + apart[1].grad)
+
+
+def test_gradients_of_features_normalized_outside_have_no_radial_part(backend: str) -> None:
+    """Those of dense code without its own normalization do; its backward pass removes them."""
+
+    def dense(x: Tensor, y: Tensor) -> Tensor:
+        logits, target = 5.0 * x @ y.T, torch.arange(len(x))
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    gradients = []
+    for function in dense, lambda x, y: functional.contrastive_loss(x, y, 5.0, backend=backend):
+        raw = [features.requires_grad_() for features in make_features("random", 6, 4)]
+        unit = [F.normalize(features) for features in raw]
+        gradients.append(torch.autograd.grad(function(*unit), (*unit, *raw)))
+    (*of_dense, raw_x, raw_y), (*ours, our_x, our_y) = gradients
+    torch.testing.assert_close((our_x, our_y), (raw_x, raw_y))
+    for features, with_radial, without in zip(unit, of_dense, ours, strict=True):
+        radial = (features * with_radial).sum(1, keepdim=True)
+        assert radial.abs().min() > 1e-3
+        torch.testing.assert_close(without, with_radial - features * radial)
 
 
 def test_one_direction_is_the_cross_entropy_of_its_rows() -> None:

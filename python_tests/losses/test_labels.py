@@ -193,6 +193,21 @@ def test_distinct_labels_change_no_bit(name: str, same_label: str, n: int) -> No
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("n", [6, 300])
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+def test_distinct_labels_change_no_bit_of_terms_and_statistics(same_label: str, n: int) -> None:
+    leaves = [t.requires_grad_() for t in make_features("random", n, 40, dtype=torch.float32)]
+    leaves.append(torch.tensor(SCALE, requires_grad=True))
+    loss = CyCLIPLoss(hinge=0.3, statistics=True, same_label=same_label, backend="native")
+    runs = []
+    for labels in None, torch.arange(n):
+        terms = loss(*leaves, output_dict=True, labels=labels)
+        total = sum(term for name, term in terms.items() if name.endswith("_loss"))
+        runs.append([*terms.values(), *_gradients(total, leaves)])
+    assert all(map(torch.equal, *runs))
+
+
+@pytest.mark.native
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("same_label", SAME_LABEL)
 @pytest.mark.parametrize("name", OURS)
@@ -305,16 +320,30 @@ def test_statistics_ignore_pairs_of_equal_labels(
         torch.testing.assert_close(terms[f"{side}_accuracy"], expected)
 
 
+LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
+    "clip": CLIPLoss,
+    "cyclip": partial(CyCLIPLoss, hinge=0.3, margin=0.1),
+    "siglip": SigLIPLoss,
+    "matryoshka": lambda **o: MatryoshkaLoss(CyCLIPLoss(hinge=0.3, **o), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("further", FURTHER, ids=str)
 @pytest.mark.parametrize("same_label", SAME_LABEL)
-def test_gradients_with_labels_match_finite_differences(same_label: str) -> None:
-    x, y = make_features("random", 6, 3)
-    inputs = tuple(t.requires_grad_() for t in (x, y, torch.tensor(5.0).double()))
-    labels = torch.tensor(LABELS["pairs"])
-    for kind in CLIPLoss, SigLIPLoss:
-        loss = kind(same_label=same_label)
-        assert torch.autograd.gradcheck(
-            lambda *args, loss=loss: loss(*args, -2.0, labels=labels), inputs
-        )
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_with_labels_match_finite_differences(
+    name: str, same_label: str, further: tuple[int, int], backend: str
+) -> None:
+    loss, given = LOSSES[name](same_label=same_label, backend=backend), _further(*further, 3)
+    scalars = torch.tensor([5.0, -2.0]).double().unbind()
+    inputs = [t.requires_grad_() for t in (*make_features("random", 6, 3), *scalars)]
+
+    def total(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *more: Tensor) -> Tensor:
+        known = {"labels": torch.tensor(LABELS["pairs"]), **dict(zip(given, more, strict=True))}
+        return loss(x, y, scale, bias, **known)
+
+    leaves = (*inputs, *(t.requires_grad_() for t in given.values()))
+    assert torch.autograd.gradcheck(total, leaves)
 
 
 X, L = torch.ones(4, 3), torch.arange(4)
@@ -454,6 +483,47 @@ def test_ranks_match_one_process(
                 torch.testing.assert_close(share, own, rtol=1e-8, atol=1e-11)
 
 
+def _cached_backward(
+    parts: list[Tensor], chunk_size: int, kind: str, same_label: str, group: str | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the terms, the gradients of the towers, and those of the further negatives."""
+    x, y, labels, *negatives = parts
+    u, v = (t[:, :4].clone().requires_grad_() for t in negatives)
+    options: dict[str, Any] = {"same_label": same_label, "statistics": True, "group": group}
+    loss = SigLIPLoss(**options) if kind == "siglip" else CyCLIPLoss(hinge=0.3, **options)
+    given = {"labels": labels, "negative_text_features": u, "negative_image_features": v}
+    towers = _Towers().double()
+    terms = cached_backward(towers, partial(loss, **given), x, y, chunk_size=chunk_size)
+    return [*terms.values()], _gradients_of(towers), [u.grad, v.grad]
+
+
+def _gradients_of(module: torch.nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def _cached_share(rank: int, world: int, *options: str) -> tuple[list[Tensor], ...]:
+    counts = (PARTS[world][0],) * 3 + PARTS[world][1:]
+    parts = [t.split(c)[rank] for t, c in zip(_labelled_batch(), counts, strict=True)]
+    return _cached_backward(parts, 2, *options, group="world")
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("kind", ["cyclip", "siglip"])
+@pytest.mark.parametrize("world", [2], indirect=True)
+def test_cached_gradients_of_ranks_match_one_process(
+    world: World, kind: str, same_label: str
+) -> None:
+    expected = _cached_backward([*_labelled_batch()], 8, kind, same_label, None)
+    shares = world.results(_cached_share, world.size, kind, same_label)
+    terms, of_towers, of_negatives = zip(*shares, strict=True)
+    for of_rank in terms:
+        torch.testing.assert_close(of_rank, expected[0])
+    averaged = [sum(ranks) / world.size for ranks in zip(*of_towers, strict=True)]
+    torch.testing.assert_close(averaged, expected[1])
+    whole = [torch.cat(ranks) / world.size for ranks in zip(*of_negatives, strict=True)]
+    torch.testing.assert_close(whole, expected[2])
+
+
 def _one_rank_without(rank: int, name: str) -> str:
     x, _, labels, u, v = _labelled_batch()
     given = {"labels": labels[:2], "negative_text_features": u, "negative_image_features": v}
@@ -486,7 +556,8 @@ def test_locked_tower_costs_no_product(locked: int) -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize(("kind", "same_label"), [(CLIPLoss, "mask"), (SigLIPLoss, "positive")])
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("kind", [CLIPLoss, SigLIPLoss])
 def test_statistics_with_labels_take_one_pass(kind: type[CLIPLoss], same_label: str) -> None:
     x, y = make_features("random", 40, 8, dtype=torch.float32)
     loss = kind(same_label=same_label, statistics=True, backend="native")

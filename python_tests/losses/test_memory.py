@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,13 @@ def _saved_bytes(loss, n: int, d: int) -> int:
 RECOMPUTE = {"backend": "native", "memory_budget": 0}
 LOSSES = {name: functools.partial(loss, **RECOMPUTE) for name, loss in FUNCTIONS.items()}
 LOSSES["everything"] = cyclip_ext.CyCLIPLoss(margin=0.1, hinge=0.1, statistics=True, **RECOMPUTE)
-for same_label in "mask", "positive":
-    for kind in cyclip_ext.CLIPLoss, cyclip_ext.SigLIPLoss:
-        loss = kind(same_label=same_label, **RECOMPUTE)
-        LOSSES[f"{kind.__name__}, {same_label}"] = lambda x, y, s, loss=loss: loss(
-            x, y, s, -5.0, labels=torch.arange(len(x)) // 3
-        )
+for same_label, kind, statistics in itertools.product(
+    ("mask", "positive"), (cyclip_ext.CLIPLoss, cyclip_ext.SigLIPLoss), (False, True)
+):
+    loss = kind(same_label=same_label, statistics=statistics, **RECOMPUTE)
+    LOSSES[f"{kind.__name__}, {same_label}, {statistics}"] = lambda x, y, s, loss=loss: loss(
+        x, y, s, -5.0, labels=torch.arange(len(x)) // 3
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -62,9 +64,14 @@ def test_saved_tensors_grow_linearly(name: str) -> None:
 
 
 @pytest.mark.parametrize("n", [33, 512])
-def test_direct_cycle_route_saves_the_features_alone(n: int) -> None:
-    d = 2 * n
-    assert _saved_bytes(LOSSES["cycle"], n, d) <= 2 * 2 * n * d * 4 + 4096
+def test_direct_cycle_route_saves_the_features_and_the_products_within_the_budget(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d, products = 2 * n, n * n * 4
+    features = 2 * n * d * 4
+    assert products <= _saved_bytes(LOSSES["cycle"], n, d) - features <= products + 4096
+    monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", str(products - 1))
+    assert _saved_bytes(LOSSES["cycle"], n, d) <= features + 4096
 
 
 # ------------------------------------------------- dot products within the budget
@@ -80,7 +87,7 @@ def _run(n: int, d: int, dtype: torch.dtype, memory_budget: int | None) -> list[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 65), (63, 7), (130, 64), (1029, 33)])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 65), (63, 7), (70, 96), (130, 64), (1029, 33)])
 def test_stored_dots_change_no_bit(n: int, d: int, dtype: torch.dtype) -> None:
     for kept, recomputed in zip(_run(n, d, dtype, None), _run(n, d, dtype, 0), strict=True):
         assert torch.equal(kept, recomputed)
@@ -143,7 +150,7 @@ def test_wrong_memory_budget_raises(stated: str, monkeypatch: pytest.MonkeyPatch
         functional.contrastive_loss(*make_leaves(4, 3)[:3], backend="native")
 
 
-def test_backward_operator_checks_the_dots() -> None:
+def test_backward_operators_check_the_products() -> None:
     image, text = make_features("random", 5, 3, dtype=torch.float32)
     scale, rows = torch.tensor(1.0), torch.ones(5, dtype=torch.float64)
     for dots in (torch.zeros(5, 64), torch.zeros(5, 128).double()):
@@ -151,21 +158,24 @@ def test_backward_operator_checks_the_dots() -> None:
             ops.sigmoid_rows_backward(
                 image, text, scale, scale, 0, dots, rows, True, True, False, False
             )
+    for products in (torch.zeros(4, 4), torch.zeros(5, 5).double()):
+        with pytest.raises(RuntimeError, match="products must be"):
+            ops.cycle_direct_backward(image, text, products, rows[0], rows[0])
 
 
 # ------------------------------------------------- a whole process
 
 PROGRAM = """
 import torch
-from cyclip_ext import functional, CLIPLoss, CyCLIPLoss
+from cyclip_ext import functional, CLIPLoss, CyCLIPLoss, SigLIPLoss
 
 def cyclip(x, y, s, **options):
     CyCLIPLoss(backend="native", **options)(x, y, s).backward()
 
 def labels(x, y, s):
-    for meaning in "mask", "positive":
-        loss = CLIPLoss(same_label=meaning, backend="native")
-        loss(x, y, s, labels=torch.arange(len(x)) // 3).backward()
+    for kind, meaning in (CLIPLoss, "mask"), (CLIPLoss, "positive"), (SigLIPLoss, "positive"):
+        loss = kind(same_label=meaning, statistics=kind is CLIPLoss, backend="native")
+        loss(x, y, s, -5.0, labels=torch.arange(len(x)) // 3).backward()
 
 def retrieval(x, y, s):
     labels = torch.arange(len(x))

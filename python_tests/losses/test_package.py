@@ -76,7 +76,7 @@ def _private_names(module: ast.Module) -> Iterator[str]:
                 continue
             imported |= {alias.asname or alias.name for alias in node.names}
             for name in (*origin.lstrip(".").split("."), *(alias.name for alias in node.names)):
-                # Modules such as _terms are private to the package, which shares them.
+                # Modules such as _blocks are private to the package, which shares them.
                 if name.startswith("_") and not (node.level and (PACKAGE / f"{name}.py").exists()):
                     yield f"{origin} {name}"
         elif isinstance(node, ast.Import):

@@ -33,10 +33,11 @@ def pair_statistics(
     logit_scale: Tensor | float,
     offset: int = 0,
     labels: tuple[Tensor, Tensor] | None = None,  # int64 [n], [m]
+    same_are_positives: bool = False,
 ) -> PairStatistics:
     """Return the statistics. The positive of row i is column i + offset, if it exists.
 
-    Other pairs of equal labels are not negatives.
+    Other pairs of equal labels are not negatives, but in the LSE with `same_are_positives`.
     """
     n, m = image_features.shape[0], text_features.shape[0]
     sim = reference.similarity(image_features, text_features)
@@ -46,8 +47,13 @@ def pair_statistics(
     is_negative = ~is_positive
     if labels is not None:
         is_negative = is_negative & (labels[0][:, None] != labels[1][None, :])
-    row_lse, row_hardest, row_index = _over_negatives(sim, logit_scale, is_negative)
-    col_lse, col_hardest, col_index = _over_negatives(sim.T, logit_scale, is_negative.T)
+    is_summed = ~is_positive if same_are_positives else is_negative
+    row_lse, col_lse = (
+        _log_sum_exp(logit_scale * cosines, summed)
+        for cosines, summed in ((sim, is_summed), (sim.T, is_summed.T))
+    )
+    row_hardest, row_index = _hardest(sim, is_negative)
+    col_hardest, col_index = _hardest(sim.T, is_negative.T)
     return PairStatistics(
         row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index
     )
@@ -90,17 +96,13 @@ def softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
-def _over_negatives(
-    sim: Tensor, logit_scale: Tensor | float, is_negative: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    any_negative = is_negative.any(dim=1)
-    none = torch.full_like(sim[:, 0], -torch.inf)
-    # A row without negatives is left unmasked, because logsumexp over -inf alone has gradient NaN.
-    keep = is_negative | ~any_negative[:, None]
-    lse = (logit_scale * sim).masked_fill(~keep, -torch.inf).logsumexp(dim=1)
-    hardest, index = sim.masked_fill(~keep, -torch.inf).max(dim=1)
-    return (
-        torch.where(any_negative, lse, none),
-        torch.where(any_negative, hardest, none),
-        torch.where(any_negative, index, -1),
-    )
+def _log_sum_exp(logits: Tensor, summed: Tensor) -> Tensor:
+    # A row without entries stays unmasked, because logsumexp over -inf alone has gradient NaN.
+    any_summed = summed.any(dim=1)
+    masked = logits.masked_fill(~summed & any_summed[:, None], -torch.inf)
+    return masked.logsumexp(dim=1).masked_fill(~any_summed, -torch.inf)
+
+
+def _hardest(sim: Tensor, is_negative: Tensor) -> tuple[Tensor, Tensor]:
+    hardest, index = sim.masked_fill(~is_negative, -torch.inf).max(dim=1)
+    return hardest, index.masked_fill(~is_negative.any(dim=1), -1)

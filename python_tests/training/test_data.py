@@ -130,14 +130,14 @@ def test_fractions_are_nested_and_leave_evaluation_alone() -> None:
 
 def test_captions_of_two_classes_are_excluded_from_retrieval() -> None:
     source = shapes().evaluation["validation"]
-    pictures = InMemoryDataset(
+    dataset = InMemoryDataset(
         "two",
         source.images[:2],
         (("a cat", "pet"), ("a dog", "pet", "hound")),
         labels=torch.tensor([0, 1]),
         class_names=("a cat", "a dog"),
     )
-    texts, labels = unambiguous_captions(pictures)
+    texts, labels = unambiguous_captions(dataset)
     assert (texts, labels.tolist()) == (["a cat", "a dog", "hound"], [0, 1, 1])
 
 

@@ -99,7 +99,7 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
         pixels = random.integers(0, 255, (36, 40, 3), dtype=np.uint8)
         data = encode(Image.fromarray(pixels), "JPEG")
         members.append((f"{i:09d}.jpg", data[: len(data) // 2] if i == 7 else data))
-        members.append((f"{i:09d}.txt", f"picture number {i}".encode()))
+        members.append((f"{i:09d}.txt", f"image number {i}".encode()))
     shards, manifest = tmp_path / "cc3m", tmp_path / "cc3m.json"
     shards.mkdir()
     write_tar(shards / "00000.tar", members[:50])

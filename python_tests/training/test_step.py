@@ -29,7 +29,7 @@ from cyclip_ext.training.objective import Objective, make_loss, term_weights
 from cyclip_ext.training.step import DivergedError, Stepper, StepResult
 from cyclip_ext.training.trainer import Trainer
 
-from .parts import create_tiny, settings, shapes, tiny_trainer, write_shards
+from .parts import create_tiny, damage_images, settings, shapes, tiny_trainer, write_shards
 
 
 def changed(section: str, config: TrainConfig | None = None, **values: Any) -> TrainConfig:
@@ -377,12 +377,7 @@ def test_bad_records_are_reported_and_too_many_stop_a_run(
 ) -> None:
     monkeypatch.setattr(run, "create_model", create_tiny)
     folder = write_shards(tmp_path / "shards", shapes().train, 1)
-    shard = bytearray((folder / "00000.tar").read_bytes())
-    at, spoilt = 0, 0
-    while (at := shard.find(b"IDAT", at + 1)) > 0:
-        if (spoilt := spoilt + 1) % 8 == 1:  # every eighth image
-            shard[at + 8 : at + 40] = b"x" * 32
-    (folder / "00000.tar").write_bytes(shard)
+    damage_images(folder / "00000.tar", every=8)
     words = ["--train-data", str(folder), "--epochs", "2", "--batch-size", "64", "--warmup", "1"]
     words += ["--logs-dir", str(tmp_path), "--log-every-n-steps", "1", "--name"]
     assert main([*words, "stops"]) == 1

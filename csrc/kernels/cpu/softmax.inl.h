@@ -24,13 +24,14 @@ inline void maxima(const SoftmaxForward<T>& args, int64_t row, T* largest_logit,
   const Vec<T> lowest = splat(static_cast<T>(kNoShift));
   T* col_largest = args.column_scratch;
   Vec<T> row_logit = lowest, row_cosine = lowest;
-  for_each_negative(tile, args.labels, row, [&](int64_t col, auto mask) {
+  for_each_pair(tile, args.labels, row, [&](int64_t col, auto mask, auto same) {
     const Vec<T> s = cosine(tile, row, col);
-    const Vec<T> logit = choose(mask, s * args.scale.hi, lowest);
+    const auto is_negative = without(mask, same);
+    const Vec<T> logit = choose(args.same_are_positives ? mask : is_negative, s * args.scale.hi, lowest);
     row_logit = maximum(logit, row_logit);
     store(col_largest + col, maximum(logit, load<Vec<T>>(col_largest + col)));
     if constexpr (!kHardest) return;
-    const Vec<T> negative = choose(mask, s, lowest);
+    const Vec<T> negative = choose(is_negative, s, lowest);
     row_cosine = maximum(negative, row_cosine);
     const Vec<T> hardest = load<Vec<T>>(columns.hardest + col);
     const IntVec<T> harder = negative > hardest;
@@ -104,10 +105,11 @@ void softmax_forward(const SoftmaxForward<T>& args) {
     raise_shift<T>(columns.shift + col, columns.sum + col, shift);
   }
 
+  const Labels<T> masked = args.same_are_positives ? Labels<T>{} : args.labels;
   for (int64_t row = 0; row < tile.rows; ++row) {
     const IntVec<T> row_shift = splat_int<T>(rows.shift[row]);
     Vec<T> row_sum = splat(T(0));
-    for_each_negative(tile, args.labels, row, [&](int64_t col, auto mask) {
+    for_each_negative(tile, masked, row, [&](int64_t col, auto mask) {
       const Vec<T> s = cosine(tile, row, col);
       const Base2<T> z = exp2_split<T>(s, args.scale.hi, args.scale.lo);
       const IntVec<T> col_shift = load<IntVec<T>>(columns.shift + col);

@@ -80,6 +80,7 @@ struct SoftmaxForward {
   T* column_scratch;                     // [2, padded(cols)]
   bool needs_hardest;                    // otherwise the hardest negatives are not updated
   Labels<T> labels = {};                 // pairs of equal labels are not negatives
+  bool same_are_positives = false;       // pairs of equal labels are in the sums, but never the hardest
 };
 
 // Weights W_ij = row_weight_i 2^(z'_ij - row_shift_i) + col_weight_j 2^(z'_ij - col_shift_j).

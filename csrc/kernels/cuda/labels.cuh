@@ -57,4 +57,26 @@ template <typename Tile>
 __device__ inline void mask_same(typename Tile::Fragment&, const Place<Tile>&, const Window&, const NoLabels&,
                                  typename Tile::Accumulator) {}
 
+// Pairs of equal labels are positives, or do not count.
+struct SameLabels {
+  Labels labels;
+  bool are_positives;
+};
+
+template <typename Tile>
+__device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
+                                 const SameLabels& same, typename Tile::Accumulator masked) {
+  if (!same.are_positives) mask_same<Tile>(cosines, place, window, same.labels, masked);
+}
+
+// The entries of this thread that are positives by their labels; masked ones may be among them.
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
+  return same.are_positives ? same_entries(place, window, same.labels) : 0;
+}
+template <typename Tile>
+__device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {
+  return 0;
+}
+
 }  // namespace cyclip::cuda

@@ -84,6 +84,8 @@ struct PairStatisticsForward {
   bool needs_hardest = true;
   const int64_t* row_labels = nullptr;  // [n], null: no labels
   const int64_t* col_labels = nullptr;  // [m]
+  // Pairs of equal labels are in the sums, but never the hardest negative. Otherwise they do not count.
+  bool same_are_positives = false;
 };
 Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Context& context);
 

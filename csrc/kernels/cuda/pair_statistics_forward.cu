@@ -20,28 +20,30 @@ struct EpilogueStorage {
   T of_warp[Tile::kThreads / kWarpSize];
 };
 
-// The largest entry of this thread's line, with its index in the matrix, or -1 if all are masked.
+// The largest entry of this thread's line, with its index in the matrix, or -1 if all are masked or positives.
 template <typename Tile>
 __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage<Tile>& shared,
                                                                  const Place<Tile>& place, const Window& window,
-                                                                 const typename Tile::Fragment& cosines) {
+                                                                 const typename Tile::Fragment& cosines,
+                                                                 uint64_t positives) {
   using T = typename Tile::Accumulator;
-  const auto consider = [](Candidate<T>& best, T value, int index) {
-    if (value > best.value) best = {value, index};  // indices increase
+  const auto consider = [&](Candidate<T>& best, int a, int b, int index) {
+    const T value = cosines[a][b];
+    if (value > best.value && !test<Tile>(positives, a, b)) best = {value, index};  // indices increase
   };
   Candidate<T> rows[Tile::kThreadRows], cols[Tile::kThreadCols];
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
     rows[a] = {kMasked<T>, -1};
     CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], cosines[a][b], place.col(b));
+    for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], a, b, place.col(b));
   }
   shared.candidates.put_rows(place, rows, Harder{});
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
     cols[b] = {kMasked<T>, -1};
     CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[b], cosines[a][b], place.row(a));
+    for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[b], a, b, place.row(a));
   }
   shared.candidates.put_cols(place, cols, Harder{});
   block_barrier();
@@ -168,14 +170,17 @@ __device__ ShiftedSum<typename Tile::Accumulator> sum_of_tile(EpilogueStorage<Ti
 }
 
 // The statistics that this tile contributes to the line of this thread.
-template <bool kHardest, typename Tile>
+template <bool kHardest, typename Tile, typename MaybeLabels>
 __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorage<Tile>& shared,
                                                                   const Place<Tile>& place, const Window& window,
                                                                   typename Tile::Fragment& cosines,
-                                                                  Base2Scale<typename Tile::Accumulator> scale) {
+                                                                  Base2Scale<typename Tile::Accumulator> scale,
+                                                                  const MaybeLabels& labels) {
   using T = typename Tile::Accumulator;
   Candidate<T> hardest = {kMasked<T>, -1};
-  if constexpr (kHardest) hardest = hardest_of_line(shared, place, window, cosines);
+  if constexpr (kHardest) {
+    hardest = hardest_of_line(shared, place, window, cosines, more_positives<Tile>(place, window, labels));
+  }
   const bool is_negative = scale.hi < 0;
   if (is_negative) {  // then the easiest negative has the largest logit
     scale = {-scale.hi, -scale.lo};
@@ -184,8 +189,9 @@ __device__ Statistics<typename Tile::Accumulator> line_statistics(EpilogueStorag
   scale = masking_scale(scale);
   ShiftedSum<T> sum;
   if constexpr (sizeof(T) == sizeof(float)) {
+    constexpr bool kMorePositives = std::is_same_v<MaybeLabels, SameLabels>;
     T largest = hardest.value;  // of the line
-    if (!kHardest || is_negative) largest = largest_of_thread<Tile>(cosines);
+    if (!kHardest || kMorePositives || is_negative) largest = largest_of_thread<Tile>(cosines);
     sum = sum_of_tile(shared, place, window, cosines, scale, largest);
   } else {
     sum = sum_by_line(shared, place, cosines, scale);
@@ -216,7 +222,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       shared, place, [&](int64_t row, T cosine) { args.positive[row] = static_cast<double>(cosine); },
       [&](const Window& window, typename Tile::Fragment& cosines) {
         mask_same<Tile>(cosines, place, window, args.labels, kMasked<T>);
-        const auto of_tile = line_statistics<kHardest>(shared.epilogue, place, window, cosines, scale);
+        const auto of_tile =
+            line_statistics<kHardest>(shared.epilogue, place, window, cosines, scale, args.labels);
         if (Window::owns_row<Tile>()) {
           of_row.append(of_tile);
         } else if (window.has_line<Tile>()) {
@@ -312,17 +319,19 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
                       context.stream, args.positive, image.rows));
     const Labels labels = {args.row_labels, args.col_labels};
     if (labels.rows && args.needs_hardest) {  // rare: one tile size less to compile
-      return launch_tiles<true, SmallTile<Math>>(args, labels, image, text, context);
+      const SameLabels same = {labels, args.same_are_positives};
+      return launch_tiles<true, SmallTile<Math>>(args, same, image, text, context);
     }
+    const bool masks = labels.rows && !args.same_are_positives;  // further positives are in the sums
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (!labels.rows && uses_hopper(image.by_rows(), text.by_rows(), context)) {
+      if (!masks && uses_hopper(image.by_rows(), text.by_rows(), context)) {
         return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
                                   : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
       }
     }
     return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
       using Tile = decltype(shape);
-      if (labels.rows) return launch_tiles<false, Tile>(args, labels, image, text, context);
+      if (masks) return launch_tiles<false, Tile>(args, labels, image, text, context);
       return args.needs_hardest ? launch_tiles<true, Tile>(args, NoLabels{}, image, text, context)
                                 : launch_tiles<false, Tile>(args, NoLabels{}, image, text, context);
     });

@@ -15,6 +15,7 @@
 
 #include "cosines.cuh"
 #include "gradients.cuh"
+#include "hopper.h"
 #include "labels.cuh"
 #include "sum_pairs.cuh"
 
@@ -93,13 +94,22 @@ template <typename Math, typename Loss>
 Error launch_fill_panel(const Panel<PanelMath<Math>>& panel, const Tower<Math>& image, const Tower<Math>& text,
                         int64_t offset, const Loss& loss, double* scale_grad, double* bias_grad,
                         const Context& context) {
+  const Pairing<typename Math::Accumulator> pairing = {image.inv_norms, text.inv_norms, offset};
+  if constexpr (sizeof(typename Math::Element) == 2) {
+    const auto rows = image.by_rows(panel.row_begin, panel.row_end);
+    const auto cols = text.by_rows(panel.col_begin, panel.col_end);
+    if (uses_hopper(rows, cols, context)) {
+      int64_t count = 0;
+      CYCLIP_TRY(launch_hopper_fill_panel<Math>(panel, rows, cols, pairing, loss, context, &count));
+      return launch_sum_pairs(panel.sums, count, !panel.is_first(), scale_grad, bias_grad, context);
+    }
+  }
   return with_tile<Math>(panel.rows(), panel.cols(), context, [&](auto shape) -> Error {
     using Tile = decltype(shape);
     const dim3 blocks(static_cast<unsigned>(ceil_div(panel.cols(), Tile::kCols)),
                       static_cast<unsigned>(ceil_div(panel.rows(), Tile::kRows)));
     const int64_t count = int64_t{blocks.x} * blocks.y;
-    const PanelArguments<Tile, Loss> args = {
-        image.by_rows(), text.by_rows(), {image.inv_norms, text.inv_norms, offset}, loss, panel};
+    const PanelArguments<Tile, Loss> args = {image.by_rows(), text.by_rows(), pairing, loss, panel};
     CYCLIP_TRY(launch(fill_panel_backward_kernel<Tile, Loss>, blocks, dim3(Tile::kThreads),
                       sizeof(typename Engine<Tile>::Storage), context.stream, args));
     return launch_sum_pairs(panel.sums, count, !panel.is_first(), scale_grad, bias_grad, context);

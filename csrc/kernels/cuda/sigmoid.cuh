@@ -34,28 +34,6 @@ __device__ inline T decay(T z) {
 __device__ inline float one_over_one_plus(float u) { return reciprocal_approximately(1 + u); }
 __device__ inline double one_over_one_plus(double u) { return 1 / (1 + u); }
 
-// Pairs of equal labels are positives, or do not count.
-struct SameLabels {
-  Labels labels;
-  bool are_positives;
-};
-
-template <typename Tile>
-__device__ inline void mask_same(typename Tile::Fragment& cosines, const Place<Tile>& place, const Window& window,
-                                 const SameLabels& same, typename Tile::Accumulator masked) {
-  if (!same.are_positives) mask_same<Tile>(cosines, place, window, same.labels, masked);
-}
-
-// The entries of this thread that are positives by their labels; masked ones may be among them.
-template <typename Tile>
-__device__ inline uint64_t more_positives(const Place<Tile>& place, const Window& window, const SameLabels& same) {
-  return same.are_positives ? same_entries(place, window, same.labels) : 0;
-}
-template <typename Tile>
-__device__ inline uint64_t more_positives(const Place<Tile>&, const Window&, const NoLabels&) {
-  return 0;
-}
-
 // ---------------------------------------------------------------- positives
 
 __device__ inline double softplus(double z) { return (z > 0 ? z : 0) + log1p(exp(-fabs(z))); }

@@ -75,7 +75,7 @@ using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 template <typename Products>
 Statistics forward(const Products& products, double scale, int64_t offset, int64_t keep_bytes, bool needs_hardest,
-                   const OptionalLabels& given_labels) {
+                   const OptionalLabels& given_labels, bool same_are_positives) {
   using T = typename Products::Number;
   const int64_t n = products.image.rows, m = products.text.rows;
   const Regions regions(n, m);
@@ -91,7 +91,8 @@ Statistics forward(const Products& products, double scale, int64_t offset, int64
   regions.for_each_tile(products, offset, kept, [&](int64_t i, int64_t j, const Tile<T>& tile) {
     Buffer<T> scratch(2 * padded(tile.cols));
     kernels.softmax_forward({tile, base2, row_parts.at(j, tile.row_begin), col_parts.at(i, tile.col_begin),
-                             positive_data + tile.row_begin, scratch.data(), needs_hardest, labels.of(tile)});
+                             positive_data + tile.row_begin, scratch.data(), needs_hardest, labels.of(tile),
+                             same_are_positives});
   });
 
   Tensor row_lse = empty<double>({n}), col_lse = empty<double>({m});
@@ -131,14 +132,14 @@ struct Weights {
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                            int64_t offset, bool /*allow_tf32*/, bool allow_bf16, int64_t keep_bytes,
-                           bool needs_hardest, std::optional<Tensor> row_labels,
-                           std::optional<Tensor> col_labels) {
+                           bool needs_hardest, std::optional<Tensor> row_labels, std::optional<Tensor> col_labels,
+                           bool same_are_positives) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   const OptionalLabels labels(row_labels, image_features.size(0), col_labels, text_features.size(0));
   const double scale = scalar_value(logit_scale, "logit_scale");
   return with_products(image_features, text_features, {allow_bf16}, [&](const auto& products) {
-    return forward(products, scale, offset, keep_bytes, needs_hardest, labels);
+    return forward(products, scale, offset, keep_bytes, needs_hardest, labels, same_are_positives);
   });
 }
 

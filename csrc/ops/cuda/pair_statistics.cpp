@@ -12,8 +12,8 @@ using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 Statistics pair_statistics(const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
                            int64_t offset, bool allow_tf32, bool allow_bf16, int64_t /*keep_bytes*/,
-                           bool needs_hardest, std::optional<Tensor> row_labels,
-                           std::optional<Tensor> col_labels) {
+                           bool needs_hardest, std::optional<Tensor> row_labels, std::optional<Tensor> col_labels,
+                           bool same_are_positives) {
   check_feature_pair(image_features, text_features);
   check_offset(offset);
   check_same_device(
@@ -44,6 +44,7 @@ Statistics pair_statistics(const Tensor& image_features, const Tensor& text_feat
   args.needs_hardest = needs_hardest;
   args.row_labels = labels.row_data();
   args.col_labels = labels.col_data();
+  args.same_are_positives = same_are_positives;
   STD_CUDA_CHECK(launch_pair_statistics_forward(args, call.context()));
   return {row_lse, col_lse, positive, row_hardest, col_hardest, row_index, col_index, no_dots(image_features)};
 }

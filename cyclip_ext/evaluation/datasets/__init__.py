@@ -1,4 +1,4 @@
-"""Evaluation datasets: a user's specification becomes an ImageDataset.
+"""Evaluation datasets, opened as ImageDataset by a specification such as a name or a path.
 
     opening            the entry: "emoji", "torchvision:cifar10", "folder:PATH", a path, ...
     torchvision_sets   torchvision's datasets by name

@@ -1,4 +1,4 @@
-"""Opening of evaluation datasets from a user's specification."""
+"""Opening of evaluation datasets by a specification, such as a name or a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...data import BUILTIN, DatasetSplits, ImageDataset, ReadOptions, load_buil
 from ...data.class_names import CLASS_NAMES_FILE, read_names
 from ...data.folders import ClassFolderDataset, has_class_folders
 from ...data.open import FORMATS, UnknownFormat, format_of
-from ...data.tables import TableDataset
+from ...data.pairs import TableDataset
 from .torchvision_sets import NAMES, open_torchvision
 from .webdataset import open_webdataset
 from .winoground import EXAMPLES_FILE, Quadruples, open_winoground

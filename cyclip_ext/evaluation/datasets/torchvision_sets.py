@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..._optional import require
 from ...data import BadRecord, ImageDataset, MissingData, Sample, SkipReport
 from ...data.class_names import read_names, readable
 from ...data.dataset import digest
@@ -193,7 +194,8 @@ class _Opened(ImageDataset):
 
 
 def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
-    kind = getattr(_torchvision_datasets(), entry.kind)
+    purpose = f"torchvision's datasets need a torchvision that matches torch {torch.__version__}"
+    kind = getattr(require("torchvision", purpose, "eval").datasets, entry.kind)
     try:
         return kind(str(root), **entry.splits[split])
     except ModuleNotFoundError as error:
@@ -208,17 +210,6 @@ def _dataset(name: str, entry: _Entry, root: Path, split: str) -> Any:
             f"({error}). Nothing is downloaded here: copy the files there, or download them with "
             f"torchvision.datasets.{entry.kind}(root, download=True)"
         ) from error
-
-
-def _torchvision_datasets() -> Any:
-    try:
-        from torchvision import datasets
-    except Exception as error:  # one built for another torch fails with RuntimeError
-        raise ImportError(
-            f"torchvision's datasets need a torchvision that matches torch {torch.__version__}: "
-            f"pip install 'cyclip_ext[eval]'; importing it failed with: {error}"
-        ) from error
-    return datasets
 
 
 def _labels(dataset: Any) -> Tensor:

@@ -79,7 +79,7 @@ def run_tasks(
     seed: int = 0,
     details: bool = True,
 ) -> list[TaskResult]:
-    """Run every task that the dataset has the arrays for, in the order of TASKS.
+    """Run every task for which the dataset has the arrays, in the order of TASKS.
 
     tasks: names of TASKS; None: all. details: whether results have tables, plots and galleries. The
     other arguments are those of TaskOptions. The result of a task whose package is not installed

@@ -112,7 +112,7 @@ class Gallery:
 
 
 def choose_rows(count: int, size: int, seed: int) -> Tensor:
-    """Draw up to `size` different rows of `count`, in ascending order; int64."""
+    """Draw up to `size` distinct rows of `count`, in ascending order; int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:size].sort().values
 

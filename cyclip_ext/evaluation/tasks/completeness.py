@@ -1,4 +1,4 @@
-"""Completeness of captions: the annotated objects of an image that its captions do not name.
+"""Completeness of captions: which annotated objects of an image its captions do not name.
 
 Source: Chen et al. 2024 (arXiv 2310.00927), figures 4 and 5. Annotations and captions are COCO's.
 A caption names a category if the category's name or one of its words from a table, singular or

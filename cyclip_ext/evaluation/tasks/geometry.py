@@ -114,7 +114,7 @@ def _geometry(
 
 
 def _mean_cosine(rows: Tensor) -> float:
-    """Average over ordered pairs of rows: the sum of all cosines is the square of the sum."""
+    """Return the mean cosine over ordered pairs of rows, from the square of their sum."""
     count = len(rows)
     return (rows.sum(0).square().sum().item() - count) / (count * (count - 1))
 

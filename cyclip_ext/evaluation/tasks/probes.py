@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..._optional import require
 from ..._plotting import BLUE, VERMILION
 from ..embeddings import Embeddings
 from .base import Metric, Plot, Table, TaskOptions, TaskResult, Unit
@@ -218,13 +219,15 @@ def search(train: Rows, held_out: Rows) -> dict[float, Fit]:
 
 def fit(rows: Rows, C: float, start: Any | None = None) -> tuple[Any, bool]:
     """Fit a LogisticRegression from the weights of `start`; return it, and whether it converged."""
-    library = _sklearn()
+    purpose = "the linear probe needs scikit-learn"
+    linear_model = require("sklearn.linear_model", purpose, "eval")
+    exceptions = require("sklearn.exceptions", purpose, "eval")
     from threadpoolctl import threadpool_limits  # scikit-learn depends on it
 
     X, y = rows[0].float().numpy(), rows[1].numpy()
     classes, index = np.unique(y, return_inverse=True)
     shares = np.bincount(index) / len(y)
-    model = library.linear_model.LogisticRegression(
+    model = linear_model.LogisticRegression(
         C=C,
         tol=_TOLERANCE * _first_gradient(X, index, shares),
         max_iter=_MOST_STEPS,
@@ -250,7 +253,7 @@ def fit(rows: Rows, C: float, start: Any | None = None) -> tuple[Any, bool]:
         model.fit(X, y)
     converged = True
     for each in caught:
-        if issubclass(each.category, library.exceptions.ConvergenceWarning):
+        if issubclass(each.category, exceptions.ConvergenceWarning):
             converged = False
         elif "number of unique classes" not in str(each.message):  # not a regression
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
@@ -281,18 +284,6 @@ def score(model: Any, rows: Rows, classes: int) -> Classified:
         ranks.append((every >= target).sum(1) - 1)
         predictions.append(every.argmax(1))
     return Classified(labels, torch.cat(ranks), torch.cat(predictions), classes)
-
-
-def _sklearn() -> Any:
-    try:
-        import sklearn.exceptions
-        import sklearn.linear_model
-    except Exception as error:
-        raise ImportError(
-            "the linear probe needs scikit-learn: pip install 'cyclip_ext[eval]'; importing it "
-            f"failed with: {error}"
-        ) from error
-    return sklearn
 
 
 # ------------------------------------------------------------------------------ plot and tasks

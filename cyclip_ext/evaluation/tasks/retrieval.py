@@ -1,4 +1,4 @@
-"""Retrieval in both directions. Images may have several captions, and captions several images."""
+"""Retrieval in both directions; images may have several captions, and captions several images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Natural distribution shift: accuracy on shifted datasets beside that on the base dataset.
+"""Natural distribution shift: accuracy on shifted datasets compared with that on the base.
 
 Source: Taori et al. 2020 (Measuring Robustness to Natural Distribution Shifts in Image
 Classification): effective robustness is the accuracy minus the prediction, from the accuracy on the
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..._files import read_text
+from ..._optional import require
 from ..._plotting import BLUE, VERMILION, shorten
 from ..embeddings import Embeddings
 from .base import Cell, Metric, Plot, Table, TaskOptions, TaskResult, Unit
@@ -120,7 +121,7 @@ def _share(cell: str) -> float:
 
 
 def inside(accuracy: float, images: int) -> float:
-    """Return the accuracy, moved by half an image if it is 0 or 1 and so has no logit."""
+    """Return the accuracy, moved by half an image if it is 0 or 1, which have no logit."""
     half = 0.5 / images
     return min(max(accuracy, half), 1 - half)
 
@@ -136,14 +137,8 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
 
 
 def _scipy_stats() -> Any:
-    try:
-        import scipy.stats
-    except Exception as error:
-        raise ImportError(
-            "intervals and lines of the distribution shift need scipy, which scikit-learn brings: "
-            f"pip install 'cyclip_ext[eval]'; importing it failed with: {error}"
-        ) from error
-    return scipy.stats
+    purpose = "intervals and lines of the distribution shift need scipy"
+    return require("scipy.stats", purpose, "eval")
 
 
 def _logits(points: Points) -> tuple[list[float], list[float]]:

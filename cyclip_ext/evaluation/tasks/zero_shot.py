@@ -1,4 +1,4 @@
-"""Zero-shot classification: each image is assigned to the class whose text is nearest.
+"""Zero-shot classification: each image is assigned to the class with the nearest text.
 
 Source: Radford et al. 2021, section 3.1.
 """

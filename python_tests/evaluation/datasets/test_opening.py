@@ -1,78 +1,16 @@
-"""Evaluation datasets from disk, whole and damaged."""
+"""Evaluation datasets in folders, tables and caption files, whole and damaged."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import struct
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from data.files import encode, write_tar
-from PIL import Image
 
-from cyclip_ext.data import BadRecord, FileDataset, ImageDataset, MissingData, ReadOptions
+from cyclip_ext.data import MissingData, ReadOptions
 from cyclip_ext.evaluation.datasets import Quadruples, open_evaluation_dataset
 
-
-def image(grey: int, kind: str = "PNG") -> bytes:
-    return encode(Image.new("L", (8, 6), grey), kind)
-
-
-def write(path: Path, content: bytes | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def classified(spec: str | Path, root: Path | str = "data", **options: Any) -> ImageDataset:
-    found = open_evaluation_dataset(str(spec), ReadOptions(**options), root=root)
-    assert isinstance(found, ImageDataset)
-    assert len(found.labels) == len(found)
-    return found
-
-
-def captioned(spec: str | Path, **options: Any) -> ImageDataset:
-    found = open_evaluation_dataset(str(spec), ReadOptions(**options))
-    assert isinstance(found, ImageDataset)
-    assert found.labels is None
-    return found
-
-
-def captions(data: ImageDataset) -> list[tuple[str, ...] | str]:
-    """Return the captions of each record, or the reason why they cannot be read."""
-    assert isinstance(data, FileDataset)
-    found: list[tuple[str, ...] | str] = []
-    for index in range(len(data)):
-        try:
-            found.append(data.encoded(index).captions)
-        except BadRecord as bad:
-            found.append(bad.reason)
-    return found
-
-
-def greys(data: ImageDataset) -> list[int | str]:
-    """Return the grey of each image, or the reason why it cannot be read."""
-    found: list[int | str] = []
-    for index in range(len(data)):
-        try:
-            image = data[index].image
-            assert image.mode == "RGB"
-            found.append(image.getpixel((0, 0))[0])
-        except BadRecord as bad:
-            found.append(bad.reason)
-    return found
-
-
-def named(data: ImageDataset) -> dict[int | str, str]:
-    """Return class names by grey, which do not depend on the order of the images."""
-    names = [data.class_names[label] for label in data.labels.tolist()]
-    return dict(zip(greys(data), names, strict=True))
-
+from .opened import captioned, captions, classified, greys, image, named, write
 
 # Folders
 
@@ -159,14 +97,6 @@ def test_links_in_folders_are_followed(tmp_path: Path) -> None:
     (folder / "dog").symlink_to(tmp_path / "store", target_is_directory=True)
     data = classified(folder)
     assert sorted(zip(greys(data), data.labels.tolist(), strict=True)) == [(1, 0), (1, 1), (2, 0)]
-
-
-def test_images_of_every_mode(tmp_path: Path) -> None:
-    for mode, name in (("L", "a.PNG"), ("1", "b.png"), ("I;16", "c.TIFF"), ("CMYK", "d.JPEG")):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        Image.new(mode, (8, 6)).save(tmp_path / "a" / name)
-    (tmp_path / "b").mkdir()
-    assert greys(classified(tmp_path)) == [0, 0, 0, 255]
 
 
 def test_folders_without_classes_or_images(tmp_path: Path) -> None:
@@ -267,140 +197,6 @@ def test_unusable_tables_are_rejected(tmp_path: Path) -> None:
             open_evaluation_dataset(str(write(tmp_path / "t.csv", content)))
 
 
-# Shards
-
-
-def shards(folder: Path, split: str = "test") -> Path:
-    """Write 11 shards, image k in shard k, because "10" sorts before "2"."""
-    (folder / split).mkdir(parents=True)
-    for number in range(11):
-        write_tar(
-            folder / split / f"{number}.tar",
-            [(f"s{number}.cls", str(number % 3).encode()), (f"s{number}.png", image(number))],
-        )
-    write(folder / split / "nshards.txt", "11\n")
-    write(folder / "classnames.txt", "ant\nbee\ncat\nunused\n")
-    return folder
-
-
-def test_classification_shards(tmp_path: Path) -> None:
-    folder = shards(tmp_path / "wds_set")
-    write(folder / "zeroshot_classification_templates.txt", "a photo of a {c}.\nart of the {c}.\n")
-    for spec in (folder, f"wds:{folder}"):
-        data = classified(spec)
-        assert data.name == "wds_set"
-        assert data.class_names == ("ant", "bee", "cat", "unused")
-        assert data.templates == ("a photo of a {}.", "art of the {}.")
-        assert named(data) == {k: ("ant", "bee", "cat")[k % 3] for k in range(11)}
-        assert data.skipped.total == 0
-    (folder / "test" / "nshards.txt").unlink()
-    assert greys(classified(folder)) == list(range(11))
-    shards(tmp_path / "train_set", "train")
-    assert len(classified(f"wds:{tmp_path / 'train_set'}", split="train")) == 11
-
-
-def test_damaged_shards(tmp_path: Path) -> None:
-    """An incomplete sample must not take the label of the next one."""
-    folder = shards(tmp_path / "set")
-    write_tar(
-        folder / "test" / "0.tar",
-        [
-            ("a.png", image(100)),  # no label
-            ("b.cls", b"1"),  # no image
-            ("c.png", image(101)),
-            ("c.cls", b"two"),
-            ("._d.png", b"macOS"),
-            ("d.webp", encode(Image.new("RGB", (8, 8), (102,) * 3), "WEBP", lossless=True)),
-            ("d.cls", b" 2\n"),
-            ("d.json", b"{}"),
-            ("e.jpg", image(103)[:-30]),
-            ("e.cls", b"0"),
-        ],
-    )
-    broken = folder / "test" / "1.tar"
-    broken.write_bytes(broken.read_bytes()[:1100])  # in the header of the image
-    data = classified(folder)
-    expected = {102: "cat", "truncated": "ant"} | {
-        k: ("ant", "bee", "cat")[k % 3] for k in range(2, 11)
-    }
-    assert named(data) == expected
-    assert data.skipped.counts == {
-        "no caption file": 1,
-        "no image file": 2,
-        "broken label": 1,
-        "broken tar": 1,
-    }
-
-
-def test_missing_shards_and_class_names_are_rejected(tmp_path: Path) -> None:
-    """With a shard missing, the accuracy would be that of another dataset."""
-    folder = shards(tmp_path / "set")
-    with pytest.raises(MissingData, match="train"):
-        open_evaluation_dataset(f"wds:{folder}", ReadOptions(split="train"))
-    (folder / "test" / "7.tar").unlink()
-    with pytest.raises(MissingData, match=r"1 of the 11 shards .* 7\.tar"):
-        open_evaluation_dataset(f"wds:{folder}")
-    write(folder / "test" / "nshards.txt", "7")
-    write(folder / "classnames.txt", "ant\nbee\n")
-    with pytest.raises(ValueError, match=r"2\.tar.*: label 2, but .* has 2 lines"):
-        open_evaluation_dataset(f"wds:{folder}")
-    (folder / "classnames.txt").unlink()
-    with pytest.raises(MissingData, match=r"classnames\.txt"):
-        open_evaluation_dataset(f"wds:{folder}")
-    write(folder / "test" / "nshards.txt", "several")
-    with pytest.raises(ValueError, match="number of shards"):
-        open_evaluation_dataset(f"wds:{folder}")
-
-
-def test_retrieval_shards(tmp_path: Path) -> None:
-    (tmp_path / "test").mkdir()
-    write_tar(
-        tmp_path / "test" / "0.tar",
-        [
-            ("0.jpg", image(1)),
-            ("0.txt", "one\n two  words\n\nünï\n".encode()),
-            ("1.jpg", image(2)),
-            ("1.txt", b"\n"),
-            ("2.jpg", image(3)),
-            ("2.txt", b"\xff"),
-            ("3.jpg", image(4)),
-            ("3.txt", b"last"),
-        ],
-    )
-    data = captioned(f"wds:{tmp_path}")
-    assert captions(data) == [
-        ("one", "two words", "ünï"),
-        "empty caption",
-        "bad encoding",
-        ("last",),
-    ]
-    assert greys(data) == [1, "empty caption", "bad encoding", 4]
-
-
-def test_kind_of_shards_is_read_from_its_file(tmp_path: Path) -> None:
-    """Samples of a retrieval dataset may have a class as well."""
-    (tmp_path / "test").mkdir()
-    write_tar(
-        tmp_path / "test" / "0.tar", [("0.jpg", image(1)), ("0.cls", b"0"), ("0.txt", b"a cat")]
-    )
-    write(tmp_path / "classnames.txt", "cat")
-    assert classified(tmp_path).labels.tolist() == [0]
-    kind = write(tmp_path / "dataset_type.txt", "Retrieval\n")
-    assert captions(captioned(tmp_path)) == [("a cat",)]
-    write(kind, "multilabel")
-    with pytest.raises(ValueError, match="must be classification or retrieval, got 'multilabel'"):
-        open_evaluation_dataset(str(tmp_path))
-
-
-@pytest.mark.parametrize("beside", [("0.npy", b"1"), ("0.cls", b"first")])
-def test_shards_without_a_usable_sample(tmp_path: Path, beside: tuple[str, bytes]) -> None:
-    (tmp_path / "test").mkdir()
-    write_tar(tmp_path / "test" / "0.tar", [("0.jpg", image(1)), beside])
-    write(tmp_path / "classnames.txt", "cat")
-    with pytest.raises(ValueError, match=r"no usable sample for .*: 1 skipped"):
-        open_evaluation_dataset(str(tmp_path))
-
-
 # COCO and Winoground
 
 
@@ -438,6 +234,8 @@ def test_coco(tmp_path: Path) -> None:
             "empty caption": 3,
             "no caption": 1,
         }
+    with pytest.raises(ValueError, match="COCO's and has no splits"):
+        captioned(path, split="val")
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
     with pytest.raises(MissingData, match=r"x\.png.*val2017.*name their folder with images"):
         captioned(path)
@@ -516,105 +314,6 @@ def test_winoground(tmp_path: Path) -> None:
         open_evaluation_dataset(str(tmp_path))
 
 
-# torchvision
-
-
-def test_torchvision_sets_of_folders(tmp_path: Path) -> None:
-    """Labels are read without opening images, so they could be those of other images."""
-    pytest.importorskip("torchvision")
-    for place, grey in (("AnnualCrop", 1), ("Forest", 2), ("SeaLake", 3)):
-        write(tmp_path / "eurosat" / "2750" / place / "x.png", image(grey))
-    write(tmp_path / "eurosat" / "2750" / "SeaLake" / "y.png", image(4)[:-30])
-    data = classified("torchvision:eurosat", root=tmp_path)
-    assert data.class_names == ("annual crops", "forest", "sea or lake")
-    assert named(data) == {
-        1: "annual crops",
-        2: "forest",
-        3: "sea or lake",
-        "unreadable (OSError)": "sea or lake",
-    }
-    for code, grey in (("AD", 5), ("ZW", 6)):
-        write(tmp_path / "country211" / "valid" / code / "x.png", image(grey))
-    assert named(classified("torchvision:country211", root=tmp_path, split="val")) == {
-        5: "AD",
-        6: "ZW",
-    }
-    for mood, grey in (("negative", 7), ("positive", 8)):
-        write(tmp_path / "rendered-sst2" / "test" / mood / "x.png", image(grey))
-    assert named(classified("torchvision:rendered_sst2", root=tmp_path)) == {
-        7: "negative",
-        8: "positive",
-    }
-
-
-def test_torchvision_sets_with_lists(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision")
-    gtsrb = tmp_path / "gtsrb"
-    for name, grey in (("0.ppm", 1), ("1.ppm", 2)):
-        write(gtsrb / "GTSRB" / "Final_Test" / "Images" / name, image(grey, "PPM"))
-    write(gtsrb / "GT-final_test.csv", "Filename;ClassId\n0.ppm;14\n1.ppm;42\n")
-    data = classified("torchvision:gtsrb", root=tmp_path)
-    assert len(data.class_names) == 43
-    assert named(data) == {1: "stop", 2: "end of no overtaking by lorries"}
-
-    dtd = tmp_path / "dtd" / "dtd"
-    write(dtd / "labels" / "test1.txt", "zig_zag/b.jpg\nbanded/a.jpg\n")
-    write(dtd / "images" / "zig_zag" / "b.jpg", image(3))
-    write(dtd / "images" / "banded" / "a.jpg", image(4))
-    assert named(classified("torchvision:dtd", root=tmp_path)) == {3: "zig zag", 4: "banded"}
-
-    food = tmp_path / "food-101"
-    write(food / "meta" / "test.json", json.dumps({"apple_pie": ["apple_pie/1"], "sushi": []}))
-    write(food / "images" / "apple_pie" / "1.jpg", image(5))
-    data = classified("torchvision:food101", root=tmp_path)
-    assert data.class_names == ("apple pie", "sushi")
-    assert named(data) == {5: "apple pie"}
-
-
-def test_torchvision_mnist(tmp_path: Path) -> None:
-    """torchvision calls the class "3 - three", and its images are grey."""
-    pytest.importorskip("torchvision")
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    pixels = np.full((2, 28, 28), 7, dtype=np.uint8)
-    pixels[1] = 9
-    for prefix in ("train", "t10k"):
-        images = struct.pack(">iiii", 2051, 2, 28, 28) + pixels.tobytes()
-        labels = struct.pack(">ii", 2049, 2) + bytes([3, 0])
-        write(raw / f"{prefix}-images-idx3-ubyte", images)
-        write(raw / f"{prefix}-labels-idx1-ubyte", labels)
-        for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
-            write(raw / f"{prefix}-{kind}-ubyte.gz", gzip.compress(content))
-    data = classified("torchvision:mnist", root=tmp_path)
-    assert data.labels.dtype == torch.int64
-    assert named(data) == {7: "3", 9: "0"}
-    assert data.class_names == tuple("0123456789")
-
-
-def test_torchvision_sets_that_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A missing dataset is an error; evaluation downloads nothing."""
-    pytest.importorskip("torchvision")
-    from cyclip_ext.evaluation.datasets.torchvision_sets import NAMES
-
-    for name in NAMES:
-        # ImportError: h5py, which PCAM needs
-        with pytest.raises((MissingData, ImportError), match=f"torchvision:{name}") as error:
-            open_evaluation_dataset(f"torchvision:{name}", root=tmp_path)
-        if error.type is MissingData:
-            assert "torchvision expects" in str(error.value)
-            assert str(tmp_path) in str(error.value)
-    assert not list(tmp_path.rglob("*.*"))
-    with pytest.raises(ValueError, match="torchvision:cifar11 is not known; known are caltech101"):
-        open_evaluation_dataset("torchvision:cifar11")
-    with pytest.raises(ValueError, match="split of cifar10 must be one of train, test, got 'val'"):
-        open_evaluation_dataset("torchvision:cifar10", ReadOptions(split="val"))
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match=r"cyclip_ext\[eval\]"):
-        open_evaluation_dataset("torchvision:cifar10", root=tmp_path)
-
-
 # The entry
 
 
@@ -651,8 +350,3 @@ def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
     assert before == classified(tmp_path / "set").fingerprint()
     write(tmp_path / "set" / "a" / "y.png", image(1))
     assert classified(tmp_path / "set").fingerprint() != before
-    folder = shards(tmp_path / "wds")
-    in_shards = classified(folder)
-    before = in_shards.fingerprint()
-    (folder / "test" / "4.tar").write_bytes(b"")
-    assert in_shards.fingerprint() != before
