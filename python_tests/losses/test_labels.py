@@ -1,4 +1,4 @@
-"""Labels, further negatives and nested widths, against dense float64 code written here."""
+"""Labels, additional negatives and nested widths, against dense float64 code written here."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
 # ------------------------------------------------- over ranks
 
 
-# Of each world's ranks: pairs, further texts, further images.
+# Of each world's ranks: pairs, additional texts, additional images.
 PARTS = {
     1: ((8,), (6,), (7,)),
     2: ((3, 5), (5, 1), (2, 5)),
@@ -486,7 +486,7 @@ def test_ranks_match_one_process(
 def _cached_backward(
     parts: list[Tensor], chunk_size: int, kind: str, same_label: str, group: str | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the terms, the gradients of the towers, and those of the further negatives."""
+    """Return the terms, the gradients of the towers, and those of the additional negatives."""
     x, y, labels, *negatives = parts
     u, v = (t[:, :4].clone().requires_grad_() for t in negatives)
     options: dict[str, Any] = {"same_label": same_label, "statistics": True, "group": group}
