@@ -324,9 +324,10 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     }
     const bool masks = labels.rows && !args.same_are_positives;  // further positives are in the sums
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (!masks && uses_hopper(image.by_rows(), text.by_rows(), context)) {
-        return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
-                                  : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
+      if (uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        if (masks) return launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+        return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, NoLabels{}, image, text, context)
+                                  : launch_hopper_pair_statistics<false>(args, NoLabels{}, image, text, context);
       }
     }
     return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
