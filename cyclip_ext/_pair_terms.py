@@ -91,7 +91,7 @@ def _of_pairs(
     images: Tensor | None,
     batch: Batch | None,
 ) -> PairStatistics:
-    """Return the statistics of the pairs: not of further texts, but with further images."""
+    """Return the statistics of the pairs: not of additional texts, but with additional images."""
     row_lse, col_lse, positive, row_hardest, col_hardest = rows
     image, texts, scale = tensors
     n = image.shape[0]

@@ -61,16 +61,18 @@ def _float64(like: Tensor, *shape: Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
 
-def _grad_like(features: Tensor, needed: bool) -> Tensor:
-    """Return an empty gradient of a tower, without rows unless it is needed."""
-    n, d = features.shape
-    return features.new_empty((n if needed else 0, d))
-
-
-def _both_grads_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    return _grad_like(image_features, True), _grad_like(text_features, True)
+def _gradients_fake(
+    image_features: Tensor,
+    text_features: Tensor,
+    needed: tuple[bool, ...] = (True, True),
+    scalars: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return empty gradients of both towers, without rows unless needed, and of scalars."""
+    towers = (
+        features.new_empty((features.shape[0] if wanted else 0, features.shape[1]))
+        for features, wanted in zip((image_features, text_features), needed, strict=True)
+    )
+    return *towers, *(_float64(image_features) for _ in range(scalars))
 
 
 _DOTS_COLUMN_MULTIPLE: int = _ops.dots_column_multiple() if backend_status()["cpu"].loaded else 1
@@ -181,16 +183,6 @@ def _gradients(
     return *of_inputs, *(None,) * (len(needed) - len(inputs))
 
 
-def _gradients_fake(
-    image_features: Tensor, text_features: Tensor, needed: tuple[bool, ...], scalars: int
-) -> tuple[Tensor, ...]:
-    return (
-        _grad_like(image_features, needed[0]),
-        _grad_like(text_features, needed[1]),
-        *(_float64(image_features) for _ in range(scalars)),
-    )
-
-
 def _gradients_flops(
     image_shape: Shape, text_shape: Shape, needed: tuple[bool, ...], dots_shape: Shape
 ) -> int:
@@ -206,10 +198,7 @@ def _pair_statistics_fake(
     allow_tf32: bool = False,
     allow_bf16: bool = False,
     keep_bytes: int = 0,
-    needs_hardest: bool = True,
-    row_labels: Tensor | None = None,
-    col_labels: Tensor | None = None,
-    same_are_positives: bool = False,
+    *_: Any,  # needs_hardest and labels
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -335,7 +324,7 @@ register(
 )
 register(
     "cycle_grams_backward",
-    _both_grads_fake,
+    lambda x, y, *_: _gradients_fake(x, y),
     lambda x, y, plus, minus, cross, **_: _gram_flops(x, 2 if 0 in cross else 4),
 )
 
@@ -375,7 +364,7 @@ register(
 )
 register(  # a product for each gradient, and the forward one unless it was kept
     "cycle_direct_backward",
-    _both_grads_fake,
+    lambda x, y, *_: _gradients_fake(x, y),
     lambda x, y, products, *_, **__: (2 + (0 in products)) * _product_flops(x, y),
 )
 
@@ -391,16 +380,6 @@ def _never_called(ctx: Any, *grads: Tensor) -> None:
     """Serve as the backward that torch requires, although no output is differentiable."""
 
 
-def _retrieval_ranks_fake(
-    image_features: Tensor,
-    text_features: Tensor,
-    image_labels: Tensor,
-    text_labels: Tensor,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(image_labels), torch.empty_like(text_labels)
-
-
 def _similarity_top_k_fake(
     query_features: Tensor, candidate_features: Tensor, k: int, allow_tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -409,7 +388,11 @@ def _similarity_top_k_fake(
 
 
 register(
-    "retrieval_ranks", _retrieval_ranks_fake, _product_flops, _never_called, _without_derivative
+    "retrieval_ranks",
+    lambda x, y, a, b, *_: (torch.empty_like(a), torch.empty_like(b)),
+    _product_flops,
+    _never_called,
+    _without_derivative,
 )
 register(
     "similarity_top_k", _similarity_top_k_fake, _product_flops, _never_called, _without_derivative

@@ -232,16 +232,16 @@ void check_statistics(const Problem& problem, const double* row_lse, const doubl
   for (int64_t j = 0; j < m; ++j) check_close(col_lse[j], std::log(col_sums[j]), tolerance, "col_lse");
 }
 
-// With a scale at which lines of a tile have shifts of their own, and with labels unless on the engine for Hopper
-// GPUs, which has none: masks without the hardest negatives, and further positives with them.
+// With a scale at which lines of a tile have shifts of their own, and with labels: masks without the hardest
+// negatives, and further positives with them, except on the engine for Hopper GPUs, which has no such kernel.
 void run_labelled_pair_statistics(const Problem& problem, Results& results) {
   const auto [n, m, d, large_tiles] = problem.shape;
   const GuardedArray<double> scale(one(1000.0));
   const auto row_labels = integers(n, 2, 20), col_labels = integers(m, 3, 20);
-  const bool has_labels = problem.hopper_blocks == 0;
   const GuardedArray<double> row_lse(n), col_lse(m), positive(n), row_hardest(n), col_hardest(m);
   const GuardedArray<int64_t> row_index(n), col_index(m);
   for (const bool positives : {false, true}) {
+    const bool has_labels = problem.hopper_blocks == 0 || !positives;
     run(problem, [&](const Context& context) {
       return launch_pair_statistics_forward(
           {problem.image.features, problem.text.features, scale.data(), kOffset, row_lse.data(), col_lse.data(),

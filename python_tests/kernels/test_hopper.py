@@ -38,7 +38,9 @@ def hopper(emulated: Emulated) -> Iterator[Emulated]:
     ("operator", "labels"),
     [
         ("pair_statistics", {}),
+        ("pair_statistics", {"needs_hardest": False}),
         ("sigmoid_rows", {}),
+        ("sigmoid_rows", {"same_are_positives": True}),
         ("pair_statistics_backward", {}),
         ("pair_statistics_backward", {"same_are_positives": False}),
         ("sigmoid_rows_backward", {}),

@@ -154,6 +154,22 @@ def test_pair_statistics_with_labels_match_truth(
 
 
 @either_meaning
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pairs_outside_a_sum_do_not_shift_it(positives: bool, groups: int) -> None:
+    """In float32, logits of 100 would underflow or overflow sums of logits of -100."""
+    sign = 1 - 2.0 * (torch.arange(40) % 2)[:, None]
+    image, text = (sign * t.float() for t in make_features("narrow_cone", 40, 8))
+    labels = torch.arange(40) % groups
+    found = ops.pair_statistics(
+        image, text, torch.tensor(100.0), 0, False, False, 0, True, labels, labels, positives
+    )
+    exact = truth.pair_statistics(
+        image.double(), text.double(), 100.0, 0, (labels, labels), positives
+    )
+    torch.testing.assert_close(found[:2], exact[:2], rtol=1e-5, atol=0)
+
+
+@either_meaning
 @every_labels
 def test_first_of_equal_negatives_counts_with_labels(labels: str, positives: bool) -> None:
     """Cosines equal to it may come earlier in pairs of equal labels."""

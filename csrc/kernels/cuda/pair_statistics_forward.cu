@@ -386,9 +386,11 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     // Without the hardest negatives, further positives are entries like all others.
     const bool needs_labels = labels.rows && (args.needs_hardest || !args.same_are_positives);
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (!needs_labels && uses_hopper(image.by_rows(), text.by_rows(), context)) {
-        return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
-                                  : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
+      const bool has_kernel = !needs_labels || !args.needs_hardest;
+      if (has_kernel && uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        if (needs_labels) return launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+        return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, NoLabels{}, image, text, context)
+                                  : launch_hopper_pair_statistics<false>(args, NoLabels{}, image, text, context);
       }
     }
     return with_tile_or_pair<Math>(image.rows, text.rows, needs_labels, context, [&](auto shape) {
