@@ -2,12 +2,15 @@
 
 The count is the length of the shortest path from the end of the product's loop to the next tile, or
 to the end of the kernel. A thread with nothing to write takes this path for a tile inside the
-matrix and off its diagonal.
+matrix and off its diagonal. With wgmma the path leads from the last product of a tile to the first
+one of the next, and evaluates an exponential, or stores in kernels without any: a consumer without
+rows skips the rest.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -15,6 +18,7 @@ _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?P<predicate>@!?U?P\w+\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);"
 )
+_PRODUCT, _EXPONENTIAL, _STORE = re.compile("HGMMA"), re.compile(r"MUFU\.EX2"), re.compile("STG")
 _COPY, _ARITHMETIC = re.compile("LDGSTS"), re.compile("HMMA|DMMA|FFMA")
 
 
@@ -34,6 +38,10 @@ class Program:
             if target <= place
         ]
         return sorted(found, key=lambda loop: loop[1] - loop[0])
+
+    def places(self, opcode: re.Pattern[str]) -> list[int]:
+        """Return the instructions whose name begins like this."""
+        return [place for place, name in enumerate(self.opcodes) if opcode.match(name)]
 
     def holds(self, loop: tuple[int, int], opcode: re.Pattern[str]) -> bool:
         """Return whether a loop contains an instruction whose name begins like this."""
@@ -71,8 +79,10 @@ def parse(disassembly: str) -> Program:
 
 
 def epilogue_instructions(disassembly: str) -> int | None:
-    """Return the length of the shortest path after the product's loop, or None without a loop."""
+    """Return the length of the path after the product, or None without a product in a loop."""
     program = parse(disassembly)
+    if program.places(_PRODUCT):
+        return _between_products(program)
     loops = program.loops()
     product = next(
         (loop for loop in loops if program.holds(loop, _COPY) and program.holds(loop, _ARITHMETIC)),
@@ -99,3 +109,32 @@ def _shortest(
                 seen.add(following)
                 heappush(queue, (count + 1, following))
     return None
+
+
+def _between_products(program: Program) -> int | None:
+    """Return the number of instructions between the products of two tiles by wgmma."""
+    products = program.places(_PRODUCT)
+    inner = next((loop for loop in program.loops() if program.holds(loop, _PRODUCT)), None)
+    if inner is None:
+        return None
+    predecessors: list[list[int]] = [[] for _ in program.opcodes]
+    for place, following in enumerate(program.successors):
+        for next_ in following:
+            predecessors[next_].append(place)
+    last = max(place for place in products if place <= inner[1])
+    after = _distances(program.successors, last)
+    before = _distances(predecessors, products[0])
+    work = program.places(_EXPONENTIAL) or program.places(_STORE)
+    return min((after[p] + before[p] for p in work if p in after and p in before), default=None)
+
+
+def _distances(following: list[list[int]], start: int) -> dict[int, int]:
+    """Return the length of the shortest path to each instruction that is reached."""
+    found, queue = {start: 0}, deque([start])
+    while queue:
+        place = queue.popleft()
+        for next_ in following[place]:
+            if next_ not in found:
+                found[next_] = found[place] + 1
+                queue.append(next_)
+    return found

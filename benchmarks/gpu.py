@@ -4,7 +4,7 @@ Runs up to seven stages, each in a process of its own, so that an error of the d
 only:
 
     facts    the device, the software, and the architectures that were built
-    right    every operator against the float64 formulas, with small and large tiles
+    right    every operator against the float64 formulas, with small and large tiles and pairs
     same     whether bits are the same twice, on another stream, in a graph, on a second device
     time     every operator and direction, with torch's own product of the same shape
     engines  the 16-bit operators on both engines of Hopper GPUs: time and error
@@ -81,7 +81,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         widths=tuple(options.widths or ((64,) if is_trial else (512,))),
         rounds=2 if is_trial else 11,
         error_rows=64 if is_trial else 1664,
-        large_shapes=() if is_trial else ((1601, 72), (1700, 520)),
+        large_shapes=() if is_trial else ((1601, 72), (1700, 520), (4100, 72)),
         deadline=time.time() + 60 * options.minutes,
     )
 

@@ -75,7 +75,9 @@ class Plan:
     widths: tuple[int, ...]
     rounds: int
     error_rows: int  # rows of the batch whose errors are measured in float64
-    large_shapes: tuple[tuple[int, int], ...]  # (N, d) that take the 128 x 128 tiles
+    large_shapes: tuple[
+        tuple[int, int], ...
+    ]  # (N, d) that take the 128 x 128 tiles, or pairs of them
     deadline: float
 
     def is_over(self) -> bool:
@@ -370,7 +372,8 @@ def _calls(batch: Batch, native: bool) -> dict[str, Callable[[], Call]]:
         return lambda: operators.cycle_grams_backward(x, y, minus, plus, x.new_empty(0, 0).double())
 
     def direct_backward() -> Call:
-        return lambda: operators.cycle_direct_backward(x, y, ones[0], ones[0])
+        *_, products = operators.cycle_direct(x, y)
+        return lambda: operators.cycle_direct_backward(x, y, products, ones[0], ones[0])
 
     def whole(name: str, *arguments: Any, **options: Any) -> Callable[[], Call]:
         return lambda: lambda: getattr(operators, name)(*arguments, **options)

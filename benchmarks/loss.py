@@ -72,11 +72,11 @@ FULL = Plan(
         **dict.fromkeys(("hinge", "ranks", "top-k"), (128, 1024, 8192)),
     },
     rounds=Rounds(least=3, most=300, seconds=2.0),
-    memory_sizes=(1024, 2048, 4096, 8192),
+    memory_sizes=(2048, 4096, 8192),
     compiled_memory=(4096,),
     large_memory={16384: (RECOMPUTE,), 32768: (RECOMPUTE,), 65536: (RECOMPUTE,)},
     error_rows=512,
-    seeds=16,
+    seeds=8,
     compiles=True,
 )
 QUICK = Plan(

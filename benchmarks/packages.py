@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dense import normalized
+from .dense import BLOCK_ROWS, normalized
 from .family import Loss, Unavailable
 from .inputs import Batch
 
@@ -64,20 +64,20 @@ def has_open_clip() -> bool:
     return True
 
 
+class _Features(nn.Module):
+    """A layer of sentence_transformers whose input is its output."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features["features"]}
+
+
+_FEATURES = nn.Sequential(_Features())
+
+
 def multiple_negatives_ranking(batch: Batch) -> Loss:
-    """Make sentence_transformers' loss, which is the rows' half of the CLIP loss.
-
-    Its cached form adds gradients to the parameters of a model and returns none for features.
-    """
+    """Make sentence_transformers' loss, which is the rows' half of the CLIP loss."""
     losses = _import("sentence_transformers.losses", "sentence-transformers")
-
-    class Features(nn.Module):
-        """A model whose input is its output."""
-
-        def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {"sentence_embedding": features["features"]}
-
-    ranking = losses.MultipleNegativesRankingLoss(Features(), scale=float(batch.logit_scale))
+    ranking = losses.MultipleNegativesRankingLoss(_FEATURES, scale=batch.logit_scale.item())
 
     def loss(b: Batch) -> Tensor:
         value: Tensor = ranking(
@@ -86,6 +86,40 @@ def multiple_negatives_ranking(batch: Batch) -> Loss:
         return value
 
     return loss
+
+
+def cached_multiple_negatives_ranking(batch: Batch) -> Loss:
+    """Make the cached form of the same loss, in blocks of rows, without encoding a second time."""
+    losses = _import("sentence_transformers.losses", "sentence-transformers")
+    ranking = losses.CachedMultipleNegativesRankingLoss(
+        _FEATURES, scale=batch.logit_scale.item(), mini_batch_size=BLOCK_ROWS
+    )
+
+    def loss(b: Batch) -> Tensor:
+        value: Tensor = _GradientsInForward.apply(
+            lambda *leaves: ranking.calculate_loss([[leaf] for leaf in leaves], with_backward=True),
+            b.image_features,
+            b.text_features,
+        )
+        return value
+
+    return loss
+
+
+class _GradientsInForward(torch.autograd.Function):
+    """A loss that adds the gradients of its arguments to them when it is called."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
+        leaves = [tensor.detach().requires_grad_() for tensor in features]
+        with torch.enable_grad():
+            value = loss(*leaves)
+        ctx.save_for_backward(*(leaf.grad for leaf in leaves))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(upstream * grad for grad in ctx.saved_tensors)
 
 
 def inf_cl(batch: Batch) -> Loss:

@@ -195,7 +195,7 @@ def _compiled(make: Make) -> Peer:
         "of the baseline; compiled for every N",
         compiled=True,
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
 
 
@@ -263,14 +263,21 @@ def _clip() -> Family:
         packages.multiple_negatives_ranking,
         "MultipleNegativesRankingLoss: rows only, no gradient of the scale",
         judged=False,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
+    )
+    cached_ranking = replace(
+        ranking,
+        name=f"{ranking.name}, cached",
+        make=packages.cached_multiple_negatives_ranking,
+        note=f"Cached{ranking.note}; mini_batch_size={dense.BLOCK_ROWS}",
+        logit_bytes=0,
     )
     chunks_of_bf16 = replace(
         chunks, name=f"{chunks.name}, bf16 features", arithmetic="bf16 features"
     )
     peers = (
         *(_baseline(name, make), _compiled(make), unit_rows, _chunked(dense.clip_in_blocks)),
-        *(chunks, ranking),
+        *(chunks, ranking, cached_ranking),
         *_in_float32(ours),
         *_locked(ours),
         *_labelled(CLIPLoss, False, True),
@@ -301,7 +308,7 @@ def _siglip() -> Family:
         packages.open_clip("SigLipLoss", chunk_size=dense.BLOCK_ROWS),
         f"chunk_size={dense.BLOCK_ROWS}",
         logit_bytes=0,
-        largest=LARGEST_BASELINE,
+        largest=LARGEST_OTHERS,
     )
     peers = (
         *(_baseline(name, make), chunks),

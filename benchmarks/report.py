@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import plots
+from .dense import BLOCK_ROWS
 from .results import COLUMNS, ERROR_COLUMNS, Line, Results, number, read
 
 CSV = Path("docs/benchmarks.csv")
@@ -47,7 +48,10 @@ How it was measured:
 - Every peer receives raw features, normalizes them, and returns the gradients of the raw features
   and of the scale. "unit rows" receives normalized features. "sentence_transformers" is
   `MultipleNegativesRankingLoss`, which computes the rows' half of the loss and no gradient of the
-  scale.
+  scale; "cached" is its form in blocks of {block} rows. "chunks" and "dense in blocks" have blocks
+  of the same size.
+- "image tower locked" computes no gradient of the image features. "labels" are other losses: two
+  rows share each label, and are not each other's negatives ("mask") or are positives ("positive").
 - `recompute` is `memory_budget=0`: no logits are stored between forward and backward. By default
   up to 256 MiB of them are stored, which is N = 8,192 in float32.
 - "bf16 products" round float32 features (`precision="bf16"`, or autocast). "bf16 features" are
@@ -64,9 +68,7 @@ How it was measured:
   gradient, for the tower in which it is larger. Errors of the gradients of scale and bias are
   relative to 1 if the gradient is smaller than 1.
 
-Not measured: bfloat16 products on AMX tiles (Intel Xeon since 2023), which are tested against a
-model of the instruction, and processors of other architectures. The dates above identify the
-version of the code that was measured.
+{unseen}The dates above identify the version of the code that was measured.
 
 ## Where cyclip_ext loses
 
@@ -110,12 +112,18 @@ exist.
 """
 
 
+UNSEEN = """Not measured: bfloat16 products on AMX tiles (Intel Xeon since 2023), which are tested
+against a model of the instruction, and processors of other architectures. """
+
+
 def page(results: Results, csv: str) -> str:
     machines = list(_by_processor(results))
     return TEXT.format(
         csv=csv,
         d=results.lines[0]["d"],
         machines="\n".join(f"- {_machine(one.lines[0])}" for _, one in machines),
+        block=f"{BLOCK_ROWS:,}",
+        unseen="" if any("cyclip_ext amx" in line["isa"] for line in results.lines) else UNSEEN,
         rounds=_rounds(results),
         rate=_rate(results),
         losses=_losses(results),

@@ -43,13 +43,20 @@ TENSOR_CORES = {
 
 # Limits of the instructions per entry after the product, for large tiles in bfloat16.
 EPILOGUE_LIMITS = {
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, NoLabels>": 15.0,
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, true, NoLabels>": 23.0,
-    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, Labels>": 19.0,
+    r"pair_statistics_forward_kernel<(TilePair<)?TileShape<Bf16, 128.*>, false, NoLabels>": 15.0,
+    r"pair_statistics_forward_kernel<(TilePair<)?TileShape<Bf16, 128.*>, true, NoLabels>": 20.0,
+    r"pair_statistics_forward_kernel<TileShape<Bf16, 128, 128.*>, false, Labels>": 16.5,
     r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, NoLabels>>": 20.0,
-    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, Labels>>": 24.5,
-    r"sigmoid_rows_forward_kernel<TileShape<Bf16, 128, 128.*>, NoLabels>": 18.5,
+    r"fill_panel_backward_kernel<TilePair<TileShape<Bf16.*>>, Softmax<float, NoLabels>>": 21.5,
+    r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Softmax<float, Labels>>": 22.0,
+    r"sigmoid_rows_forward_kernel<(TilePair<)?TileShape<Bf16, 128.*>, NoLabels>": 18.5,
     r"fill_panel_backward_kernel<TileShape<Bf16, 128, 128.*>, Sigmoid<float, NoLabels>>": 25.0,
+    r"fill_panel_backward_kernel<TilePair<TileShape<Bf16.*>>, Sigmoid<float, NoLabels>>": 26.0,
+    r"pair_statistics_hopper_forward_kernel<HopperTile<Bf16.*>, false(, NoLabels)?>": 15.0,
+    r"pair_statistics_hopper_forward_kernel<HopperTile<Bf16.*>, true(, NoLabels)?>": 28.0,
+    r"sigmoid_rows_hopper_forward_kernel<HopperTile<Bf16.*>(, NoLabels)?>": 13.5,
+    r"fill_panel_hopper_backward_kernel<HopperTile<Bf16.*>, Softmax<float, NoLabels>>": 15.5,
+    r"fill_panel_hopper_backward_kernel<HopperTile<Bf16.*>, Sigmoid<float, NoLabels>>": 22.0,
 }
 
 INSTRUCTIONS = {  # column: opcodes
@@ -62,6 +69,7 @@ INSTRUCTIONS = {  # column: opcodes
     "local": r"LDL|STL",
 }
 
+HOPPER_ENTRIES = 128  # of a thread, of a tile of 128 x 128 in one warpgroup
 HOPPER_INSTRUCTIONS = {"wgmma": r"HGMMA", "bulk copies": r"UTMALDG"}
 
 PAGE = """# The CUDA kernels as compiled
@@ -75,7 +83,9 @@ Shared memory is static + dynamic, in bytes. "Blocks" is the number of blocks th
 multiprocessor, and occupancy is their share of its warps. Instructions are counted in the code, not
 as they are executed, so a main loop counts once. The exception is "after the product", which counts
 executed instructions: those of a thread after the product, per entry of the tile that the thread
-holds, on the shortest path, which a tile inside the matrix and off its diagonal takes.
+holds, on the shortest path, which a tile inside the matrix, off its diagonal and without equal
+labels takes. Of a pair of tiles one is counted; moving the second one takes another half
+instruction per entry.
 `cp.async 16 B` and `global load 16 B` are the accesses of that width. "local" are loads and stores
 of local memory; they must be 0, and so must stack and spills.
 
@@ -84,7 +94,8 @@ of local memory; they must be 0, and so must stack and spills.
 ## Compute capability 9.0a
 
 The kernels of `hopper_*.cu` (docs/cuda.md). Registers are those of a thread of each role, which the
-compiler does not report.
+compiler does not report. "After the product" counts the instructions of a consumer from its last
+product of a tile to the first one of its next tile.
 
 {hopper_table}
 """
@@ -158,6 +169,7 @@ def figures(kernel: Kernel) -> dict[str, str]:
 
 def hopper_figures(kernel: Kernel) -> dict[str, str]:
     """Return the line of one kernel for compute capability 9.0a."""
+    after_product = _after_product(kernel)
     return {
         "kernel": f"`{kernel.name}`",
         "threads": _or_unknown(kernel.threads),
@@ -165,6 +177,7 @@ def hopper_figures(kernel: Kernel) -> dict[str, str]:
         "shared": f"{kernel.static_shared} + {_or_unknown(kernel.dynamic_shared)}",
         "stack + spills": f"{kernel.stack} + {kernel.spilled}",
         "instructions": str(kernel.opcodes.total()),
+        "after the product": "-" if after_product is None else f"{after_product:.1f}",
         **{name: str(kernel.count(p)) for name, p in HOPPER_INSTRUCTIONS.items()},
         "local": str(kernel.count(INSTRUCTIONS["local"])),
     }
@@ -172,6 +185,8 @@ def hopper_figures(kernel: Kernel) -> dict[str, str]:
 
 def _after_product(kernel: Kernel) -> float | None:
     """Return the instructions after the product for each entry of a tile that a thread holds."""
+    if "HopperTile<" in kernel.name and kernel.epilogue is not None:
+        return kernel.epilogue / HOPPER_ENTRIES
     shape = re.search(r"TileShape<\w+, (\d+), (\d+), (\d+), (\d+)", kernel.name)
     if shape is None or kernel.epilogue is None:
         return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import distributed, reference
-from ._dispatch import Options, use_native, widen, without_autocast
+from ._dispatch import Options, keep_bytes, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._sums import inner_product
 from ._torch_compat import holds_for_all_sizes
@@ -31,7 +31,8 @@ def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
                 reference.cross_modal_loss(*features, options.reduction),
             )
     elif _pairs_are_cheaper(image, apart=True):
-        sums = torch.ops.cyclip_ext.cycle_direct(image, text)
+        kept = keep_bytes(options, image, text)
+        sums = torch.ops.cyclip_ext.cycle_direct(image, text, kept)[:2]
     else:
         sums = cycle_sums_from_grams(*torch.ops.cyclip_ext.cycle_grams(image, text))
     count = _cycle_count(inputs, options)

@@ -159,17 +159,17 @@ def pair_operator(
     """
     features = inputs[0]
     tf32, bf16 = allow_tf32(features), options.precision == "bf16"
-    keep_bytes = _keep_bytes(options, *inputs)
+    kept = keep_bytes(options, *inputs)
     if batch is not None:
         # The operators get 16-bit features widened to float32. They may multiply bfloat16 as
         # bfloat16, and float16 as TF32, which represents it exactly.
         tf32 |= features.is_cuda and features.dtype == torch.float16
         bf16 |= features.dtype == torch.bfloat16
         if batch.exchange == "ring":
-            keep_bytes = 0
+            kept = 0
     positives = options.same_label == "positive"
     rounding = Rounding(tf32, bf16)
-    return PairOperator(name, rounding, keep_bytes, needs_hardest, labels, positives)
+    return PairOperator(name, rounding, kept, needs_hardest, labels, positives)
 
 
 def allow_tf32(features: Tensor) -> bool:
@@ -187,7 +187,7 @@ def torch_allows_tf32() -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-def _keep_bytes(options: Options, *inputs: Tensor) -> int:
+def keep_bytes(options: Options, *inputs: Tensor) -> int:
     """Return the bytes that may be saved for the backward pass; 0 if no input requires grad."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         return 0

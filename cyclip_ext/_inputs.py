@@ -198,4 +198,4 @@ def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
         )
     # In float64 the shares of the positives and of the negatives in the scale's gradient, which
     # nearly cancel, meet before they are rounded.
-    return value.reshape(()).double()
+    return (value.reshape(()) if value.dim() else value).double()

@@ -6,10 +6,11 @@ The terms are neither rounded nor weighted; functional.py and losses.py do that.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import distributed, reference
 from ._blocks import DenseBlock, PairBlock, unpaired
@@ -90,7 +91,7 @@ def _of_pairs(
     images: Tensor | None,
     batch: Batch | None,
 ) -> PairStatistics:
-    """Return the statistics of the pairs: not of further texts, but with further images."""
+    """Return the statistics of the pairs: not of additional texts, but with additional images."""
     row_lse, col_lse, positive, row_hardest, col_hardest = rows
     image, texts, scale = tensors
     n = image.shape[0]
@@ -136,19 +137,49 @@ def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) ->
 
     -log softmax of the positive is softplus(lse - z): no cancellation, however small.
     """
-    batch = inputs.batch
-    logit = inputs.scale * statistics.positive
-    zero = 0 * logit  # keeps NaN
-    image_to_text = _logaddexp(statistics.row_lse - logit, zero)
-    text_to_image = _logaddexp(statistics.col_lse - logit, zero)
-    if options.directions == "both":
-        loss = mean(image_to_text + text_to_image, batch) / 2
+    lses = {
+        "both": (statistics.row_lse, statistics.col_lse),
+        "image_to_text": (statistics.row_lse,),
+        "text_to_image": (statistics.col_lse,),
+    }[options.directions]
+    is_native = use_native("pair_statistics", inputs.image, options)
+    if is_native and not torch.compiler.is_compiling():
+        of_pairs: Tensor = _CrossEntropies.apply(inputs.scale, statistics.positive, *lses)
     else:
-        one = image_to_text if options.directions == "image_to_text" else text_to_image
-        loss = mean(one, batch)
+        logit = inputs.scale * statistics.positive
+        zero = 0 * logit  # keeps NaN
+        first, *others = (_logaddexp(lse - logit, zero) for lse in lses)
+        of_pairs = sum(others, first)
+    loss = mean(of_pairs, inputs.batch) / len(lses)
     if inputs.labels is None or options.same_label == "mask":
         return loss
     return loss + excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """sum_k log(1 + e^(lse_k - s S_ii)) of each pair, in a third of the operations of autograd.
+
+    The bits are the same. For native statistics, which have no second derivatives, and outside of
+    torch.compile, which fuses the operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, positive: Tensor, *lses: Tensor) -> Tensor:
+        logit = scale * positive
+        zero = 0 * logit  # keeps NaN
+        differences = [lse - logit for lse in lses]
+        ctx.save_for_backward(scale, positive, *differences)
+        first, *others = (torch.logaddexp(difference, zero) for difference in differences)
+        return sum(others, first)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+        scale, positive, *differences = ctx.saved_tensors
+        of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
+        first, *others = of_lses
+        of_logit = -sum(others, first)
+        return (of_logit * positive).sum(), of_logit * scale, *of_lses
 
 
 def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:

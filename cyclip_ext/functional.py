@@ -23,8 +23,9 @@ The losses over all pairs share these keyword arguments, in `**options`:
 `memory_budget` is the number of bytes that the dot products of all pairs may occupy on the CPU
 between forward and backward pass (N M numbers of the compute dtype, M rounded up to a multiple of
 128). If they do not fit, they are not saved, and the backward pass computes them again, which is a
-quarter of all work. The default, None, is the environment variable CYCLIP_MEMORY_BUDGET (read once
-by torch.compile), else 256 MiB. On a GPU nothing is saved.
+quarter of all work. The cycle terms of few rows save N^2 numbers under the same condition. The
+default, None, is the environment variable CYCLIP_MEMORY_BUDGET (read once by torch.compile), else
+256 MiB. On a GPU nothing is saved.
 
 `group` is the group of processes that share the batch; it is looked up at each call:
 

@@ -214,7 +214,7 @@ def _leaves(encoded: Sequence[Outputs], needed: Sequence[bool]) -> Outputs:
 
 def _gradients(total: Tensor, leaves: Outputs) -> list[Tensor | None]:
     """Differentiate `total`; return the gradients of those leaves that need one and have one."""
-    torch.autograd.backward(total)  # further negatives, or parameters of the loss, get theirs
+    torch.autograd.backward(total)  # additional negatives, or parameters of the loss, get theirs
     return [None if leaf is None else leaf.grad for leaf in leaves]
 
 

@@ -7,7 +7,7 @@ If the CPU library is loaded (`libraries.py`), `torch.ops.cyclip_ext` contains:
     sigmoid_rows(x, y, s, b, offset)      sum_j softplus(-l_ij (s S_ij + b)); [n], float64
     cycle_grams(x, y, cross)              A = P'P, B = M'M, K = P'M; [d, d] each, float64;
                                           K is [0, 0] unless `cross` (True)
-    cycle_direct(x, y)                    the two cycle sums themselves; two scalars, float64
+    cycle_direct(x, y, keep_bytes)        the two cycle sums themselves; two scalars, float64
     retrieval_ranks(x, y, a, b)           number of foreign entries >= the best own one, of each row
                                           and column; own: equal labels a [n], b [m]; int64
     similarity_top_k(x, y, k)             the k largest cosines of each row, falling, float64, and
@@ -28,10 +28,10 @@ Further arguments of all but row_norms and the cycle operators: `allow_tf32` (Fa
 round float32 features to TF32 in products; the CPU ignores it. Only pair_statistics and
 sigmoid_rows take `allow_bf16` (False), which rounds float32 features to bfloat16 beforehand, so
 that the loss is that of the rounded features, and dL/dS to bfloat16 in the products of the backward
-pass, and `keep_bytes` (0), the bytes that the last output, `dots`, may occupy on the CPU: the dot
-products of all pairs, which the backward pass then need not compute again. `dots` is empty if they
-do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest negatives
-and -1 for their indices, as without negatives, which is faster.
+pass. They and cycle_direct take `keep_bytes` (0), the bytes that the last output may occupy on the
+CPU: the products of all pairs, which the backward pass then need not compute again. It is empty if
+they do not fit. Without `needs_hardest` (True), pair_statistics returns -inf for the hardest
+negatives and -1 for their indices, as without negatives, which is faster.
 
 docs/losses.md defines the results. docs/gradients.md and docs/cycle.md describe the computation.
 """
@@ -61,16 +61,18 @@ def _float64(like: Tensor, *shape: Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
 
-def _grad_like(features: Tensor, needed: bool) -> Tensor:
-    """Return an empty gradient of a tower, without rows unless it is needed."""
-    n, d = features.shape
-    return features.new_empty((n if needed else 0, d))
-
-
-def _both_grads_fake(
-    image_features: Tensor, text_features: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    return _grad_like(image_features, True), _grad_like(text_features, True)
+def _gradients_fake(
+    image_features: Tensor,
+    text_features: Tensor,
+    needed: tuple[bool, ...] = (True, True),
+    scalars: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return empty gradients of both towers, without rows unless needed, and of scalars."""
+    towers = (
+        features.new_empty((features.shape[0] if wanted else 0, features.shape[1]))
+        for features, wanted in zip((image_features, text_features), needed, strict=True)
+    )
+    return *towers, *(_float64(image_features) for _ in range(scalars))
 
 
 _DOTS_COLUMN_MULTIPLE: int = _ops.dots_column_multiple() if backend_status()["cpu"].loaded else 1
@@ -181,16 +183,6 @@ def _gradients(
     return *of_inputs, *(None,) * (len(needed) - len(inputs))
 
 
-def _gradients_fake(
-    image_features: Tensor, text_features: Tensor, needed: tuple[bool, ...], scalars: int
-) -> tuple[Tensor, ...]:
-    return (
-        _grad_like(image_features, needed[0]),
-        _grad_like(text_features, needed[1]),
-        *(_float64(image_features) for _ in range(scalars)),
-    )
-
-
 def _gradients_flops(
     image_shape: Shape, text_shape: Shape, needed: tuple[bool, ...], dots_shape: Shape
 ) -> int:
@@ -206,10 +198,7 @@ def _pair_statistics_fake(
     allow_tf32: bool = False,
     allow_bf16: bool = False,
     keep_bytes: int = 0,
-    needs_hardest: bool = True,
-    row_labels: Tensor | None = None,
-    col_labels: Tensor | None = None,
-    same_are_positives: bool = False,
+    *_: Any,  # needs_hardest and labels
 ) -> tuple[Tensor, ...]:
     n, m = image_features.shape[0], text_features.shape[0]
     return (
@@ -335,7 +324,7 @@ register(
 )
 register(
     "cycle_grams_backward",
-    _both_grads_fake,
+    lambda x, y, *_: _gradients_fake(x, y),
     lambda x, y, plus, minus, cross, **_: _gram_flops(x, 2 if 0 in cross else 4),
 )
 
@@ -343,12 +332,27 @@ register(
 # ---------------------------------------------------------------- cycle_direct
 
 
-def _cycle_direct_fake(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    return _float64(image_features), _float64(image_features)
+def _cycle_direct_fake(
+    image_features: Tensor, text_features: Tensor, keep_bytes: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype = image_features.shape[0], _accumulation_dtype(image_features)
+    kept = image_features.device.type == "cpu" and n * n <= keep_bytes // dtype.itemsize
+    products = image_features.new_empty((n, n) if kept else (0, 0), dtype=dtype)
+    return _float64(image_features), _float64(image_features), products
 
 
-def _cycle_direct_backward(ctx: Any, *grads: Tensor) -> Any:
-    return _ops.cycle_direct_backward(*ctx.saved_tensors, *grads)
+def _cycle_direct_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image_features, text_features, _keep_bytes = inputs
+    products = output[2]
+    ctx.mark_non_differentiable(products)
+    ctx.set_materialize_grads(False)  # not zeros as large as the products
+    ctx.save_for_backward(image_features, text_features, products)
+
+
+def _cycle_direct_backward(ctx: Any, *grads: Tensor | None) -> Any:
+    features = ctx.saved_tensors[0]
+    upstream = (_float64(features).zero_() if grad is None else grad for grad in grads[:2])
+    return (*_ops.cycle_direct_backward(*ctx.saved_tensors, *upstream), None)
 
 
 register(
@@ -356,10 +360,12 @@ register(
     _cycle_direct_fake,
     _product_flops,
     _cycle_direct_backward,
-    _save_features,
+    _cycle_direct_setup,
 )
-register(  # the forward product once more, and one for each gradient
-    "cycle_direct_backward", _both_grads_fake, lambda x, y, *_, **__: 3 * _product_flops(x, y)
+register(  # a product for each gradient, and the forward one unless it was kept
+    "cycle_direct_backward",
+    lambda x, y, *_: _gradients_fake(x, y),
+    lambda x, y, products, *_, **__: (2 + (0 in products)) * _product_flops(x, y),
 )
 
 
@@ -374,16 +380,6 @@ def _never_called(ctx: Any, *grads: Tensor) -> None:
     """Serve as the backward that torch requires, although no output is differentiable."""
 
 
-def _retrieval_ranks_fake(
-    image_features: Tensor,
-    text_features: Tensor,
-    image_labels: Tensor,
-    text_labels: Tensor,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(image_labels), torch.empty_like(text_labels)
-
-
 def _similarity_top_k_fake(
     query_features: Tensor, candidate_features: Tensor, k: int, allow_tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -392,7 +388,11 @@ def _similarity_top_k_fake(
 
 
 register(
-    "retrieval_ranks", _retrieval_ranks_fake, _product_flops, _never_called, _without_derivative
+    "retrieval_ranks",
+    lambda x, y, a, b, *_: (torch.empty_like(a), torch.empty_like(b)),
+    _product_flops,
+    _never_called,
+    _without_derivative,
 )
 register(
     "similarity_top_k", _similarity_top_k_fake, _product_flops, _never_called, _without_derivative

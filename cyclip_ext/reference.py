@@ -47,7 +47,7 @@ def contrastive_loss(
 
     With labels, G(i) = {j: l_j = l_i}. "mask": j and i run over pairs outside of G(i) and over the
     pair itself. "positive": z_ii is replaced by the mean of z_ip over p in G(i), z_jj likewise.
-    Further texts are more j in the first term, further images more i in the second.
+    Additional texts are more j in the first term, additional images more i in the second.
 
     Source: Radford et al. 2021; Goel et al. 2022; labels as positives: Yang et al. 2022 (UniCL).
     """
@@ -145,7 +145,7 @@ def sigmoid_loss(
     """1/N sum_ij softplus(-l_ij (s S_ij + b)), l = 1 on the diagonal and -1 off it.
 
     Other pairs of equal labels are not in the sum ("mask"), or have l = 1 ("positive").
-    Further texts are more j, further images more i, with l = -1.
+    Additional texts are more j, additional images more i, with l = -1.
 
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """

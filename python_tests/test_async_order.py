@@ -151,6 +151,14 @@ FAULTS = {
         {"%r13+16400": "%r13+16380"},
         r"st\.shared\.f32 .* reaches wgmma\.mma_async",
     ),
+    "store to the memory of a bulk store": (
+        {
+            NEXT: "  add.s32 %r31, %r2, 16400;\n"
+            "  cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd3, {%r90, 0}], [%r31];\n"
+            f"{NEXT}",
+        },
+        r"st\.shared\.f32 .* reaches wgmma\.mma_async",
+    ),
     "mbarrier without fence": (
         {"  fence.mbarrier_init.release.cluster;\n": ""},
         r"mbarrier\.init.* reaches bar\.sync .* without fence\.mbarrier_init",

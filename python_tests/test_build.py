@@ -262,6 +262,7 @@ def test_warnings_are_errors_for_tested_compilers(
     for extension in plan.make_plan().extensions():
         assert ("-Werror" in extension.extra_compile_args["cxx"]) is strict
         assert ("--Werror=all-warnings" in extension.extra_compile_args["nvcc"]) is strict
+        assert (plan.SPILL_NVCC_FLAGS[0] in extension.extra_compile_args["nvcc"]) is (stated == "1")
 
 
 def test_target_version_is_the_oldest_torch(machine: Machine) -> None:

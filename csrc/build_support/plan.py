@@ -36,6 +36,9 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
 
 WERROR_NVCC_FLAGS = ["-Xcompiler=-Werror", "--Werror=all-warnings"]
+# Together with these, spilled registers are errors. Another nvcc may spill without harm, so only
+# the checks of the project itself add them.
+SPILL_NVCC_FLAGS = ["-Xptxas=--warn-on-spills,--warn-on-local-memory-usage"]
 
 # Sources for compute capability 9.0a. Their instructions exist on no other architecture.
 HOPPER_SOURCES = "csrc/kernels/cuda/hopper_*.cu"
@@ -120,6 +123,8 @@ class Plan:
         if self._warnings_are_errors():
             cxx_flags.append("-Werror")
             nvcc_flags += WERROR_NVCC_FLAGS
+        if os.environ.get("CYCLIP_WERROR") == "1":
+            nvcc_flags += SPILL_NVCC_FLAGS
         return Extension(
             name,
             sources=sources,

@@ -7,7 +7,6 @@
 #include "tensor_map.h"
 
 #define __grid_constant__
-#define CYCLIP_NO_UNROLL
 
 namespace cyclip::emulation {
 

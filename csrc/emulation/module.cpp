@@ -34,7 +34,7 @@ struct Options {
   ElementType type;
   py::dtype array_type;  // of the numpy arrays that represent tensors of this type
   bool allow_tf32;
-  std::optional<int64_t> panel_bytes, large_tiles;
+  std::optional<int64_t> panel_bytes, large_tiles, tile_pairs;
   bool needs_hardest;  // of pair_statistics
   bool float64_is_slow;
   std::optional<py::array> row_labels, col_labels;
@@ -42,12 +42,13 @@ struct Options {
   int64_t hopper_blocks;
 
   Options(const std::string& dtype, bool allow_tf32, std::optional<int64_t> panel_bytes,
-          std::optional<int64_t> large_tiles, bool needs_hardest, bool float64_is_slow,
-          std::optional<py::array> row_labels, std::optional<py::array> col_labels, bool same_are_positives,
-          int64_t hopper_blocks)
+          std::optional<int64_t> large_tiles, std::optional<int64_t> tile_pairs, bool needs_hardest,
+          bool float64_is_slow, std::optional<py::array> row_labels, std::optional<py::array> col_labels,
+          bool same_are_positives, int64_t hopper_blocks)
       : allow_tf32(allow_tf32),
         panel_bytes(panel_bytes),
         large_tiles(large_tiles),
+        tile_pairs(tile_pairs),
         needs_hardest(needs_hardest),
         float64_is_slow(float64_is_slow),
         row_labels(std::move(row_labels)),
@@ -152,6 +153,7 @@ void run(const Options& options, const Launch& launch) {
   context.float64_is_slow = options.float64_is_slow;
   context.hopper_blocks = options.hopper_blocks;
   context.large_tiles = options.large_tiles.value_or(context.large_tiles);
+  context.tile_pairs = options.tile_pairs.value_or(context.tile_pairs);
   const Error error = launch(context);
   if (error != kSuccess)
     throw std::runtime_error("launch failed: error " + std::to_string(static_cast<int>(error)));
@@ -357,11 +359,12 @@ py::tuple similarity_top_k(const py::array& query, const py::array& candidate, i
 
 PYBIND11_MODULE(cyclip_emulation, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>, bool, bool,
-                    std::optional<py::array>, std::optional<py::array>, bool, int64_t>(),
+      .def(py::init<const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>,
+                    std::optional<int64_t>, bool, bool, std::optional<py::array>, std::optional<py::array>, bool,
+                    int64_t>(),
            py::arg("dtype"), py::arg("allow_tf32") = false, py::arg("panel_bytes") = py::none(),
-           py::arg("large_tiles") = py::none(), py::arg("needs_hardest") = true,
-           py::arg("float64_is_slow") = false, py::arg("row_labels") = py::none(),
+           py::arg("large_tiles") = py::none(), py::arg("tile_pairs") = py::none(),
+           py::arg("needs_hardest") = true, py::arg("float64_is_slow") = false, py::arg("row_labels") = py::none(),
            py::arg("col_labels") = py::none(), py::arg("same_are_positives") = false, py::arg("hopper_blocks") = 0,
            "None: the same as on a GPU.");
   py::native_enum<Order>(m, "Order", "enum.Enum")

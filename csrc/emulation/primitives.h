@@ -32,6 +32,7 @@
 #define gridDim (::cyclip::emulation::running.block->launch.blocks)
 
 #define CYCLIP_UNROLL
+#define CYCLIP_NO_UNROLL
 #define CYCLIP_SHARED(type, name) type& name = ::cyclip::emulation::shared_variable<type>([] {})
 
 namespace cyclip::emulation {

@@ -45,11 +45,11 @@ STABLE_TORCH_LIBRARY(cyclip_ext, m) {
       "Tensor grad_minus_gram, Tensor grad_cross_gram) -> (Tensor image_grad, Tensor text_grad)");
 
   m.def(
-      "cycle_direct(Tensor image_features, Tensor text_features) -> "
-      "(Tensor in_modal_sum, Tensor cross_modal_sum)");
+      "cycle_direct(Tensor image_features, Tensor text_features, int keep_bytes=0) -> "
+      "(Tensor in_modal_sum, Tensor cross_modal_sum, Tensor products)");
   m.def(
-      "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor grad_in_modal_sum, "
-      "Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
+      "cycle_direct_backward(Tensor image_features, Tensor text_features, Tensor products, "
+      "Tensor grad_in_modal_sum, Tensor grad_cross_modal_sum) -> (Tensor image_grad, Tensor text_grad)");
 
   m.def(
       "retrieval_ranks(Tensor image_features, Tensor text_features, Tensor image_labels, Tensor text_labels, "

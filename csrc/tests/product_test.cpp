@@ -147,6 +147,71 @@ void test_tile_products() {
 #endif
 }
 
+#if defined(CYCLIP_HAS_AMX) && !defined(CYCLIP_AMX_TWIN)
+// Numbers of every magnitude, including denormal ones, zeros and infinities.
+void fill_with_extremes(std::vector<Bf16Pair>* words, std::mt19937* random) {
+  for (Bf16Pair& word : *words) {
+    word = 0;
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t bits = (*random)(), kind = (*random)() % 256;
+      const uint32_t exponent = kind == 0 ? 0 : kind == 1 ? bits >> 24 : kind == 2 ? 255 : 59 + (bits >> 24) % 12;
+      word = word << 16 | (bits & 0x8000) | exponent << 7 | (kind == 2 ? 0 : bits & 0x7f);
+    }
+  }
+}
+
+// Bit for bit, except that a NaN may be any NaN.
+bool equal(float a, float b) { return std::isnan(a) ? std::isnan(b) : std::memcmp(&a, &b, sizeof(a)) == 0; }
+
+// The registers of a processor with AMX give the bits of their model.
+void test_registers(int64_t rows, int64_t depth, bool accumulate) {
+  constexpr int64_t panels = 2, cols = panels * kTilePanelCols;
+  std::mt19937 random(static_cast<unsigned>(rows * 1000 + depth));
+  std::vector<Bf16Pair> left(rows * depth), right(depth * cols), sums(rows * cols);
+  fill_with_extremes(&left, &random);
+  fill_with_extremes(&right, &random);
+  fill_with_extremes(&sums, &random);
+  std::vector<float> out(rows * cols), expected(rows * cols);
+  std::memcpy(out.data(), sums.data(), sums.size() * sizeof(float));
+  expected = out;
+  Product<Bf16Pair> product;
+  product.left = {left.data(), depth, 1};
+  product.right = {right.data(), cols, kTilePanelCols};
+  product.out = out.data();
+  product.out_pitch = cols;
+  product.rows = rows;
+  product.depth = depth;
+  product.panels = panels;
+  product.accumulate = accumulate;
+  amx::kernels.product.block(product);
+  product.out = expected.data();
+  tile_product_block<AmxTwin>(product);
+  int64_t differences = 0;
+  for (int64_t i = 0; i < rows * cols; ++i) differences += !equal(out[i], expected[i]);
+  check_close(static_cast<double>(differences), 0, 0,
+              "tile registers and their model [" + std::to_string(rows) + ", " + std::to_string(depth) + "]");
+}
+
+// A caller that uses the registers finds its configuration unchanged.
+void test_callers_configuration() {
+  const TileConfig before = tile_config(5, 3);
+  TileConfig after;
+  asm volatile("ldtilecfg %0" : : "m"(before));
+  test_registers(20, 20, false);
+  asm volatile("sttilecfg %0\n\ttilerelease" : "=m"(after));
+  check_close(std::memcmp(&before, &after, sizeof(before)), 0, 0, "the caller's configuration of the tiles");
+}
+
+void test_all_registers() {
+  for (const int64_t rows : {1, 16, 17, 32, 33, 50}) {
+    for (const int64_t depth : {1, 15, 16, 17, 40}) {
+      for (const bool accumulate : {false, true}) test_registers(rows, depth, accumulate);
+    }
+  }
+  test_callers_configuration();
+}
+#endif
+
 // In both orders of pairing. Odd rows and columns are padded with zeros, and so is the last panel.
 void test_pairs(int64_t rows, int64_t cols) {
   const std::string name = "pairs [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
@@ -227,5 +292,8 @@ int main() {
   }
   if (cpu::bf16_kernels()) test::test_all(&cpu::bf16_kernels()->product, "bfloat16");
   test::test_tile_products();
+#if defined(CYCLIP_HAS_AMX) && !defined(CYCLIP_AMX_TWIN)
+  if (cpu::chosen_isa().isa == cpu::Isa::kAmx) test::test_all_registers();
+#endif
   return test::exit_code();
 }

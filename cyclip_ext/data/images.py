@@ -49,11 +49,7 @@ _DAMAGE = (
 
 
 def open_image(
-    source: Path | bytes,
-    where: str,
-    *,
-    keep_alpha: bool = False,
-    min_side: int | None = None,
+    source: Path | bytes, where: str, *, keep_alpha: bool = False, min_side: int | None = None
 ) -> Image.Image:
     """Decode an image completely and convert it to RGB, or RGBA with keep_alpha.
 

@@ -243,11 +243,7 @@ def _captions(dataset: ImageDataset, encoder: Encoder, read: _Read) -> dict[str,
     if not texts:
         return {}
     owners = torch.tensor([image for image, entry in enumerate(captions) for _ in entry])
-    return {
-        "text_features": encoder.texts(texts),
-        "text_owners": owners,
-        "texts": tuple(texts),
-    }
+    return {"text_features": encoder.texts(texts), "text_owners": owners, "texts": tuple(texts)}
 
 
 def unambiguous_captions(dataset: InMemoryDataset) -> tuple[list[str], Tensor]:

@@ -50,9 +50,7 @@ def build_parser() -> ArgumentParser:
 
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "path",
-        type=Path,
-        help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file",
+        "path", type=Path, help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file"
     )
     parser.add_argument(
         "--beside",
@@ -107,9 +105,7 @@ def _add_data(parser: ArgumentParser, default: str) -> None:
         "--class-names", type=str, help="imagenet, or a file, instead of the dataset's own"
     )
     group.add_argument(
-        "--prompts-key",
-        type=str,
-        help="which list of a JSON file of --templates or --class-names",
+        "--prompts-key", type=str, help="which list of a JSON file of --templates or --class-names"
     )
     group.add_argument(
         "--baselines",

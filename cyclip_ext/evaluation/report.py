@@ -24,15 +24,7 @@ from .._plotting import png
 from ..data import BadRecord
 from ..data.skips import printable
 from .embeddings import Embeddings
-from .tables import (
-    ShownTable,
-    escape,
-    markdown_table,
-    metric_table,
-    show,
-    show_value,
-    table_csv,
-)
+from .tables import ShownTable, escape, markdown_table, metric_table, show, show_value, table_csv
 from .tasks import Example, Item, TaskResult
 from .tasks.base import THUMBNAIL
 
@@ -220,11 +212,7 @@ def record(about: About, result: TaskResult) -> dict[str, Any]:
         },
         "language": "en",
         "data": {
-            data.name: {
-                "used": data.used,
-                "total": data.total,
-                "skipped": data.skipped.to_dict(),
-            }
+            data.name: {"used": data.used, "total": data.total, "skipped": data.skipped.to_dict()}
             for data in result.data
         },
     }

@@ -26,12 +26,7 @@ ExportFormat = Literal["open_clip", "safetensors", "onnx"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 # How training and evaluation prepare images (cyclip_ext.data.transforms), in open_clip's words.
-PREPROCESSING = {
-    "mean": MEAN,
-    "std": STD,
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-}
+PREPROCESSING = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 _ONE_FILE = 2**30  # bytes; a larger ONNX graph has its weights in a file beside it
 

@@ -69,9 +69,7 @@ def build_export_parser() -> ArgumentParser:
         "moving average if the run keeps one.",
     )
     parser.add_argument(
-        "run",
-        type=Path,
-        help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file",
+        "run", type=Path, help="run folder (checkpoints/best.pt, else last.pt) or checkpoint file"
     )
     parser.add_argument(
         "--format",

@@ -41,11 +41,7 @@ def comparison(config: TrainConfig) -> dict[str, TrainConfig]:
 
 
 def run_comparison(
-    config: TrainConfig,
-    data: RunData,
-    folder: Path,
-    seeds: Sequence[int],
-    ranks: Ranks = ALONE,
+    config: TrainConfig, data: RunData, folder: Path, seeds: Sequence[int], ranks: Ranks = ALONE
 ) -> bool:
     """Train all four for each seed, then write table and plot in `folder`. False if interrupted.
 

@@ -128,8 +128,7 @@ class RunConfig:
     epochs: int = _option(40, "passes over the training pairs")
     seed: int = _option(0, "decides initialization, order, captions, augmentation and dropout")
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = _option(
-        "auto",
-        "amp_bf16, amp_fp16: towers under autocast; auto: bf16 if the machine has it",
+        "auto", "amp_bf16, amp_fp16: towers under autocast; auto: bf16 if the machine has it"
     )
     grad_checkpointing: bool = _option(
         False, "store fewer activations and compute them again in the backward pass"
@@ -149,8 +148,7 @@ class RunConfig:
     )
     val_frequency: int = _option(5, "epochs between validations, which choose the best checkpoint")
     evaluate_frequency: int | None = _option(
-        None,
-        "steps between logged evaluations on every dataset, besides the one at the end",
+        None, "steps between logged evaluations on every dataset, besides the one at the end"
     )
     save_frequency: int | None = _option(
         None, "steps between checkpoints, besides those at the end of each epoch"

@@ -53,9 +53,7 @@ def run_training(
         )
     torch.manual_seed(config.run.seed)
     created = create_model(
-        config.run.model,
-        sigmoid=config.loss.loss == "siglip",
-        tokenizer=config.run.tokenizer,
+        config.run.model, sigmoid=config.loss.loss == "siglip", tokenizer=config.run.tokenizer
     )
     if config.run.pretrained is not None and resume is None:
         _start_from(config.run.pretrained, created)

@@ -108,11 +108,7 @@ def test_img2dataset_metadata_beside_files(tmp_path: Path) -> None:
     numbered(tmp_path / "00000" / f"{keys[3]}.jpg", 5)
     dataset = open_dataset(str(tmp_path / "00000.parquet"))
     assert pairing(dataset) == {i: 1 for i in range(7) if i != 3}
-    assert dataset.skipped.counts == {
-        "not downloaded": 2,
-        "two images of one key": 1,
-        "missing": 1,
-    }
+    assert dataset.skipped.counts == {"not downloaded": 2, "two images of one key": 1, "missing": 1}
     table["key"] = [*keys[:9], keys[0]]
     table["status"] = ["success"] * 10
     table["caption"] = [f"number {i}" for i in range(10)]

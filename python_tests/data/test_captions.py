@@ -59,9 +59,7 @@ def test_words_are_deleted_and_swapped_with_the_documented_probabilities() -> No
     assert len(first) == 10  # any place may take part
 
 
-def test_every_format_rejects_nul_and_drops_byte_order_marks(
-    tmp_path: Path,
-) -> None:
+def test_every_format_rejects_nul_and_drops_byte_order_marks(tmp_path: Path) -> None:
     """UTF-16 text read as UTF-8 would be trained on, and the mark is a token of its own."""
     image = encode(halves())
     (tmp_path / "files").mkdir()

@@ -94,10 +94,7 @@ def test_superclasses_are_numbered_in_order_of_appearance() -> None:
         ({"captions": ()}, "got 1 images but 0 captions"),
         ({"labels": torch.tensor([0, 1])}, "got 1 images but 2 labels"),
         ({"domains": torch.tensor([0, 1])}, "got 1 images but 2 domains"),
-        (
-            {"class_names": ("cat", "dog", "cat")},
-            r"must be unique; repeated: \['cat'\]",
-        ),
+        ({"class_names": ("cat", "dog", "cat")}, r"must be unique; repeated: \['cat'\]"),
     ],
 )
 def test_records_that_do_not_fit_together_are_rejected(

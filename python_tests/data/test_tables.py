@@ -106,14 +106,28 @@ def test_stray_quotes_never_swallow_rows(folder: Path, separator: str, quoting: 
     assert dataset.skipped.counts == ({"misplaced quote": 2} if bad else {})
 
 
-def test_a_quote_that_is_never_closed_costs_its_own_row(folder: Path) -> None:
-    rows = [["image", "caption"], *([n, f'"{c}, quoted"'] for n, c in rows_of())]
-    rows[4][1] = '"number 3, open'
-    table = write(folder / "t.csv", rows)
-    with pytest.warns(UserWarning, match=r"in 1 row.* \(lines 5\); these rows are skipped"):
+@pytest.mark.parametrize(
+    ("header", "caption", "bad", "warning", "count"),
+    [
+        ("image,caption", '"{}, quoted"', '"number 3, open', r"in 1 row.*lines 5\); these rows", 1),
+        ("caption,image", '"{}, of\ntwo, lines"', '"number 3', "lines 8", 1),
+        ("caption,image", '"{},\nof two"', '"number 3\nof" two', "lines 8", 2),
+        ("caption,image", '"{},\nof two"', '"number 3' + "\nline" * 101 + '"', "lines 8", 2),
+    ],
+)
+def test_misplaced_quotes_cost_their_own_row(
+    folder: Path, header: str, caption: str, bad: str, warning: str, count: int
+) -> None:
+    """The rest of the row is not a caption, and the fields of other rows are not split."""
+    columns = header.split(",")
+    cells = [{"image": n, "caption": caption.format(c)} for n, c in rows_of()]
+    cells[3]["caption"] = bad
+    rows = [[row[column] for column in columns] for row in cells]
+    table = write(folder / "t.csv", [columns, *rows])
+    with pytest.warns(UserWarning, match=warning):
         dataset = read_table(table)
     assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
-    assert dataset.skipped.counts == {"misplaced quote": 1}
+    assert dataset.skipped.counts["misplaced quote"] == count
     with pytest.warns(UserWarning, match="line"):  # as loud when it is opened again
         assert read_table(table).skipped.to_dict() == dataset.skipped.to_dict()
 
@@ -162,24 +176,6 @@ def test_captions_of_many_lines_on_both_sides_of_the_image(folder: Path) -> None
     dataset = read_table(write(folder / "t.csv", [columns, *rows]))
     assert pairing(dataset) == dict.fromkeys(range(COUNT), 2)
     assert dataset[3].captions == ("number 3, two", "number 3 b, c d, e")
-
-
-@pytest.mark.parametrize("cell", ['"number 3\nof" two', '"number 3' + "\nline" * 101 + '"'])
-def test_rest_of_a_row_with_misplaced_quotes_is_no_caption(folder: Path, cell: str) -> None:
-    rows = [[f'"{c},\nof two"', n] for n, c in rows_of()]
-    rows[3][0] = cell
-    with pytest.warns(UserWarning, match="lines 8"):
-        dataset = read_table(write(folder / "t.csv", [["caption", "image"], *rows]))
-    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
-    assert dataset.skipped.counts["misplaced quote"] == 2
-
-
-def test_one_stray_quote_does_not_split_the_fields_of_others(folder: Path) -> None:
-    rows = [[f'"{c}, of\ntwo, lines"', n] for n, c in rows_of()]
-    rows[3][0] = '"number 3'
-    with pytest.warns(UserWarning, match="lines 8"):
-        dataset = read_table(write(folder / "t.csv", [["caption", "image"], *rows]))
-    assert pairing(dataset) == {i: 1 for i in range(COUNT) if i != 3}
 
 
 @pytest.mark.parametrize("suffix", [".png", ""])
@@ -265,10 +261,7 @@ def test_captions_in_several_columns(folder: Path) -> None:
     header = ["image", "caption_0", "caption_1", "caption_source"]
     rows = [header, [name(0), "number 0", "also number 0", "x"], [name(1), "", "number 1", "x"]]
     dataset = read_table(write(folder / "t.csv", rows))
-    assert [dataset[i].captions for i in range(2)] == [
-        ("number 0", "also number 0"),
-        ("number 1",),
-    ]
+    assert [dataset[i].captions for i in range(2)] == [("number 0", "also number 0"), ("number 1",)]
 
 
 def test_keys_and_separator_can_be_set(folder: Path) -> None:

@@ -102,10 +102,7 @@ TWO_IMAGES, TWO_CAPTIONS = "two images of one key", "two captions of one key"
     ],
 )
 def test_names_of_members(
-    tmp_path: Path,
-    data: list[tuple[str, bytes]],
-    used: dict[int, int],
-    counted: dict[str, int],
+    tmp_path: Path, data: list[tuple[str, bytes]], used: dict[int, int], counted: dict[str, int]
 ) -> None:
     dataset = TarDataset([write_tar(tmp_path / "a.tar", data)])
     assert pairing(dataset) == used

@@ -150,9 +150,7 @@ def test_file_transform_equals_open_clip(
 
 @pytest.mark.parametrize("shape", [(80, 64), (48, 48), (300, 200), (20, 1000), (1, 1), (1, 10_000)])
 def test_random_crop_equals_open_clip(
-    open_clip_transform: Callable[..., Any],
-    shape: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
+    open_clip_transform: Callable[..., Any], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For the same box, the pixels are equal to the bit after resampling and normalization."""
     steps = open_clip_transform(48, is_train=True).transforms

@@ -125,11 +125,7 @@ def test_unreadable_images_are_counted_on_the_screen_and_in_every_report(
 
 @pytest.mark.parametrize("spec", ["colours", "shapes"])
 def test_margins_of_several_checkpoints(
-    spec: str,
-    run: Path,
-    colours: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    spec: str, run: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "warm/checkpoints/best.pt", seed=1)
     data = str(colours) if spec == "colours" else spec

@@ -20,12 +20,7 @@ from PIL import Image
 
 from cyclip_ext.data import BadRecord, SkipReport
 from cyclip_ext.evaluation.embeddings import Embeddings
-from cyclip_ext.evaluation.report import (
-    About,
-    check_names,
-    describe_data,
-    write_report,
-)
+from cyclip_ext.evaluation.report import About, check_names, describe_data, write_report
 from cyclip_ext.evaluation.tables import markdown_table, show, show_value
 from cyclip_ext.evaluation.tasks import (
     Example,

@@ -26,6 +26,7 @@ names a folder that contains them. Without cmake or pybind11 the emulated tests 
 CYCLIP_REQUIRE_EMULATION=1 they fail. Other variables change all tests under emulation:
 
     CYCLIP_EMULATE_LARGE_TILES=1     128 x 128 tiles; devices use them from N = 1,409 on
+    CYCLIP_EMULATE_LARGE_TILES=2     pairs of them for 16-bit features; devices: from N = 3,969 on
     CYCLIP_EMULATE_HOPPER_BLOCKS=2   the engine for compute capability 9.0, in this many blocks
     CYCLIP_EMULATE_ORDER="RANDOM 3"  the order of threads; its seed also delays bulk copies
 

@@ -60,6 +60,7 @@ Labels = tuple[Tensor, Tensor]  # int64, of the rows and of the columns
 LABELS = {
     "none": None,
     "some": lambda i: i // 3 % 17,  # on both sides of every edge of a tile
+    "few": lambda i: 2 * i,  # most threads hold no equal ones
     "one": lambda i: 0 * i,
 }
 
@@ -72,9 +73,12 @@ LABELLED_SHAPES = pytest.mark.parametrize(
 
 
 def labels_of(kind: str, n: int, m: int) -> Labels | None:
-    """Return labels of one of the kinds of LABELS, which differ in their upper halves alone."""
+    """Return labels of one of the kinds of LABELS; some differ in their upper halves alone."""
     of = LABELS[kind]
-    return None if of is None else (of(torch.arange(n)) << 32, of(torch.arange(m) + 1) << 32)
+    if of is None:
+        return None
+    rows, cols = of(torch.arange(n)), of(torch.arange(m) + 1)
+    return (rows << 32) + rows // 2, (cols << 32) + cols // 2
 
 
 def of_labels(labels: Labels | None) -> dict[str, Tensor]:

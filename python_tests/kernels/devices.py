@@ -27,7 +27,9 @@ HOPPER_BLOCKS = int(os.environ.get("CYCLIP_EMULATE_HOPPER_BLOCKS", "0"))
 ORDER = os.environ.get("CYCLIP_EMULATE_ORDER", "ASCENDING 0").split()
 
 # Forces 128 x 128 tiles for the small problems of these tests, unless a test sets the limit itself.
-LARGE_TILES = 0 if os.environ.get("CYCLIP_EMULATE_LARGE_TILES") == "1" or HOPPER_BLOCKS else None
+_FORCED = os.environ.get("CYCLIP_EMULATE_LARGE_TILES")  # "2": pairs of them for 16-bit features
+LARGE_TILES = 0 if _FORCED in ("1", "2") or HOPPER_BLOCKS else None
+TILE_PAIRS = 0 if _FORCED == "2" else None
 
 
 class Emulated:
@@ -43,6 +45,7 @@ class Emulated:
         allow_tf32: bool = False,
         panel_bytes: int | None = None,
         large_tiles: int | None = LARGE_TILES,
+        tile_pairs: int | None = TILE_PAIRS,
         needs_hardest: bool = True,
         float64_is_slow: bool = False,
         row_labels: Tensor | None = None,
@@ -54,7 +57,7 @@ class Emulated:
         dtype = arguments[0].dtype
         options = self.module.Options(
             str(dtype).removeprefix("torch."),
-            *(allow_tf32, panel_bytes, large_tiles, needs_hardest, float64_is_slow),
+            *(allow_tf32, panel_bytes, large_tiles, tile_pairs, needs_hardest, float64_is_slow),
             *(_to_numpy(row_labels), _to_numpy(col_labels), same_are_positives, hopper_blocks),
         )
         name, seed = order

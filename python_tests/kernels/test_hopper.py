@@ -6,8 +6,10 @@ CYCLIP_EMULATE_HOPPER_BLOCKS=2 runs all other tests of 16-bit features on it as 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 
 from . import test_pair_statistics, test_sigmoid
 from .cases import PRECISIONS, Precision, as_double, rectangle
@@ -31,31 +33,42 @@ def hopper(emulated: Emulated) -> Iterator[Emulated]:
     [(300, 150, 450), (200, 100, 450)],
     ids=["several tiles of each consumer", "one tile of each consumer"],
 )
+@pytest.mark.parametrize("precision", [BFLOAT16, FLOAT16], ids=str)
 @pytest.mark.parametrize(
-    ("operator", "precision"),
+    ("operator", "labels"),
     [
-        ("pair_statistics", BFLOAT16),
-        ("pair_statistics", FLOAT16),
-        ("sigmoid_rows", BFLOAT16),
-        ("sigmoid_rows", FLOAT16),
-        ("pair_statistics_backward", BFLOAT16),
-        ("sigmoid_rows_backward", BFLOAT16),
+        ("pair_statistics", {}),
+        ("pair_statistics", {"needs_hardest": False}),
+        ("sigmoid_rows", {}),
+        ("sigmoid_rows", {"same_are_positives": True}),
+        ("pair_statistics_backward", {}),
+        ("pair_statistics_backward", {"same_are_positives": False}),
+        ("sigmoid_rows_backward", {}),
+        ("sigmoid_rows_backward", {"same_are_positives": True}),
     ],
     ids=str,
 )
 def test_orders(
-    hopper: Emulated, operator: str, precision: Precision, shape: tuple[int, int, int]
+    hopper: Emulated,
+    operator: str,
+    labels: dict[str, bool],
+    precision: Precision,
+    shape: tuple[int, int, int],
 ) -> None:
     """The order of threads, delays of copies and the number of blocks do not change the results.
 
     The seed of a random order also draws the delays. The depth exceeds the ring of stages.
     """
+    n, m, _ = shape
     arguments = calls(*shape, precision.dtype)[operator]
-    first = hopper(operator, *arguments, large_tiles=0, hopper_blocks=1, order=("ASCENDING", 0))
+    options: dict[str, Any] = {"large_tiles": 0, **labels}
+    if labels:
+        options |= {"row_labels": torch.arange(n) // 4, "col_labels": torch.arange(m) // 3}
+    first = hopper(operator, *arguments, **options, hopper_blocks=1, order=("ASCENDING", 0))
     assert all(not out.isnan().any() for out in first)
     for blocks, order in [(3, ORDERS[0]), (1, ORDERS[1]), (5, ORDERS[2])]:
-        options = {"large_tiles": 0, "hopper_blocks": blocks, "order": order}
-        assert bits(hopper(operator, *arguments, **options)) == bits(first), (blocks, order)
+        again = hopper(operator, *arguments, **options, hopper_blocks=blocks, order=order)
+        assert bits(again) == bits(first), (blocks, order)
 
 
 @pytest.mark.parametrize("precision", [BFLOAT16, FLOAT16], ids=str)

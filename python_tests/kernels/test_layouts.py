@@ -65,11 +65,12 @@ def test_panels(emulated: Emulated, rows: int, precision: Precision) -> None:
     check(emulated, image, text, 14.3, 3, precision, panel_bytes=panel_bytes)
 
 
-@pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520)])
+@pytest.mark.parametrize(("n", "d"), [(1601, 72), (1700, 520), (4100, 40)])
 def test_batch_that_takes_large_tiles(device: Device, n: int, d: int, precision: Precision) -> None:
-    """From N = 1,409 on, a device chooses 128 x 128 tiles automatically."""
+    """From N = 1,409 on, a device chooses 128 x 128 tiles automatically; from 3,969 on, pairs."""
     emulated = isinstance(device, Emulated)
-    if emulated and (precision.dtype == torch.float64 or (d > 72 and str(precision) != "bfloat16")):
+    is_long = n > 1700 or precision.dtype == torch.float64
+    if emulated and (is_long or (d > 72 and str(precision) != "bfloat16")):
         pytest.skip("takes a minute under emulation; float64 has no large tiles")
     image, text = rectangle("random", n, n, d, precision.dtype)
     check(device, image, text, 14.3, 3, precision)
@@ -97,3 +98,17 @@ def test_large_tiles(emulated: Emulated, n: int, m: int, d: int, precision: Prec
     labels = torch.arange(n) // 2, torch.arange(m) // 3
     check_ranks(emulated, image, text, labels, precision, large_tiles=1)
     check_top_k(emulated, image, text, min(m, 33), precision, large_tiles=1)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(5, 3, 7), (129, 257, 72), (140, 250, 200)])
+@pytest.mark.parametrize("panel_side", [128, 512])
+def test_pairs_of_large_tiles(
+    emulated: Emulated, n: int, m: int, d: int, panel_side: int, precision: Precision
+) -> None:
+    """The second tile of a pair may lie outside the matrix or the panel."""
+    if precision.dtype not in (torch.bfloat16, torch.float16):
+        pytest.skip("pairs of tiles are for 16-bit features")
+    image, text = rectangle("random", n, m, d, precision.dtype)
+    options = {"large_tiles": 0, "tile_pairs": 0, "panel_bytes": 2 * panel_side**2}
+    check(emulated, image, text, 14.3, 3, precision, **options)
+    check_sigmoid(emulated, image, text, 14.3, -5.0, 3, precision, **options)

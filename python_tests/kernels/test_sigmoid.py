@@ -119,7 +119,7 @@ def test_offsets(device: Device, n: int, m: int, offset: int, precision: Precisi
 
 
 @pytest.mark.parametrize("positives", [False, True], ids=["mask", "positive"])
-@pytest.mark.parametrize("labels", ["some", "one"])
+@pytest.mark.parametrize("labels", ["some", "few", "one"])
 @LABELLED_SHAPES
 def test_labels(
     device: Device,

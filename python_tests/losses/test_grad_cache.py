@@ -151,6 +151,10 @@ def test_dictionaries_of_tensors_are_split_along_their_rows() -> None:
 RELATIONS: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
     "labels": (CyCLIPLoss(hinge=0.1), ("labels",)),
     "negatives": (CyCLIPLoss(), ("negative_text_features", "negative_image_features")),
+    "everything": (
+        CyCLIPLoss(hinge=0.1, same_label="positive", statistics=True),
+        ("labels", "negative_text_features", "negative_image_features"),
+    ),
     "sigmoid": (SigLIPLoss(), ("labels", "negative_text_features")),
     "widths": (MatryoshkaLoss(CLIPLoss(), (2, 5)), ("negative_image_features", "labels")),
 }

@@ -1,4 +1,4 @@
-"""Labels, further negatives and nested widths, against dense float64 code written here."""
+"""Labels, additional negatives and nested widths, against dense float64 code written here."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
 # ------------------------------------------------- over ranks
 
 
-# Of each world's ranks: pairs, further texts, further images.
+# Of each world's ranks: pairs, additional texts, additional images.
 PARTS = {
     1: ((8,), (6,), (7,)),
     2: ((3, 5), (5, 1), (2, 5)),
@@ -481,6 +481,47 @@ def test_ranks_match_one_process(
             for share, whole, counts in zip(shares, gradients, parts, strict=True):
                 own = world.size * whole.split(counts)[rank]
                 torch.testing.assert_close(share, own, rtol=1e-8, atol=1e-11)
+
+
+def _cached_backward(
+    parts: list[Tensor], chunk_size: int, kind: str, same_label: str, group: str | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the terms, the gradients of the towers, and those of the additional negatives."""
+    x, y, labels, *negatives = parts
+    u, v = (t[:, :4].clone().requires_grad_() for t in negatives)
+    options: dict[str, Any] = {"same_label": same_label, "statistics": True, "group": group}
+    loss = SigLIPLoss(**options) if kind == "siglip" else CyCLIPLoss(hinge=0.3, **options)
+    given = {"labels": labels, "negative_text_features": u, "negative_image_features": v}
+    towers = _Towers().double()
+    terms = cached_backward(towers, partial(loss, **given), x, y, chunk_size=chunk_size)
+    return [*terms.values()], _gradients_of(towers), [u.grad, v.grad]
+
+
+def _gradients_of(module: torch.nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def _cached_share(rank: int, world: int, *options: str) -> tuple[list[Tensor], ...]:
+    counts = (PARTS[world][0],) * 3 + PARTS[world][1:]
+    parts = [t.split(c)[rank] for t, c in zip(_labelled_batch(), counts, strict=True)]
+    return _cached_backward(parts, 2, *options, group="world")
+
+
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("kind", ["cyclip", "siglip"])
+@pytest.mark.parametrize("world", [2], indirect=True)
+def test_cached_gradients_of_ranks_match_one_process(
+    world: World, kind: str, same_label: str
+) -> None:
+    expected = _cached_backward([*_labelled_batch()], 8, kind, same_label, None)
+    shares = world.results(_cached_share, world.size, kind, same_label)
+    terms, of_towers, of_negatives = zip(*shares, strict=True)
+    for of_rank in terms:
+        torch.testing.assert_close(of_rank, expected[0])
+    averaged = [sum(ranks) / world.size for ranks in zip(*of_towers, strict=True)]
+    torch.testing.assert_close(averaged, expected[1])
+    whole = [torch.cat(ranks) / world.size for ranks in zip(*of_negatives, strict=True)]
+    torch.testing.assert_close(whole, expected[2])
 
 
 def _one_rank_without(rank: int, name: str) -> str:

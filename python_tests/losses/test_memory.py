@@ -64,9 +64,14 @@ def test_saved_tensors_grow_linearly(name: str) -> None:
 
 
 @pytest.mark.parametrize("n", [33, 512])
-def test_direct_cycle_route_saves_the_features_alone(n: int) -> None:
-    d = 2 * n
-    assert _saved_bytes(LOSSES["cycle"], n, d) <= 2 * 2 * n * d * 4 + 4096
+def test_direct_cycle_route_saves_the_features_and_the_products_within_the_budget(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d, products = 2 * n, n * n * 4
+    features = 2 * n * d * 4
+    assert products <= _saved_bytes(LOSSES["cycle"], n, d) - features <= products + 4096
+    monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", str(products - 1))
+    assert _saved_bytes(LOSSES["cycle"], n, d) <= features + 4096
 
 
 # ------------------------------------------------- dot products within the budget
@@ -82,7 +87,7 @@ def _run(n: int, d: int, dtype: torch.dtype, memory_budget: int | None) -> list[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 65), (63, 7), (130, 64), (1029, 33)])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 65), (63, 7), (70, 96), (130, 64), (1029, 33)])
 def test_stored_dots_change_no_bit(n: int, d: int, dtype: torch.dtype) -> None:
     for kept, recomputed in zip(_run(n, d, dtype, None), _run(n, d, dtype, 0), strict=True):
         assert torch.equal(kept, recomputed)
@@ -145,7 +150,7 @@ def test_wrong_memory_budget_raises(stated: str, monkeypatch: pytest.MonkeyPatch
         functional.contrastive_loss(*make_leaves(4, 3)[:3], backend="native")
 
 
-def test_backward_operator_checks_the_dots() -> None:
+def test_backward_operators_check_the_products() -> None:
     image, text = make_features("random", 5, 3, dtype=torch.float32)
     scale, rows = torch.tensor(1.0), torch.ones(5, dtype=torch.float64)
     for dots in (torch.zeros(5, 64), torch.zeros(5, 128).double()):
@@ -153,6 +158,9 @@ def test_backward_operator_checks_the_dots() -> None:
             ops.sigmoid_rows_backward(
                 image, text, scale, scale, 0, dots, rows, True, True, False, False
             )
+    for products in (torch.zeros(4, 4), torch.zeros(5, 5).double()):
+        with pytest.raises(RuntimeError, match="products must be"):
+            ops.cycle_direct_backward(image, text, products, rows[0], rows[0])
 
 
 # ------------------------------------------------- a whole process

@@ -42,7 +42,8 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
             *(False, True, True, False),
         ),
     }
-    grams, sums = ops.cycle_grams(image, text), ops.cycle_direct(image, text)
+    grams = ops.cycle_grams(image, text)
+    *sums, products = ops.cycle_direct(image, text, 1 << 20)
     return {
         "row_norms": (image,),
         "pair_statistics": (image, block, scale, *keep),
@@ -54,8 +55,8 @@ def _operator_calls(dtype: torch.dtype) -> dict[str, tuple]:
         **{f"{name}, labels": (*arguments, *same) for name, arguments in backward.items()},
         "cycle_grams": (image, text, False),
         "cycle_grams_backward": (image, text, *random_like(tuple(grams))),
-        "cycle_direct": (image, text),
-        "cycle_direct_backward": (image, text, *random_like(tuple(sums))),
+        "cycle_direct": (image, text, 1 << 20),
+        "cycle_direct_backward": (image, text, products, *random_like(tuple(sums))),
         "retrieval_ranks": (image, block, labels, labels[1:], True),
         "similarity_top_k": (image, block, 3, True),
     }

@@ -13,12 +13,7 @@ from torch import Tensor
 
 from cyclip_ext.models import create_model, trained
 from cyclip_ext.models.checkpoint import FORMAT, load_checkpoint
-from cyclip_ext.models.trained import (
-    load_pretrained,
-    load_trained,
-    load_weights,
-    unwrapped,
-)
+from cyclip_ext.models.trained import load_pretrained, load_trained, load_weights, unwrapped
 
 from .tiny import ARCHITECTURE, SETTINGS, create_tiny, write_checkpoint
 

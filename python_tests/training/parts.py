@@ -36,6 +36,16 @@ def write_shards(folder: Path, pairs: ImageDataset, count: int) -> Path:
     return folder
 
 
+def damage_images(shard: Path, every: int) -> None:
+    """Overwrite the pixels of every n-th image of a shard, beginning with the first."""
+    data = bytearray(shard.read_bytes())
+    at, number = 0, 0
+    while (at := data.find(b"IDAT", at + 1)) > 0:
+        if (number := number + 1) % every == 1:
+            data[at + 8 : at + 40] = b"x" * 32
+    shard.write_bytes(data)
+
+
 def write_table(folder: Path, order: Sequence[int]) -> str:
     """Write images of shapes and table.csv with a row for each, in this order; return its path."""
     folder.mkdir(exist_ok=True)

@@ -61,9 +61,7 @@ def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def test_folder_of_another_process_is_rejected_at_once(
-    tmp_path: Path,
-    holder: tuple[subprocess.Popen[str], int],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, holder: tuple[subprocess.Popen[str], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--logs-dir", str(tmp_path), "--name", "run"]
     assert main([*words, "--resume", "auto"]) == 1

@@ -13,7 +13,7 @@ import torch
 from cyclip_ext.training.checkpoint import load_checkpoint
 from cyclip_ext.training.logging import MetricsLog
 
-from .parts import shapes, write_shards
+from .parts import damage_images, shapes, write_shards
 from .tiny_run import finish, start
 
 EPOCHS, STEPS = 3, 3 * 13  # at least: shards give some pairs to validation
@@ -105,12 +105,7 @@ def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
 def test_ranks_stop_together_at_too_many_bad_records(tmp_path: Path) -> None:
     """One rank may see all of the bad ones; none may wait for another that has stopped."""
     shard = write_shards(tmp_path / "shards", shapes().train, 1) / "00000.tar"
-    data = bytearray(shard.read_bytes())
-    at = 0
-    while (at := data.find(b"IDAT", at + 1)) > 0:
-        if at % 3 == 0:
-            data[at + 8 : at + 40] = b"x" * 32
-    shard.write_bytes(data)
+    damage_images(shard, every=3)
     words = [*job(tmp_path, str(shard), 32), "--accum-freq", "2", "--max-skipped", "0.1"]
     for process in start(words, ranks=2):
         assert "records are bad" in process.communicate(timeout=300)[0]

@@ -110,10 +110,7 @@ def test_from_shards_to_a_model_that_open_clip_loads(tmp_path: Path, tiny_open_c
     words += ["--train-data", str(shards / "{00000..00001}.tar"), "--logs-dir", str(tmp_path)]
     words += ["--name", "run", "--model", tiny_open_clip, "--epochs", "1", "--batch-size", "8"]
     words += ["--warmup", "1", "--precision", "fp32", "--device", "cpu", "--workers", "0"]
-    words += [
-        "--max-skipped",
-        "0",
-    ]
+    words += ["--max-skipped", "0"]
     assert main(words) == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["label"] == "CyCLIP"

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,14 +153,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(tmp_path: Path) -> No
         trainer.fit()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        {"loss": "clip"},
-        {"loss": "siglip"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("loss", [{"loss": "clip"}, {"loss": "siglip"}], ids=str)
 def test_other_losses_train(tmp_path: Path, loss: dict[str, Any]) -> None:
     config = with_loss(settings(epochs=1), **loss)
     data = RunData(shapes().train, "shapes", splits=shapes())
@@ -270,27 +262,6 @@ def test_settings_that_the_machine_does_not_support_are_one_line(
     assert "models need open_clip" in capsys.readouterr().err
 
 
-def test_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for step in (10, 20, 30):
-        log.write("train", step, {"loss": 1.0})
-    with log.path.open("a") as file:
-        file.write('{"kind": "tr')  # killed while writing
-    log.truncate(20, ())
-    assert [record["step"] for record in log.read("train")] == [10, 20]
-
-
-def test_resumed_run_does_not_log_its_measurements_twice(tmp_path: Path) -> None:
-    """The run is killed after it wrote its measurements and before it saved a checkpoint."""
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for kind in ("train", "validation", "evaluation"):
-        log.write(kind, 10, {"loss": 1.0})
-    log.truncate(10, {"evaluation"})
-    assert [len(log.read(kind)) for kind in ("train", "validation", "evaluation")] == [1, 1, 0]
-    log.truncate(10, {"validation"})
-    assert [len(log.read(kind)) for kind in ("train", "validation")] == [1, 0]
-
-
 def test_evaluation_during_training_changes_nothing_and_is_logged_once(tmp_path: Path) -> None:
     data = RunData(shapes().train, "shapes", splits=shapes())
     config = settings(epochs=2)
@@ -313,21 +284,6 @@ def test_evaluation_during_training_changes_nothing_and_is_logged_once(tmp_path:
     assert state is not None
     trainer.restore({**state, "epoch": 1, "step_in_epoch": 0, "step": steps})
     assert logged() == expected[: len(result["metrics"])]
-
-
-def test_logged_speed_excludes_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asleep, clock = [0.0], time.perf_counter
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() + asleep[0])
-    config = settings(epochs=1).updated({"evaluate_frequency": 2, "log_every_n_steps": 1})
-    trainer = tiny_trainer(tmp_path, config)
-
-    def evaluate() -> None:
-        asleep[0] += 1e6
-
-    monkeypatch.setattr(trainer, "_evaluate", evaluate)
-    assert trainer.fit()
-    assert asleep[0] > 0
-    assert all(record["images_per_second"] > 0.1 for record in trainer.log.read("train"))
 
 
 def test_result_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

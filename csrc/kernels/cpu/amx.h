@@ -6,7 +6,6 @@
 // sums, [rows, cols]. Blocks at the edges of a matrix use tiles with fewer rows or a smaller depth.
 // `Tiles` is the register file: the processor's in isa/amx.cpp, a model of it in
 // csrc/tests/amx_twin.h.
-// isa/amx.cpp, a model of it in csrc/tests/amx_twin.h.
 
 #pragma once
 

@@ -132,7 +132,7 @@ CycleSums cycle_pair_sums(const T* w, int64_t n, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-void cycle_pair_gradients(T* w, int64_t n, const CycleSums& grads, int64_t begin, int64_t end) {
+void cycle_pair_gradients(const T* w, int64_t n, const CycleSums& grads, int64_t begin, int64_t end, T* out) {
   for_each_lower_tile(begin, end, [&](int64_t row, int64_t col) {
     SquareTile forth, back, mirror;
     forth.load(w, n, row, col);
@@ -143,8 +143,8 @@ void cycle_pair_gradients(T* w, int64_t n, const CycleSums& grads, int64_t begin
       forth.entries[i][j] = sum + difference;
       mirror.entries[j][i] = sum - difference;
     });
-    forth.store(w, n, row, col);
-    if (row != col) mirror.store(w, n, col, row);
+    forth.store(out, n, row, col);
+    if (row != col) mirror.store(out, n, col, row);
   });
 }
 
@@ -152,7 +152,7 @@ void cycle_pair_gradients(T* w, int64_t n, const CycleSums& grads, int64_t begin
   template void symmetrize<T>(const double*, int64_t, const LowRank*, int64_t, int64_t, T*);        \
   template void subtract_low_rank<T>(const double*, int64_t, const LowRank*, int64_t, int64_t, T*); \
   template CycleSums cycle_pair_sums<T>(const T*, int64_t, int64_t, int64_t);                       \
-  template void cycle_pair_gradients<T>(T*, int64_t, const CycleSums&, int64_t, int64_t);
+  template void cycle_pair_gradients<T>(const T*, int64_t, const CycleSums&, int64_t, int64_t, T*);
 
 CYCLIP_INSTANTIATE(float)
 CYCLIP_INSTANTIATE(double)

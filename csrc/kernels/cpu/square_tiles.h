@@ -40,8 +40,8 @@ struct CycleSums {
 template <typename T>
 CycleSums cycle_pair_sums(const T* w, int64_t n, int64_t begin, int64_t end);
 
-// W becomes grads.in_modal (W + W') + grads.cross_modal (W - W').
+// out = grads.in_modal (W + W') + grads.cross_modal (W - W'); `out` may be W itself.
 template <typename T>
-void cycle_pair_gradients(T* w, int64_t n, const CycleSums& grads, int64_t begin, int64_t end);
+void cycle_pair_gradients(const T* w, int64_t n, const CycleSums& grads, int64_t begin, int64_t end, T* out);
 
 }  // namespace cyclip::cpu

@@ -45,32 +45,38 @@ __device__ inline void load_fragment(uint32_t (&out)[4], const OperandTile<Tile,
 }
 
 template <typename Tile, typename Left, typename Right, typename Math>
-__device__ inline void multiply_stage(Math math, typename Tile::Fragment& sums, const Place<Tile>& place,
-                                      const Left& left, const Right& right) {
+__device__ inline void multiply_stage(Math math, typename Tile::Fragment (&sums)[Tile::kAcross],
+                                      const Place<Tile>& place, const Left& left,
+                                      const Right (&right)[Tile::kAcross]) {
   constexpr int kDown = Tile::kThreadRows / 2, kAcross = Tile::kThreadCols / 2;  // instructions
   CYCLIP_UNROLL
   for (int depth = 0; depth < Tile::kStep; depth += Math::kDepth) {
-    uint32_t a[kDown][4], b[kAcross / 2][4];
+    uint32_t a[kDown][4];
     CYCLIP_UNROLL
     for (int i = 0; i < kDown; ++i) {
       load_fragment<true>(a[i], left, place.warp_row * Tile::kWarpRows + 16 * i, depth);
     }
     CYCLIP_UNROLL
-    for (int j = 0; j < kAcross / 2; ++j) {
-      load_fragment<false>(b[j], right, place.warp_col * Tile::kWarpCols + 16 * j, depth);
-    }
-    CYCLIP_UNROLL
-    for (int i = 0; i < kDown; ++i) {
+    for (int tile = 0; tile < Tile::kAcross; ++tile) {
+      auto& of_tile = sums[tile];
+      uint32_t b[kAcross / 2][4];
       CYCLIP_UNROLL
-      for (int j = 0; j < kAcross; ++j) {
-        const uint32_t column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
-        float c[4] = {sums[2 * i][2 * j], sums[2 * i][2 * j + 1], sums[2 * i + 1][2 * j],
-                      sums[2 * i + 1][2 * j + 1]};
-        multiply_accumulate(math, c, a[i], column);
-        sums[2 * i][2 * j] = c[0];
-        sums[2 * i][2 * j + 1] = c[1];
-        sums[2 * i + 1][2 * j] = c[2];
-        sums[2 * i + 1][2 * j + 1] = c[3];
+      for (int j = 0; j < kAcross / 2; ++j) {
+        load_fragment<false>(b[j], right[tile], place.warp_col * Tile::kWarpCols + 16 * j, depth);
+      }
+      CYCLIP_UNROLL
+      for (int i = 0; i < kDown; ++i) {
+        CYCLIP_UNROLL
+        for (int j = 0; j < kAcross; ++j) {
+          const uint32_t column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+          float c[4] = {of_tile[2 * i][2 * j], of_tile[2 * i][2 * j + 1], of_tile[2 * i + 1][2 * j],
+                        of_tile[2 * i + 1][2 * j + 1]};
+          multiply_accumulate(math, c, a[i], column);
+          of_tile[2 * i][2 * j] = c[0];
+          of_tile[2 * i][2 * j + 1] = c[1];
+          of_tile[2 * i + 1][2 * j] = c[2];
+          of_tile[2 * i + 1][2 * j + 1] = c[3];
+        }
       }
     }
   }
@@ -79,8 +85,8 @@ __device__ inline void multiply_stage(Math math, typename Tile::Fragment& sums, 
 // ---------------------------------------------------------------- tensor cores, float64
 
 template <typename Tile, typename Left, typename Right>
-__device__ inline void multiply_stage(F64, typename Tile::Fragment& sums, const Place<Tile>& place,
-                                      const Left& left, const Right& right) {
+__device__ inline void multiply_stage(F64, typename Tile::Fragment (&sums)[1], const Place<Tile>& place,
+                                      const Left& left, const Right (&right)[1]) {
   CYCLIP_UNROLL
   for (int depth = 0; depth < Tile::kStep; depth += F64::kDepth) {
     double a[Tile::kThreadRows], b[Tile::kThreadCols / 2];
@@ -88,16 +94,16 @@ __device__ inline void multiply_stage(F64, typename Tile::Fragment& sums, const 
     for (int i = 0; i < Tile::kThreadRows; ++i) a[i] = left.at(place.row(i), depth + place.t);
     CYCLIP_UNROLL
     for (int j = 0; j < Tile::kThreadCols / 2; ++j) {
-      b[j] = right.at(place.warp_col * Tile::kWarpCols + 8 * j + place.g, depth + place.t);
+      b[j] = right[0].at(place.warp_col * Tile::kWarpCols + 8 * j + place.g, depth + place.t);
     }
     CYCLIP_UNROLL
     for (int i = 0; i < Tile::kThreadRows; ++i) {
       CYCLIP_UNROLL
       for (int j = 0; j < Tile::kThreadCols / 2; ++j) {
-        double c[2] = {sums[i][2 * j], sums[i][2 * j + 1]};
+        double c[2] = {sums[0][i][2 * j], sums[0][i][2 * j + 1]};
         mma_f64(c, a[i], b[j]);
-        sums[i][2 * j] = c[0];
-        sums[i][2 * j + 1] = c[1];
+        sums[0][i][2 * j] = c[0];
+        sums[0][i][2 * j + 1] = c[1];
       }
     }
   }
@@ -134,18 +140,18 @@ __device__ inline void load_lines(float (&out)[kLinesOfThread][F32::kDepth],
 }
 
 template <typename Tile, typename Left, typename Right>
-__device__ inline void multiply_stage(F32, typename Tile::Fragment& sums, const Place<Tile>& place,
-                                      const Left& left, const Right& right) {
+__device__ inline void multiply_stage(F32, typename Tile::Fragment (&sums)[1], const Place<Tile>& place,
+                                      const Left& left, const Right (&right)[1]) {
   for (int depth = 0; depth < Tile::kStep; depth += F32::kDepth) {
     float a[Tile::kThreadRows][F32::kDepth], b[Tile::kThreadCols][F32::kDepth];
     load_lines(a, left, place.row(0), depth, &Place<Tile>::row_step);
-    load_lines(b, right, place.col(0), depth, &Place<Tile>::col_step);
+    load_lines(b, right[0], place.col(0), depth, &Place<Tile>::col_step);
     CYCLIP_UNROLL
     for (int k = 0; k < F32::kDepth; ++k) {
       CYCLIP_UNROLL
       for (int i = 0; i < Tile::kThreadRows; ++i) {
         CYCLIP_UNROLL
-        for (int j = 0; j < Tile::kThreadCols; ++j) sums[i][j] = fmaf(a[i][k], b[j][k], sums[i][j]);
+        for (int j = 0; j < Tile::kThreadCols; ++j) sums[0][i][j] = fmaf(a[i][k], b[j][k], sums[0][i][j]);
       }
     }
   }

@@ -48,7 +48,7 @@ struct Panel {
   using Element = typename Math::Element;
 
   Element* h;
-  SumPair* sums;  // one for each block that fills the panel
+  SumPair* sums;  // one for each block or, on the engine for compute capability 9.0a, for each warp
   int64_t row_begin, row_end;
   int64_t col_begin, col_end;
   int64_t pitch;

@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "product.cuh"
-#include "tower.cuh"
+#include "cosines.cuh"
+#include "gradients.cuh"
 
 namespace cyclip::cuda {
 
@@ -20,14 +20,23 @@ bool uses_hopper(const Operand<Element>& left, const Operand<Element>& right, co
          parts * ceil_div(left.lines, 128) * ceil_div(right.lines, 128) >= context.large_tiles;
 }
 
-template <typename Math, bool kHardest>
-Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const Tower<Math>& image,
-                                    const Tower<Math>& text, const Context& context);
+// Pairs of equal labels do not count.
+template <bool kHardest, typename Math, typename MaybeLabels>
+Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const MaybeLabels& labels,
+                                    const Tower<Math>& image, const Tower<Math>& text, const Context& context);
 
 // Takes memory for the parts of each row, [parts][n], without the positives.
-template <typename Math>
-Error launch_hopper_sigmoid_rows(const SigmoidRowsForward& args, const Tower<Math>& image, const Tower<Math>& text,
-                                 const Context& context, double** row_parts, int64_t* parts);
+template <typename Math, typename MaybeLabels>
+Error launch_hopper_sigmoid_rows(const SigmoidRowsForward& args, const MaybeLabels& same, const Tower<Math>& image,
+                                 const Tower<Math>& text, const Context& context, double** row_parts,
+                                 int64_t* parts);
+
+// Fills a panel with the derivatives of one loss (panel_kernel.cuh). The operands are the rows and columns of the
+// panel; `sums` is set to the number of sums that the kernel writes.
+template <typename Math, typename Loss>
+Error launch_hopper_fill_panel(const Panel<PanelMath<Math>>& panel, const Operand<typename Math::Element>& image,
+                               const Operand<typename Math::Element>& text, const Pairing<float>& pairing,
+                               const Loss& loss, const Context& context, int64_t* sums);
 
 // A product without the flag `enabled`.
 template <Layout kLeft, Layout kRight>

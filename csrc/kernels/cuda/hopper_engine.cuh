@@ -34,6 +34,7 @@ struct HopperTile {
 template <typename Tile>
 struct HopperPair {
   static constexpr int kRows = Tile::kConsumers * Tile::kRows, kCols = Tile::kCols;
+  static constexpr int kAcross = 1;
 };
 
 // The position of a thread of a consumer in its tile: that of the accumulators of wgmma.

@@ -2,6 +2,7 @@
 
 #include "hopper.h"
 #include "hopper_cosines.cuh"
+#include "hopper_labels.cuh"
 #include "hopper_regions.cuh"
 #include "pair_statistics.cuh"
 
@@ -21,14 +22,15 @@ struct ColumnScratch {
   Candidate<float> hardest[kHardest ? kWarps : 1][kCols];
 };
 
-template <typename Tile, bool kHardest>
+template <typename Tile, bool kHardest, typename MaybeLabels>
 struct Storage {
   HopperStorage<Tile> engine;
   ColumnScratch<kHardest> scratch[Tile::kConsumers];
   ColumnNorms norms[Tile::kConsumers];
+  ColumnLabels<MaybeLabels> labels[Tile::kConsumers];
 };
 
-template <bool kHardest>
+template <bool kHardest, typename MaybeLabels>
 struct Arguments {
   HopperMaps maps;
   HopperRegions regions;
@@ -38,6 +40,7 @@ struct Arguments {
   Partials<float, kHardest> row_parts;  // [across][n]
   Partials<float, kHardest> col_parts;  // [2 down][m], one part for each consumer
   double* positive;
+  MaybeLabels labels;
 };
 
 // The statistics of one tile. A thread owns the row place.row(place.t), whose entries are all in its warp, and the
@@ -196,10 +199,10 @@ class TileStatistics {
   const Base2Scale<float> scale_;
 };
 
-template <typename Tile, bool kHardest>
+template <typename Tile, bool kHardest, typename MaybeLabels>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    pair_statistics_hopper_forward_kernel(const __grid_constant__ Arguments<kHardest> args) {
-  auto& shared = aligned_dynamic_shared<Storage<Tile, kHardest>>();
+    pair_statistics_hopper_forward_kernel(const __grid_constant__ Arguments<kHardest, MaybeLabels> args) {
+  auto& shared = aligned_dynamic_shared<Storage<Tile, kHardest, MaybeLabels>>();
   const int number = begin_hopper_roles<Tile>(shared.engine);
   const HopperRegions& regions = args.regions;
   if (number < 0) {
@@ -214,12 +217,22 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         const Window window = {regions.rows, regions.cols, int64_t{strip.row} + number * Tile::kRows, col_begin};
         typename Tile::Fragment values;
         shared.norms[number].load(window, args.pairing);
+        shared.labels[number].load(window, args.labels);
         consumer.multiply(values, args.steps);
         Statistics<float> of_tile_row, of_tile_col;
         const bool has_rows = window.row_begin < window.rows;
         if (has_rows) {
           to_hopper_cosines(values, statistics.place, window, args.pairing, shared.norms[number], kMasked<float>,
                             [&](int64_t row, float cosine) { args.positive[row] = static_cast<double>(cosine); });
+          const SameEntries<Tile, MaybeLabels> same(statistics.place, window, args.labels, shared.labels[number]);
+          CYCLIP_UNROLL
+          for (int b = 0; b < Tile::kThreadCols; ++b) {
+            const auto is_same = same.of_column(b);
+            CYCLIP_UNROLL
+            for (int a = 0; a < Tile::kThreadRows; ++a) {
+              if (is_same(a)) values[a][b] = kMasked<float>;
+            }
+          }
           statistics(window, values, of_tile_row, of_tile_col);
           of_row.append(of_tile_row);
         }
@@ -241,37 +254,40 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 }  // namespace
 
-template <typename Math, bool kHardest>
-Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const Tower<Math>& image,
-                                    const Tower<Math>& text, const Context& context) {
+template <bool kHardest, typename Math, typename MaybeLabels>
+Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const MaybeLabels& labels,
+                                    const Tower<Math>& image, const Tower<Math>& text, const Context& context) {
   using Tile = HopperTile<Math>;
   using Parts = Partials<float, kHardest>;
   const auto tiles = HopperRegions::of<Tile>(image.rows, text.rows);
   const Regions& regions = tiles.regions;
   const int64_t col_parts = Tile::kConsumers * regions.down;
-  Arguments<kHardest> arguments = {{},
-                                   tiles,
-                                   {image.inv_norms, text.inv_norms, args.offset},
-                                   static_cast<int>(ceil_div(image.d, Tile::kStep)),
-                                   args.logit_scale,
-                                   Parts::allocate(regions.across, image.rows, context.workspace),
-                                   Parts::allocate(col_parts, text.rows, context.workspace),
-                                   args.positive};
+  Arguments<kHardest, MaybeLabels> arguments = {{},
+                                                tiles,
+                                                {image.inv_norms, text.inv_norms, args.offset},
+                                                static_cast<int>(ceil_div(image.d, Tile::kStep)),
+                                                args.logit_scale,
+                                                Parts::allocate(regions.across, image.rows, context.workspace),
+                                                Parts::allocate(col_parts, text.rows, context.workspace),
+                                                args.positive,
+                                                labels};
   CYCLIP_TRY(make_tensor_maps<Tile>(&arguments.maps, image.by_rows(), text.by_rows()));
-  CYCLIP_TRY(launch_hopper(pair_statistics_hopper_forward_kernel<Tile, kHardest>,
+  CYCLIP_TRY(launch_hopper(pair_statistics_hopper_forward_kernel<Tile, kHardest, MaybeLabels>,
                            hopper_blocks(tiles.count(), context), dim3(Tile::kThreads),
-                           sizeof(Storage<Tile, kHardest>), context.stream, arguments));
+                           sizeof(Storage<Tile, kHardest, MaybeLabels>), context.stream, arguments));
   return launch_merge_statistics<float, kHardest>(
       {arguments.row_parts, regions.across, args.row_lse, args.row_hardest, args.row_hardest_index},
       {arguments.col_parts, col_parts, args.col_lse, args.col_hardest, args.col_hardest_index}, context);
 }
 
-#define CYCLIP_INSTANTIATE(Math, kHardest)                                                                       \
-  template Error launch_hopper_pair_statistics<Math, kHardest>(const PairStatisticsForward&, const Tower<Math>&, \
-                                                               const Tower<Math>&, const Context&);
-CYCLIP_INSTANTIATE(Bf16, false)
-CYCLIP_INSTANTIATE(Bf16, true)
-CYCLIP_INSTANTIATE(F16, false)
-CYCLIP_INSTANTIATE(F16, true)
+#define CYCLIP_INSTANTIATE(kHardest, Math, MaybeLabels)                                                    \
+  template Error launch_hopper_pair_statistics<kHardest>(const PairStatisticsForward&, const MaybeLabels&, \
+                                                         const Tower<Math>&, const Tower<Math>&, const Context&);
+CYCLIP_INSTANTIATE(false, Bf16, NoLabels)
+CYCLIP_INSTANTIATE(true, Bf16, NoLabels)
+CYCLIP_INSTANTIATE(false, Bf16, Labels)
+CYCLIP_INSTANTIATE(false, F16, NoLabels)
+CYCLIP_INSTANTIATE(true, F16, NoLabels)
+CYCLIP_INSTANTIATE(false, F16, Labels)
 
 }  // namespace cyclip::cuda

@@ -12,8 +12,6 @@
 
 #include <cudaTypedefs.h>
 
-#define CYCLIP_NO_UNROLL _Pragma("unroll 1")
-
 namespace cyclip::cuda {
 
 using TensorMap = CUtensorMap;

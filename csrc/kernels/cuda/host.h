@@ -47,4 +47,16 @@ Error with_tile(int64_t rows, int64_t cols, const Context& context, const F& f) 
   return f(SmallTile<Math>{});
 }
 
+// The same for kernels of similarities, with pairs of large tiles if there are many. Labels need registers that
+// pairs do not leave.
+template <typename Math, typename F>
+Error with_tile_or_pair(int64_t rows, int64_t cols, bool has_labels, const Context& context, const F& f) {
+  if constexpr (sizeof(typename Math::Element) == 2) {
+    using Pair = TilePair<LargeTile<Math>>;
+    const int64_t pairs = ceil_div(rows, Pair::kRows) * ceil_div(cols, 2 * Pair::kCols);
+    if (!has_labels && pairs >= context.tile_pairs) return f(Pair{});
+  }
+  return with_tile<Math>(rows, cols, context, f);
+}
+
 }  // namespace cyclip::cuda

@@ -55,6 +55,9 @@ struct Context {
   // The number of 128 x 128 tiles from which on a product is divided into these and not into 64 x
   // 64 tiles.
   int64_t large_tiles = 128;
+  // The number of pairs of 128 x 128 tiles from which on 16-bit similarities are computed in pairs. They are
+  // coarser, so each multiprocessor should get several.
+  int64_t tile_pairs = 512;
   // Whether the device has no tensor cores for float64. Then the Gram route of the cycle terms multiplies in
   // float32, unless the features are float64.
   bool float64_is_slow = false;

@@ -9,16 +9,85 @@ namespace cyclip::cuda {
 
 namespace {
 
+// The hardest entries of all threads' parts of each line. The owner of a line compares 16 of them, which takes
+// fewer instructions than to exchange them between lanes.
+template <typename Tile>
+struct Candidates {
+  using T = typename Tile::Accumulator;
+  static constexpr int kRowParts = 4 * Tile::kWarpsAcross, kColParts = 8 * Tile::kWarpsDown;
+  static constexpr int kGap = 4;  // lanes of neighbouring lines write to different banks
+
+  Candidate<T> rows[Tile::kRows][kRowParts + kGap];
+  Candidate<T> cols[Tile::kCols][kColParts + kGap];
+
+  __device__ Candidate<T>& of_row(const Place<Tile>& place, int a) {
+    return rows[place.row(a)][4 * place.warp_col + place.t];
+  }
+  __device__ Candidate<T>& of_col(const Place<Tile>& place, int b) {
+    return cols[place.col(b)][8 * place.warp_row + place.g];
+  }
+
+  // The hardest one of this thread's line. Call it after a barrier.
+  __device__ Candidate<T> get() const {
+    const int line = threadIdx.x;
+    return line < Tile::kRows ? hardest(rows[line], kRowParts) : hardest(cols[line - Tile::kRows], kColParts);
+  }
+
+ private:
+  __device__ static Candidate<T> hardest(const Candidate<T>* parts, int count) {
+    Candidate<T> best = {kMasked<T>, INT_MAX};
+    CYCLIP_UNROLL
+    for (int i = 0; i < count; ++i) best.value = Largest{}(best.value, parts[i].value);
+    CYCLIP_UNROLL
+    for (int i = 0; i < count; ++i) {
+      if (parts[i].value == best.value && parts[i].index < best.index) best.index = parts[i].index;
+    }
+    return best;
+  }
+};
+
 template <typename Tile>
 struct EpilogueStorage {
   using T = typename Tile::Accumulator;
   union {
-    LineScratch<Tile, Candidate<T>> candidates;
+    Candidates<Tile> candidates;
     LineScratch<Tile, T> lines;
   };
   T of_line[Tile::kRows + Tile::kCols];
   T of_warp[Tile::kThreads / kWarpSize];
 };
+
+// Some values: the largest one, and the pair of neighbours that holds it.
+template <typename T>
+struct BestPair {
+  T largest, first;  // of the values; of the pair
+  int position;      // of the pair's first value
+};
+
+// The best of the values [begin, begin + kCount), the first of several equal ones. NaN is never the
+// largest of values that are not all NaN.
+template <int kCount, typename T, typename ValueAt, typename PositionOf>
+__device__ inline BestPair<T> best_pair(int begin, const ValueAt& value_at, const PositionOf& position_of) {
+  if constexpr (kCount == 2) {
+    const T first = value_at(begin);
+    return {Largest{}(first, value_at(begin + 1)), first, position_of(begin)};
+  } else {
+    const auto left = best_pair<kCount / 2, T>(begin, value_at, position_of);
+    const auto right = best_pair<kCount / 2, T>(begin + kCount / 2, value_at, position_of);
+    const T largest = Largest{}(left.largest, right.largest);
+    const bool is_left = left.largest == largest;
+    return {largest, is_left ? left.first : right.first, is_left ? left.position : right.position};
+  }
+}
+
+// The largest value of a thread's part of a line. The position is arbitrary if all values are masked. It takes
+// fewer instructions than to carry the position from value to value.
+template <int kCount, typename T, typename ValueAt, typename PositionOf>
+__device__ inline Candidate<T> hardest_of_part(const ValueAt& value_at, const PositionOf& position_of) {
+  const auto best = best_pair<kCount, T>(0, value_at, position_of);
+  const int step = best.first == best.largest ? 0 : position_of(1) - position_of(0);
+  return {best.largest, best.position + step};
+}
 
 // The largest entry of this thread's line, with its index in the matrix, or -1 if all are masked or positives.
 template <typename Tile>
@@ -27,29 +96,25 @@ __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage
                                                                  const typename Tile::Fragment& cosines,
                                                                  uint64_t positives) {
   using T = typename Tile::Accumulator;
-  const auto consider = [&](Candidate<T>& best, int a, int b, int index) {
-    const T value = cosines[a][b];
-    if (value > best.value && !test<Tile>(positives, a, b)) best = {value, index};  // indices increase
-  };
-  Candidate<T> rows[Tile::kThreadRows], cols[Tile::kThreadCols];
+  const auto value_at = [&](int a, int b) { return test<Tile>(positives, a, b) ? kMasked<T> : cosines[a][b]; };
   CYCLIP_UNROLL
   for (int a = 0; a < Tile::kThreadRows; ++a) {
-    rows[a] = {kMasked<T>, -1};
-    CYCLIP_UNROLL
-    for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], a, b, place.col(b));
+    auto best =
+        hardest_of_part<Tile::kThreadCols, T>([&](int b) { return value_at(a, b); }, &Place<Tile>::col_step);
+    best.index += place.col(0);
+    shared.candidates.of_row(place, a) = best;
   }
-  shared.candidates.put_rows(place, rows, Harder{});
   CYCLIP_UNROLL
   for (int b = 0; b < Tile::kThreadCols; ++b) {
-    cols[b] = {kMasked<T>, -1};
-    CYCLIP_UNROLL
-    for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[b], a, b, place.row(a));
+    auto best =
+        hardest_of_part<Tile::kThreadRows, T>([&](int a) { return value_at(a, b); }, &Place<Tile>::row_step);
+    best.index += place.row(0);
+    shared.candidates.of_col(place, b) = best;
   }
-  shared.candidates.put_cols(place, cols, Harder{});
   block_barrier();
-  Candidate<T> best = shared.candidates.get(Harder{});
-  if (best.index >= 0)
-    best.index += static_cast<int>(Window::owns_row<Tile>() ? window.col_begin : window.row_begin);
+  Candidate<T> best = shared.candidates.get();
+  const int64_t begin = Window::owns_row<Tile>() ? window.col_begin : window.row_begin;
+  best.index = best.value > kMasked<T> ? best.index + static_cast<int>(begin) : -1;
   block_barrier();  // all threads have read the scratch
   return best;
 }
@@ -318,20 +383,25 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     CYCLIP_TRY(launch(clear_positives_forward_kernel, blocks_for(image.rows), dim3(kThreadsPerBlock), 0,
                       context.stream, args.positive, image.rows));
     const Labels labels = {args.row_labels, args.col_labels};
-    if (labels.rows && args.needs_hardest) {  // rare: one tile size less to compile
-      const SameLabels same = {labels, args.same_are_positives};
-      return launch_tiles<true, SmallTile<Math>>(args, same, image, text, context);
-    }
-    const bool masks = labels.rows && !args.same_are_positives;  // further positives are in the sums
+    // Without the hardest negatives, further positives are entries like all others.
+    const bool needs_labels = labels.rows && (args.needs_hardest || !args.same_are_positives);
     if constexpr (sizeof(typename Math::Element) == 2) {
-      if (!masks && uses_hopper(image.by_rows(), text.by_rows(), context)) {
-        return args.needs_hardest ? launch_hopper_pair_statistics<Math, true>(args, image, text, context)
-                                  : launch_hopper_pair_statistics<Math, false>(args, image, text, context);
+      const bool has_kernel = !needs_labels || !args.needs_hardest;
+      if (has_kernel && uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        if (needs_labels) return launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+        return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, NoLabels{}, image, text, context)
+                                  : launch_hopper_pair_statistics<false>(args, NoLabels{}, image, text, context);
       }
     }
-    return with_tile<Math>(image.rows, text.rows, context, [&](auto shape) {
+    return with_tile_or_pair<Math>(image.rows, text.rows, needs_labels, context, [&](auto shape) {
       using Tile = decltype(shape);
-      if (masks) return launch_tiles<false, Tile>(args, labels, image, text, context);
+      if constexpr (Tile::kAcross == 1) {
+        const SameLabels same = {labels, args.same_are_positives};
+        if (needs_labels) {
+          return args.needs_hardest ? launch_tiles<true, Tile>(args, same, image, text, context)
+                                    : launch_tiles<false, Tile>(args, labels, image, text, context);
+        }
+      }
       return args.needs_hardest ? launch_tiles<true, Tile>(args, NoLabels{}, image, text, context)
                                 : launch_tiles<false, Tile>(args, NoLabels{}, image, text, context);
     });

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #define CYCLIP_UNROLL _Pragma("unroll")
+#define CYCLIP_NO_UNROLL _Pragma("unroll 1")
 // A variable in shared memory with one value per block, uninitialized.
 #define CYCLIP_SHARED(type, name) __shared__ type name
 

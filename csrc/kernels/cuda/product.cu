@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int64_t depth_begin = blockIdx.z * part_depth, depth = args.left.depth;
   const int64_t depth_end = depth_begin + part_depth < depth ? depth_begin + part_depth : depth;
   if (args.enabled && *args.enabled == 0) return;  // the whole grid returns
-  typename Tile::Fragment sums;
+  typename Tile::Fragment sums[1];
   ThisEngine::multiply(sums, shared, place, args.left, row_begin, args.right, col_begin, depth_begin, depth_end);
 
   auto* out = args.out + blockIdx.z * args.part_size;
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       if (col >= args.right.lines) continue;
       auto* entry = out + row * args.pitch + col;
       const bool has_second = col + 1 < args.right.lines;
-      auto first = sums[a][b], second = sums[a][b + 1];
+      auto first = sums[0][a][b], second = sums[0][a][b + 1];
       if (args.accumulate) {
         first += entry[0];
         if (has_second) second += entry[1];

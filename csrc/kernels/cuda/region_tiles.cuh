@@ -32,13 +32,19 @@ struct RegionTiles {
                            const OnPositive& on_positive, const OnTile& on_tile, const OnStrip& on_strip) const {
     const int64_t n = image.lines, m = text.lines;
     for (int64_t row = regions.row_begin(); row < regions.row_end(n); row += Tile::kRows) {
-      for (int64_t col = regions.col_begin(); col < regions.col_end(m); col += Tile::kCols) {
-        const Window window = {n, m, row, col};
-        typename Tile::Fragment values;
-        Engine<Tile>::multiply(values, shared.engine, place, image, row, text, col, 0, image.depth);
-        to_cosines(values, place, window, pairing, on_positive);
-        block_barrier();  // the epilogue reuses the pipeline's shared memory
-        on_tile(window, values);
+      Window window = {n, m, row, regions.col_begin()};
+      while (window.col_begin < regions.col_end(m)) {
+        typename Tile::Fragment values[Tile::kAcross];
+        Engine<Tile>::multiply(values, shared.engine, place, image, row, text, window.col_begin, 0, image.depth);
+        CYCLIP_NO_UNROLL
+        while (true) {
+          to_cosines(values[0], place, window, pairing, on_positive);
+          block_barrier();  // the epilogue reuses the shared memory of the pipeline or of the tile before
+          on_tile(window, values[0]);
+          window.col_begin += Tile::kCols;
+          if (Tile::kAcross == 1 || window.col_begin % (2 * Tile::kCols) == 0 || window.col_begin >= m) break;
+          copy_last<Tile>(values);
+        }
       }
       on_strip(Window{n, m, row, 0});
     }

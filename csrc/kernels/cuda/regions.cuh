@@ -20,7 +20,7 @@ struct Regions {
   static Regions of(int64_t rows, int64_t cols, int64_t most_across = kMostRegions) {
     Regions regions;
     regions.rows = round_up(ceil_div(rows, kMostRegions), Tile::kRows);
-    regions.cols = round_up(ceil_div(cols, most_across), Tile::kCols);
+    regions.cols = round_up(ceil_div(cols, most_across), Tile::kAcross * Tile::kCols);
     regions.down = ceil_div(rows, regions.rows);
     regions.across = ceil_div(cols, regions.cols);
     return regions;

@@ -102,11 +102,17 @@ Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context&
     int64_t parts = 0;
     bool is_done = false;
     if constexpr (sizeof(typename Math::Element) == 2) {
-      is_done = !labels.rows && uses_hopper(image.by_rows(), text.by_rows(), context);
-      if (is_done) CYCLIP_TRY(launch_hopper_sigmoid_rows<Math>(args, image, text, context, &row_parts, &parts));
+      is_done = uses_hopper(image.by_rows(), text.by_rows(), context);
+      const auto launch_hopper = [&](const auto& same) {
+        return launch_hopper_sigmoid_rows(args, same, image, text, context, &row_parts, &parts);
+      };
+      if (is_done) {
+        CYCLIP_TRY(labels.rows ? launch_hopper(SameLabels{labels, args.same_are_positives})
+                               : launch_hopper(NoLabels{}));
+      }
     }
     if (!is_done) {
-      CYCLIP_TRY(with_tile<Math>(n, text.rows, context, [&](auto shape) {
+      CYCLIP_TRY(with_tile_or_pair<Math>(n, text.rows, labels.rows != nullptr, context, [&](auto shape) {
         using Tile = decltype(shape);
         const Regions regions = Regions::of<Tile>(n, text.rows);
         parts = regions.across;
@@ -120,7 +126,10 @@ Error launch_sigmoid_rows_forward(const SigmoidRowsForward& args, const Context&
               sizeof(RegionStorage<Tile, LineScratch<Tile, typename Tile::Accumulator>>), context.stream,
               ForwardArguments<Tile, MaybeLabels>{tiles, args.logit_scale, args.logit_bias, row_parts, same});
         };
-        return labels.rows ? launch_tiles(SameLabels{labels, args.same_are_positives}) : launch_tiles(NoLabels{});
+        if constexpr (Tile::kAcross == 1) {
+          if (labels.rows) return launch_tiles(SameLabels{labels, args.same_are_positives});
+        }
+        return launch_tiles(NoLabels{});
       }));
     }
     const PositivePairs positives = {args.image,  args.text,        image.norms,    text.norms,

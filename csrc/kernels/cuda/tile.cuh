@@ -50,6 +50,7 @@ struct TileShape {
   static constexpr int kWarpsDown = kWarpsDown_, kWarpsAcross = kWarpsAcross_;
   static constexpr int kThreads = kWarpsDown * kWarpsAcross * kWarpSize;
   static constexpr int kStages = kStages_;
+  static constexpr int kAcross = 1;             // tiles side by side that a block multiplies at once
   static constexpr int kResident = kResident_;  // blocks that a multiprocessor's registers must hold
   static constexpr int kStep = kStepBytes / static_cast<int>(sizeof(Element));  // depth of a stage
 
@@ -68,6 +69,25 @@ template <typename Math>
 using LargeTile = TileShape<Math, 128, 128, 2, 4, 3, 1>;
 template <typename Math>
 using SmallTile = TileShape<Math, 64, 64, 2, 2, 3, sizeof(typename Math::Accumulator) == 4 ? 3 : 2>;
+
+// Two tiles side by side, multiplied at once: a warp reads the fragments of its rows once for both, so it
+// multiplies 64 x 64 entries. Everything after the product sees one tile after the other.
+template <typename Tile>
+struct TilePair : Tile {
+  static constexpr int kStages = 2;
+  static constexpr int kAcross = 2;
+};
+
+// Copies the last tile of a pair to the first one, so that one piece of code serves both: registers cannot be
+// indexed.
+template <typename Tile>
+__device__ inline void copy_last(typename Tile::Fragment (&tiles)[Tile::kAcross]) {
+  CYCLIP_UNROLL
+  for (int a = 0; a < Tile::kThreadRows; ++a) {
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) tiles[0][a][b] = tiles[Tile::kAcross - 1][a][b];
+  }
+}
 
 // The position of a thread in a tile. All kinds of arithmetic share the accumulator layout of
 // mma.m16n8 (and m8n8): lane 4g + t holds rows g, g + 8, ... and columns 2t, 2t + 1, 2t + 8, ... of

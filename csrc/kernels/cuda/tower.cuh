@@ -21,7 +21,11 @@ struct Tower {
 
   Operand<Element> by_rows() const { return {data, rows, d, pitch}; }     // lines: rows
   Operand<Element> by_columns() const { return {data, d, rows, pitch}; }  // lines: features
-  Operand<Element> by_columns(int64_t begin, int64_t end) const {         // only some rows
+  // Only some rows.
+  Operand<Element> by_rows(int64_t begin, int64_t end) const {
+    return {data + begin * pitch, end - begin, d, pitch};
+  }
+  Operand<Element> by_columns(int64_t begin, int64_t end) const {
     return {data + begin * pitch, d, end - begin, pitch};
   }
 };

@@ -7,6 +7,10 @@
 
 #include <algorithm>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace cyclip::cpu {
 
 using torch::headeronly::ScalarType;
@@ -18,6 +22,19 @@ inline constexpr ScalarType kDtype = torch::headeronly::CppTypeToScalarType<T>::
 template <typename T>
 Tensor empty(std::initializer_list<int64_t> shape) {
   return torch::stable::empty(shape, kDtype<T>);
+}
+
+// Lets the system back the memory with huge pages. The allocator returns large blocks to the system,
+// so every call faults on each page of them again. With small pages that takes a tenth of the time of
+// a loss at N = 4,096.
+inline void allow_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  // It is only advice: an error changes nothing.
+  if (last > first) static_cast<void>(madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE));
+#endif
 }
 
 template <typename T>

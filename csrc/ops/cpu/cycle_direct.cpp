@@ -1,5 +1,5 @@
 // The cycle terms by W = P M', which is N x N. Whenever this route is taken, W is at most 1.5 times
-// as large as the features of a tower (docs/cycle.md).
+// as large as the features of a tower (docs/cycle.md). The forward pass may store it.
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,46 +23,47 @@ Factors<T> whole_factors(const Towers<T>& towers) {
   return factors;
 }
 
-// W = P M' for all pairs.
+// W = P M' for all pairs, [n, n].
 template <typename T>
-Buffer<T> pair_products(const Factors<T>& factors) {
+void write_products(const Factors<T>& factors, T* w) {
   const int64_t n = factors.rows;
-  Buffer<T> w(n * n);
   // The work is divided by columns, so that each task packs only its own rows of M.
   for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
-    gemm<T>({w.data() + begin, n, end - begin, n}, factors.plus(),
-            factors.minus().row_block(begin, end).transposed());
+    gemm<T>({w + begin, n, end - begin, n}, factors.plus(), factors.minus().row_block(begin, end).transposed());
   });
-  return w;
 }
 
 }  // namespace
 
 // W + W' = 2 (X^X^' - Y^Y^') and W' - W = 2 (S - S').
-std::tuple<Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tensor& text_features) {
+std::tuple<Tensor, Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tensor& text_features,
+                                                int64_t keep_bytes) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
+  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
     const Towers<T> towers(image_features, text_features);
     const int64_t n = towers.rows;
-    const Buffer<T> w = pair_products(whole_factors(towers));
+    const Tensor w = empty<T>({n, n});
+    T* w_data = w.mutable_data_ptr<T>();
+    write_products(whole_factors(towers), w_data);
     std::vector<CycleSums> parts(ceil_div(n, kTriangleRows));
     for_each_triangle_block(n, [&](int64_t begin, int64_t end) {
-      parts[begin / kTriangleRows] = cycle_pair_sums(w.data(), n, begin, end);
+      parts[begin / kTriangleRows] = cycle_pair_sums(w_data, n, begin, end);
     });
     CycleSums sums;
     for (const CycleSums& part : parts) {
       sums.in_modal += part.in_modal;
       sums.cross_modal += part.cross_modal;
     }
-    return {scalar_tensor(sums.in_modal), scalar_tensor(sums.cross_modal)};
+    const bool kept = n * n <= keep_bytes / int64_t{sizeof(T)};
+    return {scalar_tensor(sums.in_modal), scalar_tensor(sums.cross_modal), kept ? w : empty<T>({0, 0})};
   });
 }
 
 // dL/dW = g_in (W + W') + g_cross (W - W'), then dL/dP = dL/dW M and dL/dM = (dL/dW)' P.
 std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, const Tensor& text_features,
-                                                 const Tensor& grad_in_modal_sum,
+                                                 const Tensor& products, const Tensor& grad_in_modal_sum,
                                                  const Tensor& grad_cross_modal_sum) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
@@ -73,10 +74,16 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
     const Towers<T> towers(image_features, text_features);
     const int64_t n = towers.rows, d = towers.d;
     const Factors<T> factors = whole_factors(towers);
-    Buffer<T> w = pair_products(factors);
+    const bool kept = products.numel() > 0;
+    STD_TORCH_CHECK(
+        !kept || (products.scalar_type() == kDtype<T> && products.is_contiguous() && products.numel() == n * n),
+        "products must be the output of the forward operator for these features, got shape ", shape_of(products));
+    Buffer<T> grad_w_data(n * n);
+    if (!kept) write_products(factors, grad_w_data.data());
+    const T* w = kept ? products.const_data_ptr<T>() : grad_w_data.data();
     for_each_triangle_block(
-        n, [&](int64_t begin, int64_t end) { cycle_pair_gradients(w.data(), n, grads, begin, end); });
-    const Matrix<const T> grad_w = {w.data(), n, n, n};
+        n, [&](int64_t begin, int64_t end) { cycle_pair_gradients(w, n, grads, begin, end, grad_w_data.data()); });
+    const Matrix<const T> grad_w = {grad_w_data.data(), n, n, n};
     TowerGradients<T> gradients(towers);
     for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin;

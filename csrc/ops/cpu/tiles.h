@@ -14,6 +14,9 @@ namespace cyclip::cpu {
 // kernel's panel.
 inline constexpr int64_t kTileColumns = 128;
 
+// Smaller blocks may stay with the allocator, which uses them again.
+inline constexpr int64_t kHugeBytes = int64_t{32} << 20;
+
 // A tile of T stays in a core's second-level cache, together with its features.
 inline int64_t tile_rows_for(int64_t rows) { return rows >= 1024 ? 128 : rows >= 128 ? 64 : 32; }
 inline int64_t tile_cols_for(int64_t cols) { return cols >= 2048 ? 512 : cols >= 512 ? 256 : 128; }
@@ -53,6 +56,9 @@ class KeptDots {
   KeptDots(int64_t rows, int64_t cols, int64_t keep_bytes) : KeptDots(rows, cols) {
     const bool kept = rows_ * width_ <= keep_bytes / int64_t{sizeof(T)};
     tensor_ = kept ? empty<T>({rows_, width_}) : empty<T>({0, 0});
+    if (tensor_.numel() * int64_t{sizeof(T)} >= kHugeBytes) {
+      allow_huge_pages(tensor_.mutable_data_ptr(), tensor_.numel() * int64_t{sizeof(T)});
+    }
     if (kept && cols < width_) clear_last_columns();
   }
 

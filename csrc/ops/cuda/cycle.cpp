@@ -50,7 +50,8 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
   return {image_grad, text_grad};
 }
 
-std::tuple<Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tensor& text_features) {
+std::tuple<Tensor, Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tensor& text_features,
+                                                int64_t /*keep_bytes*/) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
   check_same_device({{image_features, "image_features"}, {text_features, "text_features"}});
@@ -59,11 +60,11 @@ std::tuple<Tensor, Tensor> cycle_direct(const Tensor& image_features, const Tens
   const Tensor in_modal = call.empty<double>({}), cross_modal = call.empty<double>({});
   STD_CUDA_CHECK(launch_cycle_direct_forward(
       {image, text, in_modal.mutable_data_ptr<double>(), cross_modal.mutable_data_ptr<double>()}, call.context()));
-  return {in_modal, cross_modal};
+  return {in_modal, cross_modal, no_dots(image_features)};
 }
 
 std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, const Tensor& text_features,
-                                                 const Tensor& grad_in_modal_sum,
+                                                 const Tensor& /*products*/, const Tensor& grad_in_modal_sum,
                                                  const Tensor& grad_cross_modal_sum) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);

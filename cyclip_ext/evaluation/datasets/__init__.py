@@ -12,10 +12,4 @@ are opened when they are accessed.
 from .opening import AnyDataset, applicable, open_evaluation_dataset, options_of
 from .winoground import Quadruples
 
-__all__ = [
-    "AnyDataset",
-    "Quadruples",
-    "applicable",
-    "open_evaluation_dataset",
-    "options_of",
-]
+__all__ = ["AnyDataset", "Quadruples", "applicable", "open_evaluation_dataset", "options_of"]

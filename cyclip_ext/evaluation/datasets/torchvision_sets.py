@@ -71,9 +71,7 @@ _SETS: dict[str, _Entry] = {
     ),
     "fashion_mnist": _Entry("FashionMNIST", _TRAIN_FLAG, "FashionMNIST/raw"),
     "fgvc_aircraft": _Entry(
-        "FGVCAircraft",
-        _split(train="trainval", test="test"),
-        "fgvc-aircraft-2013b/data",
+        "FGVCAircraft", _split(train="trainval", test="test"), "fgvc-aircraft-2013b/data"
     ),
     "flowers102": _Entry(
         "Flowers102",

@@ -12,16 +12,7 @@ from torch import Tensor
 
 from ...functional import retrieval_ranks
 from ..embeddings import Embeddings
-from .base import (
-    Gallery,
-    Item,
-    Metric,
-    TaskOptions,
-    TaskResult,
-    Unit,
-    choose_rows,
-    nearest,
-)
+from .base import Gallery, Item, Metric, TaskOptions, TaskResult, Unit, choose_rows, nearest
 
 TASK = "zeroshot_retrieval"
 
@@ -104,10 +95,7 @@ def galleries(embeddings: Embeddings, seed: int) -> tuple[Gallery, ...]:
             ),
         )
 
-    sides = (
-        _Side(images, image_labels, image),
-        _Side(captions, text_labels, text),
-    )
+    sides = (_Side(images, image_labels, image), _Side(captions, text_labels, text))
     return (
         draw("Images and their nearest captions", *sides),
         draw("Captions and their nearest images", *reversed(sides)),

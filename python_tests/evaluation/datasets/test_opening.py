@@ -131,11 +131,7 @@ def test_table_of_labels(tmp_path: Path) -> None:
         assert data.class_names == ("ant", "cat, big")
         assert greys(data) == [1, 3, "missing"]
         assert data.labels.tolist() == [1, 0, 0]
-        assert data.skipped.counts == {
-            "too few columns": 1,
-            "empty label": 1,
-            "no image named": 1,
-        }
+        assert data.skipped.counts == {"too few columns": 1, "empty label": 1, "no image named": 1}
 
 
 def test_table_of_numbers_with_gaps(tmp_path: Path) -> None:

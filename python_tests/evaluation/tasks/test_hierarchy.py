@@ -117,10 +117,7 @@ def test_packaged_cifar100_equals_its_own_labels() -> None:
             "table.json",
             json.dumps({"animal": ["cat", "dog"], "vehicle": ["bus"], "plant": ["oak"]}),
         ),
-        (
-            "table.csv",
-            'class,superclass\ncat, animal\n\n"bus",vehicle\ndog,animal\noak,plant\n',
-        ),
+        ("table.csv", 'class,superclass\ncat, animal\n\n"bus",vehicle\ndog,animal\noak,plant\n'),
     ],
 )
 def test_files_of_each_form_are_read(tmp_path: Path, name: str, content: str) -> None:

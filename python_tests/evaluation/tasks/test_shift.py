@@ -9,12 +9,7 @@ import pytest
 from scipy import special, stats
 
 from cyclip_ext.evaluation import read_baselines
-from cyclip_ext.evaluation.tasks.shift import (
-    fit_baseline,
-    inside,
-    plot_baselines,
-    wilson_interval,
-)
+from cyclip_ext.evaluation.tasks.shift import fit_baseline, inside, plot_baselines, wilson_interval
 
 POINTS = [(0.30, 0.12), (0.45, 0.25), (0.62, 0.33), (0.71, 0.52)]
 
