@@ -67,6 +67,10 @@ class Emulated:
         return tuple(_from_numpy(result, dtype) for result in results)
 
 
+# What operators store for the backward pass on a CPU: empty on a GPU, and absent from the emulator.
+STORED = "dots", "products"
+
+
 class Cuda:
     """torch.ops.cyclip_ext on the GPU, which chooses the order, the panels and the tiles itself."""
 
@@ -83,9 +87,9 @@ class Cuda:
     ) -> tuple[Tensor, ...]:
         call = getattr(torch.ops.cyclip_ext, operator).default
         takes = [argument.name for argument in call._schema.arguments]
-        if "dots" in takes:  # a GPU stores none
-            place = takes.index("dots")
-            arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
+        for place, name in enumerate(takes):
+            if name in STORED:
+                arguments = (*arguments[:place], torch.empty(0, 0), *arguments[place:])
         given = {
             "allow_tf32": allow_tf32,
             "allow_bf16": False,
@@ -98,7 +102,7 @@ class Cuda:
         results = call(*map(_to_cuda, arguments), **options)
         results = results if isinstance(results, (tuple, list)) else (results,)
         named = zip(call._schema.returns, results, strict=True)
-        return tuple(result.cpu() for returned, result in named if returned.name != "dots")
+        return tuple(result.cpu() for returned, result in named if returned.name not in STORED)
 
 
 def _to_numpy(argument: Any) -> Any:
