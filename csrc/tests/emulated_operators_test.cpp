@@ -421,7 +421,10 @@ void test_operators(const Problem& problem) {
                            std::to_string(m) + ", " + std::to_string(d) + "]";
   const int before = failures;
   const int64_t hopper_before = emulation::hopper_launches();
-  const std::vector<Results> all = in_all_orders([&] {
+  std::vector<NamedOrder> tested = orders();
+  // ThreadSanitizer finds a race whether or not the order makes it visible, and takes long for each order.
+  if (emulation::kThreadSanitizer) tested.resize(3);
+  const std::vector<Results> all = in_orders(tested, [&] {
     Results results;
     run_row_norms(problem, results);
     run_pair_statistics(problem, results);
@@ -433,7 +436,7 @@ void test_operators(const Problem& problem) {
     run_retrieval(problem, results);
     return results;
   });
-  for (size_t i = 1; i < all.size(); ++i) all[0].expect_same(all[i], name + ", " + orders()[i].name);
+  for (size_t i = 1; i < all.size(); ++i) all[0].expect_same(all[i], name + ", " + tested[i].name);
   if (problem.hopper_blocks > 0) {
     // Four forward passes, the panels of two backward passes and, in bfloat16, two products of each.
     const int64_t least = problem.precision.type == ElementType::kBFloat16 ? 10 : 6;

@@ -50,14 +50,19 @@ inline std::vector<NamedOrder> orders() {
 
 // The results of the work, one per order.
 template <typename Work>
-auto in_all_orders(const Work& work) {
+auto in_orders(const std::vector<NamedOrder>& orders, const Work& work) {
   std::vector<decltype(work())> results;
-  for (const NamedOrder& order : orders()) {
+  for (const NamedOrder& order : orders) {
     emulation::set_order(order.order, order.seed);
     results.push_back(work());
   }
   emulation::set_order(emulation::Order::kAscending);
   return results;
+}
+
+template <typename Work>
+auto in_all_orders(const Work& work) {
+  return in_orders(orders(), work);
 }
 
 }  // namespace cyclip::test
