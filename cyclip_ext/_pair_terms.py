@@ -205,7 +205,7 @@ def sigmoid(inputs: Inputs, options: Options) -> Tensor:
     """Return the sigmoid loss; requires `inputs.bias`."""
     assert inputs.bias is not None
     texts, columns = _with_negatives(inputs)
-    tensors = inputs.image, texts, inputs.scale, inputs.bias
+    tensors: Tensors = inputs.image, texts, inputs.scale, inputs.bias
     images = inputs.negative_image
     labels = labels_of_block(inputs, columns)
     if use_native("sigmoid_rows", inputs.image, options):
@@ -219,10 +219,11 @@ def sigmoid(inputs: Inputs, options: Options) -> Tensor:
         return (reference.sigmoid_rows(x, y, scale, bias, offset, same, options.same_label),)
 
     with without_autocast(inputs.image):
+        tensors = _widened(tensors, options)
         dense = DenseBlock(dense_rows, 1, labels)
-        rows = _merged_rows(dense, _widened(tensors, options), columns)
+        rows = _merged_rows(dense, tensors, columns)
         images = None if images is None else widen(images, options.precision)
-        return _with_images(rows, dense, _widened(tensors, options), images, inputs.batch)
+        return _with_images(rows, dense, tensors, images, inputs.batch)
 
 
 def _with_images(
