@@ -56,7 +56,7 @@ def findings(text: str, shared: Iterable[str] = ()) -> list[str]:
 
 @dataclass(frozen=True)
 class _Products:
-    """What is known of a warpgroup's products before an instruction, on all paths to it."""
+    """The state of a warpgroup's products before an instruction, over all paths to it."""
 
     is_fenced: bool = False
     is_open: bool = False  # products without commit_group

@@ -1,4 +1,4 @@
-"""Reads the PTX of one kernel: its control flow, and what is known of its registers.
+"""Reads the PTX of one kernel: its control flow, and the values of its registers if they are known.
 
 Registers are evaluated for each thread of a block if they follow from the thread's number,
 constants and addresses of shared memory. All others, and those that change in a loop, are unknown.

@@ -1,6 +1,6 @@
 // A model of the tile registers of AMX in plain C++, for processors without them: the same
 // interface and the same arithmetic as the registers in kernels/cpu/isa/amx.cpp. It stops the
-// program when the processor would raise an exception. product_test compares both where the
+// program when the processor would raise an exception. product_test compares both if the
 // processor has AMX.
 
 #pragma once

@@ -60,8 +60,8 @@ const char* amx_obstacle() {
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & amx_bf16) || !(edx & amx_tile)) {
     return obstacle_unless(false);
   }
-  // Linux enables the tile registers for a process only on request; all of its threads then have them. It refuses
-  // if a thread has an alternate signal stack that is too small for them.
+  // Linux enables the tile registers for a process only on request; all of its threads then have them. The
+  // request fails if a thread has an alternate signal stack that is too small for them.
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   if (!saves_tiles() || syscall(SYS_arch_prctl, request_permission, tile_data) != 0) {
     return "not permitted by the operating system";

@@ -1,4 +1,4 @@
-// Labels of the lines of a consumer's tile on compute capability 9.0a, where a thread holds more entries than the
+// Labels of the lines of a consumer's tile on compute capability 9.0a. A thread holds more entries there than the
 // bits of labels.cuh represent.
 
 #pragma once
