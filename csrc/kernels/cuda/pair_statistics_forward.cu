@@ -385,10 +385,13 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     const Labels labels = {args.row_labels, args.col_labels};
     // Without the hardest negatives, further positives are entries like all others.
     const bool needs_labels = labels.rows && (args.needs_hardest || !args.same_are_positives);
+    const SameLabels same = {labels, args.same_are_positives};
     if constexpr (sizeof(typename Math::Element) == 2) {
-      const bool has_kernel = !needs_labels || !args.needs_hardest;
-      if (has_kernel && uses_hopper(image.by_rows(), text.by_rows(), context)) {
-        if (needs_labels) return launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+      if (uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        if (needs_labels) {
+          return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, same, image, text, context)
+                                    : launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+        }
         return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, NoLabels{}, image, text, context)
                                   : launch_hopper_pair_statistics<false>(args, NoLabels{}, image, text, context);
       }
@@ -396,7 +399,6 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     return with_tile_or_pair<Math>(image.rows, text.rows, needs_labels, context, [&](auto shape) {
       using Tile = decltype(shape);
       if constexpr (Tile::kAcross == 1) {
-        const SameLabels same = {labels, args.same_are_positives};
         if (needs_labels) {
           return args.needs_hardest ? launch_tiles<true, Tile>(args, same, image, text, context)
                                     : launch_tiles<false, Tile>(args, labels, image, text, context);
