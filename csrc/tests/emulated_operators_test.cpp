@@ -96,7 +96,7 @@ struct Problem {
   Shape shape;
   Precision precision;
   Tower image, text, square_text;  // the last has as many rows as the images
-  std::vector<double> cosines;  // [n, m]
+  std::vector<double> cosines;     // [n, m]
   int64_t hopper_blocks = 0;
 
   Problem(const Shape& shape, const Precision& precision)
@@ -224,7 +224,9 @@ void run_row_norms(const Problem& problem, Results& results) {
 class MaybeLabels {
  public:
   MaybeLabels(const Problem& problem, bool has_labels)
-      : rows_(integers(problem.shape.n, 2, 20)), cols_(integers(problem.shape.m, 3, 20)), has_labels_(has_labels) {}
+      : rows_(integers(problem.shape.n, 2, 20)),
+        cols_(integers(problem.shape.m, 3, 20)),
+        has_labels_(has_labels) {}
 
   const int64_t* rows() const { return has_labels_ ? rows_.data() : nullptr; }
   const int64_t* cols() const { return has_labels_ ? cols_.data() : nullptr; }
@@ -335,10 +337,10 @@ void run_sigmoid_rows(const Problem& problem, bool has_labels, Results& results)
   const auto g_rows = doubles(n, 4);
   const Gradient image_grad(problem, n), text_grad(problem, m);
   run(problem, [&](const Context& context) {
-    return launch_sigmoid_rows_backward({image, text, scale.data(), bias.data(), kOffset, g_rows.data(),
-                                         image_grad.data(), text_grad.data(), scale_grad.data(), bias_grad.data(),
-                                         labels.rows(), labels.cols(), /*same_are_positives=*/true},
-                                        context);
+    return launch_sigmoid_rows_backward(
+        {image, text, scale.data(), bias.data(), kOffset, g_rows.data(), image_grad.data(), text_grad.data(),
+         scale_grad.data(), bias_grad.data(), labels.rows(), labels.cols(), /*same_are_positives=*/true},
+        context);
   });
   image_grad.add_to(results, "image_grad" + name);
   text_grad.add_to(results, "text_grad" + name);

@@ -87,8 +87,8 @@ class TileStatistics {
       put_hardest(cosines, of_row);
       consumer_.barrier();
       get_hardest(of_col);
-      if (of_row.index >= 0) of_row.index += static_cast<int>(window.col_begin);
-      if (of_col.index >= 0) of_col.index += static_cast<int>(window.row_begin);
+      of_row.index = of_row.hardest > kMasked<float> ? of_row.index + static_cast<int>(window.col_begin) : -1;
+      of_col.index = of_col.hardest > kMasked<float> ? of_col.index + static_cast<int>(window.row_begin) : -1;
     }
   }
 
@@ -96,15 +96,16 @@ class TileStatistics {
 
  private:
   __device__ void put_hardest(const typename Tile::Fragment& cosines, Statistics<float>& of_row) {
-    const auto consider = [](Candidate<float>& best, float value, int index) {
-      if (value > best.value) best = {value, index};  // indices increase
+    // Without NaN: as the first of two, it would be the harder one.
+    const auto of_part = [](const Candidate<float>& part, int first) {
+      return Candidate<float>{Largest{}(part.value, kMasked<float>), part.index + first};
     };
     Candidate<float> rows[Tile::kThreadRows];
     CYCLIP_UNROLL
     for (int a = 0; a < Tile::kThreadRows; ++a) {
-      rows[a] = {kMasked<float>, -1};
-      CYCLIP_UNROLL
-      for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], cosines[a][b], place.col(b));
+      rows[a] = of_part(
+          hardest_of_part<Tile::kThreadCols, float>([&](int b) { return cosines[a][b]; }, &Place<Tile>::col_step),
+          place.col(0));
     }
     reduce_by_halving<2, 1, Tile::kThreadRows>(rows, Harder{});
     of_row.hardest = rows[0].value;
@@ -114,9 +115,9 @@ class TileStatistics {
       Candidate<float> cols[kGroup];
       CYCLIP_UNROLL
       for (int i = 0; i < kGroup; ++i) {
-        cols[i] = {kMasked<float>, -1};
-        CYCLIP_UNROLL
-        for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[i], cosines[a][group + i], place.row(a));
+        cols[i] = of_part(hardest_of_part<Tile::kThreadRows, float>([&](int a) { return cosines[a][group + i]; },
+                                                                    &Place<Tile>::row_step),
+                          place.row(0));
       }
       reduce_by_halving<16, 4, kGroup>(cols, Harder{});
       scratch_.hardest[place.warp][place.col(group + place.g)] = cols[0].value;
@@ -194,8 +195,8 @@ class TileStatistics {
     of_col = {};
     CYCLIP_UNROLL
     for (int warp = 0; warp < Tile::kWarps; ++warp) {
-      of_col.append({static_cast<int>(scratch_.shifts[warp][col()]),
-                     static_cast<double>(scratch_.sums[warp][col()])});
+      of_col.append(
+          {static_cast<int>(scratch_.shifts[warp][col()]), static_cast<double>(scratch_.sums[warp][col()])});
     }
   }
 
@@ -242,7 +243,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                             [&](int64_t row, float cosine) { args.positive[row] = static_cast<double>(cosine); });
           // Reads the labels again for the second call: their registers are not free during the sums.
           const auto mask_same = [&] {
-            const SameEntries<Tile, MaybeLabels> same(statistics.place, window, args.labels, shared.labels[number]);
+            const SameEntries<Tile, MaybeLabels> same(statistics.place, window, args.labels,
+                                                      shared.labels[number]);
             same.mask(values);
           };
           const bool are_positives = cuda::are_positives(args.labels);
