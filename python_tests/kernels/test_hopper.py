@@ -39,6 +39,7 @@ def hopper(emulated: Emulated) -> Iterator[Emulated]:
     [
         ("pair_statistics", {}),
         ("pair_statistics", {"needs_hardest": False}),
+        ("pair_statistics", {"same_are_positives": True}),
         ("sigmoid_rows", {}),
         ("sigmoid_rows", {"same_are_positives": True}),
         ("pair_statistics_backward", {}),

@@ -27,7 +27,7 @@ from .cases import (
     of_labels,
     rectangle,
 )
-from .devices import HOPPER_BLOCKS, Device, Emulated
+from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
@@ -297,8 +297,6 @@ def test_without_hardest(
         arguments = image, text, as_double(scale), -30
         known = of_labels(labels_of(labels, 140, 70))
         options = {"allow_tf32": precision.allow_tf32, "same_are_positives": positives, **known}
-        if known and HOPPER_BLOCKS:  # which has no labels together with the hardest negatives
-            options["large_tiles"] = None
         full = truth.PairStatistics(*device("pair_statistics", *arguments, **options))
         slim = truth.PairStatistics(
             *device("pair_statistics", *arguments, needs_hardest=False, **options)

@@ -49,9 +49,10 @@ struct Place<HopperTile<Math, kLeft, kRight>> {
     t = lane % 4;
   }
 
-  __device__ int row(int a) const { return 64 * (a / 2) + 16 * warp + 8 * (a % 2) + g; }
+  __device__ int row(int a) const { return 16 * warp + g + row_step(a); }
   __device__ int col(int b) const { return 2 * t + col_step(b); }
 
+  __device__ static constexpr int row_step(int a) { return 64 * (a / 2) + 8 * (a % 2); }
   __device__ static constexpr int col_step(int b) { return 8 * (b / 2) + b % 2; }
 };
 

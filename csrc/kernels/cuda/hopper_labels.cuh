@@ -46,6 +46,13 @@ __device__ inline void with_meaning(const SameLabels& same, const F& f) {
   }
 }
 
+// Whether pairs of equal labels are positives instead of masked.
+template <typename MaybeLabels>
+__device__ inline bool are_positives(const MaybeLabels&) {
+  return false;
+}
+__device__ inline bool are_positives(const SameLabels& same) { return same.are_positives; }
+
 // Masks an entry whose labels are equal, or returns whether it is a positive.
 __device__ inline bool apply_labels(NoLabels, bool, float&, float) { return false; }
 __device__ inline bool apply_labels(MaskedLabels, bool is_same, float& cosine, float masked) {
@@ -73,6 +80,17 @@ class SameEntries {
     return [this, col](int a) { return rows_[a] == col; };
   }
 
+  __device__ void mask(typename Tile::Fragment& cosines) const {
+    CYCLIP_UNROLL
+    for (int b = 0; b < Tile::kThreadCols; ++b) {
+      const auto is_same = of_column(b);
+      CYCLIP_UNROLL
+      for (int a = 0; a < Tile::kThreadRows; ++a) {
+        if (is_same(a)) cosines[a][b] = kMasked<float>;
+      }
+    }
+  }
+
  private:
   const Place<Tile>& place_;
   const ColumnLabels<MaybeLabels>& cols_;
@@ -86,6 +104,7 @@ class SameEntries<Tile, NoLabels> {
   __device__ auto of_column(int) const {
     return [](int) { return false; };
   }
+  __device__ void mask(typename Tile::Fragment&) const {}
 };
 
 }  // namespace cyclip::cuda

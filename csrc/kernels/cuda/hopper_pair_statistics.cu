@@ -14,12 +14,13 @@ namespace {
 
 constexpr int kGroup = 8;  // columns of a thread that are reduced together, one for each lane that shares them
 
-// One value for each column and each warp of a consumer.
+// One value for each column and each warp of a consumer. All have the same size, so that one address serves all.
 template <bool kHardest>
 struct ColumnScratch {
   static constexpr int kWarps = 4, kCols = 128;
   float sums[kWarps][kCols], shifts[kWarps][kCols];
-  Candidate<float> hardest[kHardest ? kWarps : 1][kCols];
+  float hardest[kHardest ? kWarps : 1][kCols];
+  int indices[kHardest ? kWarps : 1][kCols];
 };
 
 template <typename Tile, bool kHardest, typename MaybeLabels>
@@ -55,11 +56,14 @@ class TileStatistics {
   __device__ int row() const { return place.row(place.t); }
   __device__ int col() const { return static_cast<int>(threadIdx.x) % Tile::kConsumerThreads; }
 
-  __device__ void operator()(const Window& window, typename Tile::Fragment& cosines, Statistics<float>& of_row,
+  // Calls mask_positives() between the sums and the hardest negatives.
+  template <typename MaskPositives>
+  __device__ void operator()(const Window& window, typename Tile::Fragment& cosines,
+                             const MaskPositives& mask_positives, Statistics<float>& of_row,
                              Statistics<float>& of_col) {
-    if constexpr (kHardest) put_hardest(cosines, of_row);
     Base2Scale<float> scale = scale_;
-    if (scale.hi < 0) {  // then the easiest negative has the largest logit
+    const bool is_negative = scale.hi < 0;
+    if (is_negative) {  // then the easiest negative has the largest logit
       scale = {-scale.hi, -scale.lo};
       negate_cosines<Tile>(cosines);
     }
@@ -78,8 +82,13 @@ class TileStatistics {
       consumer_.barrier();  // all threads have read the scratch
     }
     if constexpr (kHardest) {
-      if (of_row.index >= 0) of_row.index += static_cast<int>(window.col_begin);
-      if (of_col.index >= 0) of_col.index += static_cast<int>(window.row_begin);
+      if (is_negative) negate_cosines<Tile>(cosines);
+      mask_positives();
+      put_hardest(cosines, of_row);
+      consumer_.barrier();
+      get_hardest(of_col);
+      of_row.index = of_row.hardest > kMasked<float> ? of_row.index + static_cast<int>(window.col_begin) : -1;
+      of_col.index = of_col.hardest > kMasked<float> ? of_col.index + static_cast<int>(window.row_begin) : -1;
     }
   }
 
@@ -87,15 +96,16 @@ class TileStatistics {
 
  private:
   __device__ void put_hardest(const typename Tile::Fragment& cosines, Statistics<float>& of_row) {
-    const auto consider = [](Candidate<float>& best, float value, int index) {
-      if (value > best.value) best = {value, index};  // indices increase
+    // Without NaN: as the first of two, it would be the harder one.
+    const auto of_part = [](const Candidate<float>& part, int first) {
+      return Candidate<float>{Largest{}(part.value, kMasked<float>), part.index + first};
     };
     Candidate<float> rows[Tile::kThreadRows];
     CYCLIP_UNROLL
     for (int a = 0; a < Tile::kThreadRows; ++a) {
-      rows[a] = {kMasked<float>, -1};
-      CYCLIP_UNROLL
-      for (int b = 0; b < Tile::kThreadCols; ++b) consider(rows[a], cosines[a][b], place.col(b));
+      rows[a] = of_part(
+          hardest_of_part<Tile::kThreadCols, float>([&](int b) { return cosines[a][b]; }, &Place<Tile>::col_step),
+          place.col(0));
     }
     reduce_by_halving<2, 1, Tile::kThreadRows>(rows, Harder{});
     of_row.hardest = rows[0].value;
@@ -105,12 +115,13 @@ class TileStatistics {
       Candidate<float> cols[kGroup];
       CYCLIP_UNROLL
       for (int i = 0; i < kGroup; ++i) {
-        cols[i] = {kMasked<float>, -1};
-        CYCLIP_UNROLL
-        for (int a = 0; a < Tile::kThreadRows; ++a) consider(cols[i], cosines[a][group + i], place.row(a));
+        cols[i] = of_part(hardest_of_part<Tile::kThreadRows, float>([&](int a) { return cosines[a][group + i]; },
+                                                                    &Place<Tile>::row_step),
+                          place.row(0));
       }
       reduce_by_halving<16, 4, kGroup>(cols, Harder{});
-      scratch_.hardest[place.warp][place.col(group + place.g)] = cols[0];
+      scratch_.hardest[place.warp][place.col(group + place.g)] = cols[0].value;
+      scratch_.indices[place.warp][place.col(group + place.g)] = cols[0].index;
     }
   }
 
@@ -184,14 +195,20 @@ class TileStatistics {
     of_col = {};
     CYCLIP_UNROLL
     for (int warp = 0; warp < Tile::kWarps; ++warp) {
-      Statistics<float> part = {static_cast<int>(scratch_.shifts[warp][col()]),
-                                static_cast<double>(scratch_.sums[warp][col()])};
-      if constexpr (kHardest) {
-        part.hardest = scratch_.hardest[warp][col()].value;
-        part.index = scratch_.hardest[warp][col()].index;
-      }
-      of_col.append(part);
+      of_col.append(
+          {static_cast<int>(scratch_.shifts[warp][col()]), static_cast<double>(scratch_.sums[warp][col()])});
     }
+  }
+
+  // The hardest entry of this thread's column.
+  __device__ void get_hardest(Statistics<float>& of_col) const {
+    Candidate<float> best = {kMasked<float>, -1};
+    CYCLIP_UNROLL
+    for (int warp = 0; warp < Tile::kWarps; ++warp) {
+      best = Harder{}(best, Candidate<float>{scratch_.hardest[warp][col()], scratch_.indices[warp][col()]});
+    }
+    of_col.hardest = best.value;
+    of_col.index = best.index;
   }
 
   const HopperConsumer<Tile>& consumer_;
@@ -224,16 +241,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         if (has_rows) {
           to_hopper_cosines(values, statistics.place, window, args.pairing, shared.norms[number], kMasked<float>,
                             [&](int64_t row, float cosine) { args.positive[row] = static_cast<double>(cosine); });
-          const SameEntries<Tile, MaybeLabels> same(statistics.place, window, args.labels, shared.labels[number]);
-          CYCLIP_UNROLL
-          for (int b = 0; b < Tile::kThreadCols; ++b) {
-            const auto is_same = same.of_column(b);
-            CYCLIP_UNROLL
-            for (int a = 0; a < Tile::kThreadRows; ++a) {
-              if (is_same(a)) values[a][b] = kMasked<float>;
-            }
-          }
-          statistics(window, values, of_tile_row, of_tile_col);
+          // Reads the labels again for the second call: their registers are not free during the sums.
+          const auto mask_same = [&] {
+            const SameEntries<Tile, MaybeLabels> same(statistics.place, window, args.labels,
+                                                      shared.labels[number]);
+            same.mask(values);
+          };
+          const bool are_positives = cuda::are_positives(args.labels);
+          if (!are_positives) mask_same();
+          statistics(
+              window, values,
+              [&] {
+                if (are_positives) mask_same();
+              },
+              of_tile_row, of_tile_col);
           of_row.append(of_tile_row);
         }
         const int64_t col = int64_t{col_begin} + statistics.col(),
@@ -286,8 +307,10 @@ Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const May
 CYCLIP_INSTANTIATE(false, Bf16, NoLabels)
 CYCLIP_INSTANTIATE(true, Bf16, NoLabels)
 CYCLIP_INSTANTIATE(false, Bf16, Labels)
+CYCLIP_INSTANTIATE(true, Bf16, SameLabels)
 CYCLIP_INSTANTIATE(false, F16, NoLabels)
 CYCLIP_INSTANTIATE(true, F16, NoLabels)
 CYCLIP_INSTANTIATE(false, F16, Labels)
+CYCLIP_INSTANTIATE(true, F16, SameLabels)
 
 }  // namespace cyclip::cuda

@@ -79,6 +79,38 @@ __device__ inline Candidate<T> shuffle_xor(const Candidate<T>& candidate, int ma
   return {cuda::shuffle_xor(candidate.value, mask), cuda::shuffle_xor(candidate.index, mask)};
 }
 
+// Some values: the largest one, and the pair of neighbours that holds it.
+template <typename T>
+struct BestPair {
+  T largest, first;  // of the values; of the pair
+  int position;      // of the pair's first value
+};
+
+// The best of the values [begin, begin + kCount), the first of several equal ones. NaN is never the
+// largest of values that are not all NaN.
+template <int kCount, typename T, typename ValueAt, typename PositionOf>
+__device__ inline BestPair<T> best_pair(int begin, const ValueAt& value_at, const PositionOf& position_of) {
+  if constexpr (kCount == 2) {
+    const T first = value_at(begin);
+    return {Largest{}(first, value_at(begin + 1)), first, position_of(begin)};
+  } else {
+    const auto left = best_pair<kCount / 2, T>(begin, value_at, position_of);
+    const auto right = best_pair<kCount / 2, T>(begin + kCount / 2, value_at, position_of);
+    const T largest = Largest{}(left.largest, right.largest);
+    const bool is_left = left.largest == largest;
+    return {largest, is_left ? left.first : right.first, is_left ? left.position : right.position};
+  }
+}
+
+// The largest value of a thread's part of a line. The position is arbitrary if all values are masked. It takes
+// fewer instructions than to carry the position from value to value.
+template <int kCount, typename T, typename ValueAt, typename PositionOf>
+__device__ inline Candidate<T> hardest_of_part(const ValueAt& value_at, const PositionOf& position_of) {
+  const auto best = best_pair<kCount, T>(0, value_at, position_of);
+  const int step = best.first == best.largest ? 0 : position_of(1) - position_of(0);
+  return {best.largest, best.position + step};
+}
+
 // Blocks are small, so that a matrix of a few thousand lines occupies all multiprocessors.
 inline constexpr int kMergeThreads = 64;
 

@@ -57,38 +57,6 @@ struct EpilogueStorage {
   T of_warp[Tile::kThreads / kWarpSize];
 };
 
-// Some values: the largest one, and the pair of neighbours that holds it.
-template <typename T>
-struct BestPair {
-  T largest, first;  // of the values; of the pair
-  int position;      // of the pair's first value
-};
-
-// The best of the values [begin, begin + kCount), the first of several equal ones. NaN is never the
-// largest of values that are not all NaN.
-template <int kCount, typename T, typename ValueAt, typename PositionOf>
-__device__ inline BestPair<T> best_pair(int begin, const ValueAt& value_at, const PositionOf& position_of) {
-  if constexpr (kCount == 2) {
-    const T first = value_at(begin);
-    return {Largest{}(first, value_at(begin + 1)), first, position_of(begin)};
-  } else {
-    const auto left = best_pair<kCount / 2, T>(begin, value_at, position_of);
-    const auto right = best_pair<kCount / 2, T>(begin + kCount / 2, value_at, position_of);
-    const T largest = Largest{}(left.largest, right.largest);
-    const bool is_left = left.largest == largest;
-    return {largest, is_left ? left.first : right.first, is_left ? left.position : right.position};
-  }
-}
-
-// The largest value of a thread's part of a line. The position is arbitrary if all values are masked. It takes
-// fewer instructions than to carry the position from value to value.
-template <int kCount, typename T, typename ValueAt, typename PositionOf>
-__device__ inline Candidate<T> hardest_of_part(const ValueAt& value_at, const PositionOf& position_of) {
-  const auto best = best_pair<kCount, T>(0, value_at, position_of);
-  const int step = best.first == best.largest ? 0 : position_of(1) - position_of(0);
-  return {best.largest, best.position + step};
-}
-
 // The largest entry of this thread's line, with its index in the matrix, or -1 if all are masked or positives.
 template <typename Tile>
 __device__ Candidate<typename Tile::Accumulator> hardest_of_line(EpilogueStorage<Tile>& shared,
@@ -385,10 +353,13 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     const Labels labels = {args.row_labels, args.col_labels};
     // Without the hardest negatives, further positives are entries like all others.
     const bool needs_labels = labels.rows && (args.needs_hardest || !args.same_are_positives);
+    const SameLabels same = {labels, args.same_are_positives};
     if constexpr (sizeof(typename Math::Element) == 2) {
-      const bool has_kernel = !needs_labels || !args.needs_hardest;
-      if (has_kernel && uses_hopper(image.by_rows(), text.by_rows(), context)) {
-        if (needs_labels) return launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+      if (uses_hopper(image.by_rows(), text.by_rows(), context)) {
+        if (needs_labels) {
+          return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, same, image, text, context)
+                                    : launch_hopper_pair_statistics<false>(args, labels, image, text, context);
+        }
         return args.needs_hardest ? launch_hopper_pair_statistics<true>(args, NoLabels{}, image, text, context)
                                   : launch_hopper_pair_statistics<false>(args, NoLabels{}, image, text, context);
       }
@@ -396,7 +367,6 @@ Error launch_pair_statistics_forward(const PairStatisticsForward& args, const Co
     return with_tile_or_pair<Math>(image.rows, text.rows, needs_labels, context, [&](auto shape) {
       using Tile = decltype(shape);
       if constexpr (Tile::kAcross == 1) {
-        const SameLabels same = {labels, args.same_are_positives};
         if (needs_labels) {
           return args.needs_hardest ? launch_tiles<true, Tile>(args, same, image, text, context)
                                     : launch_tiles<false, Tile>(args, labels, image, text, context);
