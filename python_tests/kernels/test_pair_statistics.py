@@ -27,7 +27,7 @@ from .cases import (
     of_labels,
     rectangle,
 )
-from .devices import HOPPER_BLOCKS, Device, Emulated
+from .devices import Device, Emulated
 
 pytestmark = pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 
