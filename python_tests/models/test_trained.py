@@ -216,14 +216,19 @@ def test_unknown_names_and_weights_of_open_clip(
 
 
 def test_everything_open_clip_opens_is_opened(
-    architecture: Path, open_clip: ModuleType, tmp_path: Path
+    architecture: Path, open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights must be those of the file, and images take open_clip's preprocessing."""
+    hub = pytest.importorskip("huggingface_hub").constants  # hf-hub: reads the cache if offline
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     torch.manual_seed(3)
     model, _, transform = open_clip.create_model_and_transforms(architecture.stem)
     state = model.state_dict()
-    folder = tmp_path / "local"
-    folder.mkdir()
+    folder = tmp_path / "models--tiny--vit/snapshots/0"
+    folder.mkdir(parents=True)
+    (tmp_path / "models--tiny--vit/refs").mkdir()
+    (tmp_path / "models--tiny--vit/refs/main").write_text("0")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": ARCHITECTURE}))
     with pytest.raises(ValueError, match="open_clip cannot load"):  # no weights: not a random model
         load_pretrained(f"local-dir:{folder}")
@@ -238,6 +243,7 @@ def test_everything_open_clip_opens_is_opened(
         (str(architecture), str(plain)),
         (architecture.stem, str(tmp_path / "wrapped.pt")),
         (f"local-dir:{folder}", None),
+        ("hf-hub:tiny/vit", None),
     ):
         loaded = load_pretrained(name, weights)
         assert equal(loaded, state)
