@@ -381,14 +381,14 @@ def test_import_path_excludes_the_build_environment(
     assert str(tmp_path) not in path
 
 
-@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PATH"])
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PWD", "PATH"])
 def test_other_frontends_use_the_torch_of_the_active_environment(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python -m build` and uv run the build in an interpreter without torch."""
     make_torch(tmp_path / "site", "2.14.1", None)
     program = f"exec {sys.executable} -c \"import json; print(json.dumps(['{tmp_path}/site']))\""
-    make_program(tmp_path / "bin" / "python", program)
+    make_program(tmp_path / (".venv/bin" if variable == "PWD" else "bin") / "python", program)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv(variable, str(tmp_path / ("bin" if variable == "PATH" else "")))
     monkeypatch.setattr(sys, "executable", "/no/such/python")

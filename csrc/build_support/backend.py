@@ -44,12 +44,14 @@ def target_pythons() -> list[str]:
     """Return the interpreters whose environment may be the target, best candidate first.
 
     pip builds with the interpreter of the target. `python -m build` and uv build with one of their
-    own: the target is then the active environment, the environment in the current folder, or that
-    of a `python` further down on PATH.
+    own: the target is then the active environment, `.venv` in the folder of the sources or in that
+    of the command (uv hides VIRTUAL_ENV and builds an sdist in its cache), or the environment of a
+    `python` further down on PATH.
     """
     if "PIP_BUILD_TRACKER" in os.environ:  # set by pip
         return [sys.executable]
     named = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), ".venv"]
+    named.append(str(Path(os.environ.get("PWD", "")) / ".venv"))
     on_path = os.environ.get("PATH", "").split(os.pathsep)
     folders = [str(Path(prefix) / "bin") for prefix in named if prefix] + on_path
     found = [shutil.which("python", path=folder) for folder in folders]
