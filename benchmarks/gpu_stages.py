@@ -184,12 +184,9 @@ def right(plan: Plan) -> Iterator[Line]:
 
 def same(plan: Plan) -> Iterator[Line]:
     """Yield whether losses return the same bits twice, on a stream, in a graph, on a second GPU."""
-    batches = {
-        precision.name: batch for precision, batch in replace(plan, sizes=plan.sizes[:1]).batches()
-    }
     losses = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
-    for family in plan.families:
-        for precision, batch in batches.items():
+    for precision, batch in replace(plan, sizes=plan.sizes[:1]).batches():
+        for family in plan.families:
             module = losses[family](backend=_backend(plan))
 
             def loss(b: Batch, module: Any = module) -> Tensor:
@@ -199,13 +196,15 @@ def same(plan: Plan) -> Iterator[Line]:
                 return value
 
             for name, compare in SAMENESS.items():
-                n, d = batch.image_features.shape
-                columns: Line = {"precision": precision, "N": n, "d": d}
                 try:
                     status = compare(loss, batch)
                 except Exception as error:  # the other comparisons may succeed
                     status = _failure(error)
+                columns = _of_batch(precision, batch)
                 yield line("same", f"{family}, {name}", status=status, **columns)
+            if plan.is_over():
+                yield line("same", "rest", status="skipped: out of time")
+                return
 
 
 def _bits(outcome: tuple[Tensor, list[Tensor | None]]) -> list[Tensor]:

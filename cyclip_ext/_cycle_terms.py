@@ -76,7 +76,11 @@ def _pairs_are_cheaper(features: Tensor, apart: bool) -> bool:
     n, d = features.shape
     if features.is_cuda:
         return holds_for_all_sizes(n < 2 * d)
-    return holds_for_all_sizes(2 * n < 3 * d) if apart else holds_for_all_sizes(n < d)
+    if apart:
+        return holds_for_all_sizes(2 * n < 3 * d)
+    if features.dtype == torch.bfloat16:  # its gradients by pairs are products of bfloat16
+        return holds_for_all_sizes(4 * n <= 5 * d)
+    return holds_for_all_sizes(n < d)
 
 
 def cycle_sums_from_grams(plus: Tensor, minus: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,9 @@ class PairOptions(TypedDict, total=False):
     same_label: SameLabel
 
 
+PAIR_OPTIONS = tuple(PairOptions.__annotations__)
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of a loss that do not depend on its inputs; `check` validates them."""
@@ -77,6 +80,20 @@ class Options:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Options:
         return self  # immutable, and a process group has no copy
+
+
+def pair_options(caller: str, options: PairOptions, directions: Directions = "both") -> Options:
+    """Return the options of a loss over all pairs, named `caller` in messages.
+
+    Raises: TypeError for a keyword that such a loss does not have.
+    """
+    for name in options:
+        if name not in PAIR_OPTIONS:
+            raise TypeError(
+                f"{caller} got an unexpected keyword argument {name!r}; besides its own arguments "
+                f"it takes {', '.join(PAIR_OPTIONS)}"
+            )
+    return Options(directions=directions, **options)
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
@@ -118,7 +135,7 @@ def _unsupported_derivatives() -> str:
     if in_forward_mode():
         return "has no forward-mode derivatives"
     if in_function_transform():
-        return "cannot be transformed by torch.func; differentiate with torch.autograd.grad"
+        return "cannot be transformed by torch.func (torch.autograd.grad works)"
     return ""
 
 

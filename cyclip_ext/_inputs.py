@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -41,15 +43,19 @@ def prepare(
     labels: Tensor | None = None,
     negative_text_features: Tensor | None = None,
     negative_image_features: Tensor | None = None,
+    numbers: Mapping[str, float] | None = None,
 ) -> Inputs:
     """Check the arguments of a loss, convert scalars to tensors, and compare them over the ranks.
 
-    `operators` are those that the loss will use. All checks of this process precede the first
-    collective, so that no other rank waits for a process that has raised.
+    `operators` are those that the loss will use, and `numbers` its weights and margins by name. All
+    checks of this process precede the first collective, so that no other rank waits for a process
+    that has raised.
     """
 
     def check() -> distributed.Arguments:
         options.check()
+        for name, value in (numbers or {}).items():
+            check_number(name, value)
         image, text = check_towers(image_features=image_features, text_features=text_features)
         if image.shape != text.shape:
             raise ValueError(
@@ -138,7 +144,11 @@ def check_towers(**towers: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
         if features.dim() != 2:
-            raise ValueError(f"{name} must be [N, d], got shape {list(features.shape)}")
+            raise ValueError(
+                f"{name} must be [N, d], one embedding per row, got shape {list(features.shape)}"
+            )
+        if features.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, got {features.layout}; use .to_dense()")
         if 0 in features.shape:
             raise ValueError(
                 f"{name} must not be empty, got shape {list(features.shape)}; skip empty batches"
@@ -163,6 +173,14 @@ def check_towers(**towers: Tensor) -> tuple[Tensor, Tensor]:
     return rows.to(dtype), cols.to(dtype)
 
 
+def check_number(name: str, value: float) -> None:
+    """Raise TypeError or ValueError unless `value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:  # not math.isfinite, which torch.compile cannot trace
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
 def check_labels(labels: Tensor, name: str, features: Tensor, features_name: str) -> None:
     """Raise ValueError or TypeError unless there is one int64 label for each row."""
     if not isinstance(labels, Tensor):
@@ -183,7 +201,8 @@ def check_labels(labels: Tensor, name: str, features: Tensor, features_name: str
 
 def _scalar(value: Tensor | float, name: str, features: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
-        if isinstance(value, (int, float, Real)):  # Real: numbers of numpy
+        # Real: numbers of numpy. True would be an output_dict that was passed in this place.
+        if isinstance(value, (int, float, Real)) and not isinstance(value, bool):
             # Not torch.tensor: it copies from the host, which a CUDA graph cannot capture.
             return torch.full((), float(value), dtype=torch.float64, device=features.device)
         raise TypeError(f"{name} must be a tensor or a number, got {type(value).__name__}")

@@ -179,7 +179,7 @@ class _CrossEntropies(torch.autograd.Function):
         of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
         first, *others = of_lses
         of_logit = -sum(others, first)
-        return (of_logit * positive).sum(), of_logit * scale, *of_lses
+        return ordered_sum(of_logit * positive), of_logit * scale, *of_lses
 
 
 def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:

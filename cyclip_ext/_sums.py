@@ -15,7 +15,7 @@ ONE_THREAD = 16384  # torch leaves what is shorter to one thread
 
 def mean(values: Tensor, batch: Batch | None = None) -> Tensor:
     """Return the mean over the whole batch of a vector with one entry per pair."""
-    if batch is None and not holds_for_all_sizes(values.numel() > ONE_THREAD):
+    if batch is None and not _is_long(values):
         return values.mean()
     total = ordered_sum(values)
     if batch is None:
@@ -25,7 +25,13 @@ def mean(values: Tensor, batch: Batch | None = None) -> Tensor:
 
 def ordered_sum(values: Tensor) -> Tensor:
     """Return the sum of a vector, with the same bits for any number of threads."""
+    if not _is_long(values):
+        return values.sum()
     return torch.stack([part.sum() for part in values.split(ONE_THREAD)]).sum()
+
+
+def _is_long(values: Tensor) -> bool:
+    return holds_for_all_sizes(values.numel() > ONE_THREAD)
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:

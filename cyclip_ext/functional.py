@@ -79,6 +79,7 @@ from ._dispatch import (
     PairOptions,
     Reduction,
     allow_tf32,
+    pair_options,
     use_native,
     widen,
     without_autocast,
@@ -130,7 +131,7 @@ def contrastive_loss(
     Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Radford et al. 2021; Goel et al. 2022.
     """
-    chosen = Options(directions=directions, **options)
+    chosen = pair_options("contrastive_loss()", options, directions)
     inputs = prepare(
         image_features,
         text_features,
@@ -171,7 +172,13 @@ def cycle_consistency(
     Source: Goel et al. 2022, cross-modal and in-modal consistency.
     """
     options = Options(backend=backend, reduction=reduction, group=group)
-    inputs = prepare(image_features, text_features, options=options, operators=("cycle_grams",))
+    inputs = prepare(
+        image_features,
+        text_features,
+        options=options,
+        operators=("cycle_grams",),
+        numbers={"in_modal": in_modal, "cross_modal": cross_modal},
+    )
     if in_modal == cross_modal:
         return as_loss(in_modal * _cycle_terms.cycle_sum(inputs, options), inputs)
     in_modal_loss, cross_modal_loss = _cycle_terms.cycle_terms(inputs, options)
@@ -221,7 +228,7 @@ def hinge_margin_loss(
 
     Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     """
-    chosen = Options(**options)
+    chosen = pair_options("hinge_margin_loss()", options)
     inputs = prepare(
         image_features,
         text_features,
@@ -230,6 +237,7 @@ def hinge_margin_loss(
         labels=labels,
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
+        numbers={"hinge_margin": hinge_margin},
     )
     statistics = _pair_terms.pair_statistics(inputs, chosen)
     return as_loss(_pair_terms.hinge(statistics, hinge_margin, inputs), inputs)
@@ -257,7 +265,7 @@ def sigmoid_loss(
     Raises: ValueError or TypeError, naming the argument, for invalid arguments.
     Source: Zhai et al. 2023 (SigLIP, arXiv 2303.15343), algorithm 1.
     """
-    chosen = Options(**options)
+    chosen = pair_options("sigmoid_loss()", options)
     inputs = prepare(
         image_features,
         text_features,
@@ -323,6 +331,8 @@ def similarity_top_k(
     query, candidate = check_towers(
         query_features=query_features, candidate_features=candidate_features
     )
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int, got {k!r} ({type(k).__name__})")
     if not 1 <= k <= candidate.shape[0]:
         raise ValueError(
             f"k must lie in 1 ... {candidate.shape[0]}, the number of candidates, got {k}"

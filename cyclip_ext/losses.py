@@ -15,14 +15,15 @@ loss and the statistics of the whole batch (docs/distributed.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _cycle_terms, _pair_terms
-from ._dispatch import Options, PairOptions, Reduction
-from ._inputs import Inputs, prepare
+from ._dispatch import PairOptions, Reduction, pair_options
+from ._inputs import Inputs, check_number, prepare
 from ._sums import as_loss, mean
 from .distributed import groups
 
@@ -37,7 +38,6 @@ class PairwiseLoss(nn.Module):
 
     Args:
         statistics: whether to add measurements of the batch to the dictionary.
-        reduction: of the cycle terms, for the loss that has them.
         options: backend, precision, memory_budget, group, exchange, same_label; see
             cyclip_ext.functional.
     """
@@ -48,11 +48,10 @@ class PairwiseLoss(nn.Module):
         self,
         *,
         statistics: bool = False,
-        reduction: Reduction = "batchmean",
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__()
-        self.options = Options(reduction=reduction, **options)
+        self.options = pair_options(f"{type(self).__name__}()", options)
         self.options.check()
         groups.check(self.options.group)
         self.statistics = statistics
@@ -179,7 +178,12 @@ class CyCLIPLoss(PairwiseLoss):
         statistics: bool = False,
         **options: Unpack[PairOptions],
     ) -> None:
-        super().__init__(statistics=statistics, reduction=reduction, **options)
+        super().__init__(statistics=statistics, **options)
+        self.options = replace(self.options, reduction=reduction)
+        self.options.check()
+        weights = {"in_modal": in_modal, "cross_modal": cross_modal, "margin": margin}
+        for name, value in {**weights, "hinge": hinge, "hinge_margin": hinge_margin}.items():
+            check_number(name, value)
         self.in_modal = in_modal
         self.cross_modal = cross_modal
         self.margin = margin
@@ -212,6 +216,7 @@ class CyCLIPLoss(PairwiseLoss):
             others: further arguments of CyCLIPLoss.
         """
         for name, size in ("batch_size", batch_size), ("reference_batch", reference_batch):
+            check_number(name, size)
             if size < 2:
                 raise ValueError(f"{name} must be at least 2, got {size}; one pair has no cycles")
         factor = (reference_batch - 1) / (batch_size - 1)
@@ -309,16 +314,23 @@ class MatryoshkaLoss(nn.Module):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        weights = [1.0] * len(widths) if weights is None else list(weights)
+        widths = tuple(widths)
+        weights = (1.0,) * len(widths) if weights is None else tuple(weights)
+        if not isinstance(loss, nn.Module):
+            raise TypeError(f"loss must be a module such as CLIPLoss(), got {loss!r}")
+        if not all(isinstance(width, int) for width in widths):
+            raise TypeError(f"widths must be ints, got {widths}")
         if not widths or min(widths) < 1 or len(set(widths)) < len(widths):
-            raise ValueError(f"widths must be different positive numbers, got {list(widths)}")
+            raise ValueError(f"widths must be different positive numbers, got {widths}")
         if len(weights) != len(widths):
             raise ValueError(
                 f"weights must be one for each of the {len(widths)} widths, got {len(weights)}"
             )
         self.loss = loss
-        self.widths = tuple(widths)
-        self.weights = tuple(weights)
+        for weight in weights:
+            check_number("weights", weight)
+        self.widths = widths
+        self.weights = weights
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,6 +93,31 @@ def test_stages_of_the_gpu_program(
     assert all(set(line) == set(stages.COLUMNS) for line in lines)
     allowed = ("ok", "skipped: needs", "not installed", "needs torch")
     assert all(str(line["status"]).startswith(allowed) for line in lines), lines
+
+
+@pytest.mark.native
+def test_stage_same_compares_in_the_precision_of_its_line(
+    gpu_plan: object, benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = benchmark("gpu_stages")
+    in_use = {"status": lambda loss, batch: torch.get_float32_matmul_precision()}
+    monkeypatch.setattr(stages, "SAMENESS", in_use)
+    found = {line["precision"]: line["status"] for line in stages.same(gpu_plan)}
+    assert found == {"bf16": "highest", "fp16": "highest", "tf32": "high", "float32": "highest"}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_stage_right_finds_errors_of_one_percent(
+    dtype: torch.dtype, benchmark: Callable[[str], ModuleType]
+) -> None:
+    """Dense code in 16 bits is no measure: in float16, the sum of these losses overflows."""
+    correctness, inputs = benchmark("correctness"), benchmark("inputs")
+    batch = inputs.make_batch(300, 48, 100.0, correctness.BIAS, dtype, torch.device("cpu"))
+    right = correctness.LOSSES[1]
+    wrong = dataclasses.replace(right, native=lambda b: 1.01 * right.native(b))
+    findings = list(correctness._check_loss(wrong, batch, ""))
+    assert all(finding.share > 1 for finding in findings), findings
 
 
 @pytest.mark.native

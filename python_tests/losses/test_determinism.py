@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cyclip_ext import _sums
+from cyclip_ext._pair_terms import _CrossEntropies
 
 from .inputs import everything, make_features, make_leaves
 
@@ -49,6 +50,21 @@ def test_bits_do_not_depend_on_the_number_of_threads(n: int, d: int, dtype: torc
         runs.append(_bits(n, d, dtype))
     for other in runs[1:]:
         _assert_same_bits(runs[0], other)
+
+
+def test_scale_gradient_of_a_large_batch_does_not_depend_on_threads() -> None:
+    """It is a sum over the pairs, which torch would divide among the threads."""
+    positive, *lses = make_features("random", 100_001, 3)[0].T.contiguous()
+    runs = []
+    for count in 1, 2, 3:
+        torch.set_num_threads(count)
+        grads = []
+        for value in 1.0, 5.0, 14.3, 100.0:  # a single sum can be equal by luck
+            scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            _CrossEntropies.apply(scale, positive, *lses).mean().backward()
+            grads.append(scale.grad.item())
+        runs.append(grads)
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_mean_of_a_long_vector_does_not_depend_on_threads() -> None:

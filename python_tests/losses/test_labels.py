@@ -605,9 +605,9 @@ def test_matryoshka_rejects_wrong_widths() -> None:
     ("text", "further", "message"),
     [
         (X[:, :2], None, "must have the same width d, got [4, 3] and [4, 2]"),
-        (X[0], None, "text_features must be [N, d], got shape [3]"),
+        (X[0], None, "text_features must be [N, d], one embedding per row, got shape [3]"),
         (X, X[:, :2], "negative_text_features must have the same width d, got [4, 3] and [4, 2]"),
-        (X, X[0], "negative_text_features must be [N, d], got shape [3]"),
+        (X, X[0], "negative_text_features must be [N, d], one embedding per row, got shape [3]"),
     ],
 )
 def test_matryoshka_raises_for_features_that_do_not_fit(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +76,63 @@ def test_direct_cycle_route_saves_the_features_and_the_products_within_the_budge
     assert products <= _saved_bytes(LOSSES["cycle"], n, d) - features <= products + 4096
     monkeypatch.setenv("CYCLIP_MEMORY_BUDGET", str(products - 1))
     assert _saved_bytes(LOSSES["cycle"], n, d) <= features + 4096
+
+
+class _Operators(TorchDispatchMode):
+    """Records the operators of this package that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "cyclip_ext":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "route"),
+    [
+        (63, torch.float32, "cycle_direct"),
+        (64, torch.float32, "cycle_grams"),
+        (80, torch.bfloat16, "cycle_direct"),
+        (81, torch.bfloat16, "cycle_grams"),
+    ],
+    ids=str,
+)
+def test_cycle_route_depends_on_shape_and_dtype(n: int, dtype: torch.dtype, route: str) -> None:
+    with _Operators() as operators:
+        functional.cycle_consistency(*make_features("random", n, 64, dtype=dtype), backend="native")
+    assert operators.names == [route]
+
+
+FAULTS_OF_A_CALL = """
+import resource
+import torch
+from cyclip_ext import CyCLIPLoss
+
+torch.set_num_threads(1)
+loss, features = CyCLIPLoss(), torch.randn(2, 256, 512).bfloat16().requires_grad_()
+
+def faults(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        loss(*features, 14.3).backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(20)
+print(faults(20) / 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the heap of glibc")
+def test_small_batches_keep_their_pages() -> None:
+    """In its own process, because the heap keeps more once other tests have freed large tensors."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS_OF_A_CALL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # 700 if every call faults on its workspace
 
 
 # ------------------------------------------------- dot products within the budget

@@ -3,11 +3,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../../kernels/cpu/square_tiles.h"
 #include "cycle_factors.h"
+#include "tiles.h"
 #include "triangle.h"
 
 namespace cyclip::cpu {
@@ -32,6 +35,40 @@ void write_products(const Factors<T>& factors, T* w) {
     gemm<T>({w + begin, n, end - begin, n}, factors.plus(), factors.minus().row_block(begin, end).transposed());
   });
 }
+
+// The products of dL/dW with M and of its transpose with P, all three rounded to bfloat16: the same
+// as those of H with the texts and of its transpose with the images.
+struct RoundedProducts {
+  Bf16Products factors;
+  Bf16Products::Panel panel;
+
+  RoundedProducts(const Matrix<const float>& grad_w, const Factors<float>& exact)
+      : factors(rounded(exact.plus()), rounded(exact.minus()), /*needs_dots=*/false),
+        panel(factors, round_up(grad_w.rows, kRows), round_up(grad_w.cols, kTileColumns) + 32, kRows,
+              kTileColumns) {
+    const int64_t n = grad_w.rows, across = ceil_div(n, kTileColumns);
+    for_each_task(ceil_div(n, kRows) * across, [&](int64_t task) {
+      const int64_t row = task / across * kRows, col = task % across * kTileColumns;
+      const int64_t rows = std::min(kRows, n - row), cols = std::min(kTileColumns, n - col);
+      panel.write_tile(row, col, rows, cols, [&](float* tile, int64_t pitch) {
+        for (int64_t i = 0; i < rows; ++i) {
+          // Zeros beyond the last column, because the odd one of a pair is multiplied as well.
+          std::fill_n(std::copy_n(grad_w.data + (row + i) * n + col, cols, tile + i * pitch), pitch - cols, 0.0f);
+        }
+      });
+    });
+  }
+
+ private:
+  static constexpr int64_t kRows = 64;
+
+  static Tensor rounded(const Matrix<const float>& m) {
+    const Tensor view =
+        torch::stable::from_blob(const_cast<float*>(m.data), {m.rows, m.cols}, {m.cols, 1},
+                                 torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Float);
+    return torch::stable::to(view, ScalarType::BFloat16);
+  }
+};
 
 }  // namespace
 
@@ -85,12 +122,28 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
         n, [&](int64_t begin, int64_t end) { cycle_pair_gradients(w, n, grads, begin, end, grad_w_data.data()); });
     const Matrix<const T> grad_w = {grad_w_data.data(), n, n, n};
     TowerGradients<T> gradients(towers);
-    for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
+    // multiply(begin, end, plus, minus) writes rows of dL/dP and dL/dM.
+    const auto finish_with = [&](const auto& multiply) {
+      for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
+        Buffer<T> plus((end - begin) * d), minus((end - begin) * d);
+        multiply(begin, end, plus.data(), minus.data());
+        gradients.finish(towers, begin, end, plus.data(), minus.data(), /*deflation=*/nullptr);
+      });
+    };
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16_kernels() && image_features.scalar_type() == ScalarType::BFloat16) {
+        const RoundedProducts rounded(grad_w, factors);
+        finish_with([&](int64_t begin, int64_t end, float* plus, float* minus) {
+          rounded.panel.image_gradient(begin, end, plus);
+          rounded.panel.text_gradient(begin, end, /*first=*/0, n, minus);
+        });
+        return gradients.in_dtype(ScalarType::BFloat16);
+      }
+    }
+    finish_with([&](int64_t begin, int64_t end, T* plus, T* minus) {
       const int64_t rows = end - begin;
-      Buffer<T> plus(rows * d), minus(rows * d);
-      gemm<T>({plus.data(), rows, d, d}, grad_w.row_block(begin, end), factors.minus());
-      gemm<T>({minus.data(), rows, d, d}, grad_w.transposed().row_block(begin, end), factors.plus());
-      gradients.finish(towers, begin, end, plus.data(), minus.data(), /*deflation=*/nullptr);
+      gemm<T>({plus, rows, d, d}, grad_w.row_block(begin, end), factors.minus());
+      gemm<T>({minus, rows, d, d}, grad_w.transposed().row_block(begin, end), factors.plus());
     });
     return gradients.in_dtype(image_features.scalar_type());
   });
