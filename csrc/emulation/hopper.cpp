@@ -76,14 +76,15 @@ void Hopper::init(void* barrier, int arrivals, const char* name, int index, Wher
   const uint32_t offset = shared_.offset(barrier);
   auto& state = barriers_[offset];
   if (state != nullptr) block_.fail(message("the mbarrier ", state->name, " is initialized again"), where);
-  state = std::make_unique<TransactionBarrier>(message(name, "[", index, "]"), arrivals);
+  state = std::make_unique<TransactionBarrier>(message(name, "[", index, "]"), arrivals, block_.number_of(self()));
   const uint64_t mark = kBarrierMark | offset;
   std::memcpy(shared_.mirror(barrier), &mark, sizeof(mark));
 }
 
 void Hopper::fence_init() {
   const Unseen unseen;
-  for (auto& [offset, barrier] : barriers_) barrier->is_fenced = true;
+  const int thread = block_.number_of(self());
+  for (auto& [offset, barrier] : barriers_) barrier->is_fenced = barrier->is_fenced || barrier->thread == thread;
 }
 
 TransactionBarrier& Hopper::barrier_at(void* barrier, Where where) {
@@ -148,7 +149,8 @@ void Hopper::copy_tensor(void* shared, const CUtensorMap& map, int x, int y, voi
     require(map.magic == CUtensorMap::kEncoded, "the tensor map was not encoded");
     require(reinterpret_cast<uintptr_t>(&map) % 64 == 0, "a tensor map must be aligned to 64 bytes");
     TransactionBarrier& barrier = barrier_at(at, where);
-    require(barrier.is_fenced, "no fence.mbarrier_init between the initialization of the mbarrier and the copy");
+    require(barrier.is_fenced,
+            "no fence.mbarrier_init by the thread that initialized the mbarrier before the copy");
     const Copy copy = {
         map,  x, y, shared_.contains(shared, 1) ? shared_.offset(shared) : 0, &barrier, block_.number_of(self()),
         where};

@@ -19,14 +19,15 @@ namespace cyclip::emulation {
 // "mbarrier": a phase ends when all its arrivals and all its bytes have arrived.
 class TransactionBarrier final : public Condition {
  public:
-  TransactionBarrier(std::string name, int arrivals)
-      : name(std::move(name)), arrivals(arrivals), pending(arrivals) {}
+  TransactionBarrier(std::string name, int arrivals, int thread)
+      : name(std::move(name)), arrivals(arrivals), thread(thread), pending(arrivals) {}
 
   std::string text() const override;
   void* key(unsigned phase) { return &keys_[phase % 2]; }
 
   const std::string name;
   const int arrivals;
+  const int thread;  // that initialized it
   int pending;
   int64_t bytes = 0;
   unsigned phase = 0;

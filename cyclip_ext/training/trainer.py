@@ -91,7 +91,7 @@ class Trainer:
             workers=config.data.workers,
             rank=ranks.rank,
             world_size=ranks.size,
-            views=2 if config.loss.inmodal else 1,
+            views=2 if config.loss.two_views else 1,
             tokenize=created.tokenizer,
             hashes=config.loss.mask_duplicates,
             pin_memory=self.device.type == "cuda",

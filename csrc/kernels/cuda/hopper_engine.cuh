@@ -83,6 +83,7 @@ struct HopperOperand {
 
   alignas(1024) unsigned char bytes[kLines / kBlockLines * kBlockBytes];
 
+  // Lines and depths outside of the tensor become zero. Across the depth, that may be the whole second box.
   __device__ void copy(const TensorMap& map, int line, int depth, Barrier& full) {
     if constexpr (kAlong) {
       copy_tensor_async(bytes, map, depth, line, full);
@@ -176,7 +177,7 @@ class HopperProducer {
   }
 
   // Both consumers' tiles, of which the second begins at row + 128. If that lies outside of the matrix, the copies
-  // read another tile, which the consumer does not use: boxes are never completely outside of the tensor.
+  // read the first one again, and the consumer does not use it.
   __device__ void copy_pair(int row, int64_t rows, int col, int depth, int steps) {
     if (!is_active_) return;
     if constexpr (!Tile::kTakesTurns) return copy(row, col, depth, steps);
@@ -310,6 +311,7 @@ Error make_tensor_map(TensorMap* map, const Operand<Element>& operand) {
   const uint32_t box[] = {Stage::kStep, along ? Stage::kLines : Stage::kStep}, ones[] = {1, 1};
   static const EncodeTensorMap encode = find_encode_tensor_map();
   const bool is_encoded =
+      encode != nullptr &&
       encode(map, tensor_map_type<Element>(), 2, const_cast<Element*>(operand.data), extents, strides, box, ones,
              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;

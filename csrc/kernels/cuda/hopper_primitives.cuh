@@ -21,8 +21,12 @@ using EncodeTensorMap = PFN_cuTensorMapEncodeTiled_v12000;
 inline EncodeTensorMap find_encode_tensor_map() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
   const Error error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+#else  // before CUDA 12.5; the function has had one version only
+  const Error error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
   if (error != kSuccess) cudaGetLastError();  // clears it
   const bool is_usable = error == kSuccess && found == cudaDriverEntryPointSuccess;
   return is_usable ? reinterpret_cast<EncodeTensorMap>(function) : nullptr;
@@ -73,9 +77,8 @@ __device__ inline void prefetch_tensor_map(const TensorMap& map) {
 }
 
 // Starts the copy of one box, with zeros outside the tensor. x is the position along the dimension that is
-// contiguous in memory. The barrier receives the bytes of the whole box. One thread calls it. `map` must be a
-// member of a
-// __grid_constant__ parameter.
+// contiguous in memory. The barrier receives the bytes of the whole box, even if all of it lies outside. One
+// thread calls it. `map` must be a member of a __grid_constant__ parameter.
 __device__ inline void copy_tensor_async(void* shared, const TensorMap& map, int x, int y, Barrier& barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
