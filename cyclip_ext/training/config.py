@@ -79,7 +79,7 @@ class LossConfig:
     mask_duplicates: bool = _option(
         False, "pairs with the same image or an equal caption are not each other's negatives"
     )
-    inmodal: bool = _option(
+    two_views: bool = _option(
         False, "also contrast two views of each image, and of each caption (CyCLIP's inmodal)"
     )
     exchange: Literal["auto", "gather", "ring", "replicate"] = _option(
@@ -261,7 +261,7 @@ class TrainConfig:
             text = ("Cy" if loss.in_modal and loss.cross_modal else one) + text
             text += f" + margin {loss.margin:g}" if loss.margin else ""
             text += f" + hinge {loss.hinge:g}" if loss.hinge else ""
-        text += " + views" if loss.inmodal else ""
+        text += " + views" if loss.two_views else ""
         text += ", duplicates masked" if loss.mask_duplicates else ""
         for tower in ("image", "text"):
             text += f", {tower} tower locked" if getattr(self.run, f"lock_{tower}") else ""

@@ -48,8 +48,8 @@ def make_loss(
 ) -> nn.Module:
     """Return the loss module, which is called as Objective describes.
 
-    pairs: of a whole batch; with `group`, of all ranks together. With `config.inmodal` the features
-    are those of two views each, all first views before all second ones: TwoViewLoss.
+    pairs: of a whole batch; with `group`, of all ranks together. With `config.two_views` there are
+    features of two views each, all first views before all second ones: TwoViewLoss.
     """
     exchange = config.exchange
     if exchange == "auto":
@@ -63,7 +63,7 @@ def make_loss(
     else:
         weights = config.in_modal, config.cross_modal, config.margin, config.hinge
         loss = CyCLIPLoss(*weights, statistics=statistics, **options)
-    if config.inmodal:
+    if config.two_views:
         views = SigLIPLoss(**options) if config.loss == "siglip" else CLIPLoss(**options)
         loss = TwoViewLoss(loss, views)
     return loss
@@ -108,7 +108,7 @@ class TwoViewLoss(nn.Module):
 def term_weights(config: LossConfig) -> dict[str, float]:
     """Return the weight of each term of the loss: weighted value / weight = raw value."""
     weights = {"contrastive_loss": 1.0}
-    if config.inmodal:
+    if config.two_views:
         weights = {"contrastive_loss": 0.5, "image_views_loss": 0.25, "text_views_loss": 0.25}
     if config.loss == "cyclip":
         weights |= {

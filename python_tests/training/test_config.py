@@ -31,18 +31,18 @@ def test_flags_reach_their_settings() -> None:
     config = parse(
         *("--train-data", "shards/{000..009}.tar", "--batch-size", "64", "--lr", "1e-3"),
         *("--in-modal", "0.5", "--loss", "clip", "--logit-scale-fixed", "100"),
-        *("--resume", "logs/x", "--name", "y", "--epochs", "3", "--inmodal", "--no-tensorboard"),
+        *("--resume", "logs/x", "--name", "y", "--epochs", "3", "--two-views", "--no-tensorboard"),
     )
     assert config.data.train_data == "shards/{000..009}.tar"
     assert (config.data.batch_size, config.optim.lr, config.loss.in_modal) == (64, 1e-3, 0.5)
     assert (config.loss.loss, config.optim.logit_scale_fixed) == ("clip", 100.0)
     assert (config.run.resume, config.run.name, config.run.epochs) == ("logs/x", "y", 3)
-    assert (config.loss.inmodal, config.run.tensorboard) == (True, False)
+    assert (config.loss.two_views, config.run.tensorboard) == (True, False)
 
 
 def test_setting_equal_to_its_default_counts_as_given() -> None:
     """A typed setting is compared with the checkpoint's, even if it equals the default."""
-    assert typed("--lr", "0.002", "--no-inmodal") == {"lr": 0.002, "inmodal": False}
+    assert typed("--lr", "0.002", "--no-two-views") == {"lr": 0.002, "two_views": False}
 
 
 def test_yaml_gives_settings_and_the_line_after_it_wins(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_impossible_settings_are_named(flag: str, value: str) -> None:
         (LossConfig(in_modal=0), "C-CyCLIP"),
         (LossConfig(margin=0.1), "CyCLIP + margin 0.1"),
         (LossConfig(in_modal=0, cross_modal=0, margin=0.1), "CLIP + margin 0.1"),
-        (LossConfig(loss="clip", inmodal=True), "CLIP + views"),
+        (LossConfig(loss="clip", two_views=True), "CLIP + views"),
     ],
 )
 def test_labels(loss: LossConfig, label: str) -> None:

@@ -88,7 +88,7 @@ def test_step_masks_pairs_with_a_caption_in_common(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["cyclip", "siglip"])
 def test_views_are_masked_within_the_towers_as_well(loss: Any) -> None:
-    config = replace(settings().loss, loss=loss, inmodal=True)
+    config = replace(settings().loss, loss=loss, two_views=True)
     generator = torch.Generator().manual_seed(0)
     x, x2, y, y2 = (torch.randn(6, 5, dtype=torch.float64, generator=generator) for _ in range(4))
     labels, scale, bias = torch.tensor([0, 1, 0, 3, 3, 5]), torch.tensor(7.0).double(), -1.0

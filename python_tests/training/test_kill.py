@@ -97,7 +97,7 @@ def test_options_meet_on_two_ranks(tmp_path: Path) -> None:
     words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "32", "--warmup", "2"]
     words += ["--logs-dir", str(tmp_path), "--precision", "fp32", "--name", "r"]
     words += ["--use-bn-sync", "--ema-decay", "0.9", "--grad-checkpointing"]
-    words += ["--logit-scale-fixed", "50", "--inmodal", "--accum-freq", "2", "--exchange", "ring"]
+    words += ["--logit-scale-fixed", "50", "--two-views", "--accum-freq", "2", "--exchange", "ring"]
     finish(start([*words, "--loss", "siglip", "--mask-duplicates"], ranks=2))
 
 

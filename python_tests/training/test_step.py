@@ -87,7 +87,7 @@ def test_nested_widths_train_in_parts(tmp_path: Path) -> None:
 
 
 def test_two_views_are_contrasted_within_the_towers() -> None:
-    config = LossConfig(loss="clip", inmodal=True)
+    config = LossConfig(loss="clip", two_views=True)
     generator = torch.Generator().manual_seed(0)
     x, x2, y, y2 = (torch.randn(9, 5, dtype=torch.float64, generator=generator) for _ in range(4))
     scale = torch.tensor(7.0, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_two_views_are_contrasted_within_the_towers() -> None:
 @pytest.mark.parametrize("loss", ["cyclip", "siglip"])
 def test_views_train(tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "create_model", create_tiny)
-    words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "64", "--inmodal"]
+    words = ["--train-data", "shapes", "--epochs", "1", "--batch-size", "64", "--two-views"]
     words += ["--loss", loss, "--logs-dir", str(tmp_path), "--name", "r", "--accum-freq", "2"]
     assert main(words) == 0
     record = MetricsLog(tmp_path / "r/metrics.jsonl").read("train")[0]
