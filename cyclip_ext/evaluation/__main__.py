@@ -367,7 +367,9 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
     if {"epochs", "seed"} <= run.keys():
         data = trained.settings.get("data", {}).get("train_data", "auto")
         data = "the default data" if data == "auto" else data
-        facts["training"] = f"{run['epochs']} epochs on {data}, seed {run['seed']}"
+        facts["training"] = (
+            f"{run['epochs']} epoch{'s' * (run['epochs'] > 1)} on {data}, seed {run['seed']}"
+        )
     return facts
 
 

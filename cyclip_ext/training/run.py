@@ -112,8 +112,9 @@ def _announce(trainer: Trainer) -> None:
         f"losses: {backend_line(trainer.device)}"
     )
     ranks.say(
-        f"  {config.run.epochs} epochs of {trainer.steps_per_epoch} steps of "
-        f"{trainer.global_batch} pairs{parts}; step {trainer.step} of {trainer.total_steps}"
+        f"  {config.run.epochs} epoch{'s' * (config.run.epochs > 1)} of "
+        f"{trainer.steps_per_epoch} steps of {trainer.global_batch} pairs{parts}; "
+        f"step {trainer.step} of {trainer.total_steps}"
     )
 
 

@@ -82,20 +82,7 @@ class Trainer:
             ranks,
         )
         self.feeder = Feeder(self.device)
-        self.loader = Loader(
-            data.train,
-            config.data.pairs_per_step,
-            created.image_size,
-            seed=config.run.seed,
-            augment=Augment() if data.splits is not None else None,
-            workers=config.data.workers,
-            rank=ranks.rank,
-            world_size=ranks.size,
-            views=2 if config.loss.two_views else 1,
-            tokenize=created.tokenizer,
-            hashes=config.loss.mask_duplicates,
-            pin_memory=self.device.type == "cuda",
-        )
+        self.loader = self._make_loader()
         evaluated = created.model if self.ema is None else self.ema.module
         encoder = Encoder(
             evaluated,  # type: ignore[arg-type]  # with the two towers that the protocol names
@@ -121,6 +108,23 @@ class Trainer:
         self.window = Window(self.objective.weights)
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.trackers: list[Tracker] = [self.log]
+
+    def _make_loader(self) -> Loader:
+        config = self.config
+        return Loader(
+            self.data.train,
+            config.data.pairs_per_step,
+            self.created.image_size,
+            seed=config.run.seed,
+            augment=Augment() if self.data.splits is not None else None,
+            workers=config.data.workers,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            views=2 if config.loss.two_views else 1,
+            tokenize=self.created.tokenizer,
+            hashes=config.loss.mask_duplicates,
+            pin_memory=self.device.type == "cuda",
+        )
 
     @property
     def global_batch(self) -> int:
