@@ -21,15 +21,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # models and tokenizers here are made, not d
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """Start two ranks of a gloo group, with the environment variables that torchrun sets."""
-    with World(2) as ranks, socket.socket() as probe:
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        ranks.results(_as_torchrun, probe.getsockname()[1])
-        yield ranks
-
-
-def _as_torchrun(rank: int, port: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        environment = {
+            **dict.fromkeys(("RANK", "LOCAL_RANK"), "{rank}"),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+        }
+        with World(2, environment) as ranks:
+            yield ranks
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -33,18 +34,27 @@ class Raised:
 
 
 class World:
-    """`size` ranks; `with` ends them."""
+    """`size` ranks; `with` ends them. If one hangs, the next call starts new ones.
 
-    def __init__(self, size: int) -> None:
+    `{rank}` in values of `environment` becomes the rank.
+    """
+
+    def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
         self.size = size
+        self.environment = environment or {}
+        self._connections: list[Connection] = []
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._start()
+
+    def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(size):
+        for rank in range(self.size):
             ours, theirs = context.Pipe()
-            arguments = rank, size, str(Path(self._folder.name) / "store"), theirs
+            environment = {k: v.format(rank=rank) for k, v in self.environment.items()}
+            store = str(Path(self._folder.name) / "store")
+            arguments = rank, self.size, store, environment, theirs
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -53,6 +63,8 @@ class World:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call `function(rank, *arguments)` on every rank; return its results, or Raised."""
+        if not self._connections:
+            self._start()
         for connection in self._connections:
             connection.send_bytes(pickle.dumps((function, arguments)))
         results = []
@@ -85,10 +97,15 @@ class World:
             process.join(5)
             if process.is_alive():
                 process.kill()
+        self._connections.clear()
+        self._processes.clear()
         self._folder.cleanup()
 
 
-def _serve(rank: int, size: int, store: str, connection: Connection) -> None:
+def _serve(
+    rank: int, size: int, store: str, environment: dict[str, str], connection: Connection
+) -> None:
+    os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

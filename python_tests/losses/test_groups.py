@@ -6,7 +6,9 @@ import copy
 import functools
 import io
 import itertools
+import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +318,22 @@ def test_package_works_without_torch_distributed(run_program: Callable[..., str]
         "else:\n"
         "    raise AssertionError\n"
     )
+
+
+def _variable(rank: int) -> str:
+    return os.environ["RANK_OF_TEST"]
+
+
+def _hang(rank: int) -> None:
+    time.sleep(2)
+
+
+def test_tests_after_a_hanging_rank_have_new_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank that hangs would fail every later test of a session."""
+    with World(1, {"RANK_OF_TEST": "{rank}"}) as ranks:
+        assert ranks.results(_variable) == ["0"]
+        with monkeypatch.context() as patch:
+            patch.setattr("losses.ranks.PATIENCE", 0.1)
+            with pytest.raises(TimeoutError, match="rank 0 of 1 hangs in _hang"):
+                ranks.results(_hang)
+        assert ranks.results(_variable) == ["0"]
