@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from .inputs import Batch, make_batch
 from .measure import gradients
 
 SHAPES = [(1, 1), (5, 7), (77, 72), (128, 64), (129, 513), (300, 48)]
-SCALES = [1.0, 14.3, 100.0]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BIAS = -5.0
 
@@ -41,6 +41,12 @@ class Differentiable:
     native: Callable[[Batch], Tensor]
     dense: Callable[[Batch], Tensor]
     applies: Callable[[int, int], bool] = lambda n, d: True
+    scales: tuple[float, ...] = (1.0, 14.3, 100.0)
+    case: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator}{self.case}"
 
 
 def _native_pairs(b: Batch) -> Tensor:
@@ -76,11 +82,46 @@ def _dense_cycle(b: Batch) -> Tensor:
     return 0.25 * reference.in_modal_loss(*features) + 0.5 * reference.cross_modal_loss(*features)
 
 
+def _labels(b: Batch) -> Tensor:
+    """Return labels that most pairs share with two others."""
+    return torch.arange(len(b.image_features), device=b.image_features.device) // 3
+
+
+def _native_labelled_pairs(b: Batch) -> Tensor:
+    features = b.image_features, b.text_features
+    return functional.contrastive_loss(
+        *features, b.logit_scale, labels=_labels(b), backend="native"
+    )
+
+
+def _dense_labelled_pairs(b: Batch) -> Tensor:
+    features = b.image_features, b.text_features
+    return reference.contrastive_loss(*features, b.logit_scale, labels=_labels(b))
+
+
+def _native_labelled_sigmoid(b: Batch) -> Tensor:
+    return functional.sigmoid_loss(
+        *b.leaves, labels=_labels(b), same_label="positive", backend="native"
+    )
+
+
+def _dense_labelled_sigmoid(b: Batch) -> Tensor:
+    return reference.sigmoid_loss(*b.leaves, labels=_labels(b), same_label="positive")
+
+
+_WITH_LABELS: dict[str, Any] = {"scales": (14.3,), "case": ", labels"}
+
 LOSSES = [
     Differentiable("pair_statistics", _native_pairs, _dense_pairs),
     Differentiable("sigmoid_rows", _native_sigmoid, _dense_sigmoid),
     Differentiable("cycle_grams", _native_cycle, _dense_cycle, lambda n, d: n >= 2 * d),
     Differentiable("cycle_direct", _native_cycle, _dense_cycle, lambda n, d: n < 2 * d),
+    Differentiable(
+        "pair_statistics", _native_labelled_pairs, _dense_labelled_pairs, **_WITH_LABELS
+    ),
+    Differentiable(
+        "sigmoid_rows", _native_labelled_sigmoid, _dense_labelled_sigmoid, **_WITH_LABELS
+    ),
 ]
 
 
@@ -93,7 +134,7 @@ def check(device: torch.device, shape: tuple[int, int]) -> Iterator[Finding]:
             yield max(
                 (
                     finding
-                    for scale in SCALES
+                    for scale in loss.scales
                     for finding in _check_loss(
                         loss, make_batch(*shape, scale, BIAS, dtype, device), f"s = {scale:g}"
                     )
@@ -134,7 +175,7 @@ def _check_loss(loss: Differentiable, batch: Batch, case: str) -> Iterator[Findi
         rounding = of_result + of_cosine * (1.0 if truth.dim() else pairs)
         bound = float(2 * (expected - truth).norm() + rounding)
         error = float((found - truth).norm())
-        yield Finding(loss.operator, dtype, error / bound, f"{name}, {case}: error {error:.2e}")
+        yield Finding(loss.name, dtype, error / bound, f"{name}, {case}: error {error:.2e}")
 
 
 def _flat(loss: Callable[[Batch], Tensor], batch: Batch) -> list[Tensor]:

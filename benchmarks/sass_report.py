@@ -69,7 +69,7 @@ INSTRUCTIONS = {  # column: opcodes
     "local": r"LDL|STL",
 }
 
-HOPPER_ENTRIES = 128  # of a thread, of a tile of 128 x 128 in one warpgroup
+HOPPER_ENTRIES = 128  # of a thread, of a tile of 128 x 128 or 64 x 256 in one warpgroup
 HOPPER_INSTRUCTIONS = {"wgmma": r"HGMMA", "bulk copies": r"UTMALDG"}
 
 PAGE = """# The CUDA kernels as compiled

@@ -67,25 +67,25 @@ void wgmma_fence(float (&sums)[kRows][kCols], emulation::Where where = emulation
   emulation::units().fence_registers(sums[0], kRows, kCols, where);
 }
 
-template <emulation::Format kFormat, bool kLeftTransposed, bool kRightTransposed>
-void wgmma_m64n128k16(float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right, bool accumulates,
-                      emulation::Where where = emulation::Where::here()) {
+template <emulation::Format kFormat, bool kLeftTransposed, bool kRightTransposed, int kCount>
+void wgmma_m64k16(float (&upper)[kCount], float (&lower)[kCount], uint64_t left, uint64_t right, bool accumulates,
+                  emulation::Where where = emulation::Where::here()) {
   emulation::units().multiply(
-      {upper, lower, 128, kFormat, left, right, kLeftTransposed, kRightTransposed, accumulates}, where);
+      {upper, lower, 4 * kCount, kFormat, left, right, kLeftTransposed, kRightTransposed, accumulates}, where);
 }
 
-template <bool kLeftTransposed, bool kRightTransposed>
-void wgmma_bf16(float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right, bool accumulates,
+template <bool kLeftTransposed, bool kRightTransposed, int kCount>
+void wgmma_bf16(float (&upper)[kCount], float (&lower)[kCount], uint64_t left, uint64_t right, bool accumulates,
                 emulation::Where where = emulation::Where::here()) {
-  wgmma_m64n128k16<emulation::Format::kBf16, kLeftTransposed, kRightTransposed>(upper, lower, left, right,
-                                                                                accumulates, where);
+  wgmma_m64k16<emulation::Format::kBf16, kLeftTransposed, kRightTransposed>(upper, lower, left, right, accumulates,
+                                                                            where);
 }
 
 template <bool kLeftTransposed, bool kRightTransposed>
 void wgmma_f16(float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right, bool accumulates,
                emulation::Where where = emulation::Where::here()) {
-  wgmma_m64n128k16<emulation::Format::kF16, kLeftTransposed, kRightTransposed>(upper, lower, left, right,
-                                                                               accumulates, where);
+  wgmma_m64k16<emulation::Format::kF16, kLeftTransposed, kRightTransposed>(upper, lower, left, right, accumulates,
+                                                                           where);
 }
 
 inline void wgmma_commit() { emulation::units().commit(); }

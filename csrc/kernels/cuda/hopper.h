@@ -1,5 +1,5 @@
-// Launchers of the kernels for compute capability 9.0a (hopper_*.cu). They use 16-bit features and tiles of 128 x
-// 128 entries; hopper_engine.cuh describes the engine.
+// Launchers of the kernels for compute capability 9.0a (hopper_*.cu). They use 16-bit features;
+// hopper_engine.cuh describes the engine and its tiles.
 
 #pragma once
 

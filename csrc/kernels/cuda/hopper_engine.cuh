@@ -1,10 +1,13 @@
 // The tile engine of compute capability 9.0a. A block has one producer, which copies operands into a ring of
-// stages, and two consumers, warpgroups that each own a whole tile of 128 x 128 entries and take turns: while one
-// multiplies, the epilogue of the other runs.
+// stages, and two consumers, warpgroups that each own a whole tile. The pairs of tiles that a block processes are
+// the same for the producer and both consumers; the consumers' tiles lie one below the other.
 //
-// The pairs of tiles that a block processes are the same for the producer and both consumers; the consumers' tiles
-// lie one below the other. All tiles of a pair have the same number of steps, so each role knows where its next
-// stage is in the ring.
+// Consumers of a HopperTile (128 x 128 entries) take turns: while one multiplies, the epilogue of the other runs.
+// All tiles of a pair have the same number of steps, so each role knows where its next stage is in the ring.
+//
+// Consumers of a SharedHopperTile (64 x 256 entries) multiply the same stages at the same time, which takes fewer
+// copies and fewer reads of shared memory per product. No products run during their epilogues, so this is for deep
+// products.
 
 #pragma once
 
@@ -28,6 +31,16 @@ struct HopperTile {
   static constexpr int kThreadRows = 4, kThreadCols = 32;
   // The accumulators of two products of 64 x 128 entries.
   using Fragment = float[kThreadRows][kThreadCols];
+  static constexpr bool kTakesTurns = true;
+};
+
+template <typename Math, Layout kLeft = Layout::kAlongDepth, Layout kRight = Layout::kAlongDepth>
+struct SharedHopperTile : HopperTile<Math, kLeft, kRight> {
+  static constexpr int kRows = 64, kCols = 256;
+  static constexpr int kStages = 4;
+  static constexpr int kThreadRows = 2, kThreadCols = 64;
+  using Fragment = float[kThreadRows][kThreadCols];
+  static constexpr bool kTakesTurns = false;
 };
 
 // The pairs of tiles of both consumers, as one tile.
@@ -55,26 +68,29 @@ struct Place<HopperTile<Math, kLeft, kRight>> {
   __device__ static constexpr int row_step(int a) { return 64 * (a / 2) + 8 * (a % 2); }
   __device__ static constexpr int col_step(int b) { return 8 * (b / 2) + b % 2; }
 };
+template <typename Math, Layout kLeft, Layout kRight>
+struct Place<SharedHopperTile<Math, kLeft, kRight>> : Place<HopperTile<Math, kLeft, kRight>> {};
 
 // ---------------------------------------------------------------- operands in shared memory
 
-// One stage of one operand, 128 lines by 64 in depth, in the layouts of wgmma with a swizzle of 128 bytes (PTX
-// ISA, "Shared Memory Matrix Layout"): along the depth, rows of 128 bytes, one for each line; across it, two
-// blocks of 64 lines with one row for each depth.
-template <Layout kLayout>
+// One stage of one operand, 64 in depth, in the layouts of wgmma with a swizzle of 128 bytes (PTX ISA, "Shared
+// Memory Matrix Layout"): along the depth, rows of 128 bytes, one for each line; across it, blocks of 64 lines
+// with one row for each depth.
+template <Layout kLayout, int kLines_>
 struct HopperOperand {
-  static constexpr int kLines = 128, kStep = 64, kBlockLines = 64, kBlockBytes = kBlockLines * kStep * 2;
+  static constexpr int kLines = kLines_, kStep = 64, kBlockLines = 64, kBlockBytes = kBlockLines * kStep * 2;
   static constexpr bool kAlong = kLayout == Layout::kAlongDepth;
 
-  alignas(1024) unsigned char bytes[2 * kBlockBytes];
+  alignas(1024) unsigned char bytes[kLines / kBlockLines * kBlockBytes];
 
   // Lines and depths outside of the tensor become zero. Across the depth, that may be the whole second box.
   __device__ void copy(const TensorMap& map, int line, int depth, Barrier& full) {
     if constexpr (kAlong) {
       copy_tensor_async(bytes, map, depth, line, full);
     } else {
-      copy_tensor_async(bytes, map, line, depth, full);
-      copy_tensor_async(bytes + kBlockBytes, map, line + kBlockLines, depth, full);
+      CYCLIP_UNROLL
+      for (int block = 0; block < kLines / kBlockLines; ++block)
+        copy_tensor_async(bytes + block * kBlockBytes, map, line + block * kBlockLines, depth, full);
     }
   }
 
@@ -90,10 +106,15 @@ struct HopperOperand {
 };
 
 template <typename Tile>
+using LeftOperand = HopperOperand<Tile::kLeft, Tile::kTakesTurns ? Tile::kRows : HopperPair<Tile>::kRows>;
+template <typename Tile>
+using RightOperand = HopperOperand<Tile::kRight, Tile::kCols>;
+
+template <typename Tile>
 struct HopperStorage {
   struct Stage {
-    HopperOperand<Tile::kLeft> left;
-    HopperOperand<Tile::kRight> right;
+    LeftOperand<Tile> left;
+    RightOperand<Tile> right;
   };
   Stage stages[Tile::kStages];
   Barrier full[Tile::kStages], empty[Tile::kStages];
@@ -135,7 +156,7 @@ __device__ inline int begin_hopper_roles(HopperStorage<Tile>& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::kStages; ++i) {
       barrier_init(shared.full[i], 1, "full", i);
-      barrier_init(shared.empty[i], Tile::kWarps, "empty", i);
+      barrier_init(shared.empty[i], (Tile::kTakesTurns ? 1 : Tile::kConsumers) * Tile::kWarps, "empty", i);
     }
     barrier_init_fence();
   }
@@ -159,6 +180,7 @@ class HopperProducer {
   // read the first one again, and the consumer does not use it.
   __device__ void copy_pair(int row, int64_t rows, int col, int depth, int steps) {
     if (!is_active_) return;
+    if constexpr (!Tile::kTakesTurns) return copy(row, col, depth, steps);
     CYCLIP_NO_UNROLL
     for (int consumer = 0; consumer < Tile::kConsumers; ++consumer) {
       copy(row, col, depth, steps);
@@ -185,8 +207,8 @@ class HopperProducer {
   bool is_active_;
 };
 
-template <bool kLeftAcross, bool kRightAcross>
-__device__ inline void wgmma(Bf16, float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right,
+template <bool kLeftAcross, bool kRightAcross, int kCols>
+__device__ inline void wgmma(Bf16, float (&upper)[kCols], float (&lower)[kCols], uint64_t left, uint64_t right,
                              bool accumulates) {
   wgmma_bf16<kLeftAcross, kRightAcross>(upper, lower, left, right, accumulates);
 }
@@ -203,15 +225,15 @@ class HopperConsumer {
   __device__ HopperConsumer(HopperStorage<Tile>& shared, int number) : shared_(shared), number_(number) {
     request_registers<kConsumerRegisters>();
     // The first turn is that of consumer 0.
-    if (number_ == 1) named_barrier_arrive(kTurnBarrier, kBothConsumers);
+    if (Tile::kTakesTurns && number_ == 1) named_barrier_arrive(kTurnBarrier, kBothConsumers);
   }
 
-  // sums = left right'. The tiles of one consumer are `steps` stages apart in the ring.
+  // sums = left right'. If consumers take turns, the tiles of each are `steps` stages apart in the ring.
   __device__ void multiply(typename Tile::Fragment& sums, int steps) {
-    if (number_ == 1) ring_.skip(steps);
+    if (Tile::kTakesTurns && number_ == 1) ring_.skip(steps);
     undefine(sums);
     wgmma_fence(sums);
-    named_barrier(kTurnBarrier + number_, kBothConsumers);
+    if constexpr (Tile::kTakesTurns) named_barrier(kTurnBarrier + number_, kBothConsumers);
     // Not in the loop, so that the compiler sees the accumulators as empty before it.
     multiply_stage<false>(sums);
     CYCLIP_NO_UNROLL
@@ -222,12 +244,12 @@ class HopperConsumer {
       wgmma_wait<1>();  // for the previous stage
       release(previous);
     }
-    named_barrier_arrive(kTurnBarrier + 1 - number_, kBothConsumers);
+    if constexpr (Tile::kTakesTurns) named_barrier_arrive(kTurnBarrier + 1 - number_, kBothConsumers);
     wgmma_wait<0>();
     keep_in_registers(sums);
     release(ring_.stage);
     ring_.next();
-    if (number_ == 0) ring_.skip(steps);
+    if (Tile::kTakesTurns && number_ == 0) ring_.skip(steps);
   }
 
   // A barrier of this consumer's threads.
@@ -242,16 +264,19 @@ class HopperConsumer {
   // Starts the products of the current stage once its copies have arrived.
   template <bool kAccumulates>
   __device__ void multiply_stage(typename Tile::Fragment& sums) {
-    using Left = HopperOperand<Tile::kLeft>;
-    using Right = HopperOperand<Tile::kRight>;
+    using Left = LeftOperand<Tile>;
+    using Right = RightOperand<Tile>;
+    constexpr int kBlocks = Tile::kRows / Left::kBlockLines;
     const auto& stage = shared_.stages[ring_.stage];
     barrier_wait(shared_.full[ring_.stage], ring_.phase);
     wgmma_fence();
-    const uint64_t left = stage.left.descriptor(), right = stage.right.descriptor();
+    const int first_block = Tile::kTakesTurns ? 0 : number_ * kBlocks;
+    const uint64_t left = stage.left.descriptor() + first_block * Left::next_block(),
+                   right = stage.right.descriptor();
     CYCLIP_UNROLL
     for (int k = 0; k < Tile::kStep / Tile::Math::kDepth; ++k) {
       CYCLIP_UNROLL
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kBlocks; ++i) {
         wgmma<!Left::kAlong, !Right::kAlong>(typename Tile::Math{}, sums[2 * i], sums[2 * i + 1],
                                              left + k * Left::next_depth() + i * Left::next_block(),
                                              right + k * Right::next_depth(), kAccumulates || k > 0);
@@ -277,15 +302,13 @@ constexpr CUtensorMapDataType tensor_map_type() {
   return std::is_same_v<Element, f16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
-template <typename Element>
-Error make_tensor_map(TensorMap* map, const Operand<Element>& operand, Layout layout) {
-  using Stage = HopperOperand<Layout::kAcrossDepth>;
-  const bool along = layout == Layout::kAlongDepth;
+template <typename Stage, typename Element>
+Error make_tensor_map(TensorMap* map, const Operand<Element>& operand) {
+  constexpr bool along = Stage::kAlong;
   const auto lines = static_cast<uint64_t>(operand.lines), depth = static_cast<uint64_t>(operand.depth);
   const uint64_t extents[] = {along ? depth : lines, along ? lines : depth};
   const uint64_t strides[] = {static_cast<uint64_t>(operand.pitch) * sizeof(Element)};
-  const uint32_t box[] = {Stage::kStep, static_cast<uint32_t>(along ? Stage::kLines : Stage::kStep)},
-                 ones[] = {1, 1};
+  const uint32_t box[] = {Stage::kStep, along ? Stage::kLines : Stage::kStep}, ones[] = {1, 1};
   static const EncodeTensorMap encode = find_encode_tensor_map();
   const bool is_encoded =
       encode != nullptr &&
@@ -298,8 +321,8 @@ Error make_tensor_map(TensorMap* map, const Operand<Element>& operand, Layout la
 template <typename Tile>
 Error make_tensor_maps(HopperMaps* maps, const Operand<typename Tile::Element>& left,
                        const Operand<typename Tile::Element>& right) {
-  CYCLIP_TRY(make_tensor_map(&maps->left, left, Tile::kLeft));
-  return make_tensor_map(&maps->right, right, Tile::kRight);
+  CYCLIP_TRY(make_tensor_map<LeftOperand<Tile>>(&maps->left, left));
+  return make_tensor_map<RightOperand<Tile>>(&maps->right, right);
 }
 
 inline dim3 hopper_blocks(int64_t work, const Context& context) {

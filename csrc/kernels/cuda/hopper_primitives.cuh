@@ -113,42 +113,71 @@ __device__ inline void wgmma_fence(float (&sums)[kRows][kCols]) {
 }
 
 #define CYCLIP_PAIR(i) "+f"(upper[i]), "+f"(upper[i + 1]), "+f"(lower[i]), "+f"(lower[i + 1])
-#define CYCLIP_WGMMA(type)                                                                                        \
+#define CYCLIP_PAIRS(i) CYCLIP_PAIR(i), CYCLIP_PAIR(i + 2), CYCLIP_PAIR(i + 4), CYCLIP_PAIR(i + 6)
+#define CYCLIP_WGMMA_OPERANDS                                                                        \
+  "l"(left), "l"(right), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kLeftTransposed)), \
+      "n"(static_cast<int>(kRightTransposed))
+#define CYCLIP_WGMMA_N128(type)                                                                         \
+  asm volatile(                                                                                         \
+      "{\n"                                                                                             \
+      ".reg .pred p;\n"                                                                                 \
+      "setp.ne.b32 p, %66, 0;\n"                                                                        \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                      \
+      " {"                                                                                              \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, " \
+      "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, " \
+      "%59, %60, %61, %62, %63}, "                                                                      \
+      "%64, %65, p, 1, 1, %67, %68;\n"                                                                  \
+      "}"                                                                                               \
+      : CYCLIP_PAIRS(0), CYCLIP_PAIRS(8), CYCLIP_PAIRS(16), CYCLIP_PAIRS(24)                            \
+      : CYCLIP_WGMMA_OPERANDS)
+#define CYCLIP_WGMMA_N256(type)                                                                                   \
   asm volatile(                                                                                                   \
       "{\n"                                                                                                       \
       ".reg .pred p;\n"                                                                                           \
-      "setp.ne.b32 p, %66, 0;\n"                                                                                  \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "    \
-      "%22, "                                                                                                     \
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "     \
-      "%64, "                                                                                                     \
-      "%65, p, 1, 1, %67, %68;\n"                                                                                 \
+      "setp.ne.b32 p, %130, 0;\n"                                                                                 \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                                                \
+      " {"                                                                                                        \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "           \
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "           \
+      "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "           \
+      "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, "           \
+      "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, "           \
+      "%97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "             \
+      "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "               \
+      "%128, %129, p, 1, 1, %131, %132;\n"                                                                        \
       "}"                                                                                                         \
-      : CYCLIP_PAIR(0), CYCLIP_PAIR(2), CYCLIP_PAIR(4), CYCLIP_PAIR(6), CYCLIP_PAIR(8), CYCLIP_PAIR(10),          \
-        CYCLIP_PAIR(12), CYCLIP_PAIR(14), CYCLIP_PAIR(16), CYCLIP_PAIR(18), CYCLIP_PAIR(20), CYCLIP_PAIR(22),     \
-        CYCLIP_PAIR(24), CYCLIP_PAIR(26), CYCLIP_PAIR(28), CYCLIP_PAIR(30)                                        \
-      : "l"(left), "l"(right), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kLeftTransposed)),        \
-        "n"(static_cast<int>(kRightTransposed)))
+      : CYCLIP_PAIRS(0), CYCLIP_PAIRS(8), CYCLIP_PAIRS(16), CYCLIP_PAIRS(24), CYCLIP_PAIRS(32), CYCLIP_PAIRS(40), \
+        CYCLIP_PAIRS(48), CYCLIP_PAIRS(56)                                                                        \
+      : CYCLIP_WGMMA_OPERANDS)
 
-// A product of 64 lines by 128 lines of depth 16, by a warpgroup: rows of `upper` are g + 16 w, those of `lower` 8
-// more, where w is the warp of the warpgroup and g and t as in mma_bf16; columns are 2 t, 2 t + 1, 2 t + 8, ...
-// Without `accumulates` the sums begin with zero. Operands are in shared memory: a descriptor of lines along the
-// depth, or, if it is transposed, across it.
+// A product of 64 lines by 128 or 256 lines of depth 16, by a warpgroup: rows of `upper` are g + 16 w, those of
+// `lower` 8 more, where w is the warp of the warpgroup and g and t as in mma_bf16; columns are 2 t, 2 t + 1, 2 t +
+// 8, ... Without `accumulates` the sums begin with zero. Operands are in shared memory: a descriptor of lines
+// along the depth, or, if it is transposed, across it.
 template <bool kLeftTransposed, bool kRightTransposed>
 __device__ inline void wgmma_bf16(float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right,
                                   bool accumulates) {
-  CYCLIP_WGMMA("bf16");
+  CYCLIP_WGMMA_N128("bf16");
+}
+
+template <bool kLeftTransposed, bool kRightTransposed>
+__device__ inline void wgmma_bf16(float (&upper)[64], float (&lower)[64], uint64_t left, uint64_t right,
+                                  bool accumulates) {
+  CYCLIP_WGMMA_N256("bf16");
 }
 
 template <bool kLeftTransposed, bool kRightTransposed>
 __device__ inline void wgmma_f16(float (&upper)[32], float (&lower)[32], uint64_t left, uint64_t right,
                                  bool accumulates) {
-  CYCLIP_WGMMA("f16");
+  CYCLIP_WGMMA_N128("f16");
 }
 
-#undef CYCLIP_WGMMA
+#undef CYCLIP_WGMMA_N256
+#undef CYCLIP_WGMMA_N128
+#undef CYCLIP_WGMMA_OPERANDS
+#undef CYCLIP_PAIRS
 #undef CYCLIP_PAIR
 
 // Closes a group of this warp's wgmmas.

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 template <Layout kLeft, Layout kRight>
 Error launch_hopper_product(const Product<Bf16>& product, const Context& context) {
-  using Tile = HopperTile<Bf16, kLeft, kRight>;
+  using Tile = SharedHopperTile<Bf16, kLeft, kRight>;
   const int64_t rows = product.left.lines, cols = product.right.lines, depth = product.left.depth;
   const int64_t down = ceil_div(rows, HopperPair<Tile>::kRows), across = ceil_div(cols, Tile::kCols);
   Arguments arguments = {{},
