@@ -153,7 +153,7 @@ def _badness(finding: Finding) -> float:
 def _check_loss(loss: Differentiable, batch: Batch, case: str) -> Iterator[Finding]:
     """Yield errors relative to their bound: twice the error of dense PyTorch in float32 or float64.
 
-    Dense code in 16 bits is no measure: its sums overflow in float16, and the operators add up in
+    Dense 16-bit code is not a yardstick: its sums overflow in float16, and the operators add up in
     float32. The bound includes one more rounding, of the result in its dtype and of each cosine,
     times the scale, because dense code can be exact by chance on shapes as small as these. The
     roundings of the cosines add up over the pairs whose logits count.

@@ -209,7 +209,7 @@ def _places(folder: Path, name: str) -> list[Path]:
 
 
 def _writable(place: Path) -> bool:
-    """Return whether a file can be written; on network file systems permissions do not tell."""
+    """Return whether a file can be written; on network file systems, permissions do not show it."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent):

@@ -219,7 +219,7 @@ class InMemoryDataset(ImageDataset):
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """A training set with the evaluation sets that belong to it.
+    """A training dataset with the evaluation datasets that belong to it.
 
     evaluation holds, for every built-in dataset:
         in_domain            training domains, trained classes, images withheld from training

@@ -172,7 +172,7 @@ class _Samples:
       there are full stops in its key.
     - Members whose suffixes repeat in the same order (.jpg .txt .jpg .txt) are several samples of
       one key. If they repeat in another order, it is not known which belong together.
-    - An image and a caption of one key that do not follow each other are a sample, too.
+    - An image and a caption of one key that do not follow each other are a sample as well.
     """
 
     def __init__(self, part: _Part, descriptor: int) -> None:

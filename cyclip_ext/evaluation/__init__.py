@@ -7,7 +7,7 @@
 | `encode` | a dataset and an encoder become Embeddings |
 | `embeddings`, `npz` | `Embeddings`, the arrays that every task takes; their .npz file |
 | `tasks/` | one file per task: metrics, plot, explanation; how to add one |
-| `builtin` | the evaluation sets of "emoji" and the other built-in datasets |
+| `builtin` | the evaluation datasets of "emoji" and the other built-in ones |
 | `report`, `tables` | results.json, report.md, report.html; numbers and tables as text |
 | `options`, `__main__` | the command line: its options, its commands |
 

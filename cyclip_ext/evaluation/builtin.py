@@ -1,4 +1,4 @@
-"""Built-in datasets such as "emoji": their evaluation sets as embeddings, and their tasks."""
+"""Built-in datasets such as "emoji": their parts as embeddings, and their tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tasks import SHORT, TASKS, Baselines, TaskResult, in_order, run_tasks, shi
 BASE, MAIN = "in_domain", "shifted"
 SHIFTED = ("validation", MAIN)  # their domains are compared with the base
 
-MEANING = {  # of the names of evaluation sets, for a reader
+MEANING = {  # of the names of the parts, for a reader
     "in_domain": "trained classes in trained styles, images withheld from training",
     "validation": "trained classes in the style on which settings are chosen",
     "shifted": "trained classes in styles never trained on",
@@ -28,7 +28,7 @@ MEANING = {  # of the names of evaluation sets, for a reader
 def encode_splits(
     splits: DatasetSplits, encoder: Encoder, templates: tuple[str, ...] | None = None
 ) -> tuple[Embeddings | None, dict[str, Embeddings]]:
-    """Embed the training images, if they have labels, and every evaluation set.
+    """Embed the training images, if they have labels, and every evaluation dataset.
 
     Returns both; the full names of the datasets are "emoji/train" and so on.
     """
@@ -58,7 +58,7 @@ def evaluate_splits(
     seed: int = 0,
     details: bool = True,
 ) -> list[TaskResult]:
-    """Run tasks on the evaluation sets of a built-in dataset, as `encode_splits` returns them.
+    """Run tasks on the evaluation datasets of a built-in dataset, as `encode_splits` returns them.
 
     Every set goes through the tasks of SHORT. The set "shifted" goes through all tasks, and has
     tables and plots, unless `details` is false. Distribution shift compares "in_domain" with the

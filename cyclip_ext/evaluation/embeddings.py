@@ -53,7 +53,7 @@ class Embeddings:
     domains: Tensor | None = None  # int [N], the style or origin of each image
     domain_names: tuple[str, ...] = ()
     levels: Mapping[str, Superclasses] = field(default_factory=dict)  # by name of the level
-    quadruple_tags: tuple[str, ...] | None = None  # [N / 2]; "" is no tag
+    quadruple_tags: tuple[str, ...] | None = None  # [N / 2]; "" for none
     logit_scale: float | None = None  # factor of the logits (100, not its logarithm)
     skipped: SkipReport = field(default_factory=SkipReport)  # records without a row
     total: int | None = None  # records, skipped ones included; default: the sum of both
@@ -128,7 +128,7 @@ class Embeddings:
         return self.image_features, self.text_features, own, self.text_owners
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return images and texts row by row [n, d], and int64 [n] labels: equal is no negative.
+        """Return images and texts row by row [n, d], and int64 [n] labels: not negatives if equal.
 
         With classes the text is the prompt of the image's class, else its first caption; images
         without a caption have no row. None if there are fewer than two different labels.

@@ -236,5 +236,5 @@ def profiler(steps: int | None, path: Path) -> AbstractContextManager[profile | 
 
 def _scalars(kind: str, values: Mapping[str, Any]) -> Values:
     """Return numbers under the names kind/name, or kind/dataset/name for an evaluation."""
-    group = f"{kind}/{values['set']}" if "set" in values else kind
+    group = f"{kind}/{values['dataset']}" if "dataset" in values else kind
     return {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}

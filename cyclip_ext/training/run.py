@@ -125,7 +125,7 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     results = trainer.assessor.evaluate(data)
     evaluated = time.perf_counter() - start
     for name, metrics in results.items():
-        trainer.track("evaluation", set=name, **metrics)
+        trainer.track("evaluation", dataset=name, **metrics)
     records = trainer.log.read("train")
     speed, data_wait = (
         median_high([record[name] for record in records] or [0.0])

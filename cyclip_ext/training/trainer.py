@@ -337,7 +337,7 @@ class Trainer:
         self._settle()
         if self.ranks.is_main:
             for name, metrics in self.assessor.evaluate(self.data).items():
-                self.track("evaluation", set=name, **metrics)
+                self.track("evaluation", dataset=name, **metrics)
         self.ranks.wait()
 
     def state(self) -> State:

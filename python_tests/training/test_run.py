@@ -275,7 +275,7 @@ def test_evaluation_during_training_changes_nothing_and_is_logged_once(tmp_path:
 
     def logged() -> list[tuple[int, str]]:
         records = MetricsLog(tmp_path / "evaluated" / "metrics.jsonl").read("evaluation")
-        return [(record["step"], record["set"]) for record in records]
+        return [(record["step"], record["dataset"]) for record in records]
 
     expected = [(step, name) for step in (steps, 2 * steps) for name in result["metrics"]]
     assert logged() == expected
