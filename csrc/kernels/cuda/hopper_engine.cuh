@@ -176,13 +176,13 @@ class HopperProducer {
     prefetch_tensor_map(maps.right);
   }
 
-  // Both consumers' tiles, of which the second begins at row + 128. If that lies outside of the matrix, the copies
-  // read the first one again, and the consumer does not use it.
+  // Both consumers' tiles. If they take turns, the second one begins at row + 128. If that lies outside of the
+  // matrix, the copies read the first one again, and the consumer does not use it.
   __device__ void copy_pair(int row, int64_t rows, int col, int depth, int steps) {
     if (!is_active_) return;
-    if constexpr (!Tile::kTakesTurns) return copy(row, col, depth, steps);
+    constexpr int kTimes = Tile::kTakesTurns ? Tile::kConsumers : 1;
     CYCLIP_NO_UNROLL
-    for (int consumer = 0; consumer < Tile::kConsumers; ++consumer) {
+    for (int i = 0; i < kTimes; ++i) {
       copy(row, col, depth, steps);
       if (row + Tile::kRows < rows) row += Tile::kRows;
     }
@@ -308,7 +308,8 @@ Error make_tensor_map(TensorMap* map, const Operand<Element>& operand) {
   const auto lines = static_cast<uint64_t>(operand.lines), depth = static_cast<uint64_t>(operand.depth);
   const uint64_t extents[] = {along ? depth : lines, along ? lines : depth};
   const uint64_t strides[] = {static_cast<uint64_t>(operand.pitch) * sizeof(Element)};
-  const uint32_t box[] = {Stage::kStep, along ? Stage::kLines : Stage::kStep}, ones[] = {1, 1};
+  const uint32_t box[] = {Stage::kStep, static_cast<uint32_t>(along ? Stage::kLines : Stage::kStep)},
+                 ones[] = {1, 1};
   static const EncodeTensorMap encode = find_encode_tensor_map();
   const bool is_encoded =
       encode != nullptr &&
