@@ -119,7 +119,7 @@ def test_two_studies_on_one_folder_train_once(tmp_path: Path) -> None:
     found.append(complete(study, tmp_path, jobs=1))
     other.join()
     assert found[0] == found[1] is not None
-    assert (tmp_path / "a" / "output.txt").read_text().count("epochs of") == 1
+    assert (tmp_path / "a" / "output.txt").read_text().count("epoch of") == 1
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
