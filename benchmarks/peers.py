@@ -27,6 +27,8 @@ RECOMPUTE = "cyclip_ext, recompute"
 OURS_BF16 = "cyclip_ext, bf16 products"
 OURS_BF16_FEATURES = "cyclip_ext, bf16 features"
 COMPILED = "torch.compile"
+# In names of peers that compute another function than the rest of their family.
+OTHER_FUNCTION = r", labels, |, image tower locked$"
 
 # N beyond which a CPU would take too long.
 LARGEST_BASELINE = 8192

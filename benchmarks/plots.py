@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from .peers import OURS, OURS_BF16, OURS_BF16_FEATURES, RECOMPUTE
+from .peers import OTHER_FUNCTION, OURS, OURS_BF16, OURS_BF16_FEATURES, RECOMPUTE
 from .results import Results, exponent
 
 FITTED_FROM = 1024  # below it, the overhead of calls dominates
 COLORS = {OURS: "C3", RECOMPUTE: "C1", OURS_BF16: "C4", OURS_BF16_FEATURES: "C6"}
+# Peers in the tables alone: other functions, and losses without normalization or of rows only.
+UNDRAWN = rf"{OTHER_FUNCTION}|, unit rows$|^sentence_transformers"
 OTHER_COLORS = ("black", "C0", "C2", "C5", "C7", "C8", "C9")
 
 
@@ -61,7 +64,7 @@ def _draw(results: Results, panels: list[Panel], path: Path) -> None:
         others = cycle(OTHER_COLORS)
         for peer in results.peers(panel.measure, panel.family):
             curve = results.curve(panel.measure, panel.family, peer, panel.column)
-            if not curve:
+            if not curve or re.search(UNDRAWN, peer):
                 continue
             fitted = exponent([point for point in curve if point[0] >= FITTED_FROM])
             power = "" if fitted is None else f"  N^{fitted:.2f}"
