@@ -22,7 +22,9 @@ settings.register_profile(
 settings.load_profile("reproducible")
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # pytest -n
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the programs that tests start
 
 
 def pytest_report_header(config: pytest.Config) -> str:
