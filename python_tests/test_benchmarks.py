@@ -111,7 +111,7 @@ def test_stage_same_compares_in_the_precision_of_its_line(
 def test_stage_right_finds_errors_of_one_percent(
     dtype: torch.dtype, benchmark: Callable[[str], ModuleType]
 ) -> None:
-    """Dense code in 16 bits is no measure: in float16, the sum of these losses overflows."""
+    """Dense code in 16 bits cannot be the measure: the sum of these losses overflows in float16."""
     correctness, inputs = benchmark("correctness"), benchmark("inputs")
     batch = inputs.make_batch(300, 48, 100.0, correctness.BIAS, dtype, torch.device("cpu"))
     right = correctness.LOSSES[1]

@@ -20,8 +20,8 @@ bool uses_hopper(const Operand<Element>& left, const Operand<Element>& right, co
          parts * ceil_div(left.lines, 128) * ceil_div(right.lines, 128) >= context.large_tiles;
 }
 
-// Pairs of equal labels do not count, or, with SameLabels, may be further positives, which are no hardest
-// negatives.
+// Pairs of equal labels do not count. With SameLabels they may be further positives instead, which are excluded
+// from the hardest negatives only.
 template <bool kHardest, typename Math, typename MaybeLabels>
 Error launch_hopper_pair_statistics(const PairStatisticsForward& args, const MaybeLabels& labels,
                                     const Tower<Math>& image, const Tower<Math>& text, const Context& context);
