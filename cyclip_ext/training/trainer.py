@@ -115,6 +115,12 @@ class Trainer:
 
     def _make_loader(self) -> Loader:
         config = self.config
+        if self.global_batch > len(self.data.train):
+            raise ValueError(
+                f"a step takes {self.global_batch:,} pairs (--batch-size times --accum-freq times "
+                f"the number of processes), but {self.data.train.name} has "
+                f"{len(self.data.train):,} training pairs; lower one of the three"
+            )
         return Loader(
             self.data.train,
             config.data.pairs_per_step,
