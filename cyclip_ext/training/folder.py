@@ -37,6 +37,7 @@ ENTRIES: dict[str, type | tuple[type, ...]] = {
     "validation_due": bool,
     "fingerprints": dict,
     "skipped": dict,
+    "shortened": int,
     "skipped_steps": int,
     "seconds": float,
 }
@@ -193,7 +194,9 @@ def _require_entries(state: State, where: str) -> None:
 def _impossible(state: State) -> list[str]:
     """Return the entries with impossible values."""
     wrong = [
-        name for name in ("epoch", "step_in_epoch", "step", "skipped_steps") if state[name] < 0
+        name
+        for name in ("epoch", "step_in_epoch", "step", "shortened", "skipped_steps")
+        if state[name] < 0
     ]
     if state["step_in_epoch"] > state["step"]:
         wrong.append("step_in_epoch")
