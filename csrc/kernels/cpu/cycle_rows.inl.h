@@ -1,39 +1,7 @@
 // The row-wise kernels of cycle_rows.h: the arithmetic is in double, and results are rounded to T.
+// wide.inl.h has the loads and stores.
 
 namespace cyclip::cpu::CYCLIP_ISA {
-
-// As many doubles as a vector holds, converted from T or to T.
-template <typename T>
-struct Widened {
-  typedef T Vec __attribute__((vector_size(kLanes<double> * sizeof(T))));
-};
-
-template <typename V, typename T>
-inline V load_wide(const T* from) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    return static_cast<double>(*from);
-  } else {
-    return __builtin_convertvector(load<typename Widened<T>::Vec>(from), V);
-  }
-}
-
-template <typename V, typename T>
-inline void store_narrow(T* to, V v) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    *to = static_cast<T>(v);
-  } else {
-    store(to, __builtin_convertvector(v, typename Widened<T>::Vec));
-  }
-}
-
-// Calls step(k, zero) along a row. zero has type Vec<double>, or double in the columns that do not
-// fill a vector.
-template <typename Step>
-inline void for_each_wide(int64_t d, const Step& step) {
-  int64_t k = 0;
-  for (; k + kLanes<double> <= d; k += kLanes<double>) step(k, Vec<double>{});
-  for (; k < d; ++k) step(k, double{});
-}
 
 struct WideSum {
   Vec<double> lanes{};

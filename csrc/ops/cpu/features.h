@@ -32,12 +32,17 @@ struct Features {
         norms(rows),
         inv_norms(padded(rows)) {
     for_each_block(rows, kRowBlock, [&](int64_t begin, int64_t end) {
-      row_norms(data + begin * d, end - begin, d, norms.data() + begin);
+      row_kernels<X>().norms(data + begin * d, end - begin, d, norms.data() + begin);
       for (int64_t i = begin; i < end; ++i) inv_norms[i] = static_cast<T>(1 / norms[i]);
     });
   }
 
   const X* row(int64_t i) const { return data + i * d; }
+
+  // gradient_i -= <gradient_i, x^_i> x^_i for the rows [begin, end), of which the first is at `gradient`.
+  void subtract_projection(int64_t begin, int64_t end, T* gradient) const {
+    row_kernels<X>().subtract_projection(row(begin), norms.data() + begin, end - begin, d, gradient);
+  }
 
   // Bf16 features already have the right type.
   static Tensor in_memory_type(const Tensor& features) {
