@@ -43,10 +43,9 @@ def pair_statistics(
     texts, columns = _with_negatives(inputs)
     tensors: Tensors = inputs.image, texts, inputs.scale
     images = inputs.negative_image
-    labels = _labels(inputs, columns, options, needs_hardest)
     block: PairBlock
     if use_native("pair_statistics", inputs.image, options):
-        block = _statistics_operator(inputs, tensors, labels, options, needs_hardest)
+        block = _statistics_operator(inputs, tensors, columns, options, needs_hardest)
         rows = _merged_statistics(block, tensors, columns)
         return _of_pairs(rows, block, tensors, images, inputs.batch)
 
@@ -57,6 +56,7 @@ def pair_statistics(
 
     with without_autocast(inputs.image):
         tensors = _widened(tensors, options)
+        labels = _labels(inputs, columns, options, needs_hardest)
         block = DenseBlock(dense_statistics, 5, labels)
         rows = _merged_statistics(block, tensors, columns)
         images = None if images is None else widen(images, options.precision)
@@ -74,7 +74,7 @@ def _labels(
 def _statistics_operator(
     inputs: Inputs,
     tensors: Tensors,
-    labels: Labels | None,
+    columns: Batch | None,
     options: Options,
     needs_hardest: bool,
 ) -> PairOperator:
@@ -84,7 +84,7 @@ def _statistics_operator(
         inputs.batch,
         *tensors,
         needs_hardest=needs_hardest,
-        labels=labels,
+        labels=_labels(inputs, columns, options, needs_hardest),
     )
 
 
@@ -158,8 +158,7 @@ def contrastive(
     if _is_one_node(inputs, options):
         texts, _ = _with_negatives(inputs)
         tensors = inputs.image, texts, inputs.scale
-        labels = _labels(inputs, None, options, needs_hardest)
-        block = _statistics_operator(inputs, tensors, labels, options, needs_hardest)
+        block = _statistics_operator(inputs, tensors, None, options, needs_hardest)
         loss, *rows = _Contrastive.apply(block, options.directions, *tensors)
         statistics = PairStatistics(*rows)
     else:
