@@ -14,6 +14,7 @@ namespace cyclip::cpu {
   extern const TileKernels<double> double_kernels;           \
   extern const CycleRowKernels<float> float_cycle_kernels;   \
   extern const CycleRowKernels<double> double_cycle_kernels; \
+  extern const CycleRowKernels<Bf16> bf16_cycle_kernels;     \
   extern const RowKernels<float> float_row_kernels;          \
   extern const RowKernels<double> double_row_kernels;        \
   extern const RowKernels<Bf16> bf16_row_kernels;            \
@@ -80,6 +81,11 @@ const CycleRowKernels<float>& cycle_row_kernels<float>() {
 template <>
 const CycleRowKernels<double>& cycle_row_kernels<double>() {
   return CYCLIP_BEST(double_cycle_kernels);
+}
+
+template <>
+const CycleRowKernels<Bf16>& cycle_row_kernels<Bf16>() {
+  return CYCLIP_BEST(bf16_cycle_kernels);
 }
 
 template <>

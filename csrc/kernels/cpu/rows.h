@@ -12,17 +12,19 @@ namespace cyclip::cpu {
 
 inline constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
+// The type of the arithmetic for features X.
+template <typename X>
+using ComputeType = std::conditional_t<std::is_same_v<X, double>, double, float>;
+
 template <typename X>
 struct RowKernels {
-  using Gradient = std::conditional_t<std::is_same_v<X, double>, double, float>;
-
   // norms[i] = max(|x_i|, eps), accumulated in double: squares of floats neither overflow nor
   // underflow.
   void (*norms)(const X* x, int64_t rows, int64_t d, double* norms);
 
   // gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. If |x_i| <= eps, the
   // norm is the constant eps, and the gradient does not change.
-  void (*subtract_projection)(const X* x, const double* norms, int64_t rows, int64_t d, Gradient* gradient);
+  void (*subtract_projection)(const X* x, const double* norms, int64_t rows, int64_t d, ComputeType<X>* gradient);
 };
 
 // Returns the best table that this processor can run.

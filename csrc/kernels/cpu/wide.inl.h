@@ -18,6 +18,9 @@ inline NarrowVec<float> narrow(Vec<double> v) { return _mm512_maskz_cvtpd_ps(0xf
 inline NarrowVec<uint32_t> widen(NarrowVec<uint16_t> v) {
   return reinterpret_cast<NarrowVec<uint32_t>>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(v)));
 }
+inline NarrowVec<uint16_t> narrow(NarrowVec<uint32_t> v) {
+  return reinterpret_cast<NarrowVec<uint16_t>>(_mm256_cvtepi32_epi16(reinterpret_cast<__m256i>(v)));
+}
 #elif CYCLIP_VECTOR_BYTES == 32
 inline Vec<double> widen(NarrowVec<float> v) { return _mm256_cvtps_pd(v); }
 inline NarrowVec<float> narrow(Vec<double> v) { return _mm256_cvtpd_ps(v); }
@@ -25,10 +28,16 @@ inline NarrowVec<uint32_t> widen(NarrowVec<uint16_t> v) {
   return reinterpret_cast<NarrowVec<uint32_t>>(
       _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<__m128i*>(&v))));
 }
+inline NarrowVec<uint16_t> narrow(NarrowVec<uint32_t> v) {
+  return __builtin_convertvector(v, NarrowVec<uint16_t>);
+}
 #else
 inline Vec<double> widen(NarrowVec<float> v) { return __builtin_convertvector(v, Vec<double>); }
 inline NarrowVec<float> narrow(Vec<double> v) { return __builtin_convertvector(v, NarrowVec<float>); }
 inline NarrowVec<uint32_t> widen(NarrowVec<uint16_t> v) { return __builtin_convertvector(v, NarrowVec<uint32_t>); }
+inline NarrowVec<uint16_t> narrow(NarrowVec<uint32_t> v) {
+  return __builtin_convertvector(v, NarrowVec<uint16_t>);
+}
 #endif
 
 template <typename V>
@@ -67,6 +76,21 @@ inline void store_narrow(float* to, V v) {
     *to = static_cast<float>(v);
   } else {
     store(to, narrow(v));
+  }
+}
+
+// Rounds to float and then to bfloat16, each to nearest, ties to even.
+template <typename V>
+inline void store_narrow(Bf16* to, V v) {
+  if constexpr (sizeof(V) == sizeof(double)) {
+    const float rounded = static_cast<float>(v);
+    const uint32_t bits = load<uint32_t>(&rounded);
+    store(to, static_cast<uint16_t>(rounded == rounded ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0));
+  } else {
+    const auto rounded = narrow(v);
+    const auto bits = reinterpret_cast<NarrowVec<uint32_t>>(rounded);
+    const auto words = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    store(to, narrow(rounded == rounded ? words : words * 0 + 0x7fc0));
   }
 }
 

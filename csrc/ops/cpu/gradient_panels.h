@@ -98,8 +98,7 @@ struct FeatureGradients {
   Tensor image, text;
 
   template <typename X>
-  FeatureGradients(const Features<T, X>& image_features, const Features<T, X>& text_features,
-                   WantedGradients wanted)
+  FeatureGradients(const Features<X>& image_features, const Features<X>& text_features, WantedGradients wanted)
       : image(empty<T>({wanted.image ? image_features.rows : 0, image_features.d})),
         text(empty<T>({wanted.text ? text_features.rows : 0, text_features.d})) {}
 

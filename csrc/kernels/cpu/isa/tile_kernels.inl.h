@@ -27,17 +27,19 @@ extern const TileKernels<double> double_kernels;
 const TileKernels<float> float_kernels = kTable<float>;
 const TileKernels<double> double_kernels = kTable<double>;
 
-template <typename T>
-constexpr CycleRowKernels<T> kCycleTable = {add_weighted<T>, cycle_factors_forward<T>, along_products<T>,
-                                            cycle_factors_backward<T>};
+template <typename X, typename T = ComputeType<X>>
+constexpr CycleRowKernels<X> kCycleTable = {add_weighted<X>, cycle_factors_forward<X, T>, along_products<T>,
+                                            cycle_factors_backward<X, T>};
 
 extern const CycleRowKernels<float> float_cycle_kernels;
 extern const CycleRowKernels<double> double_cycle_kernels;
+extern const CycleRowKernels<Bf16> bf16_cycle_kernels;
 const CycleRowKernels<float> float_cycle_kernels = kCycleTable<float>;
 const CycleRowKernels<double> double_cycle_kernels = kCycleTable<double>;
+const CycleRowKernels<Bf16> bf16_cycle_kernels = kCycleTable<Bf16>;
 
 template <typename X>
-constexpr RowKernels<X> kRowTable = {row_norms<X>, subtract_projection<X, typename RowKernels<X>::Gradient>};
+constexpr RowKernels<X> kRowTable = {row_norms<X>, subtract_projection<X, ComputeType<X>>};
 
 extern const RowKernels<float> float_row_kernels;
 extern const RowKernels<double> double_row_kernels;
