@@ -78,7 +78,7 @@ def test_bf16_rounds_as_torch_does(n: int) -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", ["random", "cone", "tiny", "nan"])
+@pytest.mark.parametrize("kind", ["random", "cone", "tiny", "nan", "ties"])
 @pytest.mark.parametrize("d", [1, 7, 24, 33])
 def test_cycle_gradients_of_bfloat16_are_those_of_float32_rounded(kind: str, d: int) -> None:
     """By Gram matrices, where only the features and their gradients are bfloat16."""
@@ -91,9 +91,12 @@ def test_cycle_gradients_of_bfloat16_are_those_of_float32_rounded(kind: str, d: 
         features = [t * torch.logspace(-38, 38, 50)[:, None].bfloat16() for t in features]
     elif kind == "nan":
         features[0][3, d // 2] = torch.nan
+    elif kind == "ties":  # integers above 256 with an upstream gradient of integers
+        axes = torch.eye(d).bfloat16().repeat(51, 1)
+        features = [axes[:50], axes[1:51]]
     ops = torch.ops.cyclip_ext
     wide = [t.float() for t in features]
-    upstream = [torch.randn(d, d, dtype=torch.float64) for _ in range(3)]
+    upstream = [(300 * torch.randn(d, d, dtype=torch.float64)).round() for _ in range(3)]
     gradients = ops.cycle_grams_backward(*wide, *upstream)
     found = *ops.cycle_grams(*features), *ops.cycle_grams_backward(*features, *upstream)
     expected = *ops.cycle_grams(*wide), *(t.bfloat16() for t in gradients)
