@@ -118,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     if options.child:
+        device = torch.device(options.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # that of streams, events and graphs
         for line in gpu_stages.STAGES[options.stages[0]](plan_of(options)):
             print(json.dumps(line), flush=True)
         return 0

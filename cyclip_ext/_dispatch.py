@@ -119,14 +119,18 @@ def use_native(operator: str, features: Tensor, options: Options) -> bool:
         if options.backend == "native":
             raise RuntimeError(f"backend='native' {unsupported}; use 'reference' or 'auto'")
         return False
-    if libraries.has_operator(operator, device):
+    if not libraries.has_operator(operator, device):
+        reason = _why_missing(operator, device)
+    else:
+        reason = _why_not_on_gpu(features.device.index) if features.is_cuda else ""
+    if not reason:
         return True
     if options.backend == "native":
         raise RuntimeError(
-            f"backend='native': {_why_missing(operator, device)}. "
+            f"backend='native': {reason}. "
             "`python -m cyclip_ext.info` shows what is installed; backend='reference' runs anywhere"
         )
-    _warn(operator, device, _why_missing(operator, device))
+    _warn(operator, device, reason)
     return False
 
 
@@ -144,6 +148,11 @@ def _why_missing(operator: str, device: str) -> str:
     if status is None:
         return f"there are no native operators for {device} tensors"
     return status.reason or f"{operator} has no {device} kernel in this version"
+
+
+@constant_when_compiled
+def _why_not_on_gpu(index: int) -> str:
+    return libraries.why_not_on_gpu(index)
 
 
 @constant_when_compiled

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 import cyclip_ext
-from cyclip_ext.libraries import BackendStatus, backend_status, build_record
+from cyclip_ext.libraries import BackendStatus, backend_status, build_record, unsupported_gpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,37 +58,13 @@ def backend_state(name: str, status: BackendStatus, architectures: str | None = 
         return "usable"
     if not torch.cuda.is_available():
         return "built and loaded, not usable: torch finds no GPU; check whether nvidia-smi does"
-    unsupported = [
-        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
-        for device in range(torch.cuda.device_count())
-        for major, minor in [torch.cuda.get_device_capability(device)]
-        if architectures and not runs_on((major, minor), architectures)
-    ]
+    found = (
+        unsupported_gpu(device, architectures or "") for device in range(torch.cuda.device_count())
+    )
+    unsupported = list(dict.fromkeys(filter(None, found)))
     if not unsupported:
         return "usable"
-    return (
-        f"built and loaded, not usable on {', '.join(unsupported)}: compiled for {architectures}; "
-        "reinstall with TORCH_CUDA_ARCH_LIST set to the GPU's compute capability"
-    )
-
-
-def runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Return whether kernels compiled for a TORCH_CUDA_ARCH_LIST run on a GPU of this capability.
-
-    Machine code runs on later minor versions of its major version, that of 9.0a and the like on
-    exactly its own; PTX runs on everything later.
-    """
-    for entry in re.split(r"[;\s]+", architectures.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
-        if match is None:
-            continue
-        built = int(match[1]), int(match[2])
-        exact, ptx = bool(match[3]), bool(match[4])
-        if capability == built or (not exact and ptx and capability > built):
-            return True
-        if not exact and capability[0] == built[0] and capability > built:
-            return True
-    return False
+    return f"built and loaded, not usable on {'; '.join(unsupported)}"
 
 
 def _instruction_set() -> str:

@@ -6,7 +6,9 @@ one is missing, and `has_operator()` whether an operator has a kernel for a devi
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +104,52 @@ _KERNELS: dict[str, list[str]] = {}  # the device types of each operator
 def has_operator(name: str, device_type: str) -> bool:
     """Return whether an operator has a kernel for a device type ("cpu", "cuda")."""
     return device_type in _KERNELS.get(name, [])
+
+
+@functools.cache
+def why_not_on_gpu(index: int) -> str:
+    """Return the reason why the CUDA kernels do not run on the GPU of that index, or ""."""
+    architectures = build_record().get("cuda_architectures")
+    if not architectures or not torch.cuda.is_available():
+        return ""
+    reason = unsupported_gpu(index, architectures)
+    return reason and f"the CUDA kernels are not usable on {reason}"
+
+
+def unsupported_gpu(index: int, architectures: str) -> str:
+    """Return the name of a GPU and a remedy if these kernels do not run on it, or "".
+
+    `architectures`: as in TORCH_CUDA_ARCH_LIST.
+    """
+    major, minor = torch.cuda.get_device_capability(index)
+    if runs_on((major, minor), architectures):
+        return ""
+    remedy = (
+        "the kernels need compute capability 8.0 or later"
+        if major < 8
+        else "reinstall with TORCH_CUDA_ARCH_LIST set to the GPU's compute capability"
+    )
+    name = torch.cuda.get_device_name(index)
+    return f"{name} (compute capability {major}.{minor}): compiled for {architectures}; {remedy}"
+
+
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Return whether kernels compiled for a TORCH_CUDA_ARCH_LIST run on a GPU of this capability.
+
+    Machine code runs on later minor versions of its major version, that of 9.0a and the like on
+    exactly its own; PTX runs on everything later. The answer is True for names such as Ampere.
+    """
+    for entry in re.split(r"[;\s]+", architectures.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", entry)
+        if match is None:
+            return True
+        built = int(match[1]), int(match[2])
+        exact, ptx = bool(match[3]), bool(match[4])
+        if capability == built or (not exact and ptx and capability > built):
+            return True
+        if not exact and capability[0] == built[0] and capability > built:
+            return True
+    return False
 
 
 def register(

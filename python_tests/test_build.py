@@ -139,6 +139,10 @@ def test_torch_is_found_without_importing_it() -> None:
         ({"8.0", "9.0", "10.0", "11.0", "12.0"}, None, "8.0;9.0;10.0+PTX;12.0+PTX"),
         ({"8.0", "9.0"}, None, "8.0;9.0+PTX"),  # an older nvcc
         ({"8.0", "9.0"}, "8.6+PTX", "8.6+PTX"),
+        # Containers state all architectures of their torch; the kernels need 8.0.
+        ({"8.0", "9.0"}, "7.0 7.5 8.0 8.6 9.0 10.0 12.0+PTX", "8.0;8.6;9.0;10.0;12.0+PTX"),
+        ({"8.0", "9.0"}, "Turing;Ampere;Blackwell+Tegra", "Ampere;Blackwell+Tegra"),
+        ({"8.0", "9.0"}, "7.5+PTX", ""),
     ],
 )
 def test_architectures(
@@ -182,6 +186,24 @@ def test_both_libraries_are_built_if_everything_is_found(machine: Machine) -> No
     assert {"csrc/ops/schemas.cpp", "csrc/kernels/cpu/rows.cpp"} <= cpu
     assert {"csrc/ops/cuda/row_norms.cpp", "csrc/kernels/cuda/row_norms.cu"} <= cuda
     assert not cpu & cuda
+
+
+def test_nvcc_flags_name_no_folder(machine: Machine) -> None:
+    """torch adds no architecture if a flag contains "arch", such as a path with "research"."""
+    machine(
+        torch=Torch(Path("/research/torch"), "2.14.1+cu130", "13.0"),
+        cuda=CudaToolkit(Path("/research/cuda"), "13.0", CUDA_13.architectures),
+    )
+    for extension in plan.make_plan().extensions():
+        assert not [flag for flag in extension.extra_compile_args["nvcc"] if "arch" in flag]
+        assert any("/research/torch" in flag for flag in extension.extra_compile_args["cxx"])
+
+
+def test_only_gpus_that_are_too_old(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;7.5")
+    machine()
+    made = plan.make_plan()
+    assert "'7.0;7.5', but the CUDA kernels need" in made.missing["cuda"]
 
 
 def test_sources_for_hopper_have_their_own_architecture(machine: Machine) -> None:
@@ -274,6 +296,17 @@ def test_target_version_is_the_oldest_torch(machine: Machine) -> None:
     for extension in plan.make_plan().extensions():
         assert extension.py_limited_api
         assert "torch_python" not in extension.libraries  # it is not stable
+
+
+def test_sources_use_only_macros_of_the_oldest_torch() -> None:
+    """The target version hides newer functions of LibTorch's headers, but not newer macros."""
+    of_torch_2_10 = {
+        *("STABLE_TORCH_LIBRARY", "STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL"),
+        *("STD_CUDA_CHECK", "STD_TORCH_CHECK", "TORCH_BOX", "TORCH_ERROR_CODE_CHECK"),
+    }
+    text = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "ops").rglob("*.[ch]*")))
+    found = set(re.findall(r"\b(?:[A-Z]+_)*(?:STD|TORCH)_[A-Z_]+(?=\()", text))
+    assert found == of_torch_2_10
 
 
 # ---------------------------------------------------------------- build requirements

@@ -81,6 +81,7 @@ def test_cuda_library_without_a_gpu_is_not_usable(monkeypatch: pytest.MonkeyPatc
         ((9, 0), "9.0a", True),
         ((9, 1), "9.0a+PTX", False),
         ((8, 0), "8.6", False),
+        ((8, 0), "Ampere", True),  # a name is not checked
     ],
 )
 def test_gpu_is_compared_with_what_was_built(

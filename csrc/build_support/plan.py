@@ -113,13 +113,15 @@ class Plan:
 
     def _library(self, name: str, *, sources: list[str], libraries: list[str]) -> Extension:
         assert self.torch is not None
-        # As system headers, so that their warnings are not reported.
+        # As system headers, so that their warnings are not reported. nvcc does not need them. If
+        # one of its flags contained "arch", such as the path of a folder "research", torch would
+        # take it for a choice of the architecture and add none.
         system = ["-isystem", str(self.torch.root / "include")]
         if self.cuda is not None:
             system += ["-isystem", str(self.cuda.home / "include")]
         relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # in messages, in every build folder
         cxx_flags = [*COMMON_FLAGS, *CXX_FLAGS, relative_names, *system]
-        nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS, *system]
+        nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS]
         if self._warnings_are_errors():
             cxx_flags.append("-Werror")
             nvcc_flags += WERROR_NVCC_FLAGS
@@ -191,6 +193,11 @@ def _why_no_cuda(plan: Plan) -> str:
     if plan.cuda is None:
         where = os.environ.get("CUDA_HOME", "PATH or /usr/local/cuda")
         return f"no nvcc was found in {where}; install the CUDA {major} toolkit or set CUDA_HOME"
+    if not architectures_for(plan.cuda):
+        return (
+            f"TORCH_CUDA_ARCH_LIST is {os.environ['TORCH_CUDA_ARCH_LIST']!r}, but the CUDA kernels "
+            "need compute capability 8.0 or later; add that of your GPU, or unset the variable"
+        )
     if plan.cuda.major != major:
         return (
             f"nvcc of {plan.cuda.home} is CUDA {plan.cuda.version}, but torch "

@@ -25,6 +25,9 @@ DEFAULT_HOME = Path("/usr/local/cuda")
 # no machine code of its own and compiles the PTX of 10.0.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0+PTX")
 
+# Entries of TORCH_CUDA_ARCH_LIST whose GPUs lack asynchronous copies and bfloat16.
+TOO_OLD = re.compile(r"[1-7]\.\d\S*|(Kepler|Maxwell|Pascal|Volta|Turing)\S*")
+
 
 @dataclass(frozen=True)
 class CxxCompiler:
@@ -151,11 +154,12 @@ def _home_of(nvcc: str) -> Path:
 def architectures_for(toolkit: CudaToolkit) -> str:
     """Return TORCH_CUDA_ARCH_LIST, or by default the architectures that nvcc supports.
 
-    The newest of the default architectures always includes PTX, for later GPUs.
+    Stated architectures before 8.0 are dropped: containers often state all that torch supports. The
+    newest of the default architectures always includes PTX, for later GPUs.
     """
-    stated = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    stated = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if stated:
-        return stated
+        return ";".join(entry for entry in stated if TOO_OLD.fullmatch(entry) is None)
     known = [
         arch for arch in DEFAULT_ARCHITECTURES if arch.removesuffix("+PTX") in toolkit.architectures
     ]

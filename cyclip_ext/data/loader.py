@@ -81,8 +81,8 @@ class Loader:
     called where the batch is made; it must be picklable unless processes are forked. hashes:
     compute Batch.hashes. pin_memory: puts batches in page-locked memory, for copies to a GPU.
 
-    skipped: report of the current epoch, as far as it was read. shortened: the captions that were
-    cut in it.
+    skipped: report of the current epoch, as far as it was read; a new object if it changes.
+    shortened: the captions that were cut in it.
 
     Raises ValueError if a step takes more records than there are, if rank, world_size, views or
     workers is out of range, or if augment or workers does not apply to the dataset.
@@ -159,6 +159,8 @@ class Loader:
         firsts = ((k * self.world_size + self.rank) * size for k in range(start, len(self)))
         steps = (_Step(epoch, order[first : first + size]) for first in firsts)
         for batch in self._workers.map(steps):
+            if batch.skipped:
+                self.skipped = self.skipped.copy()
             for reason, where in batch.skipped:
                 self.skipped.add(reason, where)
             self.shortened += batch.shortened

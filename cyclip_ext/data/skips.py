@@ -60,6 +60,10 @@ class SkipReport:
         if len(examples) < EXAMPLES_PER_REASON:
             examples.append(printable(where))
 
+    def copy(self) -> SkipReport:
+        """Return a report with the same counts and examples."""
+        return SkipReport.from_dict(self.to_dict())
+
     def merge(self, other: SkipReport) -> None:
         """Add the counts of another report, such as that of another rank."""
         for reason, count in other.counts.items():

@@ -35,7 +35,8 @@ class TwoTowers(Protocol):
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; "auto" is cuda if there is a GPU, else the CPU.
 
-    Raises ValueError if this machine has no such device.
+    Raises ValueError if this machine has no such device, and for "meta", whose tensors have no
+    data.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +46,10 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used: {reason}; try --device auto") from error
+    if device.type == "meta":
+        raise ValueError(
+            f"--device {name} cannot be used: its tensors have no data; try --device auto"
+        )
     return device
 
 

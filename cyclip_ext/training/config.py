@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -13,6 +15,17 @@ from ..data.options import READ_HELP
 
 class SetupError(ValueError):
     """Raised before a run starts if this machine does not support a setting."""
+
+
+# The values that a setting may have, as its message describes them. NaN is in none of them.
+_ALLOWED: dict[str, Callable[[float], bool]] = {
+    "positive": lambda number: 0 < number < math.inf,
+    "0 or more": lambda number: 0 <= number < math.inf,
+    "in [0, 1)": lambda number: 0 <= number < 1,
+    "in (0, 1]": lambda number: 0 < number <= 1,
+    "between 0 and 1": lambda number: 0 <= number <= 1,
+    "between 1 and 100": lambda number: 1 <= number <= 100,
+}
 
 
 def _option(default: Any, help: str) -> Any:
@@ -197,14 +210,29 @@ class TrainConfig:
                 if get_origin(hint) is Literal and choice not in get_args(hint):
                     known = ", ".join(get_args(hint))
                     raise ValueError(f"--{name} must be one of {known}, got {choice!r}")
-        for name, rate in (("lr", optim.lr), ("grad-clip-norm", optim.grad_clip_norm)):
-            if rate is not None and rate <= 0:
-                raise ValueError(f"--{name} must be positive, got {rate}")
-        for name, share in (("max-skipped", data.max_skipped), ("ema-decay", optim.ema_decay)):
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"--{name} must be between 0 and 1, got {share}")
-        if not 0 < data.train_fraction <= 1:
-            raise ValueError(f"--train-fraction must be in (0, 1], got {data.train_fraction}")
+        for name, number, allowed in (
+            ("lr", optim.lr, "positive"),
+            ("eps", optim.eps, "positive"),
+            ("grad-clip-norm", optim.grad_clip_norm, "positive"),
+            ("wd", optim.wd, "0 or more"),
+            ("logit-scale-lr", optim.logit_scale_lr, "0 or more"),
+            ("beta1", optim.beta1, "in [0, 1)"),
+            ("beta2", optim.beta2, "in [0, 1)"),
+            ("ema-decay", optim.ema_decay, "in [0, 1)"),
+            ("train-fraction", data.train_fraction, "in (0, 1]"),
+            ("max-skipped", data.max_skipped, "between 0 and 1"),
+            ("logit-scale-fixed", optim.logit_scale_fixed, "between 1 and 100"),
+        ):
+            if number is not None and not _ALLOWED[allowed](number):
+                raise ValueError(f"--{name} must be {allowed}, got {number}")
+        if not 0 <= run.seed < 2**63:
+            raise ValueError(f"--seed must be between 0 and 2^63 - 1, got {run.seed}")
+        if run.name is not None:
+            path = PurePath(run.name)
+            if not path.parts or path.is_absolute() or ".." in path.parts:
+                raise ValueError(
+                    f"--name must be the name of a folder inside --logs-dir, got {run.name!r}"
+                )
         if run.torchcompile and run.grad_checkpointing and run.use_bn_sync:
             raise ValueError(
                 "--torchcompile, --grad-checkpointing and --use-bn-sync do not go together: "
@@ -220,9 +248,6 @@ class TrainConfig:
                 f"--lock-{locked[0]} needs --pretrained, got None: a tower that is neither trained "
                 "nor loaded is random"
             )
-        scale = optim.logit_scale_fixed
-        if scale is not None and not 1 <= scale <= 100:
-            raise ValueError(f"--logit-scale-fixed must be between 1 and 100, got {scale}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dictionaries, for JSON."""

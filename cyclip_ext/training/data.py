@@ -109,7 +109,7 @@ def open_data(config: DataConfig) -> RunData:
     for opened in {id(pairs): pairs, id(validation): validation}.values():
         seen = len(opened) + opened.skipped.judged
         require_usable(seen, opened.skipped, config.max_skipped, opened.name)
-    require_readable(validation)
+    require_readable(validation, "" if config.val_data is None else VAL)
     description = (
         f"{pairs.name}: {len(train):,} training pairs, {len(validation):,} for validation; "
         f"{pairs.skipped}"
@@ -189,8 +189,11 @@ def split_pairs(pairs: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
     return Subset(pairs, np.delete(np.arange(len(pairs)), held_out)), validation
 
 
-def require_readable(pairs: ImageDataset) -> None:
-    """Raise ValueError if no validation record can be read, before the first epoch is spent."""
+def require_readable(pairs: ImageDataset, prefix: str) -> None:
+    """Raise ValueError if no validation record can be read, before the first epoch is spent.
+
+    prefix: of the options that name the records, for the message.
+    """
     skipped = SkipReport()
     for index in range(len(pairs)):
         try:
@@ -200,6 +203,6 @@ def require_readable(pairs: ImageDataset) -> None:
         else:
             return
     raise ValueError(
-        f"no validation record of {pairs.name} can be read ({skipped}); check --val-data and "
-        "--val-images"
+        f"no validation record of {pairs.name} can be read ({skipped}); check "
+        f"{_flag((prefix or 'train_') + 'data')} and {_flag(prefix + 'images')}"
     )

@@ -254,7 +254,7 @@ class Stepper:
             return flag, None
         copy = flag.to("cpu", non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(flag.device))  # another device may be current
         return copy, event
 
 

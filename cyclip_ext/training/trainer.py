@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from .ranks import ALONE, Ranks
 from .step import DivergedError, Feeder, Stepper, StepResult, report_not_finite, restore_modules
 from .stopping import StopRequest, listening_for_stop
 
+UNEVEN = "in a step that the ranks could not take together"
 ENOUGH_RECORDS = 1000  # before the share of bad ones is judged
 
 
@@ -98,9 +100,11 @@ class Trainer:
         self.step_in_epoch = 0
         self.best = -math.inf
         self.validation_due = False  # an epoch is complete and saved, but not yet validated
-        self.skipped = SkipReport()  # records of the epoch that no rank could read
-        self.skipped_before = SkipReport()  # those of the epoch before this process continued it
-        self.shortened = 0  # captions of the last epoch that were cut before tokenizing
+        # Of the epoch that was counted last, over all ranks: records that were not used, and
+        # captions that were cut before tokenizing.
+        self.skipped, self.shortened = SkipReport(), 0
+        self.counted_before = (SkipReport(), 0)  # in the epoch, before this process continued it
+        self.counted = (SkipReport(), 0)  # in the epoch's steps of this process, on this rank
         self.skipped_steps = 0  # steps that were not finite, under skip_nonfinite
         self.stop = StopRequest()
         self.started = time.perf_counter()
@@ -111,6 +115,12 @@ class Trainer:
 
     def _make_loader(self) -> Loader:
         config = self.config
+        if self.global_batch > len(self.data.train):
+            raise ValueError(
+                f"a step takes {self.global_batch:,} pairs (--batch-size times --accum-freq times "
+                f"the number of processes), but {self.data.train.name} has "
+                f"{len(self.data.train):,} training pairs; lower one of the three"
+            )
         return Loader(
             self.data.train,
             config.data.pairs_per_step,
@@ -185,29 +195,38 @@ class Trainer:
     def _train_epoch(self, progress: tqdm[Any], profile: profile | None) -> bool:
         """Train the rest of an epoch; False if a rank was asked to stop."""
         train_unlocked(self.model)
-        self.window, seen = Window(self.objective.weights), 0
+        self.window = Window(self.objective.weights)
+        self.counted = (SkipReport(), 0)
         batches = self.loader.epoch(self.epoch, start=self.step_in_epoch)
         while self.step_in_epoch < self.steps_per_epoch:
             before = time.perf_counter()
             batch = next(batches)
             self.window.waited += time.perf_counter() - before
             pairs = 0 if batch is None else len(batch)
-            # The ranks agree before any of them begins a step that needs all of them, and as many
-            # forward passes of each.
-            whole = pairs > self.config.data.batch_size * (self.config.data.accum_freq - 1)
-            ready, stop, images, bad = self.ranks.sums(
-                [int(whole), int(bool(self.stop)), pairs, self.loader.skipped.judged]
+            # The ranks agree before any of them begins a step that needs all of them.
+            parts = -(-pairs // self.config.data.batch_size)
+            stop, images, bad, *ranks_of_parts = self.ranks.sums(
+                [
+                    *(int(bool(self.stop)), pairs, self.loader.skipped.judged),
+                    *(int(parts == number) for number in range(self.config.data.accum_freq + 1)),
+                ]
             )
             if stop:
                 return False
-            seen += self.global_batch
-            if seen >= ENOUGH_RECORDS and bad > self.config.data.max_skipped * seen:
-                self._require_usable(seen, self._skipped_by_all())
-            # If a rank could read no record of a part, the step is not taken, but counts.
-            if batch is not None and ready == self.ranks.size:
+            # If the ranks cannot take the step together, it is not taken, but counts.
+            if batch is not None and self._fits(ranks_of_parts):
                 self.window.images += images
                 self._take_step(batch)
+            elif batch is not None:
+                where = f"step {self.step}, rank {self.ranks.rank}"
+                self.loader.skipped.add(UNEVEN, where, pairs)
             self.step_in_epoch += 1
+            self.counted = (self.loader.skipped, self.loader.shortened)
+            seen = self.step_in_epoch * self.global_batch
+            bad += self.counted_before[0].judged
+            if seen >= ENOUGH_RECORDS and bad > self.config.data.max_skipped * seen:
+                self._count()
+                self._require_usable(seen)
             progress.update()
             self._log(progress)
             if _due(self.step, self.config.run.evaluate_frequency) and self.step < self.total_steps:
@@ -220,16 +239,25 @@ class Trainer:
                 self.save()
             if profile is not None:
                 profile.step()
-        self.skipped = self._skipped_by_all()
+        self._count()
+        self.counted_before = (SkipReport(), 0)
         if self.skipped.total:
-            progress.write(f"  epoch {self.epoch + 1:>3}  training data: {self.skipped}")
+            if self.ranks.is_main:
+                progress.write(f"  epoch {self.epoch + 1:>3}  training data: {self.skipped}")
             self.track("skipped", part="training", epoch=self.epoch, **self.skipped.to_dict())
-        self._require_usable(seen, self.skipped)
-        self.skipped_before = SkipReport()
-        (self.shortened,) = self.ranks.sums([self.loader.shortened])
+        self._require_usable(self.steps_per_epoch * self.global_batch)
         if self.shortened:
             self.track("shortened", epoch=self.epoch, captions=self.shortened)
         return True
+
+    def _fits(self, ranks_of_parts: Sequence[int]) -> bool:
+        """Return whether the ranks can take a step together; [p]: ranks with p parts of pairs.
+
+        See cached_backward. Synchronized batch norm needs as many forward passes of each rank.
+        """
+        none, single = ranks_of_parts[:2]
+        several = not single and not self.config.run.use_bn_sync
+        return not none and (several or self.ranks.size in ranks_of_parts)
 
     def _take_step(self, batch: Batch) -> None:
         """Launch a step, then account for the one before it."""
@@ -265,17 +293,16 @@ class Trainer:
         self.skipped_steps += 1
         self.ranks.say(f"step skipped: {line}")
 
-    def _skipped_by_all(self) -> SkipReport:
-        """Return the records of this epoch that any rank could not read."""
-        total = SkipReport()
-        total.merge(self.skipped_before)
-        for report in self.ranks.gathered(self.loader.skipped.to_dict()):
-            total.merge(SkipReport.from_dict(report))
-        return total
+    def _count(self) -> None:
+        """Add up, over the ranks, the records of this epoch that its steps did not use."""
+        self.skipped, self.shortened = SkipReport(), 0
+        for skipped, shortened in (self.counted_before, *self.ranks.gathered(self.counted)):
+            self.skipped.merge(skipped)
+            self.shortened += shortened
 
-    def _require_usable(self, seen: int, skipped: SkipReport) -> None:
+    def _require_usable(self, seen: int) -> None:
         name = self.data.train.name
-        require_usable(max(seen, 1), skipped, self.config.data.max_skipped, name)
+        require_usable(max(seen, 1), self.skipped, self.config.data.max_skipped, name)
 
     def _log(self, progress: tqdm[Any]) -> None:
         """Log the window if a record is due, and start a new one."""
@@ -357,6 +384,7 @@ class Trainer:
             "validation_due": self.validation_due,
             "fingerprints": self.data.fingerprints,
             "skipped": self.skipped.to_dict(),
+            "shortened": self.shortened,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
         }
@@ -364,7 +392,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state to checkpoints/last.pt, on the main rank."""
         self._settle()
-        self.skipped = self._skipped_by_all()
+        if self.step_in_epoch:  # else the counts are those of the epoch before
+            self._count()
         if self.ranks.is_main:
             self.checkpoints.save_last(self.state())
 
@@ -387,7 +416,9 @@ class Trainer:
         self.step_in_epoch = min(state["step_in_epoch"], self.steps_per_epoch)
         self.best = state["best"]
         self.validation_due = state["validation_due"]
-        self.skipped_before = SkipReport.from_dict(state["skipped"])
+        self.skipped, self.shortened = SkipReport.from_dict(state["skipped"]), state["shortened"]
+        if self.step_in_epoch:
+            self.counted_before = (self.skipped, self.shortened)
         self.skipped_steps = state["skipped_steps"]
         self.seconds_before = state["seconds"]
         if self.ranks.is_main:

@@ -7,10 +7,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 import cyclip_ext
+from cyclip_ext import _dispatch, libraries
+from cyclip_ext._dispatch import Options
 
 
 def test_losses_load_torch_alone(run_program: Callable[..., str]) -> None:
@@ -45,6 +49,33 @@ def test_losses_run_without_compiled_libraries(
     )
     assert "dense PyTorch reference" in printed
     assert "not built" in printed
+
+
+@pytest.mark.parametrize(
+    ("capability", "remedy"), [((7, 5), "8.0 or later"), ((9, 0), "TORCH_CUDA_ARCH_LIST")]
+)
+def test_gpu_without_compiled_kernels_takes_the_reference(
+    capability: tuple[int, int], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its operators exist, so that only the launch of a kernel would fail."""
+    monkeypatch.setattr(libraries, "has_operator", lambda name, device: True)
+    monkeypatch.setattr(libraries, "build_record", lambda: {"cuda_architectures": "8.0;12.0+PTX"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda index: (capability, (8, 6))[index]
+    )
+    libraries.why_not_on_gpu.cache_clear()
+    _dispatch._warn_once.cache_clear()
+    unsupported, supported = (
+        mock.Mock(device=torch.device("cuda", index), is_cuda=True) for index in range(2)
+    )
+    with pytest.warns(UserWarning, match=f"GPU 0.*{remedy}"):
+        assert not _dispatch.use_native("row_norms", unsupported, Options())
+    with pytest.raises(RuntimeError, match=f"GPU 0.*{remedy}"):
+        _dispatch.use_native("row_norms", unsupported, Options(backend="native"))
+    assert _dispatch.use_native("row_norms", supported, Options(backend="native"))
+    libraries.why_not_on_gpu.cache_clear()
 
 
 def test_public_names_are_documented() -> None:

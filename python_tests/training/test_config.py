@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,28 @@ def test_dictionary_round_trip() -> None:
         ("--logit-scale-fixed", "200.0"),
         ("--train-fraction", "0.0"),
         ("--evaluate-frequency", "0"),
+        ("--wd", "-1.0"),
+        ("--eps", "0.0"),
+        ("--beta1", "1.0"),
+        ("--beta2", "-0.5"),
+        ("--ema-decay", "1.0"),
+        ("--logit-scale-lr", "-3.0"),
+        ("--seed", "-1"),
+        ("--seed", str(2**64)),
+        ("--name", ""),
+        ("--name", "../other"),
+        ("--name", "/other"),
     ],
 )
 def test_impossible_settings_are_named(flag: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{flag} must be .*{value}"):
         parse(flag, value)
+
+
+@pytest.mark.parametrize("name", ["lr", "wd", "beta1", "eps", "grad_clip_norm", "ema_decay"])
+def test_settings_from_python_must_not_be_nan(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must be .*, got nan"):
+        TrainConfig().updated({name: math.nan})
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,16 @@ class Broken(ImageDataset):
 def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
     lines: list[str] = []
     assessor = Assessor(replace(tiny_encoder(), notify=lines.append))
-    require_readable(Broken(2))
+    require_readable(Broken(2), "")
     assessor.retrieve(Broken(2))
     assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
-    with pytest.raises(ValueError, match=r"no validation record of broken.csv .*4 truncated"):
-        require_readable(Broken(4))
+    for prefix, flags in (
+        ("", "--train-data and --images"),
+        ("val_", "--val-data and --val-images"),
+    ):
+        message = rf"no validation record of broken.csv .*4 truncated.*check {flags}$"
+        with pytest.raises(ValueError, match=message):
+            require_readable(Broken(4), prefix)
     with pytest.raises(ValueError, match=r"no image of broken.csv can be read: 4 skipped"):
         assessor.retrieve(Broken(4))
 

@@ -246,9 +246,13 @@ def test_settings_that_the_machine_does_not_support_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--train-data", "shapes", "--logs-dir", str(tmp_path / "logs")]
-    for device in ("tpu9", "cuda:99"):
+    for device in ("tpu9", "cuda:99", "meta"):
         assert main([*words, "--device", device]) == 2
         assert f"--device {device} cannot be used" in capsys.readouterr().err
+    assert main([*words, "--batch-size", "400", "--accum-freq", "3"]) == 1
+    assert "a step takes 1,200 pairs (--batch-size times" in capsys.readouterr().err
+    assert not (tmp_path / "logs" / "cyclip-seed0").exists()
+    (tmp_path / "logs").rmdir()
     (tmp_path / "logs").touch()
     assert main(words) == 2
     assert "is a file" in capsys.readouterr().err

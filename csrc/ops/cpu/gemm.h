@@ -5,6 +5,7 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "../../kernels/cpu/product.h"
 #include "buffer.h"
@@ -36,9 +37,9 @@ void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<
   };
   const Tensor out = view(c), left = view(a), right = view(b);
   if (accumulate) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
   } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
   }
 }
 

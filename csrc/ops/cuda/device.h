@@ -7,7 +7,9 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <initializer_list>
 #include <string>
@@ -113,7 +115,7 @@ class TorchWorkspace : public Workspace {
 
 inline Stream current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<Stream>(stream);
 }
 
