@@ -229,8 +229,8 @@ class _Contrastive(torch.autograd.Function):
         ctx: Any, of_loss: Tensor | None, *of_statistics: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         count = 2 if ctx.directions == "both" else 1
-        inputs, rest = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        differences, outputs = rest[:count], rest[count:]
+        saved = ctx.saved_tensors  # unpacked once, as activation checkpointing requires
+        inputs, differences, outputs = saved[:3], saved[3 : 3 + count], saved[3 + count :]
         _, _, scale = inputs
         of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest = of_statistics
         of_scale = None
