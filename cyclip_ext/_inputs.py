@@ -143,6 +143,8 @@ def check_towers(**towers: Tensor) -> tuple[Tensor, Tensor]:
     for name, features in towers.items():
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
+        if features.is_nested:  # it has no shape
+            raise TypeError(f"{name} must be dense, got a nested tensor; use .to_padded_tensor()")
         if features.dim() != 2:
             raise ValueError(
                 f"{name} must be [N, d], one embedding per row, got shape {list(features.shape)}"

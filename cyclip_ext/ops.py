@@ -217,7 +217,8 @@ def _pair_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 
 def _pair_statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs, saved, labels = ctx.saved_tensors[:3], ctx.saved_tensors[3:8], ctx.saved_tensors[8:]
+    tensors = ctx.saved_tensors  # once: each access unpacks all of them
+    inputs, saved, labels = tensors[:3], tensors[3:8], tensors[8:]
     n, m = inputs[0].shape[0], inputs[1].shape[0]
     upstream = tuple(
         _float64(inputs[0], size).zero_() if grad is None else grad
@@ -272,7 +273,8 @@ def _sigmoid_rows_backward(
 ) -> tuple[Tensor | None, ...]:
     if grad_rows is None:
         return (None,) * len(ctx.needs_input_grad)
-    inputs, dots, labels = ctx.saved_tensors[:4], ctx.saved_tensors[4:5], ctx.saved_tensors[5:]
+    tensors = ctx.saved_tensors
+    inputs, dots, labels = tensors[:4], tensors[4:5], tensors[5:]
     options = *labels, *ctx.same_are_positives
     return _gradients(ctx, "sigmoid_rows", inputs, dots, (grad_rows,), options)
 
@@ -350,9 +352,9 @@ def _cycle_direct_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _cycle_direct_backward(ctx: Any, *grads: Tensor | None) -> Any:
-    features = ctx.saved_tensors[0]
-    upstream = (_float64(features).zero_() if grad is None else grad for grad in grads[:2])
-    return (*_ops.cycle_direct_backward(*ctx.saved_tensors, *upstream), None)
+    tensors = ctx.saved_tensors
+    upstream = (_float64(tensors[0]).zero_() if grad is None else grad for grad in grads[:2])
+    return (*_ops.cycle_direct_backward(*tensors, *upstream), None)
 
 
 register(

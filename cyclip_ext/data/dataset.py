@@ -84,6 +84,13 @@ class ImageDataset(Dataset[Sample]):
         """
         return self[index]
 
+    def entries(self, indices: npt.NDArray[np.int64] | None = None) -> int:
+        """Return the number of entries of the files that these records consist of; None: all.
+
+        A record that gathers several rows of a table, one for each caption, consists of as many.
+        """
+        return len(self) if indices is None else len(indices)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a digest of the records in their order, without times and folders."""
@@ -140,6 +147,9 @@ class Subset(ImageDataset):
 
     def load(self, index: int, *, min_side: int | None = None) -> Sample:
         return self.dataset.load(int(self.indices[index]), min_side=min_side)
+
+    def entries(self, indices: npt.NDArray[np.int64] | None = None) -> int:
+        return self.dataset.entries(self.indices if indices is None else self.indices[indices])
 
     def fingerprint(self) -> str:
         return digest(self.dataset.fingerprint(), self.indices)

@@ -139,7 +139,7 @@ def _convert(image: Image.Image, keep_alpha: bool) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey images of more than 8 bits; Pillow's own conversion clips them to white."""
-    values = np.asarray(image).astype(np.float32)
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))  # NaN: black
     peak = float(values.max(initial=0))
     # The mode does not give the range: "I" may hold 8 or 16 bits, "F" mostly 0..1.
     if image.mode == "F" and peak <= 1:

@@ -42,6 +42,15 @@ class TableDataset(FileDataset):
             return len(self._columns.arrays["starts"]) - 1
         return len(self._columns.strings("images"))
 
+    def entries(self, indices: Any = None) -> int:
+        """Return the number of rows of these records; None: of all."""
+        starts = self._columns.arrays.get("starts")
+        if starts is None:
+            return super().entries(indices)
+        if indices is None:
+            return int(starts[-1])
+        return int((starts[indices + 1] - starts[indices]).sum())
+
     def rows(self, index: int) -> list[int]:
         """Return the rows of record `index`, counted without those that were skipped."""
         arrays = self._columns.arrays

@@ -110,7 +110,7 @@ class SkipReport:
 def require_usable(seen: int, skipped: SkipReport, max_share: float, name: str = "") -> None:
     """Raise TooManyBadRecords if more than max_share of the records seen were bad.
 
-    seen: records examined, good and bad. For a dataset just opened: `len(dataset) +
+    seen: records examined, good and bad. For a dataset just opened: `dataset.entries() +
     dataset.skipped.judged`; for a loader: steps times batch size, over all ranks. max_share: from 0
     (none may be bad) to 1 (no limit). name: opens the message. ACCEPTED_REASONS are not counted.
 

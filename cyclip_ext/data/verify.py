@@ -31,20 +31,22 @@ class Findings:
     """The result of one pass.
 
     images: a row of _IMAGE per good record. captions: a row of _CAPTION per caption of a good
-    record. shortened: captions that training cuts, see captions.shorten. bad: the other records.
-    skipped: bad records by reason, with those that opening the dataset had dropped.
+    record. entries: those of the files that the good records consist of (ImageDataset.entries).
+    shortened: captions that training cuts, see captions.shorten. bad: the other records. skipped:
+    bad records by reason, with those that opening the dataset had dropped.
     """
 
     images: Table
     captions: Table
+    entries: int = 0
     shortened: int = 0
     bad: list[BadEntry] = field(default_factory=list)
     skipped: SkipReport = field(default_factory=SkipReport)
 
     @property
     def seen(self) -> int:
-        """Records examined, with those dropped on opening (except for ACCEPTED_REASONS)."""
-        return len(self.images) + self.skipped.judged
+        """Entries of the files, with the bad ones (except for ACCEPTED_REASONS)."""
+        return self.entries + self.skipped.judged
 
     def equal_captions(self) -> list[npt.NDArray[np.int64]]:
         """Return the records of each caption that several of them have, most frequent first.
@@ -85,6 +87,7 @@ def examine(
     for part in ordered_map(_Examiner(dataset), starts, workers):
         images.append(part.images)
         captions.append(part.captions)
+        findings.entries += part.entries
         findings.shortened += part.shortened
         findings.bad += part.bad
         for entry in part.bad:
@@ -118,7 +121,9 @@ class _Examiner:
                 text = caption_hash(caption)
                 captions.append((index, text, len(caption), len(caption.split())))
                 shortened += shorten(caption) != caption
-        return Findings(np.array(images, _IMAGE), np.array(captions, _CAPTION), shortened, bad)
+        good = np.array(images, _IMAGE)
+        entries = self.dataset.entries(good["record"])
+        return Findings(good, np.array(captions, _CAPTION), entries, shortened, bad)
 
 
 def manifest_of(dataset: FileDataset, findings: Findings) -> Manifest:
@@ -129,9 +134,7 @@ def manifest_of(dataset: FileDataset, findings: Findings) -> Manifest:
 def report(dataset: FileDataset, findings: Findings) -> str:
     """Return the findings as text."""
     images, captions, skipped = findings.images, findings.captions, findings.skipped
-    lines = [
-        f"{dataset.name}: {len(images):,} of {len(images) + skipped.total:,} records can be used"
-    ]
+    lines = [f"{dataset.name}: {len(images):,} records can be used, {skipped.total:,} cannot"]
     for reason, count in skipped.counts.most_common():
         lines.append(f"  {count:>9,}  {reason:<22} e.g. {', '.join(skipped.examples[reason])}")
     if not len(images):

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._torch_compat import disable_compile
+from .._torch_compat import disable_compile, in_function_transform
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -105,10 +105,16 @@ def agree(
 ) -> tuple[Arguments, Batch]:
     """Return the arguments of a loss as `check` returns them, by name, and the Batch.
 
-    Raises: on this rank the error of `check`, and on all others a RuntimeError that names this
-    rank; ValueError on all ranks if their arguments do not fit together.
+    Raises: on this rank the error of `check`, or RuntimeError in a transform of torch.func, and on
+    all others a RuntimeError that names this rank; ValueError on all ranks if their arguments do
+    not fit together.
     """
     try:
+        if in_function_transform():
+            raise RuntimeError(
+                f"a loss over the {dist.get_world_size(group)} ranks of its group cannot be "
+                'transformed by torch.func; use torch.autograd.grad, or group="local"'
+            )
         arguments = check()
     except Exception:
         _exchange(_Message(), group, None)

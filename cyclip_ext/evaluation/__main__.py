@@ -243,10 +243,19 @@ def _check_classes(
     train_data: ImageDataset | None,
     prompts: Prompts,
 ) -> None:
-    """Raise ValueError if prompts, superclasses or training data do not fit the classes."""
-    for dataset in datasets:
-        if not isinstance(dataset, ImageDataset) or not dataset.class_names:
-            continue
+    """Raise ValueError if prompts, superclasses or training data do not fit the classes.
+
+    Warns of training data that are the data to evaluate.
+    """
+    opened = [dataset for dataset in datasets if isinstance(dataset, ImageDataset)]
+    classified = [dataset for dataset in opened if dataset.class_names]
+    if train_data is not None and not classified:
+        without = ", ".join(dataset.name for dataset in opened)
+        raise ValueError(
+            f"--train-data {options.train_data} only applies to datasets with classes, got "
+            f"{without}"
+        )
+    for dataset in classified:
         names = tuple(entry[0] for entry in prompts.names_for(dataset))
         if options.hierarchy is not None:
             superclasses_of(read_superclasses(options.hierarchy), names)
@@ -254,6 +263,11 @@ def _check_classes(
             raise ValueError(
                 f"--train-data {options.train_data} and {dataset.name} must have the same classes "
                 "in the same order, because labels are indices into them"
+            )
+        if train_data is not None and train_data.fingerprint() == dataset.fingerprint():
+            _show_warning(
+                f"--train-data {options.train_data} has the images of {dataset.name} themselves: "
+                "neighbours and probes know their labels"
             )
 
 

@@ -270,11 +270,11 @@ def _facts(about: About, results: Sequence[TaskResult]) -> dict[str, str]:
 
 
 def describe_data(data: Embeddings) -> str:
-    """Return the counts of a dataset: "12 of 20 images used, 8 skipped: 8 truncated (e.g. x)"."""
+    """Return the counts of a dataset: "12 images used, 8 skipped: 8 truncated (e.g. x)"."""
     noun = "images" if data.quadruple_tags is None else "quadruples"
     text = f"{data.used:,} {noun}"
     if data.skipped.total:
-        text = f"{data.used:,} of {data.total:,} {noun} used, {data.skipped}"
+        text = f"{data.used:,} {noun} used, {data.skipped}"
     elif data.classes:
         text += f", {len(data.classes):,} classes"
     return text

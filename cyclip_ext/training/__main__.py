@@ -31,7 +31,7 @@ from .folder import (
     state_to_resume,
 )
 from .precision import choose_device
-from .ranks import Ranks, join_ranks, world_size
+from .ranks import Ranks, is_lost_connection, join_ranks, world_size
 from .report import summary_table
 from .run import run_training
 from .step import DivergedError
@@ -101,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, UNUSABLE)
     except (MissingData, WorkerDied, DivergedError, ValueError, OSError) as error:
         return _failed(error, 1)
+    except RuntimeError as error:
+        if world_size() == 1 or not is_lost_connection(error):
+            raise
+        problem = str(error).partition(". ")[0]
+        message = "another rank ended, see its own message; continue with --resume"
+        return _failed(RuntimeError(f"{message} ({problem})"), 1)
     except KeyboardInterrupt:
         again = "; give the same --compare command again to continue" if "compare" in typed else ""
         print(f"stopped; the steps after the last checkpoint are lost{again}", file=sys.stderr)

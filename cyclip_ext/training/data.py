@@ -107,7 +107,7 @@ def open_data(config: DataConfig) -> RunData:
                 raise ValueError(f"{_flag(VAL + option)} applies to --val-data, which is not given")
         train, validation = split_pairs(pairs)
     for opened in {id(pairs): pairs, id(validation): validation}.values():
-        seen = len(opened) + opened.skipped.judged
+        seen = opened.entries() + opened.skipped.judged
         require_usable(seen, opened.skipped, config.max_skipped, opened.name)
     require_readable(validation, "" if config.val_data is None else VAL)
     description = (

@@ -97,6 +97,27 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
+class _InUse(Exception):
+    """Another process holds the lock; the message names it."""
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Make the folder, and return its locked file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            raise _InUse(file.read().strip() or "another process") from None
+    _held.add(file)
+    return file
+
+
 @contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Lock the folder for this run. The lock ends with the process that holds it.
@@ -104,28 +125,19 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     Only the main rank writes to the folder, so it alone holds the lock, but all ranks raise.
     Deletes the folder if nothing was written to it.
 
-    Raises ValueError at once if another process holds the folder.
+    Raises ValueError at once if another process holds the folder, or if it cannot be written.
     """
-    file, holder = None, None
+    file, problem = None, None
     if ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-        else:
-            _held.add(file)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-    holder = ranks.gathered(holder)[0]
-    if holder is not None:
-        raise ValueError(
-            f"{folder} is in use by {holder}; wait until it has ended, or choose another --name"
-        )
+            file = _lock(folder)
+        except _InUse as holder:
+            problem = f"is in use by {holder}; wait until it has ended, or choose another --name"
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror}); choose another --logs-dir or --name"
+    problem = ranks.gathered(problem)[0]
+    if problem is not None:
+        raise ValueError(f"the run folder {folder} {problem}")
     try:
         yield
     finally:

@@ -91,6 +91,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether a collective raised this error because another rank ended."""
+    # gloo raises no class of its own, but its messages begin with the name of a source file.
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks of this run, over NCCL on a GPU and gloo elsewhere, until the block ends.

@@ -160,8 +160,7 @@ def _finish(trainer: Trainer, trained: float) -> dict[str, Any]:
     for name, count in counts.items():
         if name == "training" or count["skipped"]:
             facts[f"{name} records"] = (
-                f"{count['used']:,} of {count['total']:,} used, "
-                f"{SkipReport.from_dict(count['skipped'])}"
+                f"{count['used']:,} used, {SkipReport.from_dict(count['skipped'])}"
             )
     if trainer.shortened:
         facts["captions cut before tokenizing"] = f"{trainer.shortened:,}"

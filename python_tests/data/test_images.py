@@ -48,7 +48,12 @@ def test_transparency_is_kept_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "ramp", [np.array([[0, 128 * 257, 255 * 257]], np.uint16), np.array([[0, 0.5, 1]], np.float32)]
+    "ramp",
+    [
+        np.array([[0, 128 * 257, 255 * 257]], np.uint16),
+        np.array([[0, 0.5, 1]], np.float32),
+        np.array([[np.nan, 0.5, 1]], np.float32),  # no data in this pixel
+    ],
 )
 def test_tiff_of_more_than_eight_bits_is_scaled_not_clipped(ramp: np.ndarray) -> None:
     image = open_image(encode(Image.fromarray(ramp), "TIFF"), "x")

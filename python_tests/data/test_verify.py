@@ -165,7 +165,7 @@ def test_a_manifest_of_impossible_records_is_rejected(
 def test_exit_status(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(table), "--max-skipped", "0.1"]) == 0
     printed = capsys.readouterr().out
-    assert "9 of 10 records can be used" in printed
+    assert "9 records can be used, 1 cannot" in printed
     assert re.search(r"1  not an image +e\.g\. .*4\.png", printed)
     assert main(["verify", str(table), "--max-skipped", "0.09"]) == 1
     assert main(["verify", str(tmp_path / "none.csv")]) == 2

@@ -113,7 +113,7 @@ def test_unreadable_images_are_counted_on_the_screen_and_in_every_report(
             (colours / name / f"{index}.png").write_bytes(b"\x89PNG")
     words = ["run", str(run), "--data", str(colours), "--output", str(tmp_path)]
     assert main([*words, "--tasks", "zeroshot_classification"]) == 0
-    counts = "8 of 12 images used, 4 skipped: 4 "
+    counts = "8 images used, 4 skipped: 4 "
     assert counts in capsys.readouterr().out
     assert counts in (tmp_path / "report.md").read_text()
     assert counts in (tmp_path / "report.html").read_text()
@@ -182,13 +182,14 @@ def test_completeness_of_captions(tmp_path: Path) -> None:
 
 
 def test_class_names_and_training_data_go_together(
-    run: Path, colours: Path, tmp_path: Path
+    run: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "names.txt").write_text("azure|blue\nlime\ncrimson\n")
     words = ["run", str(run), "--data", str(colours), "--train-data", str(colours)]
     words += ["--class-names", str(tmp_path / "names.txt"), "--tasks", "knn_probe"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     assert values_of(tmp_path / "out")["colours", "knn_probe"]["knn_acc1"] == 1
+    assert f"--train-data {colours} has the images of colours themselves" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,8 @@ def test_errors_are_one_line_before_anything_is_measured(
     (tmp_path / "Colours").symlink_to(colours)
     captions = {"images": [], "annotations": []}
     (tmp_path / "captions.json").write_text(json.dumps(captions))
+    (tmp_path / "c.csv").write_text(f"filepath,caption\n{colours}/red/0.png,a wall\n")
+    captioned = ["--data", str(tmp_path / "c.csv")]
     out, data = str(tmp_path / "out"), ["--data", str(colours)]
     for words, message in (
         (["run", str(tmp_path / "none")], "there is no checkpoint at"),
@@ -259,6 +262,10 @@ def test_errors_are_one_line_before_anything_is_measured(
         (["run", str(run), *data, "--hierarchy", str(tmp_path / "h.csv")], "green"),
         (["run", str(run), *data, "--class-names", str(tmp_path / "two.txt")], "2 class names for"),
         (["run", str(run), *data, "--train-data", str(other)], "must have the same classes"),
+        (
+            ["run", str(run), *captioned, "--train-data", str(other)],
+            "only applies to datasets with",
+        ),
         (
             ["run", str(run), *data, "--output", str(run / "file/report")],
             f"{run / 'file'} is not a writable folder",

@@ -34,6 +34,7 @@ BAD_FEATURES = [
     (X[:0], X[:0], ValueError, ["image_features", "0, 3"]),
     (X[:, :0], X[:, :0], ValueError, ["image_features", "4, 0"]),
     (X.to_sparse(), X, TypeError, ["image_features", "sparse", "to_dense"]),
+    (torch.nested.nested_tensor([X[0], X[1]]), X, TypeError, ["image_features", "nested"]),
     (X, X.to("meta"), ValueError, ["image_features", "text_features", "cpu", "meta"]),
     (X.tolist(), X, TypeError, ["image_features", "list"]),
     (X, X.tolist(), TypeError, ["text_features", "list"]),

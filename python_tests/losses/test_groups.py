@@ -11,6 +11,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,6 +59,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "budget": lambda given: given.update(memory_budget=-1),
     "environment": lambda given: None,
     "kernel": lambda given: given.update(backend="native"),
+    "transform": lambda given: None,
     "exchange": lambda given: given.update(
         exchange="ring" if given["exchange"] == "gather" else "gather"
     ),
@@ -76,8 +78,11 @@ def _unfit(rank: int, name: str, exchange: str, what: str) -> float:
             elif what == "kernel":
                 patch.setattr(libraries, "has_operator", lambda name, device: False)
         tensors = [given.pop(argument) for argument in ("x", "y", "s", "b")]
+        call = partial(LOSSES[name], **given, group=dist.group.WORLD)
+        if what == "transform" and rank == 1:
+            call = torch.func.grad(call)
         try:
-            LOSSES[name](*tensors, **given, group=dist.group.WORLD)
+            call(*tensors)
         finally:  # nobody is left behind in another collective
             patch.undo()
             count = torch.ones(())
@@ -100,6 +105,7 @@ UNFIT = {
     "budget": (ValueError, ["memory_budget must", "-1"], RuntimeError, ["rank 1", "invalid"]),
     "environment": (ValueError, ["CYCLIP_MEMORY_BUDGET", "GiB"], RuntimeError, ["rank 1"]),
     "kernel": (RuntimeError, ["backend='native'"], RuntimeError, ["rank 1", "invalid"]),
+    "transform": (RuntimeError, ["torch.func", "3 ranks"], RuntimeError, ["rank 1", "invalid"]),
 }
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import cyclip_ext
@@ -273,6 +274,18 @@ def test_backward_twice_over_a_retained_graph(backend: str) -> None:
     first = torch.autograd.grad(value, leaves, retain_graph=True)
     second = torch.autograd.grad(value, leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)], ids=str)
+def test_activation_checkpointing_gives_the_same_gradients(
+    backend: str, shape: tuple[int, int]
+) -> None:
+    """It raises if a backward function unpacks its saved tensors twice."""
+    leaves = make_leaves(*shape)
+    expected = torch.autograd.grad(everything(*leaves, backend), leaves)
+    value = checkpoint(everything, *leaves, backend, use_reentrant=False)
+    found = torch.autograd.grad(value, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_inputs_are_not_written_to(backend: str) -> None:

@@ -8,7 +8,15 @@ import torch
 from evaluation.tiny import tiny_encoder
 from PIL import Image
 
-from cyclip_ext.data import BadRecord, ImageDataset, InMemoryDataset, Sample, SkipReport
+from cyclip_ext.data import (
+    BadRecord,
+    ImageDataset,
+    InMemoryDataset,
+    Sample,
+    SkipReport,
+    TooManyBadRecords,
+)
+from cyclip_ext.data.__main__ import main as data_main
 from cyclip_ext.evaluation.encode import unambiguous_captions
 from cyclip_ext.training.assess import Assessor
 from cyclip_ext.training.config import DataConfig
@@ -37,6 +45,21 @@ def test_records_skipped_on_opening_are_not_those_of_the_validation_part(tmp_pat
     assert data.validation is not None
     assert (len(data.train), data.train.skipped.total) == (91, 5)
     assert (len(data.validation), data.validation.skipped.total) == (4, 0)
+
+
+def test_share_of_bad_rows_is_one_of_rows(tmp_path: Path) -> None:
+    """Images have five captions; a share of images would be five times as large."""
+    captions = ["one", "two", "three", "four", ""]
+    rows = "".join(f"{index}.png,{caption}\n" for index in range(20) for caption in captions)
+    (tmp_path / "t.csv").write_text("image,caption\n" + rows)
+    for index in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    config = DataConfig(train_data=str(tmp_path / "t.csv"), max_skipped=0.2)
+    assert len(open_data(config).train) == 19
+    with pytest.raises(TooManyBadRecords, match="20 of 100 records are bad"):
+        open_data(replace(config, max_skipped=0.19))
+    assert data_main(["verify", str(tmp_path / "t.csv"), "--max-skipped", "0.2"]) == 0
+    assert data_main(["verify", str(tmp_path / "t.csv"), "--max-skipped", "0.19"]) == 1
 
 
 def test_named_sets_reject_flags_for_files() -> None:
@@ -68,7 +91,7 @@ def test_validation_pairs_that_cannot_be_read_are_counted() -> None:
     assessor = Assessor(replace(tiny_encoder(), notify=lines.append))
     require_readable(Broken(2), "")
     assessor.retrieve(Broken(2))
-    assert lines == ["  validation data: 2 of 4 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
+    assert lines == ["  validation data: 2 images used, 2 skipped: 2 truncated (e.g. 0.jpg)"]
     for prefix, flags in (
         ("", "--train-data and --images"),
         ("val_", "--val-data and --val-images"),

@@ -80,6 +80,14 @@ def test_killed_process_holds_no_lock_although_its_child_lives(
         (tmp_path / "run" / "something").touch()
 
 
+def test_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--train-data", "shapes", "--logs-dir", "/proc/self", "--name", "run"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "the run folder /proc/self/run cannot be written (No such file" in error
+    assert "choose another --logs-dir" in error
+
+
 def test_unusable_settings_create_no_folder(tmp_path: Path) -> None:
     words = ["--train-data", str(tmp_path / "none.csv"), "--logs-dir", str(tmp_path), "--name", "r"]
     assert main(words) == 1

@@ -124,3 +124,15 @@ def test_signal_to_one_rank_saves_and_stops_all(tmp_path: Path, number: signal.S
     state = load_checkpoint(tmp_path / "run/checkpoints/last.pt")
     records = MetricsLog(tmp_path / "run/metrics.jsonl").read("train")
     assert [record["step"] for record in records] == [*range(1, state["step"] + 1)]
+
+
+@pytest.mark.slow
+def test_rank_that_loses_another_ends_in_one_line(tmp_path: Path) -> None:
+    processes = start(job(tmp_path, "shapes", 32), ranks=2)
+    wait_for_step(tmp_path, 3)
+    processes[1].send_signal(signal.SIGKILL)
+    shown = processes[0].communicate(timeout=300)[0]
+    assert processes[0].returncode == 1
+    assert "rank 0: error: another rank ended" in shown
+    assert "Traceback" not in shown
+    processes[1].communicate()
