@@ -46,13 +46,15 @@ def _processor() -> str:
 
 
 def _instruction_sets() -> str:
-    """Return the instruction sets of torch, of bfloat16 products, and of the kernels."""
+    """Return the instruction sets that torch and cyclip_ext use, and the bfloat16 ones here."""
     flags = _cpuinfo("flags").split()
-    of_bfloat16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    in_use = [torch.backends.cpu.get_cpu_capability(), *of_bfloat16]
+    in_use = [f"torch {torch.backends.cpu.get_cpu_capability()}"]
     if backend_status()["cpu"].loaded:
         in_use.append(f"cyclip_ext {str(torch.ops.cyclip_ext.cpu_isa()).partition(' ')[0]}")
-    return " ".join(in_use)
+    of_processor = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    if of_processor:
+        in_use.append(f"processor {' '.join(of_processor)}")
+    return ", ".join(in_use)
 
 
 def _cpuinfo(field: str) -> str:

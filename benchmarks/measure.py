@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -103,17 +104,18 @@ class Entrant:
 def take_turns(entrants: Sequence[Entrant], rounds: Rounds) -> None:
     """Warm up, then measure each entrant in every round.
 
-    The entrants take turns, so that a drift of the clock affects all of them, and each round
-    starts with a different one. On a GPU, the L2 cache is overwritten before every measurement.
+    The entrants take turns, so that a drift of the clock affects all of them, in a new random order
+    in every round, because a call is slower after one that returned its memory to the system. On a
+    GPU, the L2 cache is overwritten before every measurement.
     """
+    order = random.Random(0)
     for entrant in entrants:
         entrant.attempt(entrant.warm_up)
     begin = time.perf_counter()
     for done in range(rounds.most):
         if done >= rounds.least and time.perf_counter() - begin > rounds.seconds:
             break
-        first = done % len(entrants)
-        for entrant in (*entrants[first:], *entrants[:first]):
+        for entrant in order.sample(entrants, len(entrants)):
             entrant.attempt(entrant.take_turn)
 
 

@@ -19,7 +19,7 @@ from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss, functional, reference
 from cyclip_ext.functional import DEFAULT_MEMORY_BUDGET, Backend
 
 from . import dense, packages
-from .family import Family, Loss, Make, Peer
+from .family import Arithmetic, Family, Loss, Make, Peer
 from .inputs import Batch
 
 OURS = "cyclip_ext"
@@ -190,11 +190,12 @@ def _baseline(name: str, make: Make) -> Peer:
     return Peer(name, make, largest=LARGEST_BASELINE)
 
 
-def _compiled(make: Make) -> Peer:
+def _compiled(make: Make, arithmetic: Arithmetic = "float32") -> Peer:
     return Peer(
-        COMPILED,
+        COMPILED if arithmetic == "float32" else f"{COMPILED}, {arithmetic}",
         lambda batch: torch.compile(make(batch), dynamic=False),
         "of the baseline; compiled for every N",
+        arithmetic,
         compiled=True,
         judged=False,
         largest=LARGEST_OTHERS,
@@ -284,6 +285,7 @@ def _clip() -> Family:
         *_locked(ours),
         *_labelled(CLIPLoss, False, True),
         *_dense_in_bf16(name, make),
+        _compiled(make, "bf16 features"),
         chunks_of_bf16,
         *_in_bf16(ours),
     )
@@ -297,6 +299,7 @@ def _cyclip() -> Family:
         *(_baseline(name, make), _compiled(make), _chunked(dense.cyclip_in_blocks)),
         *_in_float32(ours),
         *_dense_in_bf16(name, make),
+        _compiled(make, "bf16 features"),
         *_in_bf16(ours),
     )
     return Family("cyclip", _true_cyclip, peers, products=(3, 4))

@@ -45,8 +45,8 @@ line says otherwise. Every table names its processor and the instruction sets th
 How it was measured:
 
 - The peers of one family run in a process of their own. After a warm-up they take turns in every
-  round, and each round starts with a different peer. Times are medians over {rounds} rounds. A
-  ratio is the median over the rounds of the ratio to the first line of its table.
+  round, in a random order. Times are medians over {rounds} rounds. A ratio is the median over the
+  rounds of the ratio to the first line of its table.
 - Every peer receives raw features, normalizes them, and returns the gradients of the raw features
   and of the scale. "unit rows" receives normalized features. "sentence_transformers" is
   `MultipleNegativesRankingLoss`, which computes the rows' half of the loss and no gradient of the

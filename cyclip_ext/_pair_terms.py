@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import distributed, reference
-from ._blocks import DenseBlock, PairBlock, unpaired
-from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._blocks import DenseBlock, Labels, PairBlock, PairOperator, unpaired
+from ._dispatch import Directions, Options, pair_operator, use_native, widen, without_autocast
 from ._inputs import Inputs
 from ._same_label import excess_of_positives, labels_of_block
 from ._sums import mean, ordered_sum
@@ -44,19 +43,9 @@ def pair_statistics(
     texts, columns = _with_negatives(inputs)
     tensors: Tensors = inputs.image, texts, inputs.scale
     images = inputs.negative_image
-    # Further positives are in the log-sum-exp, and the hardest negative is none of them.
-    needs_labels = options.same_label == "mask" or needs_hardest
-    labels = labels_of_block(inputs, columns) if needs_labels else None
     block: PairBlock
     if use_native("pair_statistics", inputs.image, options):
-        block = pair_operator(
-            "pair_statistics",
-            options,
-            inputs.batch,
-            *tensors,
-            needs_hardest=needs_hardest,
-            labels=labels,
-        )
+        block = _statistics_operator(inputs, tensors, columns, options, needs_hardest)
         rows = _merged_statistics(block, tensors, columns)
         return _of_pairs(rows, block, tensors, images, inputs.batch)
 
@@ -67,10 +56,36 @@ def pair_statistics(
 
     with without_autocast(inputs.image):
         tensors = _widened(tensors, options)
+        labels = _labels(inputs, columns, options, needs_hardest)
         block = DenseBlock(dense_statistics, 5, labels)
         rows = _merged_statistics(block, tensors, columns)
         images = None if images is None else widen(images, options.precision)
         return _of_pairs(rows, block, tensors, images, inputs.batch)
+
+
+def _labels(
+    inputs: Inputs, columns: Batch | None, options: Options, needs_hardest: bool
+) -> Labels | None:
+    # Further positives are in the log-sum-exp, and the hardest negative is none of them.
+    is_needed = options.same_label == "mask" or needs_hardest
+    return labels_of_block(inputs, columns) if is_needed else None
+
+
+def _statistics_operator(
+    inputs: Inputs,
+    tensors: Tensors,
+    columns: Batch | None,
+    options: Options,
+    needs_hardest: bool,
+) -> PairOperator:
+    return pair_operator(
+        "pair_statistics",
+        options,
+        inputs.batch,
+        *tensors,
+        needs_hardest=needs_hardest,
+        labels=_labels(inputs, columns, options, needs_hardest),
+    )
 
 
 def _with_negatives(inputs: Inputs) -> tuple[Tensor, Batch | None]:
@@ -132,54 +147,129 @@ def _widened(tensors: Tensors, options: Options) -> Tensors:
     return widen(image, options.precision), widen(text, options.precision), *scalars
 
 
-def contrastive(statistics: PairStatistics, inputs: Inputs, options: Options) -> Tensor:
-    """Return the cross-entropy of the positives, in one direction or the mean of both.
+def contrastive(
+    inputs: Inputs, options: Options, *, needs_hardest: bool = False
+) -> tuple[Tensor, PairStatistics]:
+    """Return the cross-entropy of the positives and the statistics from which it is computed.
 
-    -log softmax of the positive is softplus(lse - z): no cancellation, however small.
+    It is that of one direction, or the mean of both. -log softmax of the positive is
+    softplus(lse - z): no cancellation, however small.
     """
-    lses = {
-        "both": (statistics.row_lse, statistics.col_lse),
-        "image_to_text": (statistics.row_lse,),
-        "text_to_image": (statistics.col_lse,),
-    }[options.directions]
-    is_native = use_native("pair_statistics", inputs.image, options)
-    if is_native and not torch.compiler.is_compiling():
-        of_pairs: Tensor = _CrossEntropies.apply(inputs.scale, statistics.positive, *lses)
+    if _is_one_node(inputs, options):
+        texts, _ = _with_negatives(inputs)
+        tensors = inputs.image, texts, inputs.scale
+        block = _statistics_operator(inputs, tensors, None, options, needs_hardest)
+        loss, *rows = _Contrastive.apply(block, options.directions, *tensors)
+        statistics = PairStatistics(*rows)
     else:
+        statistics = pair_statistics(inputs, options, needs_hardest=needs_hardest)
         logit = inputs.scale * statistics.positive
         zero = 0 * logit  # keeps NaN
+        lses = _of_directions(statistics.row_lse, statistics.col_lse, options.directions)
         first, *others = (_logaddexp(lse - logit, zero) for lse in lses)
-        of_pairs = sum(others, first)
-    loss = mean(of_pairs, inputs.batch) / len(lses)
+        loss = mean(sum(others, first), inputs.batch) / len(lses)
     if inputs.labels is None or options.same_label == "mask":
-        return loss
-    return loss + excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+        return loss, statistics
+    excess = excess_of_positives(statistics.positive, inputs, inputs.labels, options)
+    return loss + excess, statistics
 
 
-class _CrossEntropies(torch.autograd.Function):
-    """sum_k log(1 + e^(lse_k - s S_ii)) of each pair, in a third of the operations of autograd.
+def _of_directions(row_lse: Tensor, col_lse: Tensor, directions: Directions) -> Tensors:
+    if directions == "both":
+        return row_lse, col_lse
+    return (row_lse if directions == "image_to_text" else col_lse,)
 
-    The bits are the same. For native statistics, which have no second derivatives, and outside of
-    torch.compile, which fuses the operations.
+
+def _is_one_node(inputs: Inputs, options: Options) -> bool:
+    """Return whether one node of the graph can compute the loss: one block of one process.
+
+    torch.compile fuses the operations itself.
+    """
+    return (
+        inputs.batch is None
+        and inputs.negative_image is None
+        and use_native("pair_statistics", inputs.image, options)
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Contrastive(torch.autograd.Function):
+    """The cross-entropy and the statistics of a block, without the host time of ten nodes.
+
+    The bits are those of the separate operations. The block's own backward pass raises if it is
+    differentiated again.
     """
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor, positive: Tensor, *lses: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        block: PairOperator,
+        directions: Directions,
+        image: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+    ) -> Tensors:
+        outputs = block((image, texts, scale))
+        row_lse, col_lse, positive, row_hardest, col_hardest = outputs[:5]
+        n = image.shape[0]
+        col_lse, col_hardest = col_lse[:n], col_hardest[:n]
         logit = scale * positive
         zero = 0 * logit  # keeps NaN
+        lses = _of_directions(row_lse, col_lse, directions)
         differences = [lse - logit for lse in lses]
-        ctx.save_for_backward(scale, positive, *differences)
+        ctx.block, ctx.directions = block, directions
+        ctx.save_for_backward(image, texts, scale, *differences, *outputs)
+        ctx.set_materialize_grads(False)
         first, *others = (torch.logaddexp(difference, zero) for difference in differences)
-        return sum(others, first)
+        loss = mean(sum(others, first)) / len(lses)
+        return loss, row_lse, col_lse, positive, row_hardest, col_hardest
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
-        scale, positive, *differences = ctx.saved_tensors
-        of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
-        first, *others = of_lses
-        of_logit = -sum(others, first)
-        return ordered_sum(of_logit * positive), of_logit * scale, *of_lses
+    def backward(
+        ctx: Any, of_loss: Tensor | None, *of_statistics: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        count = 2 if ctx.directions == "both" else 1
+        saved = ctx.saved_tensors  # unpacked once, as activation checkpointing requires
+        inputs, differences, outputs = saved[:3], saved[3 : 3 + count], saved[3 + count :]
+        _, _, scale = inputs
+        of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest = of_statistics
+        of_scale = None
+        if of_loss is not None:
+            positive = outputs[2]
+            upstream = of_loss / (count * positive.shape[0])
+            of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
+            first, *others = of_lses
+            of_logit = -sum(others, first)
+            of_scale = ordered_sum(of_logit * positive)
+            of_positive = _plus(of_logit * scale, of_positive)
+            if ctx.directions != "text_to_image":
+                of_row_lse = _plus(of_lses[0], of_row_lse)
+            if ctx.directions != "image_to_text":
+                of_col_lse = _plus(of_lses[-1], of_col_lse)
+        upstreams = of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest
+        grads = tuple(
+            _padded(grad, output) for grad, output in zip(upstreams, outputs[:5], strict=True)
+        )
+        needed = ctx.needs_input_grad[2:]
+        found = ctx.block.backward(inputs, 0, outputs, grads, needed)
+        image_grad, texts_grad, scale_grad = (
+            grad if is_needed else None for grad, is_needed in zip(found, needed, strict=True)
+        )
+        if scale_grad is not None and of_scale is not None:
+            scale_grad = scale_grad + of_scale
+        return None, None, image_grad, texts_grad, scale_grad
+
+
+def _plus(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
+
+
+def _padded(grad: Tensor | None, output: Tensor) -> Tensor:
+    """Return the gradient of an output from that of its first entries, or zeros."""
+    if grad is None:
+        return torch.zeros_like(output)
+    missing = output.shape[0] - grad.shape[0]
+    return grad if missing == 0 else torch.cat([grad, grad.new_zeros(missing)])
 
 
 def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:

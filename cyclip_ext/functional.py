@@ -142,8 +142,8 @@ def contrastive_loss(
         negative_text_features=negative_text_features,
         negative_image_features=negative_image_features,
     )
-    statistics = _pair_terms.pair_statistics(inputs, chosen, needs_hardest=False)
-    return as_loss(_pair_terms.contrastive(statistics, inputs, chosen), inputs)
+    loss, _ = _pair_terms.contrastive(inputs, chosen)
+    return as_loss(loss, inputs)
 
 
 def cycle_consistency(

@@ -103,7 +103,8 @@ class PairwiseLoss(nn.Module):
         terms = {name: as_loss(term, inputs) for name, term in terms.items()}
         if output_dict:
             return {**terms, **statistics}
-        return torch.stack(list(terms.values())).sum()
+        first, *others = terms.values()
+        return sum(others, first)
 
     def operators(self) -> tuple[str, ...]:
         """Return the names of the native operators that the terms use."""
@@ -142,8 +143,8 @@ class CLIPLoss(PairwiseLoss):
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return the contrastive loss."""
-        pairs = _pair_terms.pair_statistics(inputs, self.options, needs_hardest=self.statistics)
-        terms = {"contrastive_loss": _pair_terms.contrastive(pairs, inputs, self.options)}
+        loss, pairs = _pair_terms.contrastive(inputs, self.options, needs_hardest=self.statistics)
+        terms = {"contrastive_loss": loss}
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
 
 
@@ -235,8 +236,8 @@ class CyCLIPLoss(PairwiseLoss):
         # beside the gradients that are there already.
         cycle = self._cycle_losses(inputs, apart)
         needs_hardest = self.statistics or self.hinge != 0
-        pairs = _pair_terms.pair_statistics(inputs, self.options, needs_hardest=needs_hardest)
-        terms = {"contrastive_loss": _pair_terms.contrastive(pairs, inputs, self.options), **cycle}
+        loss, pairs = _pair_terms.contrastive(inputs, self.options, needs_hardest=needs_hardest)
+        terms = {"contrastive_loss": loss, **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * _pair_terms.margin(pairs, inputs)
         if self.hinge:

@@ -183,7 +183,7 @@ def test_both_libraries_are_built_if_everything_is_found(machine: Machine) -> No
     assert made.missing == {}
     assert [e.name for e in made.extensions()] == ["cyclip_ext._C", "cyclip_ext._C_cuda"]
     cpu, cuda = (set(e.sources) for e in made.extensions())
-    assert {"csrc/ops/schemas.cpp", "csrc/kernels/cpu/rows.cpp"} <= cpu
+    assert {"csrc/ops/schemas.cpp", "csrc/kernels/cpu/product.cpp"} <= cpu
     assert {"csrc/ops/cuda/row_norms.cpp", "csrc/kernels/cuda/row_norms.cu"} <= cuda
     assert not cpu & cuda
 

@@ -59,6 +59,10 @@ def _recording_build_ext(plan: Plan) -> type[Command]:
     class BuildExt(BuildExtension):
         """Compiles with ninja. An optional library that fails is reported and skipped."""
 
+        def run(self) -> None:
+            super().run()
+            _write_record(self, plan)  # `build_ext --inplace` alone copies no Python files
+
         def build_extension(self, ext: Extension) -> None:
             try:
                 if ext.name.endswith("_cuda"):
@@ -86,7 +90,9 @@ def _recording_build_ext(plan: Plan) -> type[Command]:
 
 def _write_record(command: Command, plan: Plan) -> None:
     build: Any = command.get_finalized_command("build_py")
-    folder = Path() if build.editable_mode else Path(build.build_lib)
+    compilation: Any = command.get_finalized_command("build_ext")
+    is_in_place = build.editable_mode or compilation.inplace
+    folder = Path() if is_in_place else Path(build.build_lib)
     record = {
         "version": command.distribution.get_version(),
         "python": platform.python_version(),

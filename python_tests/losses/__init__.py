@@ -12,7 +12,9 @@ Shared by the tests (no test functions here):
     test_operators.py    every operator of torch.ops.cyclip_ext against truth.py, and gradcheck
     test_functional.py   every function, option and combination, against the reference
     test_modules.py      the nn.Modules: dictionary, weights, statistics, open_clip's call
-    test_labels.py       labels, additional negatives, nested widths, locked towers
+    test_labels.py       labels, additional negatives, locked towers
+    test_labels_distributed.py   the same in chunks and over ranks
+    test_matryoshka.py   nested widths
     test_labels_cost.py  processor time of labels, as a ratio
     test_edge_cases.py   strides, norms, NaN, inf, zero rows, N = 1
     test_properties.py   hypothesis: shapes, arbitrary values, and invariances

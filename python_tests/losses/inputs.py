@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -192,3 +192,8 @@ def everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend
     return loss(image, text, scale) + functional.sigmoid_loss(
         image, text, scale, bias, backend=backend
     )
+
+
+def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of all leaves, zeros for those that the loss does not depend on."""
+    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))

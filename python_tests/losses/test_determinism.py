@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cyclip_ext import _sums
-from cyclip_ext._pair_terms import _CrossEntropies
+from cyclip_ext import _pair_terms, _sums
+from cyclip_ext.distributed import Tensors
+from cyclip_ext.functional import contrastive_loss
+from cyclip_ext.losses import CyCLIPLoss
 
 from .inputs import everything, make_features, make_leaves
 
@@ -54,14 +56,27 @@ def test_bits_do_not_depend_on_the_number_of_threads(n: int, d: int, dtype: torc
 
 def test_scale_gradient_of_a_large_batch_does_not_depend_on_threads() -> None:
     """It is a sum over the pairs, which torch would divide among the threads."""
-    positive, *lses = make_features("random", 100_001, 3)[0].T.contiguous()
+    n = 100_001
+    positive, *lses = make_features("random", n, 3)[0].T.contiguous()
+    features = torch.zeros(n, 1)
+
+    class Block:
+        """Stands in for N^2 pairs."""
+
+        def __call__(self, inputs: Tensors) -> Tensors:
+            return *lses, positive, positive, positive
+
+        def backward(self, *args: object) -> Tensors:
+            return features, features, torch.zeros((), dtype=torch.float64)
+
     runs = []
     for count in 1, 2, 3:
         torch.set_num_threads(count)
         grads = []
         for value in 1.0, 5.0, 14.3, 100.0:  # a single sum can be equal by luck
             scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-            _CrossEntropies.apply(scale, positive, *lses).mean().backward()
+            loss, *_ = _pair_terms._Contrastive.apply(Block(), "both", features, features, scale)
+            loss.backward()
             grads.append(scale.grad.item())
         runs.append(grads)
     assert runs[0] == runs[1] == runs[2]
@@ -76,3 +91,44 @@ def test_mean_of_a_long_vector_does_not_depend_on_threads() -> None:
         means.append(_sums.mean(values))
     assert len({float(m) for m in means}) == 1
     torch.testing.assert_close(means[0], values.mean(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("directions", ["both", "image_to_text", "text_to_image"])
+@pytest.mark.parametrize("negatives", [0, 4])
+@pytest.mark.parametrize("same_label", ["mask", "positive"])
+def test_one_node_has_the_bits_of_separate_operations(
+    directions: str, negatives: int, same_label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for is_one_node in True, False:
+        image, text, scale, _ = make_leaves(33, 24, torch.float32)
+        further = make_features("random", negatives, 24)[0].float() if negatives else None
+        if further is not None:
+            further.requires_grad_()
+        if not is_one_node:
+            monkeypatch.setattr(_pair_terms, "_is_one_node", lambda *_: False)
+        loss = contrastive_loss(
+            image,
+            text,
+            scale,
+            directions=directions,
+            negative_text_features=further,
+            labels=torch.arange(33) // 3,
+            same_label=same_label,
+        )
+        (3 * loss).backward()
+        leaves = image, text, scale, further
+        runs.append([loss, *(leaf.grad for leaf in leaves if leaf is not None)])
+    _assert_same_bits(*runs)
+
+
+def test_one_node_passes_the_gradients_of_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of three terms may be ordered differently, so their last bits may differ."""
+    runs = []
+    for is_one_node in True, False:
+        image, text, scale, _ = make_leaves(33, 24, torch.float64)
+        if not is_one_node:
+            monkeypatch.setattr(_pair_terms, "_is_one_node", lambda *_: False)
+        loss = CyCLIPLoss(margin=0.3, hinge=0.7)(image, text, scale)
+        runs.append([loss, *torch.autograd.grad(loss, (image, text, scale))])
+    torch.testing.assert_close(*runs, rtol=1e-13, atol=1e-16)

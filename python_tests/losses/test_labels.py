@@ -1,16 +1,14 @@
-"""Labels, additional negatives and nested widths, against dense float64 code written here."""
+"""Labels and additional negatives, against dense float64 code written here."""
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,10 +17,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss, functional, reference
-from cyclip_ext.grad_cache import cached_backward
 
-from .inputs import make_features
-from .ranks import World
+from .inputs import gradients, make_features
 
 SCALE, BIAS = 7.0, -3.0
 SAME_LABEL = ["mask", "positive"]
@@ -112,10 +108,6 @@ OURS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
-
-
 def _assert_same(
     name: str, labels: list[int] | None, same_label: str, further: tuple[int, int], **options: Any
 ) -> None:
@@ -129,7 +121,7 @@ def _assert_same(
     expected = DENSE[name](x, y, labels or list(range(n)), same_label, u, v)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
-        _gradients(3 * loss, leaves), _gradients(3 * expected, leaves), rtol=1e-8, atol=1e-11
+        gradients(3 * loss, leaves), gradients(3 * expected, leaves), rtol=1e-8, atol=1e-11
     )
 
 
@@ -179,7 +171,7 @@ def test_labels_match_the_specification(name: str, same_label: str) -> None:
 def _bits(name: str, n: int, labels: Tensor | None, same_label: str) -> list[Tensor]:
     x, y = (t.requires_grad_() for t in make_features("random", n, 40, dtype=torch.float32))
     loss = OURS[name](x, y, labels=labels, same_label=same_label, backend="native")
-    return [loss, *_gradients(loss, [x, y])]
+    return [loss, *gradients(loss, [x, y])]
 
 
 @pytest.mark.native
@@ -203,7 +195,7 @@ def test_distinct_labels_change_no_bit_of_terms_and_statistics(same_label: str, 
     for labels in None, torch.arange(n):
         terms = loss(*leaves, output_dict=True, labels=labels)
         total = sum(term for name, term in terms.items() if name.endswith("_loss"))
-        runs.append([*terms.values(), *_gradients(total, leaves)])
+        runs.append([*terms.values(), *gradients(total, leaves)])
     assert all(map(torch.equal, *runs))
 
 
@@ -237,7 +229,7 @@ def test_one_group_has_no_negatives(name: str, backend: str) -> None:
     x, y = (t.requires_grad_() for t in make_features("random", 40, 4))
     loss = OURS[name](x, y, labels=torch.zeros(40, dtype=torch.long), backend=backend)
     assert loss == 0
-    assert not any(gradient.any() for gradient in _gradients(loss, [x, y]))
+    assert not any(gradient.any() for gradient in gradients(loss, [x, y]))
 
 
 @pytest.mark.parametrize("further", FURTHER, ids=str)
@@ -266,31 +258,6 @@ def test_bfloat16_products_with_labels_are_those_of_rounded_features(
     rounded = (t.bfloat16().double() for t in (x, y))
     expected = functional.contrastive_loss(*rounded, 14.3, **options)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-
-
-class _Towers(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = torch.nn.Linear(5, 4), torch.nn.Linear(5, 4)
-        self.scale = torch.nn.Parameter(torch.tensor(SCALE))
-
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
-        return self.image(images), self.text(texts), self.scale, torch.tensor(BIAS)
-
-
-@pytest.mark.parametrize("same_label", SAME_LABEL)
-@pytest.mark.parametrize("kind", [CyCLIPLoss, SigLIPLoss])
-def test_cached_gradients_with_labels(kind: type[CLIPLoss], same_label: str) -> None:
-    """The loss sees the labels of the whole batch, whatever the chunks are."""
-    batch = make_features("random", 11, 5, dtype=torch.float32)
-    loss = partial(kind(same_label=same_label, statistics=True), labels=torch.arange(11) % 4)
-    results = []
-    for chunk_size in 11, 3:
-        towers = _Towers()
-        terms = cached_backward(towers, loss, *batch, chunk_size=chunk_size)
-        results.append([*terms.values(), *(p.grad for p in towers.parameters())])
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("same_label", SAME_LABEL)
@@ -380,7 +347,7 @@ def test_unicl_formula() -> None:
         expected = (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
         actual = CLIPLoss(same_label="positive")(x, y, SCALE, labels=labels)
         torch.testing.assert_close(actual, expected)
-        torch.testing.assert_close(_gradients(actual, [x, y]), _gradients(expected, [x, y]))
+        torch.testing.assert_close(gradients(actual, [x, y]), gradients(expected, [x, y]))
 
 
 def test_multiple_negatives_ranking_with_hard_negatives() -> None:
@@ -407,141 +374,11 @@ def test_two_graphs_serve_every_batch_size_with_labels(same_label: str) -> None:
         more = {"labels": torch.arange(n) // 2, **_further(2, 3, 16)}
         actual, expected = (f(x, y, SCALE, **more) for f in (compiled, loss))
         torch.testing.assert_close(actual, expected)
-        torch.testing.assert_close(_gradients(actual, [x, y]), _gradients(expected, [x, y]))
+        torch.testing.assert_close(gradients(actual, [x, y]), gradients(expected, [x, y]))
     assert counter.frame_count <= 2
 
 
-# ------------------------------------------------- over ranks
-
-
-# Of each world's ranks: pairs, additional texts, additional images.
-PARTS = {
-    1: ((8,), (6,), (7,)),
-    2: ((3, 5), (5, 1), (2, 5)),
-    3: ((4, 1, 3), (2, 1, 3), (1, 4, 2)),
-    4: ((1, 4, 2, 1), (1, 2, 1, 2), (2, 1, 3, 1)),
-}
-
-
-def _labelled_batch() -> tuple[Tensor, ...]:
-    x, y = make_features("random", 8, 5)
-    v, u = make_features("random", 7, 5, seed=2)
-    return x, y, torch.tensor([0, 1, 2, 0, 1, 1, 3, 0]), u[:6], v
-
-
-def _share(
-    rank: int,
-    world: int,
-    kind: str,
-    exchange: str,
-    backend: str,
-    same_label: str | None,
-    further: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    x, y, labels, u, v = _labelled_batch()
-    own = [
-        t.split(counts)[rank].clone().requires_grad_()
-        for t, counts in zip((x, y, u, v), (PARTS[world][0], *PARTS[world]), strict=True)
-    ]
-    return _labelled_loss(
-        kind, own, labels.split(PARTS[world][0])[rank], same_label, further,
-        group=dist.group.WORLD, exchange=exchange, backend=backend,
-    )  # fmt: skip
-
-
-def _labelled_loss(
-    kind: str, own: list[Tensor], labels: Tensor, same_label: str | None, further: bool, **o: Any
-) -> tuple[Tensor, list[Tensor]]:
-    more: dict[str, Any] = {}
-    if same_label is not None:
-        o["same_label"], more["labels"] = same_label, labels
-    if further:
-        more |= {"negative_text_features": own[2], "negative_image_features": own[3]}
-    loss = SigLIPLoss(**o) if kind == "siglip" else CyCLIPLoss(hinge=0.3, margin=0.1, **o)
-    value = loss(own[0], own[1], SCALE, BIAS, **more)
-    return value.detach(), _gradients(value, own)
-
-
-@pytest.mark.parametrize("further", [False, True], ids=["pairs", "further"])
-@pytest.mark.parametrize("same_label", [None, *SAME_LABEL])
-@pytest.mark.parametrize("exchange", ["gather", "ring", "replicate"])
-@pytest.mark.parametrize("kind", ["cyclip", "siglip"])
-@pytest.mark.parametrize("world", PARTS, indirect=True)
-def test_ranks_match_one_process(
-    world: World, kind: str, exchange: str, same_label: str | None, further: bool
-) -> None:
-    x, y, labels, u, v = _labelled_batch()
-    leaves = [t.clone().requires_grad_() for t in (x, y, u, v)]
-    expected, gradients = _labelled_loss(kind, leaves, labels, same_label, further)
-    parts = PARTS[world.size][0], *PARTS[world.size]
-    for backend in "auto", "reference":
-        options = world.size, kind, exchange, backend, same_label, further
-        for rank, (loss, shares) in enumerate(world.results(_share, *options)):
-            torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
-            for share, whole, counts in zip(shares, gradients, parts, strict=True):
-                own = world.size * whole.split(counts)[rank]
-                torch.testing.assert_close(share, own, rtol=1e-8, atol=1e-11)
-
-
-def _cached_backward(
-    parts: list[Tensor], chunk_size: int, kind: str, same_label: str, group: str | None
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the terms, the gradients of the towers, and those of the additional negatives."""
-    x, y, labels, *negatives = parts
-    u, v = (t[:, :4].clone().requires_grad_() for t in negatives)
-    options: dict[str, Any] = {"same_label": same_label, "statistics": True, "group": group}
-    loss = SigLIPLoss(**options) if kind == "siglip" else CyCLIPLoss(hinge=0.3, **options)
-    given = {"labels": labels, "negative_text_features": u, "negative_image_features": v}
-    towers = _Towers().double()
-    terms = cached_backward(towers, partial(loss, **given), x, y, chunk_size=chunk_size)
-    return [*terms.values()], _gradients_of(towers), [u.grad, v.grad]
-
-
-def _gradients_of(module: torch.nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in module.parameters()]
-
-
-def _cached_share(rank: int, world: int, *options: str) -> tuple[list[Tensor], ...]:
-    counts = (PARTS[world][0],) * 3 + PARTS[world][1:]
-    parts = [t.split(c)[rank] for t, c in zip(_labelled_batch(), counts, strict=True)]
-    return _cached_backward(parts, 2, *options, group="world")
-
-
-@pytest.mark.parametrize("same_label", SAME_LABEL)
-@pytest.mark.parametrize("kind", ["cyclip", "siglip"])
-@pytest.mark.parametrize("world", [2], indirect=True)
-def test_cached_gradients_of_ranks_match_one_process(
-    world: World, kind: str, same_label: str
-) -> None:
-    expected = _cached_backward([*_labelled_batch()], 8, kind, same_label, None)
-    shares = world.results(_cached_share, world.size, kind, same_label)
-    terms, of_towers, of_negatives = zip(*shares, strict=True)
-    for of_rank in terms:
-        torch.testing.assert_close(of_rank, expected[0])
-    averaged = [sum(ranks) / world.size for ranks in zip(*of_towers, strict=True)]
-    torch.testing.assert_close(averaged, expected[1])
-    whole = [torch.cat(ranks) / world.size for ranks in zip(*of_negatives, strict=True)]
-    torch.testing.assert_close(whole, expected[2])
-
-
-def _one_rank_without(rank: int, name: str) -> str:
-    x, _, labels, u, v = _labelled_batch()
-    given = {"labels": labels[:2], "negative_text_features": u, "negative_image_features": v}
-    more = {name: given[name]} if rank == 1 else {}
-    with pytest.raises(ValueError, match="on all ranks or on none") as error:
-        CLIPLoss(group="world")(x[:2], x[:2], SCALE, **more)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("name", ["labels", "negative_text_features", "negative_image_features"])
-@pytest.mark.parametrize("world", [2], indirect=True)
-def test_argument_of_one_rank_alone_raises(world: World, name: str) -> None:
-    for message in world.results(_one_rank_without, name):
-        assert message.startswith(f"{name} must be given")
-        assert "True on rank 1" in message
-
-
-# ------------------------------------------------- locked towers
+# ------------------------------------------------- number of products
 
 
 @pytest.mark.native
@@ -565,92 +402,3 @@ def test_statistics_with_labels_take_one_pass(kind: type[CLIPLoss], same_label: 
         loss(x, y, SCALE, BIAS, labels=torch.arange(40) // 2)
     passes = 1 if kind is CLIPLoss else 2  # with that of the sigmoid loss
     assert counter.get_total_flops() == passes * 2 * 40 * 40 * 8
-
-
-# ------------------------------------------------- nested widths, weights of another batch size
-
-
-def test_matryoshka_is_the_weighted_sum_over_prefixes(backend: str) -> None:
-    x, y = (t.requires_grad_() for t in make_features("random", 6, 8))
-    inner = CyCLIPLoss(hinge=0.1, backend=backend, statistics=True)
-    u, v = _further(2, 3, 8).values()
-    more = {"negative_text_features": u, "negative_image_features": v}
-    loss = MatryoshkaLoss(inner, widths=(2, 5, 8), weights=(1.0, 0.5, 2.0))
-    terms = loss(x, y, SCALE, BIAS, output_dict=True, **more)
-    expected = sum(
-        weight
-        * inner(
-            x[:, :width], y[:, :width], SCALE, BIAS,
-            negative_text_features=u[:, :width], negative_image_features=v[:, :width],
-        )
-        for width, weight in ((2, 1.0), (5, 0.5), (8, 2.0))
-    )  # fmt: skip
-    total = loss(x, y, SCALE, BIAS, **more)
-    torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(_gradients(total, [x, y]), _gradients(expected, [x, y]))
-    summed = sum(value for name, value in terms.items() if name.endswith("_loss"))
-    torch.testing.assert_close(summed, total)
-    assert {"contrastive_2_loss", "in_modal_5_loss", "hinge_8_loss", "image_margin_5"} <= set(terms)
-
-
-def test_matryoshka_rejects_wrong_widths() -> None:
-    for widths, weights in (((), None), ((4, 4), None), ((0, 4), None), ((2, 4), (1.0,))):
-        with pytest.raises(ValueError, match=r"widths|weights"):
-            MatryoshkaLoss(CLIPLoss(), widths, weights)
-    with pytest.raises(ValueError, match=r"must not exceed the features' width 3, got \(2, 4\)"):
-        MatryoshkaLoss(CLIPLoss(), (2, 4))(X, X, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("text", "further", "message"),
-    [
-        (X[:, :2], None, "must have the same width d, got [4, 3] and [4, 2]"),
-        (X[0], None, "text_features must be [N, d], one embedding per row, got shape [3]"),
-        (X, X[:, :2], "negative_text_features must have the same width d, got [4, 3] and [4, 2]"),
-        (X, X[0], "negative_text_features must be [N, d], one embedding per row, got shape [3]"),
-    ],
-)
-def test_matryoshka_raises_for_features_that_do_not_fit(
-    text: Tensor, further: Tensor | None, message: str
-) -> None:
-    """Their prefixes would."""
-    with pytest.raises(ValueError, match=re.escape(message)):
-        MatryoshkaLoss(CLIPLoss(), (1, 2))(X, text, 1.0, negative_text_features=further)
-
-
-def _matryoshka_of_narrow_features(rank: int, narrow: tuple[int, ...]) -> str:
-    x = X[:, :1] if rank in narrow else X
-    with pytest.raises(ValueError, match="width") as error:
-        MatryoshkaLoss(CLIPLoss(group="world"), (1, 2))(x, x, 1.0)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("narrow", [(0,), (0, 1)])
-@pytest.mark.parametrize("world", [2], indirect=True)
-def test_matryoshka_of_narrow_features_raises_on_all_ranks(
-    world: World, narrow: tuple[int, ...]
-) -> None:
-    messages = world.results(_matryoshka_of_narrow_features, narrow)
-    beginning = "image_features" if len(narrow) == 1 else "widths must not exceed"
-    assert all(message.startswith(beginning) for message in messages)
-
-
-@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
-def test_weights_for_another_batch_size_keep_the_weight_of_a_pair(reduction: str) -> None:
-    """The cosines of the two towers differ by the same number for all pairs."""
-
-    def cycle_loss(n: int) -> Tensor:
-        weights = {"in_modal": 0.3, "cross_modal": 0.1}
-        loss = CyCLIPLoss.for_batch(n, 16, reduction=reduction, **weights)
-        image = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
-        text = torch.cat([torch.eye(n), 2 * torch.ones(n, 1)], dim=1).double()
-        return loss(image, text, 1.0, output_dict=True)["in_modal_loss"]
-
-    expected = cycle_loss(16)
-    assert expected > 0
-    for n in 2, 5, 40:
-        torch.testing.assert_close(cycle_loss(n), expected)
-    same = CyCLIPLoss.for_batch(128)
-    assert (same.in_modal, same.cross_modal) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
-        CyCLIPLoss.for_batch(1)

@@ -196,3 +196,24 @@ def test_repr_lists_every_argument_of_the_constructor(kind: type[torch.nn.Module
 def test_losses_are_siblings() -> None:
     for kind in KINDS:
         assert [isinstance(kind(), other) for other in KINDS].count(True) == 1
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+def test_weights_for_another_batch_size_keep_the_weight_of_a_pair(reduction: str) -> None:
+    """The cosines of the two towers differ by the same number for all pairs."""
+
+    def cycle_loss(n: int) -> Tensor:
+        weights = {"in_modal": 0.3, "cross_modal": 0.1}
+        loss = cyclip_ext.CyCLIPLoss.for_batch(n, 16, reduction=reduction, **weights)
+        image = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
+        text = torch.cat([torch.eye(n), 2 * torch.ones(n, 1)], dim=1).double()
+        return loss(image, text, 1.0, output_dict=True)["in_modal_loss"]
+
+    expected = cycle_loss(16)
+    assert expected > 0
+    for n in 2, 5, 40:
+        torch.testing.assert_close(cycle_loss(n), expected)
+    same = cyclip_ext.CyCLIPLoss.for_batch(128)
+    assert (same.in_modal, same.cross_modal) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+        cyclip_ext.CyCLIPLoss.for_batch(1)

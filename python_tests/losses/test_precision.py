@@ -78,6 +78,33 @@ def test_bf16_rounds_as_torch_does(n: int) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("kind", ["random", "cone", "tiny", "nan", "ties"])
+@pytest.mark.parametrize("d", [1, 7, 24, 33])
+def test_cycle_gradients_of_bfloat16_are_those_of_float32_rounded(kind: str, d: int) -> None:
+    """By Gram matrices, where only the features and their gradients are bfloat16."""
+    features = [t.bfloat16() for t in make_features("random", 50, d)]
+    if kind == "cone":
+        features = [t + 8 for t in features]
+    elif (
+        kind == "tiny"
+    ):  # with denormal gradients of the large rows, and infinite ones of the small
+        features = [t * torch.logspace(-38, 38, 50)[:, None].bfloat16() for t in features]
+    elif kind == "nan":
+        features[0][3, d // 2] = torch.nan
+    elif kind == "ties":  # integers above 256 with an upstream gradient of integers
+        axes = torch.eye(d).bfloat16().repeat(51, 1)
+        features = [axes[:50], axes[1:51]]
+    ops = torch.ops.cyclip_ext
+    wide = [t.float() for t in features]
+    upstream = [(300 * torch.randn(d, d, dtype=torch.float64)).round() for _ in range(3)]
+    gradients = ops.cycle_grams_backward(*wide, *upstream)
+    found = *ops.cycle_grams(*features), *ops.cycle_grams_backward(*features, *upstream)
+    expected = *ops.cycle_grams(*wide), *(t.bfloat16() for t in gradients)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.native
 def test_bf16_infinity_makes_the_loss_nan() -> None:
     """Two numbers share a word, and infinity may meet a padding zero."""
     image, text = make_features("random", 3, 3, dtype=torch.float32)

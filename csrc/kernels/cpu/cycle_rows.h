@@ -3,8 +3,8 @@
 //
 // Deflated rows, P_ = P - (P q) q' and M_ = M - (M q) q', lack their parts along kDirections
 // orthonormal directions q, [kDirections, d]; a direction may also be zero. Those parts are stored
-// in double: `along` holds <p, q_0>, <p, q_1>, <m, q_0>, <m, q_1> for each row. T is float or
-// double. Matrices are row-major without padding.
+// in double: `along` holds <p, q_0>, <p, q_1>, <m, q_0>, <m, q_1> for each row. Features X are float, double or
+// Bf16; T is their compute type. Matrices are row-major without padding.
 
 #pragma once
 
@@ -18,18 +18,18 @@ inline constexpr int kDirections = 2;
 inline constexpr int kAlong = 2 * kDirections;
 
 // Some raw rows of both towers, with their norms.
-template <typename T>
+template <typename X>
 struct TowerRows {
-  const T* image;             // [rows, d]
-  const T* text;              // [rows, d]
+  const X* image;             // [rows, d]
+  const X* text;              // [rows, d]
   const double* image_norms;  // [rows]
   const double* text_norms;   // [rows]
   int64_t rows, d;
 };
 
-template <typename T>
+template <typename X, typename T = ComputeType<X>>
 struct CycleFactorsForward {
-  TowerRows<T> towers;
+  TowerRows<X> towers;
   const double* directions;  // [kDirections, d], or null: P and M themselves
   T* plus;                   // [rows, d]
   T* minus;                  // [rows, d]
@@ -55,30 +55,30 @@ struct CycleDeflation {
   const double* along;       // [rows, kAlong]
 };
 
-template <typename T>
+template <typename X, typename T = ComputeType<X>>
 struct CycleFactorsBackward {
-  TowerRows<T> towers;
+  TowerRows<X> towers;
   const T* plus;                       // dL/dP, or its product in T, [rows, d]
   const T* minus;                      // dL/dM
   const CycleDeflation<T>* deflation;  // null: none
-  T* image_grad;                       // [rows, d], in terms of the raw features
-  T* text_grad;
+  X* image_grad;                       // [rows, d], in terms of the raw features
+  X* text_grad;
   double* scratch;  // [2, d]
 };
 
-template <typename T>
+template <typename X>
 struct CycleRowKernels {
   // sums += sum_i <x^_i, pivot> x^_i; without pivot, sum_i x^_i.
-  void (*add_weighted)(const T* x, const double* norms, const double* pivot, int64_t rows, int64_t d,
+  void (*add_weighted)(const X* x, const double* norms, const double* pivot, int64_t rows, int64_t d,
                        double* sums);
-  void (*factors_forward)(const CycleFactorsForward<T>&);
+  void (*factors_forward)(const CycleFactorsForward<X>&);
   // sums[a, k] = sum_i along[i, a] factor[i, k]; sums is [kAlong, d].
-  void (*along_products)(const double* along, const T* factor, int64_t rows, int64_t d, double* sums);
-  void (*factors_backward)(const CycleFactorsBackward<T>&);
+  void (*along_products)(const double* along, const ComputeType<X>* factor, int64_t rows, int64_t d, double* sums);
+  void (*factors_backward)(const CycleFactorsBackward<X>&);
 };
 
 // Returns the best table that this processor can run.
-template <typename T>
-const CycleRowKernels<T>& cycle_row_kernels();
+template <typename X>
+const CycleRowKernels<X>& cycle_row_kernels();
 
 }  // namespace cyclip::cpu

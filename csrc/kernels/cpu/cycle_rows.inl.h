@@ -1,39 +1,7 @@
 // The row-wise kernels of cycle_rows.h: the arithmetic is in double, and results are rounded to T.
+// wide.inl.h has the loads and stores.
 
 namespace cyclip::cpu::CYCLIP_ISA {
-
-// As many doubles as a vector holds, converted from T or to T.
-template <typename T>
-struct Widened {
-  typedef T Vec __attribute__((vector_size(kLanes<double> * sizeof(T))));
-};
-
-template <typename V, typename T>
-inline V load_wide(const T* from) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    return static_cast<double>(*from);
-  } else {
-    return __builtin_convertvector(load<typename Widened<T>::Vec>(from), V);
-  }
-}
-
-template <typename V, typename T>
-inline void store_narrow(T* to, V v) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    *to = static_cast<T>(v);
-  } else {
-    store(to, __builtin_convertvector(v, typename Widened<T>::Vec));
-  }
-}
-
-// Calls step(k, zero) along a row. zero has type Vec<double>, or double in the columns that do not
-// fill a vector.
-template <typename Step>
-inline void for_each_wide(int64_t d, const Step& step) {
-  int64_t k = 0;
-  for (; k + kLanes<double> <= d; k += kLanes<double>) step(k, Vec<double>{});
-  for (; k < d; ++k) step(k, double{});
-}
 
 struct WideSum {
   Vec<double> lanes{};
@@ -44,8 +12,8 @@ struct WideSum {
   double total() const { return sum_lanes<double>(lanes) + rest; }
 };
 
-template <typename T>
-void add_weighted(const T* x, const double* norms, const double* pivot, int64_t rows, int64_t d, double* sums) {
+template <typename X>
+void add_weighted(const X* x, const double* norms, const double* pivot, int64_t rows, int64_t d, double* sums) {
   for (int64_t i = 0; i < rows; ++i) {
     double factor = 1 / norms[i];
     if (pivot != nullptr) {
@@ -65,8 +33,8 @@ void add_weighted(const T* x, const double* norms, const double* pivot, int64_t 
 
 // Computes x^ and stores it in memory. If the product were fused with the subtraction that follows,
 // the difference of equal rows would be a rounding error instead of zero. along[r] = <x^, q_r>.
-template <typename T>
-inline void normalize_row(const T* x, double norm, int64_t d, const double* directions, double* normalized,
+template <typename X>
+inline void normalize_row(const X* x, double norm, int64_t d, const double* directions, double* normalized,
                           double* along) {
   const double inv_norm = 1 / norm;
   WideSum sums[kDirections];
@@ -80,9 +48,9 @@ inline void normalize_row(const T* x, double norm, int64_t d, const double* dire
   for (int r = 0; r < kDirections; ++r) along[r] = sums[r].total();
 }
 
-template <typename T>
-void cycle_factors_forward(const CycleFactorsForward<T>& args) {
-  const TowerRows<T>& towers = args.towers;
+template <typename X, typename T>
+void cycle_factors_forward(const CycleFactorsForward<X, T>& args) {
+  const TowerRows<X>& towers = args.towers;
   const int64_t d = towers.d;
   const double* q = args.directions;
   double *image = args.scratch, *text = args.scratch + d;
@@ -136,21 +104,36 @@ void along_products(const double* along, const T* factor, int64_t rows, int64_t 
   });
 }
 
-// dL/dX^ and dL/dY^ of one row, from dL/dP and dL/dM without deflation.
-template <typename T>
-inline void factor_gradients(const T* plus, const T* minus, int64_t d, double* image, double* text) {
+// dL/dx^ and dL/dy^ of one row, and their dot products with the raw row.
+template <typename X>
+struct RowGradients {
+  const X *image_row, *text_row;
+  double *image, *text;
+  WideSum image_dot{}, text_dot{};
+
+  // Writes the columns from k on, from those of dL/dp and dL/dm.
+  template <typename V>
+  void write(int64_t k, V plus, V minus) {
+    const V of_image = plus + minus, of_text = plus - minus;
+    store_narrow(image + k, of_image);
+    store_narrow(text + k, of_text);
+    image_dot.add(load_wide<V>(image_row + k) * of_image);
+    text_dot.add(load_wide<V>(text_row + k) * of_text);
+  }
+};
+
+template <typename X, typename T>
+inline void factor_gradients(const T* plus, const T* minus, int64_t d, RowGradients<X>* gradients) {
   for_each_wide(d, [&](int64_t k, auto zero) {
     using V = decltype(zero);
-    const V p = load_wide<V>(plus + k), m = load_wide<V>(minus + k);
-    store_narrow(image + k, p + m);
-    store_narrow(text + k, p - m);
+    gradients->write(k, load_wide<V>(plus + k), load_wide<V>(minus + k));
   });
 }
 
 // The same with deflation; `row` counts its rows.
-template <typename T, bool kCross>
+template <bool kCross, typename X, typename T>
 inline void deflated_gradients(const CycleDeflation<T>& deflation, int64_t row, const T* plus, const T* minus,
-                               int64_t d, double* image, double* text) {
+                               int64_t d, RowGradients<X>* gradients) {
   const double *q = deflation.directions, *a = deflation.plus, *b = deflation.minus;
   const double *c = deflation.cross, *l = deflation.cross_left;
   const T *p_row = deflation.plus_rows + row * d, *m_row = deflation.minus_rows + row * d;
@@ -186,43 +169,40 @@ inline void deflated_gradients(const CycleDeflation<T>& deflation, int64_t row, 
       p += m0 * load_wide<V>(c + k) + m1 * load_wide<V>(c + d + k);
       m += p0 * load_wide<V>(l + k) + p1 * load_wide<V>(l + d + k);
     }
-    store_narrow(image + k, p + m);
-    store_narrow(text + k, p - m);
+    gradients->write(k, p, m);
   });
 }
 
-// From g = dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|. A norm clamped to eps is a constant, so there
-// is no projection.
-template <typename T>
-inline void normalize_row_backward(const T* x, double norm, int64_t d, const double* g, T* out) {
-  WideSum dot;
-  for_each_wide(d, [&](int64_t k, auto zero) {
-    using V = decltype(zero);
-    dot.add(load_wide<V>(x + k) * load_wide<V>(g + k));
-  });
-  const double along = norm <= kEps ? 0 : dot.total() / (norm * norm), inv_norm = 1 / norm;
+// From g = dL/dx^ to dL/dx = (g - <g, x^> x^) / |x|, with `dot` = <x, g>. A norm clamped to eps is a
+// constant, so there is no projection.
+template <typename X>
+inline void normalize_row_backward(const X* x, double norm, int64_t d, const double* g, double dot, X* out) {
+  const double along = norm <= kEps ? 0 : dot / (norm * norm), inv_norm = 1 / norm;
   for_each_wide(d, [&](int64_t k, auto zero) {
     using V = decltype(zero);
     store_narrow(out + k, (load_wide<V>(g + k) - along * load_wide<V>(x + k)) * inv_norm);
   });
 }
 
-template <typename T>
-void cycle_factors_backward(const CycleFactorsBackward<T>& args) {
-  const TowerRows<T>& towers = args.towers;
+template <typename X, typename T>
+void cycle_factors_backward(const CycleFactorsBackward<X, T>& args) {
+  const TowerRows<X>& towers = args.towers;
   const int64_t d = towers.d;
-  double *image = args.scratch, *text = args.scratch + d;
   for (int64_t i = 0; i < towers.rows; ++i) {
+    const X *image = towers.image + i * d, *text = towers.text + i * d;
     const T *plus = args.plus + i * d, *minus = args.minus + i * d;
+    RowGradients<X> gradients = {image, text, args.scratch, args.scratch + d};
     if (args.deflation == nullptr) {
-      factor_gradients(plus, minus, d, image, text);
+      factor_gradients(plus, minus, d, &gradients);
     } else if (args.deflation->cross == nullptr) {
-      deflated_gradients<T, false>(*args.deflation, i, plus, minus, d, image, text);
+      deflated_gradients<false>(*args.deflation, i, plus, minus, d, &gradients);
     } else {
-      deflated_gradients<T, true>(*args.deflation, i, plus, minus, d, image, text);
+      deflated_gradients<true>(*args.deflation, i, plus, minus, d, &gradients);
     }
-    normalize_row_backward(towers.image + i * d, towers.image_norms[i], d, image, args.image_grad + i * d);
-    normalize_row_backward(towers.text + i * d, towers.text_norms[i], d, text, args.text_grad + i * d);
+    normalize_row_backward(image, towers.image_norms[i], d, gradients.image, gradients.image_dot.total(),
+                           args.image_grad + i * d);
+    normalize_row_backward(text, towers.text_norms[i], d, gradients.text, gradients.text_dot.total(),
+                           args.text_grad + i * d);
   }
 }
 

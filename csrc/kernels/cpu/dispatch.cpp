@@ -14,7 +14,10 @@ namespace cyclip::cpu {
   extern const TileKernels<double> double_kernels;           \
   extern const CycleRowKernels<float> float_cycle_kernels;   \
   extern const CycleRowKernels<double> double_cycle_kernels; \
-  extern const RowNormKernels row_norm_kernels;              \
+  extern const CycleRowKernels<Bf16> bf16_cycle_kernels;     \
+  extern const RowKernels<float> float_row_kernels;          \
+  extern const RowKernels<double> double_row_kernels;        \
+  extern const RowKernels<Bf16> bf16_row_kernels;            \
   }
 #define CYCLIP_DECLARE_PRODUCTS(isa)                 \
   namespace isa {                                    \
@@ -80,7 +83,25 @@ const CycleRowKernels<double>& cycle_row_kernels<double>() {
   return CYCLIP_BEST(double_cycle_kernels);
 }
 
-const RowNormKernels& row_norm_kernels() { return CYCLIP_BEST(row_norm_kernels); }
+template <>
+const CycleRowKernels<Bf16>& cycle_row_kernels<Bf16>() {
+  return CYCLIP_BEST(bf16_cycle_kernels);
+}
+
+template <>
+const RowKernels<float>& row_kernels<float>() {
+  return CYCLIP_BEST(float_row_kernels);
+}
+
+template <>
+const RowKernels<double>& row_kernels<double>() {
+  return CYCLIP_BEST(double_row_kernels);
+}
+
+template <>
+const RowKernels<Bf16>& row_kernels<Bf16>() {
+  return CYCLIP_BEST(bf16_row_kernels);
+}
 
 template <>
 const ProductKernel<float>* product_kernel<float>() {

@@ -1,50 +1,74 @@
-// Norms of rows, on vectors of double. Products of two floats are exact in double, so a fused
-// multiply-add returns the same bits as a separate one, and all instruction sets return the same
-// bits.
+// The row-wise kernels of rows.h, on vectors of double. Products of two floats are exact in double,
+// so a fused multiply-add returns the same bits as a separate one, and all instruction sets return
+// the same norms of floats.
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
-inline Vec<double> load_number(const float* from) {
-  typedef float Floats __attribute__((vector_size(kLanes<double> * sizeof(float))));
-  return __builtin_convertvector(load<Floats>(from), Vec<double>);
-}
-
-inline Vec<double> load_number(const Bf16* from) {
-  typedef uint16_t Halves __attribute__((vector_size(kLanes<double> * sizeof(uint16_t))));
-  typedef uint32_t Words __attribute__((vector_size(kLanes<double> * sizeof(uint32_t))));
-  typedef float Floats __attribute__((vector_size(kLanes<double> * sizeof(float))));
-  const Words words = __builtin_convertvector(load<Halves>(from), Words) << 16;
-  return __builtin_convertvector(reinterpret_cast<Floats>(words), Vec<double>);
-}
-
-// Sums in eight independent chains. The numbers after the last eight are padded with zeros and come
-// first.
-template <typename X>
-void row_norms(const X* x, int64_t rows, int64_t d, double* norms) {
+// Computes <a_r, b_r> of consecutive rows. Each row is summed in eight chains. The numbers after the
+// last eight are padded with zeros and come first. Several rows at once hide the latency of the
+// additions.
+template <int kRows, typename A, typename B>
+inline void dots(const A* a, const B* b, int64_t d, double* sums) {
   constexpr int64_t chains = 8, vectors = chains / kLanes<double>;
   const int64_t whole = d / chains * chains;
-  for (int64_t i = 0; i < rows; ++i, x += d) {
-    Vec<double> partial[vectors] = {};
-    for (int64_t k = 0; k < whole; k += chains) {
+  Vec<double> partial[kRows][vectors] = {};
+  for (int64_t k = 0; k < whole; k += chains) {
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) {
-        const Vec<double> number = load_number(x + k + v * kLanes<double>);
-        partial[v] += number * number;
+        const int64_t at = row * d + k + v * kLanes<double>;
+        partial[row][v] += load_wide<Vec<double>>(a + at) * load_wide<Vec<double>>(b + at);
       }
     }
-    X rest[chains] = {};
-    for (int64_t k = whole; k < d; ++k) rest[k - whole] = x[k];
+  }
+  for (int row = 0; row < kRows; ++row) {
     double sum = 0;
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Vec<double> number = load_number(rest + v * kLanes<double>), squares = number * number;
-      for (int64_t lane = 0; lane < kLanes<double>; ++lane) sum += squares[lane];
-    }
-    for (const Vec<double>& part : partial) {
+    for (int64_t k = row * d + whole; k < (row + 1) * d; ++k)
+      sum += load_wide<double>(a + k) * load_wide<double>(b + k);
+    for (const Vec<double>& part : partial[row]) {
       for (int64_t lane = 0; lane < kLanes<double>; ++lane) sum += part[lane];
     }
-    const double norm = __builtin_sqrt(sum);
-    norms[i] = norm < kEps ? kEps : norm;  // keeps NaN
+    sums[row] = sum;
   }
+}
+
+// Calls visit(row, sum) with the sum <a_row, b_row> of each row.
+template <typename A, typename B, typename Visit>
+inline void for_each_dot(const A* a, const B* b, int64_t rows, int64_t d, const Visit& visit) {
+  constexpr int kTogether = kLanes<double> / 2;
+  double sums[kTogether];
+  int64_t row = 0;
+  for (; row + kTogether <= rows; row += kTogether) {
+    dots<kTogether>(a + row * d, b + row * d, d, sums);
+    for (int i = 0; i < kTogether; ++i) visit(row + i, sums[i]);
+  }
+  for (; row < rows; ++row) {
+    dots<1>(a + row * d, b + row * d, d, sums);
+    visit(row, sums[0]);
+  }
+}
+
+template <typename X>
+void row_norms(const X* x, int64_t rows, int64_t d, double* norms) {
+  for_each_dot(x, x, rows, d, [&](int64_t row, double sum) {
+    const double norm = __builtin_sqrt(sum);
+    norms[row] = norm < kEps ? kEps : norm;  // keeps NaN
+  });
+}
+
+template <typename X, typename T>
+void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, T* gradient) {
+  for_each_dot(x, gradient, rows, d, [&](int64_t row, double sum) {
+    if (norms[row] <= kEps) return;
+    const double along = sum / (norms[row] * norms[row]);
+    const X* x_row = x + row * d;
+    T* out = gradient + row * d;
+    for_each_wide(d, [&](int64_t k, auto zero) {
+      using V = decltype(zero);
+      store_narrow(out + k, load_wide<V>(out + k) - along * load_wide<V>(x_row + k));
+    });
+  });
 }
 
 }  // namespace cyclip::cpu::CYCLIP_ISA

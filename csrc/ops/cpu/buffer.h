@@ -1,12 +1,15 @@
-// Workspace from torch's allocator: 64-byte aligned, uninitialized, visible to torch's memory
-// profiler.
+// Tensors for results, and workspace that does not outlive a call.
 
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
+#include <new>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -54,24 +57,37 @@ inline void retain_small_workspaces() {
 #endif
 }
 
+// Uninitialized workspace, 64-byte aligned. Not a tensor: a loss of a small batch needs dozens of
+// buffers, and torch's dispatcher takes longer for one than the allocation itself.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : size_(size), tensor_(empty<T>({size})), data_(tensor_.mutable_data_ptr<T>()) {
-    retain_small_workspaces();
-  }
-  Buffer(int64_t size, T value) : Buffer(size) { std::fill_n(data_, size, value); }
+  explicit Buffer(int64_t size) : size_(size), data_(allocate(size)) { retain_small_workspaces(); }
+  Buffer(int64_t size, T value) : Buffer(size) { std::fill_n(data(), size, value); }
 
-  T* data() { return data_; }
-  const T* data() const { return data_; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
   T& operator[](int64_t i) { return data_[i]; }
   const T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  static_assert(std::is_trivially_copyable_v<T>);
+  static constexpr std::align_val_t kAlignment{64};
+
+  struct Free {
+    void operator()(T* data) const { ::operator delete[](data, kAlignment); }
+  };
+
+  static T* allocate(int64_t size) {
+    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
+    void* data = ::operator new[](bytes, kAlignment, std::nothrow);
+    STD_TORCH_CHECK(data != nullptr, "out of memory: cannot allocate ", bytes, " bytes of workspace");
+    return static_cast<T*>(data);
+  }
+
   int64_t size_;
-  Tensor tensor_;
-  T* data_;
+  std::unique_ptr<T[], Free> data_;
 };
 
 }  // namespace cyclip::cpu

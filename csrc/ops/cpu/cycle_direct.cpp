@@ -17,9 +17,9 @@ namespace cyclip::cpu {
 
 namespace {
 
-template <typename T>
-Factors<T> whole_factors(const Towers<T>& towers) {
-  Factors<T> factors(towers.rows, towers.d);
+template <typename X>
+Factors<ComputeType<X>> whole_factors(const Towers<X>& towers) {
+  Factors<ComputeType<X>> factors(towers.rows, towers.d);
   for_each_block(towers.rows, row_block(towers.rows), [&](int64_t begin, int64_t end) {
     factors.fill(towers.block(begin, end), /*directions=*/nullptr, begin);
   });
@@ -77,9 +77,10 @@ std::tuple<Tensor, Tensor, Tensor> cycle_direct(const Tensor& image_features, co
                                                 int64_t keep_bytes) {
   check_feature_pair(image_features, text_features);
   check_equal_rows(image_features, text_features);
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
-    using T = decltype(type);
-    const Towers<T> towers(image_features, text_features);
+  return with_feature_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
+    using X = decltype(type);
+    using T = ComputeType<X>;
+    const Towers<X> towers(image_features, text_features);
     const int64_t n = towers.rows;
     const Tensor w = empty<T>({n, n});
     T* w_data = w.mutable_data_ptr<T>();
@@ -106,9 +107,10 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
   check_equal_rows(image_features, text_features);
   const CycleSums grads = {scalar_value(grad_in_modal_sum, "grad_in_modal_sum"),
                            scalar_value(grad_cross_modal_sum, "grad_cross_modal_sum")};
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
-    using T = decltype(type);
-    const Towers<T> towers(image_features, text_features);
+  return with_feature_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using X = decltype(type);
+    using T = ComputeType<X>;
+    const Towers<X> towers(image_features, text_features);
     const int64_t n = towers.rows, d = towers.d;
     const Factors<T> factors = whole_factors(towers);
     const bool kept = products.numel() > 0;
@@ -121,7 +123,7 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
     for_each_triangle_block(
         n, [&](int64_t begin, int64_t end) { cycle_pair_gradients(w, n, grads, begin, end, grad_w_data.data()); });
     const Matrix<const T> grad_w = {grad_w_data.data(), n, n, n};
-    TowerGradients<T> gradients(towers);
+    TowerGradients<X> gradients(towers);
     // multiply(begin, end, plus, minus) writes rows of dL/dP and dL/dM.
     const auto finish_with = [&](const auto& multiply) {
       for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
@@ -130,14 +132,14 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
         gradients.finish(towers, begin, end, plus.data(), minus.data(), /*deflation=*/nullptr);
       });
     };
-    if constexpr (std::is_same_v<T, float>) {
-      if (bf16_kernels() && image_features.scalar_type() == ScalarType::BFloat16) {
+    if constexpr (std::is_same_v<X, Bf16>) {
+      if (bf16_kernels()) {
         const RoundedProducts rounded(grad_w, factors);
         finish_with([&](int64_t begin, int64_t end, float* plus, float* minus) {
           rounded.panel.image_gradient(begin, end, plus);
           rounded.panel.text_gradient(begin, end, /*first=*/0, n, minus);
         });
-        return gradients.in_dtype(ScalarType::BFloat16);
+        return {gradients.image, gradients.text};
       }
     }
     finish_with([&](int64_t begin, int64_t end, T* plus, T* minus) {

@@ -12,15 +12,15 @@ namespace cyclip::cpu {
 
 inline constexpr int64_t kFactorRows = 128;  // rows of P and M per task
 
-template <typename T>
+template <typename X>
 struct Towers {
-  Features<T> image, text;
+  Features<X> image, text;
   int64_t rows, d;
 
   Towers(const Tensor& image_features, const Tensor& text_features)
       : image(image_features), text(text_features), rows(image.rows), d(image.d) {}
 
-  TowerRows<T> block(int64_t begin, int64_t end) const {
+  TowerRows<X> block(int64_t begin, int64_t end) const {
     return {image.row(begin),          text.row(begin), image.norms.data() + begin,
             text.norms.data() + begin, end - begin,     d};
   }
@@ -37,9 +37,10 @@ struct Factors {
       : rows(rows), d(d), plus_data(rows * d), minus_data(rows * d), along(rows * kAlong) {}
 
   // Writes the rows [begin, end), computed from `towers`, which are the same rows of the features.
-  void fill(const TowerRows<T>& towers, const double* directions, int64_t begin) {
+  template <typename X>
+  void fill(const TowerRows<X>& towers, const double* directions, int64_t begin) {
     Buffer<double> scratch(2 * d);
-    cycle_row_kernels<T>().factors_forward({towers, directions, plus_data.data() + begin * d,
+    cycle_row_kernels<X>().factors_forward({towers, directions, plus_data.data() + begin * d,
                                             minus_data.data() + begin * d, along.data() + begin * kAlong,
                                             scratch.data()});
   }
@@ -49,21 +50,24 @@ struct Factors {
 };
 
 // The gradients of the raw features.
-template <typename T>
+template <typename X, typename T = ComputeType<X>>
 struct TowerGradients {
   Tensor image, text;
 
-  explicit TowerGradients(const Towers<T>& towers)
-      : image(empty<T>({towers.rows, towers.d})), text(empty<T>({towers.rows, towers.d})) {}
+  explicit TowerGradients(const Towers<X>& towers)
+      : image(torch::stable::empty_like(towers.image.tensor)),
+        text(torch::stable::empty_like(towers.text.tensor)) {}
 
   // Writes the rows [begin, end), from dL/dP and dL/dM.
-  void finish(const Towers<T>& towers, int64_t begin, int64_t end, const T* plus, const T* minus,
+  void finish(const Towers<X>& towers, int64_t begin, int64_t end, const T* plus, const T* minus,
               const CycleDeflation<T>* deflation) {
     const int64_t d = towers.d;
     Buffer<double> scratch(2 * d);
-    cycle_row_kernels<T>().factors_backward({towers.block(begin, end), plus, minus, deflation,
-                                             image.template mutable_data_ptr<T>() + begin * d,
-                                             text.template mutable_data_ptr<T>() + begin * d, scratch.data()});
+    const auto row = [&](const Tensor& gradient) {
+      return static_cast<X*>(gradient.mutable_data_ptr()) + begin * d;
+    };
+    cycle_row_kernels<X>().factors_backward(
+        {towers.block(begin, end), plus, minus, deflation, row(image), row(text), scratch.data()});
   }
 
   std::tuple<Tensor, Tensor> in_dtype(ScalarType dtype) const {

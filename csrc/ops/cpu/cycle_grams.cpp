@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kGramRows = 512;  // rows of P and M in memory at the same time
 
 // Fills `factors` with the rows of the towers from `begin` on, and adds to the moments.
-template <typename T>
-void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Factors<T>* factors,
+template <typename X, typename T = ComputeType<X>>
+void fill_factors(const Towers<X>& towers, const double* q, int64_t begin, Factors<T>* factors,
                   Buffer<double>* moments) {
   const int64_t d = towers.d, size = Moments::size(d);
   Buffer<double> parts(ceil_div(factors->rows, kFactorRows) * size);
@@ -27,8 +27,8 @@ void fill_factors(const Towers<T>& towers, const double* q, int64_t begin, Facto
     if (q == nullptr) return;
     const Moments part(parts.data() + i / kFactorRows * size, d);
     const double* along = factors->along.data() + i * kAlong;
-    cycle_row_kernels<T>().along_products(along, factors->plus().data + i * d, j - i, d, part.along_plus);
-    cycle_row_kernels<T>().along_products(along, factors->minus().data + i * d, j - i, d, part.along_minus);
+    cycle_row_kernels<X>().along_products(along, factors->plus().data + i * d, j - i, d, part.along_plus);
+    cycle_row_kernels<X>().along_products(along, factors->minus().data + i * d, j - i, d, part.along_minus);
     cycle_row_kernels<double>().along_products(along, along, j - i, kAlong, part.along_along);
   });
   if (q == nullptr) return;
@@ -72,12 +72,13 @@ std::tuple<Tensor, Tensor, Tensor> cycle_grams(const Tensor& image_features, con
   Tensor crossed = empty<double>({cross_size, cross_size});
   double *a = plus.mutable_data_ptr<double>(), *b = minus.mutable_data_ptr<double>();
   double* k = cross ? crossed.mutable_data_ptr<double>() : nullptr;
-  with_compute_type(image_features, [&](auto type) {
-    const Towers<decltype(type)> towers(image_features, text_features);
+  with_feature_type(image_features, [&](auto type) {
+    using X = decltype(type);
+    const Towers<X> towers(image_features, text_features);
     const auto directions = cone_directions(towers);
     const double* q = directions ? directions->data() : nullptr;
     Buffer<double> sums(Moments::size(d), 0.0);
-    Factors<decltype(type)> factors(std::min(kGramRows, towers.rows), d);
+    Factors<ComputeType<X>> factors(std::min(kGramRows, towers.rows), d);
     for (int64_t begin = 0; begin < towers.rows; begin += kGramRows) {
       factors.rows = std::min(kGramRows, towers.rows - begin);
       fill_factors(towers, q, begin, &factors, &sums);
@@ -111,9 +112,10 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
   const double* k = grad_k.const_data_ptr<double>();
   const bool has_cross = std::any_of(k, k + grad_k.numel(), [](double entry) { return entry != 0; });
 
-  return with_compute_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
-    using T = decltype(type);
-    const Towers<T> towers(image_features, text_features);
+  return with_feature_type(image_features, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using X = decltype(type);
+    using T = ComputeType<X>;
+    const Towers<X> towers(image_features, text_features);
     const auto directions = cone_directions(towers);
     const double* q = directions ? directions->data() : nullptr;
     const DeflatedGradient<T> a(grad_a.const_data_ptr<double>(), q, d, /*symmetric=*/true);
@@ -121,7 +123,7 @@ std::tuple<Tensor, Tensor> cycle_grams_backward(const Tensor& image_features, co
     std::optional<DeflatedGradient<T>> cross;
     if (has_cross) cross.emplace(k, q, d, /*symmetric=*/false);
 
-    TowerGradients<T> gradients(towers);
+    TowerGradients<X> gradients(towers);
     for_each_block(towers.rows, kFactorRows, [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin;
       Factors<T> factors(rows, d);

@@ -28,19 +28,25 @@ inline double dot(const double* a, const double* b, int64_t d) {
   return sum;
 }
 
-// sum_i <x^_i, v> x^_i of each tower with its own v, or the sums of the rows if v is null;
+// sums += sum_i <x^_i, v> x^_i of each tower with its own v, or the sums of the rows if v is null;
 // [kDirections, d].
-template <typename T>
-Buffer<double> weighted_sums(const Towers<T>& towers, const double* v) {
+template <typename X>
+void add_weighted(const TowerRows<X>& towers, const double* v, double* sums) {
+  const auto& kernels = cycle_row_kernels<X>();
+  kernels.add_weighted(towers.image, towers.image_norms, v, towers.rows, towers.d, sums);
+  kernels.add_weighted(towers.text, towers.text_norms, v ? v + towers.d : nullptr, towers.rows, towers.d,
+                       sums + towers.d);
+}
+
+// The same for all rows.
+template <typename X>
+Buffer<double> weighted_sums(const Towers<X>& towers, const double* v) {
   const int64_t n = towers.rows, d = towers.d;
   const int64_t block = std::max(kFactorRows, ceil_div(n, 64)), blocks = ceil_div(n, block);
   Buffer<double> parts(blocks * kDirections * d, 0.0), sums(kDirections * d, 0.0);
   for_each_block(n, block, [&](int64_t begin, int64_t end) {
     double* part = parts.data() + begin / block * kDirections * d;
-    const TowerRows<T> rows = towers.block(begin, end);
-    const auto& kernels = cycle_row_kernels<T>();
-    kernels.add_weighted(rows.image, rows.image_norms, v, rows.rows, d, part);
-    kernels.add_weighted(rows.text, rows.text_norms, v ? v + d : nullptr, rows.rows, d, part + d);
+    add_weighted(towers.block(begin, end), v, part);
   });
   for (int64_t part = 0; part < blocks; ++part) {
     for (int64_t k = 0; k < kDirections * d; ++k) sums[k] += parts[part * kDirections * d + k];
@@ -59,15 +65,11 @@ inline void make_unit(double* v, int64_t d, double tolerance) {
 // would only round numbers that may be exact. Two steps of the power method start at the sum of the
 // rows, in which the first row counts twice, because the plain sum of rows at both ends of a line
 // may vanish.
-template <typename T>
-std::optional<Buffer<double>> cone_directions(const Towers<T>& towers) {
+template <typename X>
+std::optional<Buffer<double>> cone_directions(const Towers<X>& towers) {
   const int64_t d = towers.d;
   Buffer<double> q = weighted_sums(towers, nullptr);
-  const TowerRows<T> first_rows = towers.block(0, 1);
-  for (int64_t k = 0; k < d; ++k) {
-    q[k] += first_rows.image[k] / first_rows.image_norms[0];
-    q[d + k] += first_rows.text[k] / first_rows.text_norms[0];
-  }
+  add_weighted(towers.block(0, 1), /*v=*/nullptr, q.data());
   double *first = q.data(), *second = first + d;
   for (const double least : {kPossibleCone, kCone}) {
     make_unit(first, d, 0);

@@ -13,11 +13,13 @@ namespace cyclip::cpu {
 
 inline constexpr int64_t kRowBlock = 256;  // rows per task of the row-wise kernels
 
-// Contiguous features with the inverses of their norms. T is the compute type. X is the type in
-// memory: T itself, to which 16-bit inputs are widened exactly, or Bf16. Features are not
-// normalized: the tile kernels apply the norms.
-template <typename T, typename X = T>
+// Contiguous features with the inverses of their norms. X is the type in memory: float, to which
+// 16-bit inputs may be widened exactly, double or Bf16. Features are not normalized: the tile
+// kernels apply the norms.
+template <typename X>
 struct Features {
+  using T = ComputeType<X>;
+
   Tensor tensor;  // owns `data`
   const X* data;
   int64_t rows, d;
@@ -32,14 +34,18 @@ struct Features {
         norms(rows),
         inv_norms(padded(rows)) {
     for_each_block(rows, kRowBlock, [&](int64_t begin, int64_t end) {
-      row_norms(data + begin * d, end - begin, d, norms.data() + begin);
+      row_kernels<X>().norms(data + begin * d, end - begin, d, norms.data() + begin);
       for (int64_t i = begin; i < end; ++i) inv_norms[i] = static_cast<T>(1 / norms[i]);
     });
   }
 
   const X* row(int64_t i) const { return data + i * d; }
 
-  // Bf16 features already have the right type.
+  // gradient_i -= <gradient_i, x^_i> x^_i for the rows [begin, end), of which the first is at `gradient`.
+  void subtract_projection(int64_t begin, int64_t end, T* gradient) const {
+    row_kernels<X>().subtract_projection(row(begin), norms.data() + begin, end - begin, d, gradient);
+  }
+
   static Tensor in_memory_type(const Tensor& features) {
     if constexpr (std::is_same_v<X, Bf16>)
       return features;
@@ -57,10 +63,11 @@ struct Features {
   Matrix<const T> block(int64_t begin, int64_t end) const { return {row(begin), end - begin, d, d}; }
 };
 
-// Calls f with a value of the compute type of `features`: double for float64, else float.
+// Calls f with a value of the type in which `features` are read: theirs, or float for float16.
 template <typename F>
-auto with_compute_type(const Tensor& features, const F& f) {
-  return features.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
+auto with_feature_type(const Tensor& features, const F& f) {
+  const ScalarType dtype = features.scalar_type();
+  return dtype == ScalarType::Double ? f(double{}) : dtype == ScalarType::BFloat16 ? f(Bf16{}) : f(float{});
 }
 
 inline double scalar_value(const Tensor& scalar, const char* name) {

@@ -80,14 +80,12 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
         const int64_t row = panel_begin + begin;
         T* out = image_grad + row * d;
         panel.image_gradient(begin, end, out);
-        subtract_projection(image.row(row), image.norms.data() + row, end - begin, d, out);
+        image.subtract_projection(row, row + end - begin, out);
       } else {
         const int64_t begin = (task - image_tasks) * text_block, end = std::min(m, begin + text_block);
         T* out = text_grad + begin * d;
         panel.text_gradient(begin, end, panel_begin, rows, out);
-        if (panel_end == n) {
-          subtract_projection(text.row(begin), text.norms.data() + begin, end - begin, d, out);
-        }
+        if (panel_end == n) text.subtract_projection(begin, end, out);
       }
     });
   }
@@ -100,8 +98,7 @@ struct FeatureGradients {
   Tensor image, text;
 
   template <typename X>
-  FeatureGradients(const Features<T, X>& image_features, const Features<T, X>& text_features,
-                   WantedGradients wanted)
+  FeatureGradients(const Features<X>& image_features, const Features<X>& text_features, WantedGradients wanted)
       : image(empty<T>({wanted.image ? image_features.rows : 0, image_features.d})),
         text(empty<T>({wanted.text ? text_features.rows : 0, text_features.d})) {}
 

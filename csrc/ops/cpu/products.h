@@ -89,7 +89,7 @@ class ExactProducts {
 // The words of features along their rows. For an even width these are the features themselves.
 class RowWords {
  public:
-  explicit RowWords(const Features<float, Bf16>& features) : depth_(ceil_div(features.d, 2)) {
+  explicit RowWords(const Features<Bf16>& features) : depth_(ceil_div(features.d, 2)) {
     if (features.d % 2 == 0) {
       data_ = reinterpret_cast<const Bf16Pair*>(features.data);
       return;
@@ -127,7 +127,7 @@ class Bf16Products {
                          });
   }
 
-  const Features<float, Bf16> image, text;
+  const Features<Bf16> image, text;
 
   void dots(const TileRange& range, float* out, int64_t pitch) const {
     const int64_t rows = range.row_end - range.row_begin, cols = range.col_end - range.col_begin;
@@ -178,7 +178,7 @@ class Bf16Products {
 
    private:
     // Panels of words, each a pair of rows 2k and 2k + 1.
-    static Buffer<Bf16Pair> paired(const Features<float, Bf16>& features) {
+    static Buffer<Bf16Pair> paired(const Features<Bf16>& features) {
       const int64_t depth = ceil_div(features.rows, 2), cols = kernel().panel_cols;
       Buffer<Bf16Pair> pairs(depth * round_up(features.d, cols));
       for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {

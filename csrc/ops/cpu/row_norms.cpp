@@ -7,10 +7,11 @@ namespace cyclip::cpu {
 
 Tensor row_norms_op(const Tensor& features) {
   check_features(features, "features");
-  return with_compute_type(features, [&](auto type) {
-    using T = decltype(type);
-    const Features<T> prepared(features);
-    Tensor norms = empty<T>({prepared.rows});
+  return with_feature_type(features, [&](auto type) {
+    using X = decltype(type);
+    using T = ComputeType<X>;
+    const Features<X> prepared(features);
+    const Tensor norms = empty<T>({prepared.rows});
     std::copy_n(prepared.norms.data(), prepared.rows, norms.template mutable_data_ptr<T>());
     return norms;
   });

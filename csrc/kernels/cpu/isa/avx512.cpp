@@ -1,5 +1,7 @@
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #include "../cycle_rows.h"
 #include "../product.h"
 #include "../tile_kernels.h"

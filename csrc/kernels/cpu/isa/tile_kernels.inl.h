@@ -8,8 +8,9 @@
 #include "../sigmoid.inl.h"
 #include "../ranks.inl.h"
 #include "../top_k.inl.h"
-#include "../cycle_rows.inl.h"
+#include "../wide.inl.h"
 #include "../rows.inl.h"
+#include "../cycle_rows.inl.h"
 
 namespace cyclip::cpu::CYCLIP_ISA {
 
@@ -26,16 +27,25 @@ extern const TileKernels<double> double_kernels;
 const TileKernels<float> float_kernels = kTable<float>;
 const TileKernels<double> double_kernels = kTable<double>;
 
-template <typename T>
-constexpr CycleRowKernels<T> kCycleTable = {add_weighted<T>, cycle_factors_forward<T>, along_products<T>,
-                                            cycle_factors_backward<T>};
+template <typename X, typename T = ComputeType<X>>
+constexpr CycleRowKernels<X> kCycleTable = {add_weighted<X>, cycle_factors_forward<X, T>, along_products<T>,
+                                            cycle_factors_backward<X, T>};
 
 extern const CycleRowKernels<float> float_cycle_kernels;
 extern const CycleRowKernels<double> double_cycle_kernels;
+extern const CycleRowKernels<Bf16> bf16_cycle_kernels;
 const CycleRowKernels<float> float_cycle_kernels = kCycleTable<float>;
 const CycleRowKernels<double> double_cycle_kernels = kCycleTable<double>;
+const CycleRowKernels<Bf16> bf16_cycle_kernels = kCycleTable<Bf16>;
 
-extern const RowNormKernels row_norm_kernels;
-const RowNormKernels row_norm_kernels = {row_norms<float>, row_norms<Bf16>};
+template <typename X>
+constexpr RowKernels<X> kRowTable = {row_norms<X>, subtract_projection<X, ComputeType<X>>};
+
+extern const RowKernels<float> float_row_kernels;
+extern const RowKernels<double> double_row_kernels;
+extern const RowKernels<Bf16> bf16_row_kernels;
+const RowKernels<float> float_row_kernels = kRowTable<float>;
+const RowKernels<double> double_row_kernels = kRowTable<double>;
+const RowKernels<Bf16> bf16_row_kernels = kRowTable<Bf16>;
 
 }  // namespace cyclip::cpu::CYCLIP_ISA
