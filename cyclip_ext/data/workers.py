@@ -81,15 +81,16 @@ class Workers(Generic[Item, Result]):
             yield from map(self.function, items)
             return
         self._items.current = items
-        self._start()
-        while self._items.current is items:
-            try:
-                result = next(self._iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise self._death() or error from None
-            yield result
+        try:
+            self._start()  # raises if a worker died since the last item
+            while self._items.current is items:
+                try:
+                    result = next(self._iterator)
+                except StopIteration:
+                    return
+                yield result
+        except RuntimeError as error:
+            raise self._death() or error from None
         raise RuntimeError(
             "the workers got other items before these results were read; use the latest iterator"
         )

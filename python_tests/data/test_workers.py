@@ -63,6 +63,14 @@ def test_a_worker_killed_between_results_is_an_error_of_the_next_one() -> None:
         list(results)
 
 
+def test_a_worker_killed_between_epochs_is_an_error_of_the_next_one() -> None:
+    pool = Workers(pid, 1)
+    (number,) = set(pool.map(range(3)))
+    os.kill(number, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+        list(pool.map(range(3)))
+
+
 def fail_at_5(x: int) -> int:
     if x == 5:
         raise KeyError("the culprit")
