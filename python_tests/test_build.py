@@ -123,6 +123,16 @@ def test_cuda_wheels_are_found_on_the_import_path(
     assert found.runtime_library == ":libcudart.so.13"
 
 
+@pytest.mark.parametrize("folder", ["include", "targets/x86_64-linux/include"])
+def test_headers_of_the_toolkit_are_found(folder: str, tmp_path: Path) -> None:
+    """conda's packages have an include folder as well, that of all other packages."""
+    for created in ("include", folder):
+        (tmp_path / created).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "cuda_runtime_api.h").touch()
+    toolkit = CudaToolkit(tmp_path, "13.0", frozenset())
+    assert toolkit.include_dir == tmp_path / folder
+
+
 def test_missing_compiler_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert toolchain.find_cxx() is None

@@ -118,7 +118,7 @@ class Plan:
         # take it for a choice of the architecture and add none.
         system = ["-isystem", str(self.torch.root / "include")]
         if self.cuda is not None:
-            system += ["-isystem", str(self.cuda.home / "include")]
+            system += ["-isystem", str(self.cuda.include_dir)]
         relative_names = f"-ffile-prefix-map={Path.cwd()}/="  # in messages, in every build folder
         cxx_flags = [*COMMON_FLAGS, *CXX_FLAGS, relative_names, *system]
         nvcc_flags = [*COMMON_FLAGS, *NVCC_FLAGS]

@@ -54,6 +54,12 @@ class CudaToolkit:
         return self.version.partition(".")[0]
 
     @property
+    def include_dir(self) -> Path:
+        """The folder of the headers: include, or targets/*/include in conda's packages."""
+        folders = [self.home / "include", *sorted(self.home.glob("targets/*/include"))]
+        return next((d for d in folders if (d / "cuda_runtime_api.h").exists()), folders[0])
+
+    @property
     def library_dir(self) -> Path:
         """The folder of the CUDA runtime: lib64 in NVIDIA's installers, lib in PyPI's wheels."""
         return next((d for d in (self.home / "lib64", self.home / "lib") if d.is_dir()), self.home)
