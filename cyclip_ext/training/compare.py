@@ -99,7 +99,7 @@ def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunD
     }
     times = [run["train_seconds"] for runs in collected.values() for run in runs]
     listed = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
-    title = f"Comparison on {data.train.name.split('/')[0]}, {listed}"
+    title = f"Comparison on {data.name}, {listed}"
     lines = [
         f"# {title}",
         "",

@@ -46,6 +46,11 @@ class RunData:
     validation: ImageDataset | None = None
 
     @property
+    def name(self) -> str:
+        """The name of the dataset, for titles."""
+        return self.train.name if self.splits is None else self.splits.name
+
+    @property
     def parts(self) -> dict[str, ImageDataset]:
         """The training and the validation records."""
         validation = self.validation

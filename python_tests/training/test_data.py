@@ -55,7 +55,9 @@ def test_share_of_bad_rows_is_one_of_rows(tmp_path: Path) -> None:
     for index in range(20):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
     config = DataConfig(train_data=str(tmp_path / "t.csv"), max_skipped=0.2)
-    assert len(open_data(config).train) == 19
+    data = open_data(config)
+    assert len(data.train) == 19
+    assert data.name == f"table {tmp_path / 't.csv'}"
     with pytest.raises(TooManyBadRecords, match="20 of 100 records are bad"):
         open_data(replace(config, max_skipped=0.19))
     assert data_main(["verify", str(tmp_path / "t.csv"), "--max-skipped", "0.2"]) == 0

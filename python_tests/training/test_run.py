@@ -169,6 +169,7 @@ def test_comparison_is_complete_and_does_not_repeat_itself(
     config = settings(epochs=1)
     assert run_comparison(config, data, tmp_path, [0, 1])
     report = (tmp_path / "report.md").read_text()
+    assert report.startswith("# Comparison on shapes, seeds 0, 1\n")
     assert report.count("±") > 8
     assert "CLIP, scale held at 100" in report
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4
