@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -140,8 +141,8 @@ def _speed(options: Namespace) -> int:
 
 
 def measure_rate(loader: Loader, seconds: float, warmup: int) -> tuple[float, SkipReport]:
-    """Return good samples per second after `warmup` steps, and what was skipped."""
-    skipped = SkipReport()
+    """Return good samples per second after `warmup` steps, and the most that an epoch skipped."""
+    skipped, total = SkipReport(), attrgetter("total")
     steps, samples, start = 0, 0, 0.0
     for epoch in itertools.count():
         for batch in loader.epoch(epoch):
@@ -152,9 +153,8 @@ def measure_rate(loader: Loader, seconds: float, warmup: int) -> tuple[float, Sk
             if steps == warmup:
                 start = now
             if steps > warmup and now - start >= seconds:
-                skipped.merge(loader.skipped)
-                return samples / (now - start), skipped
-        skipped.merge(loader.skipped)
+                return samples / (now - start), max(skipped, loader.skipped, key=total)
+        skipped = max(skipped, loader.skipped, key=total)
     raise AssertionError("the loop over epochs never ends")
 
 

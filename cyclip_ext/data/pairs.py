@@ -122,7 +122,8 @@ class TableDataset(FileDataset):
 
 
 def _has_any(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
+    # Unlike Path.is_file, it raises for no name, however long, and no folder.
+    return any(os.path.isfile(folder / name) for name in names)
 
 
 class PairWriter:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclip_ext.data import ReadOptions, open_dataset
+from cyclip_ext.data import BadRecord, ReadOptions, open_dataset
 from cyclip_ext.data.tables import read_table
 
 from .files import encode, halves, numbered, pairing
@@ -224,6 +224,16 @@ def test_bad_rows_are_counted(folder: Path) -> None:
         "too many columns": 1,
     }
     assert dataset.skipped.examples["too many columns"] == [f"{table}:8"]
+
+
+def test_a_name_that_no_file_can_have_is_one_bad_record(folder: Path) -> None:
+    rows = [[name(i), f"number {i}"] for i in range(1, COUNT)]
+    table = write(folder / "t.csv", [["image", "caption"], ["x" * 300 + ".png", "number 0"], *rows])
+    dataset = read_table(table)
+    assert len(dataset) == COUNT
+    with pytest.raises(BadRecord, match="unreadable"):
+        dataset[0]
+    assert dataset[1].captions == ("number 1",)
 
 
 def test_rows_of_one_image_are_one_record(folder: Path) -> None:
