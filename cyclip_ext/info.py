@@ -7,7 +7,9 @@ cannot be imported or loaded appear in the report with the reason.
 from __future__ import annotations
 
 import importlib
+import os
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +22,12 @@ from cyclip_ext.libraries import BackendStatus, backend_status, build_record, un
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report."""
-    print(describe())
+    """Print the report and return the exit status: 1 if nobody reads it to its end."""
+    try:
+        print(describe(), flush=True)
+    except BrokenPipeError:  # as in `cyclip-info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
     return 0
 
 

@@ -40,6 +40,21 @@ def test_program_shows_the_installation_and_the_instruction_set(limit: str, expe
     assert line.removeprefix("instructions").strip().startswith(expected)
 
 
+def test_program_ends_quietly_if_its_output_is_closed() -> None:
+    """As in `cyclip-info | head -1`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "cyclip_ext.info"],
+        cwd=Path(cyclip_ext.__file__).parent.parent,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

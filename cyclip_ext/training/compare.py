@@ -13,7 +13,7 @@ from .config import TrainConfig
 from .data import RunData
 from .folder import check_same_settings, locked, newest_state, read_result, require_same_run
 from .ranks import ALONE, Ranks
-from .report import comparison_table, plot_results
+from .report import comparison_table, of_seeds, plot_results
 from .run import run_training
 
 MARGIN = 0.1  # unless --margin is given
@@ -103,7 +103,7 @@ def _report(collected: dict[str, list[dict[str, Any]]], folder: Path, data: RunD
     lines = [
         f"# {title}",
         "",
-        "Percent; mean ± sample deviation over seeds.",
+        f"{of_seeds(seeds)}, in percent.",
         "",
         comparison_table(metrics),
         "",

@@ -85,6 +85,13 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
+def of_seeds(seeds: Sequence[object]) -> str:
+    """Return what the numbers of a table are, as the beginning of a sentence."""
+    if len(seeds) == 1:
+        return f"One run each, seed {seeds[0]}"
+    return f"Mean ± sample deviation over seeds {', '.join(map(str, seeds))}"
+
+
 def comparison_table(runs: Mapping[str, Sequence[Results]]) -> str:
     """Return methods against COLUMNS as Markdown: percent, mean ± sample deviation over seeds."""
     columns = columns_of(next(iter(runs.values()))[0])

@@ -10,6 +10,7 @@ from cyclip_ext import CyCLIPLoss
 from cyclip_ext.evaluation.tasks import Plot, Table
 from cyclip_ext.training.compare import MARGIN
 from cyclip_ext.training.config import TrainConfig
+from cyclip_ext.training.report import of_seeds
 
 from . import claims as c
 from .pages import Part, write_page
@@ -153,10 +154,10 @@ def _run(
     for (line, position), own in runs.items():
         lines.setdefault(line, {})[position] = own
     parts: list[Part] = [
-        f"{intro} Mean ± sample deviation over seeds {', '.join(map(str, seeds))}.",
+        f"{intro} {of_seeds(seeds)}.",
         Plot(
             "lines",
-            "Means over seeds, bands of one sample deviation, and seeds as points.",
+            "Means, bands of one sample deviation if there are several seeds, and seeds as points.",
             partial(plot_lines, lines=lines, values=values, xlabel=xlabel, log=True),
             (8.0, 6.4 if len(values) > 2 else 3.6),
         ),

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cyclip_ext.evaluation.tasks import Plot, Table
+from cyclip_ext.training.report import of_seeds
 
 from . import claims as c
 from .pages import existing_section, write_page
@@ -83,7 +84,7 @@ def _opening(found: Reproduction, seeds: Sequence[str], settings: Mapping[str, o
         "    python examples/reproduce.py\n\n"
         f"Written by that command{f' with {other}' if other else ''}, which trains "
         f"{_trained(found)} small models and can be interrupted and called again. "
-        f"Seeds {', '.join(seeds)}; mean ± sample deviation over them. The models are trained on "
+        f"{of_seeds(seeds)}. The models are trained on "
         '1,601 concepts in two vendors\' drawings ([data.md](data.md)); "shifted" are the same '
         'concepts drawn by four other vendors, "held-out" 204 concepts without a training image, '
         "drawn by those four. Settings were chosen on a fifth vendor, with another seed."
@@ -127,10 +128,10 @@ _CHOICE_NOTE = (
     "variation of a single run."
 )
 _LIMITS = (
-    "The runs have 3,041 training images, a model of 0.7 million image parameters, and batches of "
-    "128; the papers train on 2.6 to 12 million pairs. Few seeds reveal only large effects. Each "
-    "weight was chosen from three values by one run. Natural distribution shifts are drawing "
-    "styles here."
+    "The runs have 3,041 training images, towers of 0.7 million (images) and 6.5 million "
+    "parameters (texts), and batches of 128; the papers train on 2.6 to 12 million pairs. Few "
+    "seeds reveal only large effects. Each weight was chosen from three values by one run. Natural "
+    "distribution shifts are drawing styles here."
 )
 
 
