@@ -30,7 +30,7 @@ from threading import Timer
 
 import torch
 
-from cyclip_ext.libraries import has_operator
+from cyclip_ext.libraries import has_operator, why_not_on_gpu
 
 from . import gpu_stages
 from .gpu_stages import COLUMNS, FAMILIES, PRECISIONS, Plan
@@ -67,6 +67,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(
                 "cyclip_ext has no CUDA kernels here; `python -m cyclip_ext.info` prints the reason"
             )
+        if reason := why_not_on_gpu(torch.device(options.device).index or 0):
+            parser.error(reason)
     return options
 
 

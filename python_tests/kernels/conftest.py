@@ -22,6 +22,8 @@ def device(request: pytest.FixtureRequest) -> Device:
     status = cyclip_ext.libraries.backend_status()["cuda"]
     if not status.loaded:
         pytest.skip(f"no CUDA operators: {status.reason}")
+    if reason := cyclip_ext.libraries.why_not_on_gpu(torch.cuda.current_device()):
+        pytest.skip(reason)
     return Cuda()
 
 
