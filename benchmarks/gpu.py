@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -32,13 +32,20 @@ import torch
 
 from cyclip_ext.libraries import has_operator, why_not_on_gpu
 
-from . import gpu_stages
-from .gpu_stages import COLUMNS, FAMILIES, PRECISIONS, Plan
+from . import gpu_checks, gpu_timings
+from .gpu_plan import COLUMNS, FAMILIES, PRECISIONS, Line, Plan, line_of
 from .machine import describe
 from .results import written
 
-Line = dict[str, object]
-
+STAGES: dict[str, Callable[[Plan], Iterator[Line]]] = {
+    "facts": gpu_checks.facts,
+    "right": gpu_checks.right,
+    "same": gpu_checks.same,
+    "time": gpu_timings.time,
+    "engines": gpu_timings.engines,
+    "kernels": gpu_timings.kernels,
+    "peers": gpu_timings.peers,
+}
 # The share of the remaining time that a stage may take, relative to the stages after it.
 SHARES = {"facts": 1, "right": 8, "same": 3, "time": 12, "engines": 8, "kernels": 2, "peers": 20}
 
@@ -113,7 +120,7 @@ def in_child(
     if code:
         took = time.monotonic() - begin
         reason = "killed: out of time" if took > seconds + _GRACE_SECONDS else f"ended with {code}"
-        yield gpu_stages.line(stage, "process", status=reason)
+        yield line_of(stage, "process", status=reason)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = torch.device(options.device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # that of streams, events and graphs
-        for line in gpu_stages.STAGES[options.stages[0]](plan_of(options)):
+        for line in STAGES[options.stages[0]](plan_of(options)):
             print(json.dumps(line), flush=True)
         return 0
 
@@ -158,13 +165,13 @@ def run(
 def both_engines(arguments: Sequence[str], seconds: float) -> Iterator[Line]:
     """Yield the lines of the stage `engines` for each engine, then the ratios of their times."""
     lines: list[Line] = []
-    for engine in gpu_stages.ENGINES:
+    for engine in gpu_timings.ENGINES:
         for line in in_child("engines", arguments, seconds / 2, CYCLIP_CUDA_ENGINE=engine):
             lines.append(line)
             yield line
         if not any(line["status"] == "ok" for line in lines):
             return  # this device has one engine only
-    yield from gpu_stages.engine_ratios(lines)
+    yield from gpu_timings.engine_ratios(lines)
 
 
 if __name__ == "__main__":

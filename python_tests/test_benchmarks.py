@@ -87,10 +87,10 @@ def test_stages_of_the_gpu_program(
     stage: str, gpu_plan: object, benchmark: Callable[[str], ModuleType]
 ) -> None:
     """Time on a GPU is short, so each stage of the program is tested on the CPU first."""
-    stages = benchmark("gpu_stages")
-    lines = list(stages.STAGES[stage](gpu_plan))
+    program = benchmark("gpu")
+    lines = list(program.STAGES[stage](gpu_plan))
     assert lines
-    assert all(set(line) == set(stages.COLUMNS) for line in lines)
+    assert all(set(line) == set(program.COLUMNS) for line in lines)
     allowed = ("ok", "skipped: needs", "not installed", "needs torch")
     assert all(str(line["status"]).startswith(allowed) for line in lines), lines
 
@@ -99,7 +99,7 @@ def test_stages_of_the_gpu_program(
 def test_stage_same_compares_in_the_precision_of_its_line(
     gpu_plan: object, benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = benchmark("gpu_stages")
+    stages = benchmark("gpu_checks")
     in_use = {"status": lambda loss, batch: torch.get_float32_matmul_precision()}
     monkeypatch.setattr(stages, "SAMENESS", in_use)
     found = {line["precision"]: line["status"] for line in stages.same(gpu_plan)}
@@ -125,7 +125,7 @@ def test_failing_shape_does_not_end_the_checks(
     gpu_plan: object, benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Time on a GPU is short, so one run must show all failures."""
-    stages = benchmark("gpu_stages")
+    stages = benchmark("gpu_checks")
     check = stages.check
 
     def spoilt(device: object, shape: tuple[int, int]) -> object:

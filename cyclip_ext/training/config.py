@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from argparse import SUPPRESS
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -322,11 +323,11 @@ _SECTIONS: dict[str, type] = {
 }
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, hidden: Container[str] = ()) -> None:
     """Add one flag per setting, spelled as in open_clip: train_data is --train-data.
 
     YAML files use the names with underscores. Switches take no value on the command line and true
-    or false in YAML; --no-... turns one off.
+    or false in YAML; --no-... turns one off. The help omits the `hidden` settings.
     """
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; later arguments override it"
@@ -342,5 +343,5 @@ def add_arguments(parser: ArgumentParser) -> None:
                 "--" + entry.name.replace("_", "-"),
                 **options,
                 default=entry.default,
-                help=entry.metadata["help"],
+                help=SUPPRESS if entry.name in hidden else entry.metadata["help"],
             )

@@ -19,6 +19,7 @@ from .reproduce import OBJECTIVES, reproduce
 from .reproduction_page import write_reproduction
 from .runs import RunFailed
 
+PROGRAM = "python examples/reproduce.py"
 STUDIES = {
     "reproduce": "ten objectives, and the margin's weight over temperatures: docs/reproduction.md",
     "data-size": "fractions of the training pairs (Goel et al. 2022, figure 4)",
@@ -44,13 +45,13 @@ UNWATCHED = {"tensorboard": False, "val_frequency": 10}
 def build_parser() -> ArgumentParser:
     """Return the studies as subcommands, each with its own settings and those of training."""
     parser = ArgumentParser(
-        prog="python examples/reproduce.py",
+        prog=PROGRAM,
         description="Train over several seeds and collect the results in tables and plots. Ctrl-C "
         "saves all states; the same command continues.",
     )
     commands = parser.add_subcommands(required=True, dest="study")
     for name, text in STUDIES.items():
-        command = ArgumentParser(description=text)
+        command = ArgumentParser(description=text, usage=f"{PROGRAM} {name} [options]")
         own = command.add_argument_group("study")
         own.add_argument("--folder", default=f"logs/{name}", help="folder of the runs")
         own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -80,7 +81,7 @@ def build_parser() -> ArgumentParser:
                 default=[10.0, 30.0, 100.0],
                 help="fixed logit scales (1 / temperature)",
             )
-        add_arguments(command)
+        add_arguments(command, hidden=INSTEAD.keys() | VARIED[name])
         commands.add_subcommand(name, command, help=text)
     return parser
 

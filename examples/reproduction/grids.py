@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,9 @@ def _run(
 ) -> bool:
     first_of: dict[Method, str] = {}  # equal settings are trained once
     names = {
-        key: first_of.setdefault(method, f"{key[0]}-{key[1]:g}".lower().replace(" ", "-"))
+        key: first_of.setdefault(
+            method, re.sub(r"[^a-z0-9.]+", "-", f"{key[0]}-{key[1]:g}".lower())
+        )
         for key, method in grid.items()
     }
     results = over_seeds({names[key]: method for key, method in grid.items()}, folder, seeds, jobs)

@@ -49,6 +49,9 @@ def test_batches_and_temperatures(tmp_path: Path, pretender: Pretender) -> None:
     }
     one = pretender.configs["batch-32-100-seed5"]
     assert (one.data.batch_size, one.optim.logit_scale_fixed) == (32, 100.0)
+    page = (tmp_path / "report.md").read_text()
+    assert "One run each, seed 5." in page
+    assert "±" not in page
 
 
 def test_weights_follow_the_batch_size(tmp_path: Path, pretender: Pretender) -> None:
@@ -81,6 +84,15 @@ def test_objectives_have_the_margins_of_their_names(
     assert [*pretender.labels.values()] == [
         *("CyCLIP", f"CLIP + margin {weight}", f"CLIP + both-sided margin {weight}")
     ]
+    assert list(pretender.configs)[1] == "clip-margin-1-seed0"
+
+
+def test_help_lists_only_settings_that_the_study_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["batch-weights", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"{flag} " in shown for flag in ("--batch-sizes", "--lr", "--epochs"))
+    assert not any(f"{flag} " in shown for flag in ("--batch-size", "--seed", "--loss"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -301,28 +301,10 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
             " Effective robustness is the accuracy minus that of baseline models with the same "
             "accuracy on the base dataset: above 0 the model is more robust than they are."
         )
-    base_inside = inside(base.accuracy, base.images)
-    robustness: dict[str, float] = {}
-    for name, points in (options.baselines or {}).items():
-        if name not in parts:
-            raise ValueError(
-                f"baselines are for {name!r}, but the shifted datasets are {', '.join(parts)}"
-            )
-        line, accuracy = fit_baseline(points), parts[name].accuracy()
-        robustness[name] = accuracy - line.predict(base_inside)
+    robustness, lines = _against_baselines(base, shifted, options.baselines or {})
+    for name, value in robustness.items():
         metric = Metric(f"effective_robustness/{name}", f"effective robustness, {name}", Unit.SHARE)
-        measured[metric] = robustness[name]
-        model = base_inside, inside(accuracy, len(parts[name]))
-        names = embeddings.name, name
-        plots.append(
-            Plot(
-                f"baselines_{name}",
-                f"Accuracy on {name} against that on {embeddings.name}, with baseline models "
-                "(blue) and their line. The height of this model above the line is its effective "
-                "robustness.",
-                partial(plot_baselines, line=line, model=model, names=names),
-            )
-        )
+        measured[metric] = value
     return TaskResult(
         embeddings.name,
         TASK,
@@ -330,9 +312,36 @@ def run(embeddings: Embeddings, options: TaskOptions) -> TaskResult | None:
         "Natural distribution shift",
         explanation,
         (_table(scored, robustness, _note(embeddings, options.shifted)),),
-        tuple(plots),
+        (*plots, *lines),
         options.shifted,
     )
+
+
+def _against_baselines(
+    base: Scored, shifted: Sequence[Scored], baselines: Mapping[str, Points]
+) -> tuple[dict[str, float], list[Plot]]:
+    """Return the effective robustness on each dataset that has baselines, and its plot."""
+    base_inside = inside(base.accuracy, base.images)
+    of_name = {each.name: each for each in shifted}
+    robustness: dict[str, float] = {}
+    plots = []
+    for name, points in baselines.items():
+        if name not in of_name:
+            raise ValueError(
+                f"baselines are for {name!r}, but the shifted datasets are {', '.join(of_name)}"
+            )
+        line, own = fit_baseline(points), of_name[name]
+        robustness[name] = own.accuracy - line.predict(base_inside)
+        model = base_inside, inside(own.accuracy, own.images)
+        plots.append(
+            Plot(
+                f"baselines_{name}",
+                f"Accuracy on {name} against that on {base.name}, with baseline models (blue) and "
+                "their line. The height of this model above the line is its effective robustness.",
+                partial(plot_baselines, line=line, model=model, names=(base.name, name)),
+            )
+        )
+    return robustness, plots
 
 
 def _parts(base: Embeddings, shifted: Sequence[Embeddings]) -> dict[str, Classified]:

@@ -1,13 +1,15 @@
-"""The stages of `python -m benchmarks gpu`: each yields lines for the CSV until its deadline."""
+"""Stages of `python -m benchmarks gpu` that measure time, memory and error.
+
+Each yields lines for the CSV until its deadline.
+"""
 
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import quantiles
 from typing import Any
@@ -16,13 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclip_ext import CLIPLoss, CyCLIPLoss, SigLIPLoss
-from cyclip_ext.functional import Backend
-from cyclip_ext.libraries import backend_status, build_record, has_operator
+from cyclip_ext import CyCLIPLoss
 
-from .correctness import SHAPES, check
-from .family import Family, Loss, Peer
-from .inputs import Batch, make_batch
+from .family import Family, Peer
+from .gpu_plan import Line, Plan, Precision, backend_of, columns_of, failure, line_of
+from .inputs import Batch
 from .measure import (
     FLUSH_BYTES,
     Entrant,
@@ -35,245 +35,8 @@ from .measure import (
 )
 from .peers import gpu_families
 
-SCALE, BIAS = 50.0, -10.0
 TOP_K = 10
 PANEL_BYTES = 256 << 20  # of Context in csrc/kernels/cuda/operators.h
-
-FAMILIES = ("clip", "cyclip", "siglip")
-
-COLUMNS = (
-    *("stage", "name", "precision", "N", "d", "status"),
-    *("median_ms", "lower_quartile_ms", "upper_quartile_ms", "tflops", "peak_mib"),
-    *("loss_error", "grad_error", "scalar_grad_error", "note"),
-)
-
-
-@dataclass(frozen=True)
-class Precision:
-    name: str
-    dtype: torch.dtype
-    matmul: str = "highest"  # torch.set_float32_matmul_precision
-
-
-PRECISIONS = (
-    Precision("bf16", torch.bfloat16),
-    Precision("fp16", torch.float16),
-    Precision("tf32", torch.float32, "high"),
-    Precision("float32", torch.float32),
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The measurements to make; `deadline` is in seconds since the epoch."""
-
-    device: str
-    precisions: tuple[Precision, ...]
-    families: tuple[str, ...]
-    peers: frozenset[str] | None  # None: all
-    sizes: tuple[int, ...]
-    widths: tuple[int, ...]
-    rounds: int
-    error_rows: int  # rows of the batch whose errors are measured in float64
-    large_shapes: tuple[
-        tuple[int, int], ...
-    ]  # (N, d) that take the 128 x 128 tiles, or pairs of them
-    deadline: float
-
-    def is_over(self) -> bool:
-        return clock.time() > self.deadline
-
-    def batches(self) -> Iterator[tuple[Precision, Batch]]:
-        """Yield a batch for each precision, width and size, until the deadline."""
-        for n in self.sizes:
-            for d in self.widths:
-                for precision in self.precisions:
-                    if self.is_over():
-                        return
-                    torch.set_float32_matmul_precision(precision.matmul)
-                    yield (
-                        precision,
-                        make_batch(n, d, SCALE, BIAS, precision.dtype, torch.device(self.device)),
-                    )
-
-
-Line = dict[str, object]
-
-
-def line(stage: str, name: str, *, status: object = "ok", **values: object) -> Line:
-    """Return a line of the CSV; columns that are not given stay empty."""
-    return dict.fromkeys(COLUMNS, "") | {"stage": stage, "name": name, "status": status} | values
-
-
-def _of_batch(precision: Precision, batch: Batch) -> Line:
-    n, d = batch.image_features.shape
-    return {"precision": precision.name, "N": n, "d": d}
-
-
-def _failure(error: Exception) -> str:
-    return " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
-
-
-def _backend(plan: Plan) -> Backend:
-    is_native = has_operator("pair_statistics", torch.device(plan.device).type)
-    return "native" if is_native else "auto"
-
-
-# ---------------------------------------------------------------- facts
-
-
-def facts(plan: Plan) -> Iterator[Line]:
-    """Yield the properties of the device, and the versions of the installed packages."""
-    found: dict[str, object] = {
-        "cuda architectures built": build_record().get("cuda_architectures"),
-        "nvcc": build_record().get("nvcc"),
-        "cuda operators": backend_status()["cuda"].reason or "loaded",
-    }
-    if torch.device(plan.device).type == "cuda":
-        properties = torch.cuda.get_device_properties(plan.device)
-        free, total = torch.cuda.mem_get_info(plan.device)
-        found |= {
-            "compute capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "L2 cache, MiB": properties.L2_cache_size >> 20,
-            "memory, MiB": f"{free >> 20} free of {total >> 20}",
-            "devices": torch.cuda.device_count(),
-            "cuDNN": torch.backends.cudnn.version(),
-            "engine": torch.ops.cyclip_ext.cuda_engine(torch.device(plan.device).index or 0),
-        }
-    packages = ("triton", "open_clip_torch", "inf-cl", "memeff", "siglip-kernel")
-    for package in (*packages, "cut-cross-entropy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    for name, value in found.items():
-        yield line("facts", name, note=value)
-
-
-# ---------------------------------------------------------------- right
-
-
-def right(plan: Plan) -> Iterator[Line]:
-    """Yield the largest error of each operator relative to its bound, for several shapes."""
-    if _backend(plan) != "native":
-        yield line("right", "operators", status="skipped: there are no native operators")
-        return
-    for n, d in (*SHAPES, *plan.large_shapes):
-        findings = check(torch.device(plan.device), (n, d))
-        try:
-            for finding in findings:
-                yield line(
-                    "right",
-                    finding.operator,
-                    precision=str(finding.dtype).removeprefix("torch."),
-                    N=n,
-                    d=d,
-                    status="ok" if finding.share <= 1 else f"wrong: {finding.quantity}",
-                    note=f"{finding.share:.2f} of the bound",
-                )
-                if plan.is_over():
-                    yield line("right", "rest", status="skipped: out of time")
-                    return
-        except Exception as error:  # the other shapes may succeed
-            yield line("right", "rest of this shape", N=n, d=d, status=_failure(error))
-
-
-# ---------------------------------------------------------------- same
-
-
-def same(plan: Plan) -> Iterator[Line]:
-    """Yield whether losses return the same bits twice, on a stream, in a graph, on a second GPU."""
-    losses = {"clip": CLIPLoss, "cyclip": CyCLIPLoss, "siglip": SigLIPLoss}
-    for precision, batch in replace(plan, sizes=plan.sizes[:1]).batches():
-        for family in plan.families:
-            module = losses[family](backend=_backend(plan))
-
-            def loss(b: Batch, module: Any = module) -> Tensor:
-                value: Tensor = module(
-                    b.image_features, b.text_features, b.logit_scale, b.logit_bias
-                )
-                return value
-
-            for name, compare in SAMENESS.items():
-                try:
-                    status = compare(loss, batch)
-                except Exception as error:  # the other comparisons may succeed
-                    status = _failure(error)
-                columns = _of_batch(precision, batch)
-                yield line("same", f"{family}, {name}", status=status, **columns)
-            if plan.is_over():
-                yield line("same", "rest", status="skipped: out of time")
-                return
-
-
-def _bits(outcome: tuple[Tensor, list[Tensor | None]]) -> list[Tensor]:
-    value, grads = outcome
-    return [value.detach().cpu(), *(grad.cpu() for grad in grads if grad is not None)]
-
-
-def _verdict(expected: list[Tensor], found: list[Tensor]) -> str:
-    return "ok" if all(map(torch.equal, expected, found)) else "wrong: different bits"
-
-
-def _twice(loss: Loss, batch: Batch) -> str:
-    return _verdict(_bits(gradients(loss, batch)), _bits(gradients(loss, batch)))
-
-
-def _on_another_stream(loss: Loss, batch: Batch) -> str:
-    if not batch.image_features.is_cuda:
-        return "skipped: needs a GPU"
-    expected = _bits(gradients(loss, batch))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        outcome = gradients(loss, batch)
-    stream.synchronize()
-    return _verdict(expected, _bits(outcome))
-
-
-def _in_a_graph(loss: Loss, batch: Batch) -> str:
-    """Capture forward and backward, and replay them with other features in the same memory."""
-    if not batch.image_features.is_cuda:
-        return "skipped: needs a GPU"
-    n, d = batch.image_features.shape
-    dtype, device = batch.image_features.dtype, batch.image_features.device
-    other = make_batch(n, d, SCALE / 2, BIAS / 2, dtype, device, seed=1)
-    expected = _bits(gradients(loss, other))
-    static = batch.first(n)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # torch's warm-up before a capture
-        for _ in range(3):
-            gradients(loss, static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outcome = gradients(loss, static)
-    with torch.no_grad():
-        for leaf, value in zip(static.leaves, other.leaves, strict=True):
-            leaf.copy_(value)
-    graph.replay()
-    torch.cuda.synchronize()
-    return _verdict(expected, _bits(outcome))
-
-
-def _on_another_device(loss: Loss, batch: Batch) -> str:
-    if torch.cuda.device_count() < 2 or not batch.image_features.is_cuda:
-        return "skipped: needs two GPUs"
-    here = batch.image_features.device.index
-    device = torch.device("cuda", (here + 1) % torch.cuda.device_count())
-    moved = Batch(*(leaf.detach().to(device).requires_grad_() for leaf in batch.leaves))
-    return _verdict(_bits(gradients(loss, batch)), _bits(gradients(loss, moved)))
-
-
-SAMENESS: dict[str, Callable[[Loss, Batch], str]] = {
-    "twice": _twice,
-    "another stream": _on_another_stream,
-    "graph replayed with other features": _in_a_graph,
-    "another device": _on_another_device,
-}
-
 
 # ---------------------------------------------------------------- time
 
@@ -283,28 +46,28 @@ Call = Callable[[], object]
 def time(plan: Plan) -> Iterator[Line]:
     """Yield the time and the rate of each operator and direction, and of torch's own products."""
     for precision, batch in plan.batches():
-        for name, make in _calls(batch, _backend(plan) == "native").items():
+        for name, make in _calls(batch, backend_of(plan) == "native").items():
             yield _timed(plan, precision, batch, name, make)
             if plan.is_over():
-                yield line("time", "rest", status="skipped: out of time")
+                yield line_of("time", "rest", status="skipped: out of time")
                 return
 
 
 def _timed(
     plan: Plan, precision: Precision, batch: Batch, name: str, make: Callable[[], Call]
 ) -> Line:
-    columns = _of_batch(precision, batch)
+    columns = columns_of(precision, batch)
     try:
         call = make()
         with FlopCounterMode(display=False) as counter:
             call()
         times = sorted(milliseconds(call, plan.device) for _ in range(plan.rounds))
     except Exception as error:  # a failing operator must not end the stage
-        return line("time", name, status=_failure(error), **columns)
+        return line_of("time", name, status=failure(error), **columns)
     finally:
         gc.collect()
     low, middle, high = quantiles(times, n=4, method="inclusive")
-    return line(
+    return line_of(
         "time",
         name,
         median_ms=f"{middle:.4g}",
@@ -423,12 +186,12 @@ def engines(plan: Plan) -> Iterator[Line]:
     if torch.device(plan.device).type == "cuda":
         chosen = str(torch.ops.cyclip_ext.cuda_engine(torch.device(plan.device).index or 0))
     if not chosen.startswith(selected):
-        yield line("engines", selected, status=f"skipped: {chosen}")
+        yield line_of("engines", selected, status=f"skipped: {chosen}")
         return
-    families = {family.name: family for family in gpu_families(_backend(plan))}
+    families = {family.name: family for family in gpu_families(backend_of(plan))}
     of_16_bits = tuple(p for p in plan.precisions if p.dtype.itemsize == 2)
     for precision, batch in replace(plan, precisions=of_16_bits).batches():
-        calls = _calls(batch, _backend(plan) == "native")
+        calls = _calls(batch, backend_of(plan) == "native")
         found: dict[str, Errors | None] = {}
         for name, family in _OF_ENGINES.items():
             if name not in calls or family not in plan.families:
@@ -447,7 +210,7 @@ def engines(plan: Plan) -> Iterator[Line]:
                 }
             )
             if plan.is_over():
-                yield line("engines", f"{selected}, rest", status="skipped: out of time")
+                yield line_of("engines", f"{selected}, rest", status="skipped: out of time")
                 return
 
 
@@ -471,7 +234,7 @@ def engine_ratios(lines: Sequence[Line]) -> Iterator[Line]:
             columns = dict(zip(("precision", "N", "d"), of_batch, strict=True))
             ratio = float(str(median)) / float(str(other))
             note = f"hopper takes {ratio:.2f} of portable's time"
-            yield line("engines", operator, note=note, **columns)
+            yield line_of("engines", operator, note=note, **columns)
 
 
 # ---------------------------------------------------------------- kernels
@@ -479,7 +242,7 @@ def engine_ratios(lines: Sequence[Line]) -> Iterator[Line]:
 
 def kernels(plan: Plan) -> Iterator[Line]:
     """Yield the time of each kernel of one step of the CyCLIP loss, from torch.profiler."""
-    module = CyCLIPLoss(backend=_backend(plan), hinge=0.1)
+    module = CyCLIPLoss(backend=backend_of(plan), hinge=0.1)
     on_gpu = torch.device(plan.device).type == "cuda"
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
@@ -501,12 +264,12 @@ def kernels(plan: Plan) -> Iterator[Line]:
         ]
         total = sum(microseconds for microseconds, _ in spent) or 1.0
         for microseconds, event in sorted(spent, key=lambda pair: -pair[0])[:25]:
-            yield line(
+            yield line_of(
                 "kernels",
                 event.key[:200],
                 median_ms=f"{microseconds / 1e3:.4g}",
                 note=f"{event.count} calls, {microseconds / total:.0%}",
-                **_of_batch(precision, batch),
+                **columns_of(precision, batch),
             )
 
 
@@ -517,7 +280,7 @@ def peers(plan: Plan) -> Iterator[Line]:
     """Yield time, memory and error of the losses and of those of other packages."""
     compiled: set[str] = set()  # families whose compiled peer has been measured
     for precision, batch in plan.batches():
-        for family in gpu_families(_backend(plan)):
+        for family in gpu_families(backend_of(plan)):
             if family.name not in plan.families:
                 continue
             chosen = tuple(
@@ -526,7 +289,7 @@ def peers(plan: Plan) -> Iterator[Line]:
             compiled |= {family.name} if any(peer.compiled for peer in chosen) else set()
             yield from _family_lines(replace(family, peers=chosen), precision, batch, plan)
             if plan.is_over():
-                yield line("peers", "rest", status="skipped: out of time")
+                yield line_of("peers", "rest", status="skipped: out of time")
                 return
 
 
@@ -550,7 +313,7 @@ def _family_lines(family: Family, precision: Precision, batch: Batch, plan: Plan
         low, middle, high = entrant.quartiles_ms() or (None, None, None)
         flops = family.flops(entrant.peer, *batch.image_features.shape)
         rate = flops / middle / 1e9 if flops and middle else None
-        yield line(
+        yield line_of(
             "peers",
             f"{family.name}, {entrant.peer.name}",
             status=entrant.status,
@@ -561,7 +324,7 @@ def _family_lines(family: Family, precision: Precision, batch: Batch, plan: Plan
             peak_mib=_rounded(None if peak is None else peak / 2**20, 4),
             note=entrant.peer.note,
             **_shown(of_peer),
-            **_of_batch(precision, batch),
+            **columns_of(precision, batch),
         )
 
 
@@ -581,14 +344,3 @@ def _errors(family: Family, peer: Peer, batch: Batch, rows: int) -> Errors:
 
 def _rounded(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}g}"
-
-
-STAGES: dict[str, Callable[[Plan], Iterator[Line]]] = {
-    "facts": facts,
-    "right": right,
-    "same": same,
-    "time": time,
-    "engines": engines,
-    "kernels": kernels,
-    "peers": peers,
-}
