@@ -63,6 +63,8 @@ def test_scale_gradient_of_a_large_batch_does_not_depend_on_threads() -> None:
     class Block:
         """Stands in for N^2 pairs."""
 
+        labels = None
+
         def __call__(self, inputs: Tensors) -> Tensors:
             return *lses, positive, positive, positive
 
