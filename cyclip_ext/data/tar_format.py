@@ -75,12 +75,7 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
             if end - position > _MOST_PADDING:
                 raise BrokenTar(f"zero-filled from byte {position}")
             return
-        checksum = _number(header[148:156], position)
-        # The checksum counts its own 8 bytes as spaces. The lower half of Adler-32 is 1 + the sum
-        # of all bytes modulo 65521, and 20 times as fast as sum(): half of all time was spent here.
-        total = checksum + sum(header[148:156]) - 8 * ord(" ")
-        if zlib.adler32(header) & 0xFFFF != (total + 1) % 65521:
-            raise BrokenTar(f"damaged header at byte {position}")
+        _check_header(header, position)
         kind = header[156:157]
         data = position + _BLOCK
         size = _number(header[124:136], position)
@@ -112,6 +107,15 @@ def read_members(file: BufferedReader) -> Iterator[Member]:
             override = {}
     if position > end:
         raise BrokenTar(f"ends inside a block at byte {end}: cut off after its last member's data")
+
+
+def _check_header(header: bytes, position: int) -> None:
+    """Raise BrokenTar unless the checksum is right. It counts its own 8 bytes as spaces."""
+    # The lower half of Adler-32 is 1 + the sum of all bytes modulo 65521, and 20 times as fast as
+    # sum(), which took half of the time of reading an archive.
+    total = _number(header[148:156], position) + sum(header[148:156]) - 8 * ord(" ")
+    if zlib.adler32(header) & 0xFFFF != (total + 1) % 65521:
+        raise BrokenTar(f"damaged header at byte {position}")
 
 
 def _odd(kind: bytes, name: str, override: dict[str, str]) -> str:

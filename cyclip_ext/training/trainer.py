@@ -60,41 +60,21 @@ class Trainer:
         self.ranks = ranks
         self.device = choose_device(config.run.device)
         self.precision = choose_precision(config.run.precision, self.device)
-        autocast = autocast_for(self.precision, self.device)
         self.objective = objective(config, self.global_batch, ranks.group)
-        self.model: Any = created.model.to(self.device)
-        hold_constant(self.model, config, learns_temperature=self.objective.learns_temperature)
-        # Before batch norm holds a process group, which cannot be copied.
-        self.ema = None
-        if config.optim.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.optim.ema_decay)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average)
-        if config.run.grad_checkpointing:
-            cast(Any, self.model).set_grad_checkpointing(True)
-        if config.run.use_bn_sync and ranks.group is not None:
-            self.model = synchronize_batch_norm(self.model, ranks.group)
+        self.model, self.ema = self._make_model()
         self.stepper = Stepper(
             config,
             self.model,
             self.ema,
             self.objective,
-            autocast,
+            autocast_for(self.precision, self.device),
             self.precision,
             self.device,
             ranks,
         )
         self.feeder = Feeder(self.device)
         self.loader = self._make_loader()
-        evaluated = created.model if self.ema is None else self.ema.module
-        encoder = Encoder(
-            evaluated,  # type: ignore[arg-type]  # with the two towers that the protocol names
-            created.tokenizer,
-            created.image_size,
-            self.device,
-            autocast,
-            notify=tqdm.write,
-        )
-        self.assessor = Assessor(encoder)
+        self.assessor = Assessor(self._make_encoder())
         self.checkpoints = Checkpoints(folder)
         self.epoch = 0
         self.step_in_epoch = 0
@@ -113,6 +93,33 @@ class Trainer:
         self.window = Window(self.objective.weights)
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.trackers: list[Tracker] = [self.log]
+
+    def _make_model(self) -> tuple[Any, AveragedModel | None]:
+        """Return the model that is trained, and its moving average."""
+        config, model = self.config, self.created.model.to(self.device)
+        hold_constant(model, config, learns_temperature=self.objective.learns_temperature)
+        # Before batch norm holds a process group, which cannot be copied.
+        ema = None
+        if config.optim.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.optim.ema_decay)
+            ema = AveragedModel(model, multi_avg_fn=average)
+        if config.run.grad_checkpointing:
+            cast(Any, model).set_grad_checkpointing(True)
+        if config.run.use_bn_sync and self.ranks.group is not None:
+            model = synchronize_batch_norm(model, self.ranks.group)
+        return model, ema
+
+    def _make_encoder(self) -> Encoder:
+        """Return the encoder of the evaluated model: the moving average if there is one."""
+        evaluated = self.created.model if self.ema is None else self.ema.module
+        return Encoder(
+            evaluated,  # type: ignore[arg-type]  # with the two towers that the protocol names
+            self.created.tokenizer,
+            self.created.image_size,
+            self.device,
+            autocast_for(self.precision, self.device),
+            notify=tqdm.write,
+        )
 
     def _make_loader(self) -> Loader:
         config = self.config
