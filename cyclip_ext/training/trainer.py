@@ -78,6 +78,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder)
         self.epoch = 0
         self.step_in_epoch = 0
+        self.step_offset = 0  # not 0 if epochs before were of other data, and had other steps
         self.best = -math.inf
         self.validation_due = False  # an epoch is complete and saved, but not yet validated
         # Of the epoch that was counted last, over all ranks: records that were not used, and
@@ -156,12 +157,12 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.config.run.epochs
+        return self.step_offset + self.steps_per_epoch * self.config.run.epochs
 
     @property
     def step(self) -> int:
         """Steps taken since the run's beginning."""
-        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+        return self.step_offset + self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
     def seconds(self) -> float:
@@ -290,8 +291,7 @@ class Trainer:
             # The temperature is logged as of the record, not as a mean.
             self.window.add(result.names[:-1], result.values[:-1])
             return
-        epoch = result.step // self.steps_per_epoch
-        line = report_not_finite(result, epoch, self.folder, self.ranks)
+        line = report_not_finite(result, self.epoch, self.folder, self.ranks)
         if not self.config.optim.skip_nonfinite:
             raise DivergedError(
                 f"{line}. Try a lower --lr, a longer --warmup, --grad-clip-norm 1, or "
@@ -421,6 +421,7 @@ class Trainer:
         restore_modules(state, self.model, self.stepper, self.ema, self.folder)
         self.epoch = state["epoch"]
         self.step_in_epoch = min(state["step_in_epoch"], self.steps_per_epoch)
+        self.step_offset += state["step"] - self.step
         self.best = state["best"]
         self.validation_due = state["validation_due"]
         self.skipped, self.shortened = SkipReport.from_dict(state["skipped"]), state["shortened"]

@@ -106,10 +106,16 @@ def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "order", [range(1, 25), range(23, -1, -1), range(30)], ids=["others", "reversed", "more"]
+    ("order", "steps"),
+    [(range(1, 25), 5), (range(23, -1, -1), 5), (range(30), 7), (range(16), 3)],
+    ids=["others", "reversed", "more", "fewer"],
 )
 def test_other_data_are_rejected_on_resume_unless_allowed(
-    tmp_path: Path, finished: list[str], order: range, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    finished: list[str],
+    order: range,
+    steps: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_table(tmp_path / "data", order)
     resume = ["--resume", str(tmp_path / "r"), "--epochs", "3"]
@@ -119,8 +125,12 @@ def test_other_data_are_rejected_on_resume_unless_allowed(
     assert "--allow-other-data" in error
     assert main([*resume, "--allow-other-data"]) == 0
     assert "continuing on other training" in capsys.readouterr().out
-    (record,) = MetricsLog(tmp_path / "r/metrics.jsonl").read("other_data")
+    log = MetricsLog(tmp_path / "r/metrics.jsonl")
+    (record,) = log.read("other_data")
     assert record["changed"] == ["training", "validation"]
+    # Two epochs of 5 steps were of the former data.
+    assert [train["step"] for train in log.read("train")] == [5, 10, 10 + steps]
+    assert f"- steps: {10 + steps} of 4 pairs" in (tmp_path / "r/report.md").read_text()
     result = json.loads((tmp_path / "r/result.json").read_text())
     assert result["resumed_on_other_data"] == [record["step"]]
     assert "resumed on other data" in (tmp_path / "r/report.md").read_text()
