@@ -176,10 +176,12 @@ class InMemoryDataset(ImageDataset):
             )
         for what, column in (("captions", captions), ("labels", labels), ("domains", domains)):
             if column is not None and len(column) != len(images):
-                raise ValueError(f"got {len(images)} images but {len(column)} {what}")
+                raise ValueError(
+                    f"{what} must be one for each of the {len(images)} images, got {len(column)}"
+                )
         if len(set(class_names)) != len(class_names):
             repeated = sorted({name for name in class_names if class_names.count(name) > 1})
-            raise ValueError(f"class names must be unique; repeated: {repeated[:5]}")
+            raise ValueError(f"class_names must be unique, got {repeated[:5]} more than once")
         self.name = name
         self.skipped = SkipReport()
         self.images = images

@@ -127,12 +127,16 @@ class Loader:
         read: Callable[[_Step], Batch]
         if isinstance(dataset, InMemoryDataset):
             if workers:
-                raise ValueError(f"workers must be 0 for {dataset.name}, held in memory")
+                raise ValueError(
+                    f"workers must be 0 for {dataset.name}, which is in memory, got {workers}"
+                )
             read = _MemoryReader(dataset, image_size, augment or _STILL, views_of, hashes)
         elif augment is None:
             read = _FileReader(dataset, image_size, views_of, hashes)
         else:
-            raise ValueError(f"augment must be None for files ({dataset.name}): they are cropped")
+            raise ValueError(
+                f"augment must be None for {dataset.name}, whose files are cropped, got {augment!r}"
+            )
         self._workers = Workers(read, workers, pin_memory=pin_memory)
         self._pin_here = pin_memory and not workers
         self._warned = False

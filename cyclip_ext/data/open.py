@@ -273,7 +273,7 @@ def _matching(spec: str, suffix: str) -> list[Path]:
     if found and without:
         raise ValueError(
             f"{spec} names {found[0]}, but also {without[0]}, which is not there or has no "
-            f"{suffix} file: name files of one kind only, that exist"
+            f"{suffix} file; name only existing files of one kind"
         )
     if len({path.resolve() for path in found}) < len(found):
         raise ValueError(f"{spec} names a shard twice")

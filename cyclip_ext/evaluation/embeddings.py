@@ -68,7 +68,10 @@ class Embeddings:
                 self._set_unit_rows(name)
         count = len(self.image_features)
         if self.image_ids is not None and len(self.image_ids) != count:
-            raise ValueError(f"image_ids has {len(self.image_ids)} entries for {count} images")
+            raise ValueError(
+                f"image_ids must have one entry for each of the {count} images, got "
+                f"{len(self.image_ids)}"
+            )
         self._check_classes(count)
         self._check_texts(count)
         if len(set(self.domain_names)) < len(self.domain_names):

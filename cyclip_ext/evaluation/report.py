@@ -67,14 +67,17 @@ def write_report(folder: Path, about: About, results: Sequence[TaskResult]) -> N
     """
     require_writable(folder)
     if not results:
-        raise ValueError("results is empty: there is nothing to report")
+        raise ValueError("results must have at least one TaskResult, got none")
     plots = {_stem(r, plot.name): png(plot.draw, plot.size) for r in results for plot in r.plots}
     thumbnails = _thumbnails(results)
     records: dict[str, dict[str, Any]] = {}
     for result in results:
         stem = _stem(result)
         if stem in records:
-            raise ValueError(f"two results are of task {result.task!r} on {result.dataset!r}")
+            raise ValueError(
+                f"two results are of task {result.task!r} on {result.dataset!r}; give the datasets "
+                "different names, or drop one result"
+            )
         records[stem] = record(about, result)
     texts = {
         **{
@@ -134,7 +137,10 @@ def require_writable(folder: Path) -> None:
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OSError(f"no report can be written into {folder}: {place} is not a writable folder")
+        raise OSError(
+            f"no report can be written into {folder}: {place} is not a writable folder; choose "
+            "another folder"
+        )
     own = [part for part in PARTS if (folder / part).exists()]
     if own and not (folder / RESULTS).exists():
         raise FileExistsError(

@@ -285,7 +285,9 @@ def _add_config(path: Path) -> str:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise ValueError(
+            f"{path} does not exist; give the JSON file of an architecture, or a model name"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     needed = ("embed_dim", "vision_cfg", "text_cfg")

@@ -91,10 +91,10 @@ def test_superclasses_are_numbered_in_order_of_appearance() -> None:
     ("change", "message"),
     [
         ({"images": torch.zeros(1, 3, 8, 8)}, r"uint8 \[n, 4, s, s\], got torch.float32 \[1, 3"),
-        ({"captions": ()}, "got 1 images but 0 captions"),
-        ({"labels": torch.tensor([0, 1])}, "got 1 images but 2 labels"),
-        ({"domains": torch.tensor([0, 1])}, "got 1 images but 2 domains"),
-        ({"class_names": ("cat", "dog", "cat")}, r"must be unique; repeated: \['cat'\]"),
+        ({"captions": ()}, "captions must be one for each of the 1 images, got 0"),
+        ({"labels": torch.tensor([0, 1])}, "labels must be one for each of the 1 images, got 2"),
+        ({"domains": torch.tensor([0, 1])}, "domains must be one for each of the 1 images, got 2"),
+        ({"class_names": ("cat", "dog", "cat")}, r"must be unique, got \['cat'\] more than once"),
     ],
 )
 def test_records_that_do_not_fit_together_are_rejected(

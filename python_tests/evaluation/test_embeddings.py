@@ -109,7 +109,7 @@ def test_owners_default_to_one_caption_per_image() -> None:
         ({"class_features": [[1.0, np.nan]]}, "class_features must be finite"),
         ({"synonym_features": [[1.0, -np.inf]]}, "synonym_features must be finite"),
         ({"text_features": unit(2, 5)}, "rows of 5, image_features of 2"),
-        ({"image_ids": ["a"]}, "image_ids has 1"),
+        ({"image_ids": ["a"]}, "image_ids must have one entry for each of the .* images, got 1"),
         ({"image_ids": [1, 2]}, "image_ids must be texts"),
         ({"text_owners": [0]}, "text_owners without text_features"),
         ({"text_features": unit(2, 2), "text_owners": [0, 2]}, r"text_owners must be in 0 .. 1"),

@@ -148,7 +148,7 @@ def open_torchvision(name: str, root: Path, split: str | None = None) -> ImageDa
     """
     if name not in _SETS:
         raise ValueError(
-            f"torchvision:{name} is not known; known are {', '.join(NAMES)}. Open others "
+            f"torchvision:{name} is unknown; choose one of {', '.join(NAMES)}. Open others "
             "with an ImageDataset of your own"
         )
     entry = _SETS[name]

@@ -89,7 +89,7 @@ def run_tasks(
     """
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     if unknown := sorted(set(names) - set(TASKS)):
-        raise ValueError(f"unknown tasks {', '.join(unknown)}; known are {', '.join(TASKS)}")
+        raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {', '.join(unknown)}")
     if train is not None:
         require_same_classes(train, embeddings)
         if not train.name.endswith("train"):  # a split of one name may be tested as well

@@ -86,7 +86,7 @@ def read_superclasses(source: str | Path) -> dict[str, str]:
         first[_normal(name)] = place
         table[name] = superclass
     if not table:
-        raise ValueError(f"{path} has no classes")
+        raise ValueError(f"{path} has no classes; add at least one with its superclass")
     return table
 
 
@@ -114,7 +114,9 @@ def _read_json(path: Path) -> Iterator[tuple[str, str, str]]:
                 f"{path}, {place}: must be the name of a superclass or a list of classes"
             )
     if len({type(value) for value in content.values()}) > 1:
-        raise ValueError(f"{path} mixes class -> superclass and superclass -> classes")
+        raise ValueError(
+            f"{path} mixes class -> superclass and superclass -> classes; use one form throughout"
+        )
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -107,7 +107,7 @@ def read_baselines(path: str | Path) -> dict[str, Points]:
                 raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
             points.setdefault(name, []).append(pair)
     if not points:
-        raise ValueError(f"{path} has no accuracies")
+        raise ValueError(f"{path} has no accuracies; add a row for each model")
     return {name: tuple(pairs) for name, pairs in points.items()}
 
 

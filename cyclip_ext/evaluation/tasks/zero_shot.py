@@ -62,9 +62,12 @@ def class_embeddings(
     Raises ValueError for no class, or a class without a prompt.
     """
     if isinstance(names, str) or isinstance(templates, str):
-        raise ValueError("names and templates must be lists of texts, got one text")
+        raise ValueError(
+            "names and templates must be lists of texts, got "
+            f"{names if isinstance(names, str) else templates!r}; put it into a list"
+        )
     if not names:
-        raise ValueError("names is empty: zero-shot classification needs at least one class")
+        raise ValueError("names must have at least one class, got none")
     prompts, owners = [], []
     for index, entry in enumerate(names):
         for name in (entry,) if isinstance(entry, str) else entry:

@@ -105,7 +105,9 @@ def test_torchvision_sets_that_are_not_there(
             assert "torchvision expects" in str(error.value)
             assert str(tmp_path) in str(error.value)
     assert not list(tmp_path.rglob("*.*"))
-    with pytest.raises(ValueError, match="torchvision:cifar11 is not known; known are caltech101"):
+    with pytest.raises(
+        ValueError, match="torchvision:cifar11 is unknown; choose one of caltech101"
+    ):
         open_evaluation_dataset("torchvision:cifar11")
     with pytest.raises(ValueError, match="split of cifar10 must be one of train, test, got 'val'"):
         open_evaluation_dataset("torchvision:cifar10", ReadOptions(split="val"))
