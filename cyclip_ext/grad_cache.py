@@ -110,25 +110,11 @@ def cached_backward(
     generators = _Generators(*leaves_of_inputs.values(), *towers.parameters())
     # DDP averages a gradient when it is touched: in the last chunk, when nothing is left to add.
     no_sync: Callable[[], AbstractContextManager[Any]] = getattr(towers, "no_sync", nullcontext)
-    states: list[_States] = []
-    encoded: list[Outputs] = []
-    needed: list[bool] = []
-    for chunk in chunks:
-        states.append(generators.states())
-        # The first chunk has a graph, which only shows the outputs that need a gradient.
-        with torch.set_grad_enabled(not needed), no_sync():
-            outputs = encode(chunk)
-        needed = needed or [output is not None and output.requires_grad for output in outputs]
-        encoded.append((outputs[0].detach(), outputs[1].detach(), *outputs[2:]))
-        del outputs
-    # If the caller uses autocast, older torch would reuse the weights that were cast here without a
-    # graph (pytorch issues 112583, 158232).
-    torch.clear_autocast_cache()
-    leaves = _leaves(encoded, needed)
+    with no_sync():
+        leaves, states = _encode_without_graph(encode, chunks, generators)
     terms, total = evaluate(leaves)
     gradients = _gradients(total, leaves)
-    # Free tensors that are no longer needed, before the activations take memory.
-    del encoded, leaves, total
+    del leaves, total  # before the activations take memory
 
     with generators.undisturbed(), kept_running_statistics(towers):
         for index, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
@@ -196,6 +182,29 @@ def _require_no_norms_of_batches(towers: nn.Module, chunk_size: int, n: int) -> 
             "layers into eval mode, build the towers with another norm (layer or group norm), or "
             "accept this with per_chunk_statistics=True"
         )
+
+
+def _encode_without_graph(
+    encode: Callable[[tuple[Any, Any]], Outputs],
+    chunks: Sequence[tuple[Any, Any]],
+    generators: _Generators,
+) -> tuple[Outputs, list[_States]]:
+    """Return the leaves of all chunks, and the RNG states before each chunk."""
+    states: list[_States] = []
+    encoded: list[Outputs] = []
+    needed: list[bool] = []
+    for chunk in chunks:
+        states.append(generators.states())
+        # The first chunk has a graph, which only shows the outputs that need a gradient.
+        with torch.set_grad_enabled(not needed):
+            outputs = encode(chunk)
+        needed = needed or [output is not None and output.requires_grad for output in outputs]
+        encoded.append((outputs[0].detach(), outputs[1].detach(), *outputs[2:]))
+        del outputs
+    # If the caller uses autocast, older torch would reuse the weights that were cast here without a
+    # graph (pytorch issues 112583, 158232).
+    torch.clear_autocast_cache()
+    return _leaves(encoded, needed), states
 
 
 def _leaves(encoded: Sequence[Outputs], needed: Sequence[bool]) -> Outputs:

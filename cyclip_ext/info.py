@@ -7,9 +7,7 @@ cannot be imported or loaded appear in the report with the reason.
 from __future__ import annotations
 
 import importlib
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,16 +16,14 @@ from typing import Any
 import torch
 
 import cyclip_ext
+from cyclip_ext._output import quiet_if_output_closes
 from cyclip_ext.libraries import BackendStatus, backend_status, build_record, unsupported_gpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report and return the exit status: 1 if nobody reads it to its end."""
-    try:
-        print(describe(), flush=True)
-    except BrokenPipeError:  # as in `cyclip-info | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 1
+    """Print the report and return the exit status."""
+    with quiet_if_output_closes():
+        print(describe())
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from .._output import quiet_if_output_closes
 from .dataset import FileDataset, ImageDataset
 from .loader import Loader
 from .manifest import require_writable
@@ -78,10 +79,11 @@ def _reading_parser(name: str, description: str) -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    arguments = build_parser().parse_args(None if argv is None else list(argv))
-    options = arguments[arguments.command]
     try:
-        return _verify(options) if arguments.command == "verify" else _speed(options)
+        with quiet_if_output_closes():
+            arguments = build_parser().parse_args(None if argv is None else list(argv))
+            options = arguments[arguments.command]
+            return _verify(options) if arguments.command == "verify" else _speed(options)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -135,7 +137,7 @@ def _speed(options: Namespace) -> int:
     rate, skipped = measure_rate(loader, options.seconds, warmup=1 + AHEAD * workers)
     print(
         f"{dataset.name}: {rate:,.0f} samples/s at {size} pixels in batches of {batch_size} with "
-        f"{workers} worker process(es); {skipped}"
+        f"{workers} worker process{'es' * (workers != 1)}; {skipped}"
     )
     return 0
 

@@ -295,10 +295,13 @@ def _classes(folder: Path, folders: list[str]) -> tuple[dict[str, int], tuple[st
         if max(label_of.values()) >= len(names):
             raise ValueError(
                 f"{file} has {len(names)} lines, so names folders 0 .. {len(names) - 1}, but there "
-                f"is a folder {folders[-1]}"
+                f"is a folder {folders[-1]}; add the missing lines"
             )
         if len(set(label_of.values())) < len(label_of):
-            raise ValueError(f"{folder} has several folders of one number: {', '.join(folders)}")
+            raise ValueError(
+                f"{folder} has several folders of one number ({', '.join(folders)}); rename "
+                "or merge them"
+            )
         return label_of, names
     if len(names) != len(folders):
         raise ValueError(
@@ -318,9 +321,13 @@ def _named_folders(
         if not key or not name:
             raise ValueError(f"{file}:{number}: must be folder<TAB>name, got {line!r}")
         if key in name_of:
-            raise ValueError(f"{file}:{number}: folder {key!r} already has a name")
+            raise ValueError(f"{file}:{number}: folder {key!r} already has a name; remove one")
         name_of[key] = name
     unnamed = [name for name in folders if name not in name_of]
     if unnamed:
-        raise ValueError(f"{file} has no line for the folder(s) {', '.join(unnamed[:5])}")
+        more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        raise ValueError(
+            f"{file} has no line for the folder {unnamed[0]}{more}; write a line of "
+            "folder<TAB>name for each"
+        )
     return {key: label for label, key in enumerate(name_of)}, tuple(name_of.values())

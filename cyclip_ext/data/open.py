@@ -276,7 +276,7 @@ def _matching(spec: str, suffix: str) -> list[Path]:
             f"{suffix} file; name only existing files of one kind"
         )
     if len({path.resolve() for path in found}) < len(found):
-        raise ValueError(f"{spec} names a shard twice")
+        raise ValueError(f"{spec} names a shard twice; name each once")
     return found
 
 

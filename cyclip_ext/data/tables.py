@@ -137,7 +137,10 @@ def column_of(
     for candidate in (key,) if key is not None else defaults:
         for names in (header, [name.casefold() for name in header]):
             if names.count(candidate.strip()) > 1:
-                raise ValueError(f"{path} has several columns called {candidate!r}: {header}")
+                raise ValueError(
+                    f"{path} has several columns called {candidate!r} ({header}); "
+                    "rename all but one"
+                )
             if candidate.strip() in names:
                 return names.index(candidate.strip())
     if key is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from .._output import quiet_if_output_closes
 from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained, run_folder_of
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
@@ -41,29 +42,29 @@ _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
-    chosen = options[options.subcommand]
-    evaluate: Callable[[Namespace], tuple[About, list[TaskResult]]] = {
+    commands: dict[str, Callable[[Namespace], tuple[About, list[TaskResult]]]] = {
         "run": _evaluate_run,
         "open-clip": _evaluate_open_clip,
         "embeddings": _evaluate_embeddings,
         "completeness": _evaluate_completeness,
-    }[options.subcommand]
+    }
     try:
-        folder = chosen.output or _default_folder(chosen)
-        require_writable(folder)
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            about, results = evaluate(chosen)
-            write_report(folder, about, in_order(results))
+        with quiet_if_output_closes():
+            options = build_parser().parse_args(argv)
+            chosen = options[options.subcommand]
+            folder = chosen.output or _default_folder(chosen)
+            require_writable(folder)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                about, results = commands[options.subcommand](chosen)
+                write_report(folder, about, in_order(results))
+            print(f"wrote {folder / 'report.html'}, report.md and results.json")
     except (MissingData, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _UNUSABLE
     except KeyboardInterrupt:
         print("\ninterrupted: no report was written", file=sys.stderr)
         return _INTERRUPTED
-    print(f"wrote {folder / 'report.html'}, report.md and results.json")
     return 0
 
 
@@ -110,7 +111,8 @@ def _evaluate_embeddings(options: Namespace) -> tuple[About, list[TaskResult]]:
 
 def _evaluate_completeness(options: Namespace) -> tuple[About, list[TaskResult]]:
     result = completeness.run(options.instances, options.captions)
-    return About("none", "none", "Completeness of captions"), [result]
+    title = f"{options.captions.name} against {options.instances.name}"
+    return About("none", "none", title), [result]
 
 
 def _evaluate_model(
@@ -207,7 +209,10 @@ def _open(options: Namespace, spec: str, **changes: Any) -> AnyDataset:
 def _open_train(options: Namespace) -> ImageDataset:
     found = _open(options, options.train_data, split="train")
     if not isinstance(found, ImageDataset) or not found.class_names:
-        raise ValueError(f"--train-data {options.train_data} has no classes to learn")
+        raise ValueError(
+            f"--train-data {options.train_data} has no classes to learn; name a dataset "
+            "with classes"
+        )
     return found
 
 
@@ -281,7 +286,8 @@ def _with_superclasses(options: Namespace, embeddings: Embeddings) -> Embeddings
 def _require_results(results: list[TaskResult], options: Namespace) -> None:
     if not results:
         raise ValueError(
-            f"none of {', '.join(options.tasks or TASKS)} can be measured on this data"
+            f"none of {', '.join(options.tasks or TASKS)} can be measured on this data; "
+            "change --tasks or --data"
         )
 
 
@@ -292,7 +298,9 @@ def _models_beside(options: Namespace, title: str) -> dict[str, Encoder]:
         trained = load_trained(path)
         own = _run_title(trained)
         if own == title or own in encoders:
-            raise ValueError(f"--beside {path}: there are two models called {own}")
+            raise ValueError(
+                f"--beside {path}: there are two models called {own}; name each run once"
+            )
         encoders[own] = Encoder.of(
             trained,
             choose_device(options.device),

@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from .._output import quiet_if_output_closes
 from ..data import MissingData, WorkerDied
 from ..models import default_tokenizer
 from ..models.export import FORMATS, export_run
@@ -93,10 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["export"]:
         return _export(words[1:])
-    # Only the explicitly given settings: a resumed run supplies the others.
-    typed: dict[str, Any] = vars(build_parser().parse_args(words, defaults=False))
+    typed: dict[str, Any] = {}
     try:
-        return _dispatch(typed)
+        with quiet_if_output_closes():
+            # Only the explicitly given settings: a resumed run supplies the others.
+            typed = vars(build_parser().parse_args(words, defaults=False))
+            return _dispatch(typed)
     except (SetupError, ImportError) as error:
         return _failed(error, UNUSABLE)
     except (MissingData, WorkerDied, DivergedError, ValueError, OSError) as error:
@@ -114,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(words: list[str]) -> int:
-    options = build_export_parser().parse_args(words)
     try:
-        folder = options.output or run_folder_of(options.run) / "export"
-        for file in export_run(options.run, folder, options.format):
-            print(f"wrote {file}")
+        with quiet_if_output_closes():
+            options = build_export_parser().parse_args(words)
+            folder = options.output or run_folder_of(options.run) / "export"
+            for file in export_run(options.run, folder, options.format):
+                print(f"wrote {file}")
     except (ImportError, ValueError, OSError) as error:
         return _failed(error, UNUSABLE if isinstance(error, ImportError) else 1)
     return 0

@@ -109,7 +109,9 @@ def open_data(config: DataConfig) -> RunData:
     else:
         for option in READ_OPTIONS:
             if getattr(config, VAL + option) is not None:
-                raise ValueError(f"{_flag(VAL + option)} applies to --val-data, which is not given")
+                raise ValueError(
+                    f"{_flag(VAL + option)} applies to --val-data, which is not given; pass both"
+                )
         train, validation = split_pairs(pairs)
     for opened in {id(pairs): pairs, id(validation): validation}.values():
         seen = opened.entries() + opened.skipped.judged

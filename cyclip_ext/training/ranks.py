@@ -107,7 +107,10 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     if not dist.is_available():
-        raise SetupError("torchrun started several processes, but this torch has no distributed")
+        raise SetupError(
+            "torchrun started several processes, but this torch is built without "
+            "torch.distributed; start one process, without torchrun"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # With gloo beside NCCL, the first messages of the losses do not wait for the GPU.

@@ -328,7 +328,8 @@ def _against_baselines(
     for name, points in baselines.items():
         if name not in of_name:
             raise ValueError(
-                f"baselines are for {name!r}, but the shifted datasets are {', '.join(of_name)}"
+                f"baselines are for {name!r}, but the shifted datasets are "
+                f"{', '.join(of_name)}; use their names in the baselines"
             )
         line, own = fit_baseline(points), of_name[name]
         robustness[name] = own.accuracy - line.predict(base_inside)
