@@ -234,7 +234,7 @@ def _of_chunk(gradients: list[Tensor | None], rows: slice, last: bool) -> list[T
 
 
 def _send_back(outputs: Outputs, gradients: list[Tensor | None]) -> None:
-    """Propagate back through the towers; frozen parts take no gradient."""
+    """Propagate gradients back through the towers; frozen parts get none."""
     pairs = [
         (output, gradient)
         for output, gradient in zip(outputs, gradients, strict=True)

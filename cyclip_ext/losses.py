@@ -156,9 +156,9 @@ class CyCLIPLoss(PairwiseLoss):
 
     Args:
         in_modal: weight of the in-modal cycle term (Goel et al. 2022: 0.25). With the default
-            reduction the cycle terms grow with the batch, so the weight belongs to a batch size.
+            reduction the cycle terms grow with the batch, so the weight depends on the batch size.
         cross_modal: weight of the cross-modal cycle term, likewise.
-        margin: weight of the one-sided regularizer of Chen et al. 2024 (0.1 when switched on).
+        margin: weight of the one-sided regularizer of Chen et al. 2024, such as 0.1.
         hinge: weight of the hinge on the hardest negative.
         hinge_margin: the margin g of the hinge, a cosine.
         reduction: "batchmean" (sum/N, as in CyCLIP) or "mean" (sum/N^2) for the cycle terms.
@@ -210,7 +210,7 @@ class CyCLIPLoss(PairwiseLoss):
 
         Args:
             batch_size: pairs of a batch, of all ranks together.
-            reference_batch: the batch size that the weights belong to, in "batchmean".
+            reference_batch: the batch size for which the weights were chosen, in "batchmean".
             in_modal: weight at that batch size.
             cross_modal: weight at that batch size.
             reduction: of the returned loss.

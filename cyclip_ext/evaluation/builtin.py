@@ -60,10 +60,10 @@ def evaluate_splits(
 ) -> list[TaskResult]:
     """Run tasks on the evaluation datasets of a built-in dataset, as `encode_splits` returns them.
 
-    Every set goes through the tasks of SHORT. The set "shifted" goes through all tasks, and has
+    Every dataset goes through the tasks of SHORT. "shifted" goes through all tasks, and has
     tables and plots, unless `details` is false. Distribution shift compares "in_domain" with the
     domains of "validation" and "shifted". Neighbours and probes learn from the training images, if
-    a set has the classes of these.
+    a dataset has the same classes.
     """
     chosen = set(TASKS if tasks is None else tasks)
     results: list[TaskResult] = []

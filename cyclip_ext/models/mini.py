@@ -76,8 +76,8 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """Token and position embeddings, transformer layers, mean over the tokens, projection.
 
-    int64 [n, context_length], padded with PAD -> [n, embed_dim]. The mean, not the last token: a
-    caption here is a handful of words and one layer.
+    int64 [n, context_length], padded with PAD -> [n, embed_dim]. The mean is taken instead of the
+    last token, because captions have few words and the transformer a single layer.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:

@@ -282,8 +282,8 @@ class Trainer:
     def _account(self, result: StepResult | None) -> None:
         """Add the numbers of a step to the window.
 
-        Of a step that was not finite, write the contents to a file, and raise unless such steps are
-        skipped.
+        If the step was not finite, write its contents to a file, and raise an error unless such
+        steps are skipped.
         """
         if result is None:
             return

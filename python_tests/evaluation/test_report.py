@@ -342,7 +342,7 @@ def test_long_names_become_different_file_names(tmp_path: Path) -> None:
 
 
 def test_results_that_collide_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="results is empty"):
+    with pytest.raises(ValueError, match="results must have at least one TaskResult"):
         write_report(tmp_path, ABOUT, [])
     for other in ("a/b", "a-b"):
         pair = [TaskResult(name, "t", {}, "T", "") for name in ("a/b", other)]

@@ -123,7 +123,7 @@ def test_classes_of_equal_prompts_tie_to_the_last_bit() -> None:
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([], ("{}",), "names is empty"),
+        ([], ("{}",), "names must have at least one class"),
         ([("cat",), (), ("dog",)], ("{}",), "1 classes, the first of them 1, have no prompt"),
         (["cat", "dog"], (), "2 classes, the first of them 0"),
         ("cat", ("{}",), "must be lists of texts"),
