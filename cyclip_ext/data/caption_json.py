@@ -64,7 +64,10 @@ def _add_coco(path: Path, content: dict[str, Any], pairs: PairWriter) -> None:
         if not isinstance(key, int | str) or not _is_name(name):
             skipped.add("broken image entry", where)
         elif key in names:
-            raise ValueError(f"{where}: id {key!r} already belongs to {names[key]!r}")
+            raise ValueError(
+                f"{where}: id {key!r} already belongs to {names[key]!r}; give every "
+                "image its own id"
+            )
         else:
             names[key] = name
     captions: dict[Any, list[str]] = {}

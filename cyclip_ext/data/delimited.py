@@ -55,9 +55,15 @@ class TextFile:
         self._mac = b"\r" in start.partition(b"\n")[0].rstrip(b"\r")
         first = re.split(rb"[\r\n]", start, maxsplit=1)[0]
         if len(first) == _MOST_FIRST_LINE:
-            raise ValueError(f"{path} is not a table: its first line is longer than 1 MiB")
+            raise ValueError(
+                f"{path} is not a table: its first line is longer than 1 MiB; name a "
+                "CSV or TSV file"
+            )
         if b"\0" in first:
-            raise ValueError(f"{path} is not a UTF-8 text: there are NUL bytes in its first line")
+            raise ValueError(
+                f"{path} is not a UTF-8 text: there are NUL bytes in its first line; "
+                "save it as UTF-8"
+            )
 
     def contains(self, byte: bytes) -> bool:
         """Return whether a byte occurs anywhere in the file."""

@@ -107,8 +107,8 @@ def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
     columns = pairs.columns()
     if "starts" in columns.arrays:
         raise ValueError(
-            f"{_name(files)}: a key occurs in two rows, so an image has two captions; remove "
-            "one of the rows"
+            f"{_name(files)}: a key occurs in two rows, so that images have two captions; "
+            "remove one of them"
         )
     return TableDataset(_name(files), columns, folder)
 

@@ -69,8 +69,8 @@ class Embeddings:
         count = len(self.image_features)
         if self.image_ids is not None and len(self.image_ids) != count:
             raise ValueError(
-                f"image_ids must have one entry for each of the {count} images, got "
-                f"{len(self.image_ids)}"
+                f"image_ids must have one entry per image, got {len(self.image_ids)} for {count} "
+                "images"
             )
         self._check_classes(count)
         self._check_texts(count)
@@ -161,7 +161,9 @@ class Embeddings:
             )
         width = self.image_features.shape[1]
         if features.shape[1] != width:
-            raise ValueError(f"{name} has rows of {features.shape[1]}, image_features of {width}")
+            raise ValueError(
+                f"{name} must have the width of image_features, {width}, got {features.shape[1]}"
+            )
         features = features.detach().cpu()
         if unusable := int((~features.isfinite()).any(1).sum()):
             raise NotFiniteError(

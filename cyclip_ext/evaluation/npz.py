@@ -141,7 +141,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except NotRegularFileError as error:
         raise ValueError(f"{error}; {_EXPECTED}") from None
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
+        raise FileNotFoundError(f"{path} does not exist; {_EXPECTED}") from None
     with path.open("rb") as file:
         start = file.read(8)
     if not start.startswith(b"PK"):

@@ -23,7 +23,9 @@ def load_checkpoint(path: Path) -> State:
             is one line with the file, the cause and a remedy.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(
+            f"there is no checkpoint at {path}; name a run folder or a .pt file"
+        )
     state = read_state(path)
     if "format" not in state:
         raise ValueError(f"{path} is not a checkpoint of this package{_foreign(state)}")
@@ -65,7 +67,10 @@ def read_state(path: Path) -> State:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read by torch.load: {reason}{_others(path)}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
+        raise ValueError(
+            f"{path} holds a {type(state).__name__}, not a dictionary of weights; save "
+            "model.state_dict()"
+        )
     return state
 
 

@@ -247,6 +247,11 @@ class Trainer:
                 self.save()
             if profile is not None:
                 profile.step()
+        self._report_records(progress)
+        return True
+
+    def _report_records(self, progress: tqdm[Any]) -> None:
+        """Report the epoch's skipped records and cut captions; raise if too many are bad."""
         self._count()
         self.counted_before = (SkipReport(), 0)
         if self.skipped.total:
@@ -256,7 +261,6 @@ class Trainer:
         self._require_usable(self.steps_per_epoch * self.global_batch)
         if self.shortened:
             self.track("shortened", epoch=self.epoch, captions=self.shortened)
-        return True
 
     def _fits(self, ranks_of_parts: Sequence[int]) -> bool:
         """Return whether the ranks can take a step together; [p]: ranks with p parts of pairs.

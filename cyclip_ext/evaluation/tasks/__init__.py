@@ -127,8 +127,8 @@ def require_same_classes(train: Embeddings, tested: Embeddings) -> None:
     width, classes = tested.image_features.shape[1], len(tested.classes)
     if train.image_features.shape[1] != width:
         raise ValueError(
-            f"{train.name}: image_features has {train.image_features.shape[1]} columns, that of "
-            f"{tested.name} has {width}"
+            f"image_features of {train.name} must have {width} columns, as those of {tested.name}, "
+            f"got {train.image_features.shape[1]}; encode both with one model"
         )
     if classes and int(train.labels.max()) >= classes:
         raise ValueError(

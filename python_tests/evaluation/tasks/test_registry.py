@@ -243,7 +243,7 @@ def test_training_data_of_other_classes_are_rejected() -> None:
         (dataset("other", class_names=NAMES[::-1]), "other and set must have the same classes"),
         (
             Embeddings(unit(2, 5), labels=torch.tensor([0, 1]), class_names=NAMES),
-            "image_features has 5 columns, that of set has 8",
+            "must have 8 columns, as those of set, got 5",
         ),
     ):
         with pytest.raises(ValueError, match=message):
