@@ -71,7 +71,7 @@ FULL = Plan(
         "cycle": (*_POWERS, 16384, 32768, 65536),
         **dict.fromkeys(("hinge", "ranks", "top-k"), (128, 1024, 8192)),
     },
-    rounds=Rounds(least=3, most=300, seconds=2.0),
+    rounds=Rounds(least=5, most=300, seconds=2.0),
     memory_sizes=(2048, 4096, 8192),
     compiled_memory=(4096,),
     large_memory={16384: (RECOMPUTE,), 32768: (RECOMPUTE,), 65536: (RECOMPUTE,)},

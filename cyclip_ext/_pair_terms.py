@@ -218,9 +218,7 @@ class _Contrastive(torch.autograd.Function):
         lses = _of_directions(row_lse, col_lse, directions)
         differences = [lse - logit for lse in lses]
         ctx.block, ctx.directions = block, directions
-        # The block has the labels. Saving them detects changes before the backward pass.
-        labels = () if block.labels is None else (block.labels.rows, block.labels.columns)
-        ctx.save_for_backward(image, texts, scale, *differences, *outputs, *labels)
+        ctx.save_for_backward(image, texts, scale, *differences, *outputs)
         ctx.set_materialize_grads(False)
         first, *others = (torch.logaddexp(difference, zero) for difference in differences)
         loss = mean(sum(others, first)) / len(lses)
@@ -232,11 +230,7 @@ class _Contrastive(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         count = 2 if ctx.directions == "both" else 1
         saved = ctx.saved_tensors  # unpacked once, as activation checkpointing requires
-        inputs, differences, outputs = (
-            saved[:3],
-            saved[3 : 3 + count],
-            saved[3 + count : 11 + count],
-        )
+        inputs, differences, outputs = saved[:3], saved[3 : 3 + count], saved[3 + count :]
         _, _, scale = inputs
         of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest = of_statistics
         of_scale = None

@@ -22,9 +22,10 @@ from .distributed import Batch
 
 def labels_of_block(inputs: Inputs, columns: Batch | None) -> Labels | None:
     """Return the labels of this rank's rows and of all columns; additional texts match no row."""
-    labels, batch = inputs.labels, inputs.batch
-    if labels is None:
+    if inputs.labels is None:
         return None
+    # A copy, because blocks take labels in the backward pass, and the caller may change its own.
+    labels, batch = inputs.labels.clone(), inputs.batch
     of_all, own, start = labels, slice(None), 0
     if batch is not None and columns is not None:
         of_all = distributed.gather_constants(labels, batch)

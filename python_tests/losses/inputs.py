@@ -194,6 +194,9 @@ def everything(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend
     )
 
 
-def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+def gradients(
+    loss: Tensor, leaves: Sequence[Tensor], *, retain_graph: bool = False
+) -> list[Tensor]:
     """Return the gradients of all leaves, zeros for those that the loss does not depend on."""
-    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+    options = {"allow_unused": True, "materialize_grads": True, "retain_graph": retain_graph}
+    return list(torch.autograd.grad(loss, leaves, **options))

@@ -223,6 +223,19 @@ def test_values_of_labels_change_no_bit(name: str) -> None:
     assert all(map(torch.equal, _bits(name, 300, others, "mask"), expected))
 
 
+@pytest.mark.parametrize("same_label", SAME_LABEL)
+@pytest.mark.parametrize("name", OURS)
+def test_labels_may_change_before_the_backward_pass(
+    name: str, same_label: str, backend: str
+) -> None:
+    x, y = (t.requires_grad_() for t in make_features("random", 6, 4))
+    labels = torch.tensor(LABELS["pairs"])
+    loss = OURS[name](x, y, labels=labels, same_label=same_label, backend=backend)
+    expected = gradients(loss, [x, y], retain_graph=True)
+    labels.zero_()
+    assert all(map(torch.equal, gradients(loss, [x, y]), expected))
+
+
 @pytest.mark.parametrize("name", ["contrastive", "hinge"])
 def test_one_group_has_no_negatives(name: str, backend: str) -> None:
     """The loss is 0, as for N = 1."""
