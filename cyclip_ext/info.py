@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 import cyclip_ext
-from cyclip_ext._output import quiet_if_output_closes
-from cyclip_ext.libraries import BackendStatus, backend_status, build_record, unsupported_gpu
+
+from ._output import quiet_if_output_closes
+from .libraries import BackendStatus, backend_status, build_record, unsupported_gpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
