@@ -15,6 +15,7 @@
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: a report on the installation |
 | `_torch_compat`, `_optional` | all uses of undocumented names of torch; optional imports |
+| `_files`, `_output`, `_plotting` | atomic writes; closed outputs of the programs; plots |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | accuracy and geometry of the embeddings of any model |
 | `integrations` | the losses inside the trainers of other packages |

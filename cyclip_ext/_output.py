@@ -33,7 +33,7 @@ def quiet_if_output_closes() -> Iterator[None]:
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """Return whether nobody can read what is written to the stream."""
+    """Return whether the reader of the stream is gone."""
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

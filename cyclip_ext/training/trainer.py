@@ -81,8 +81,8 @@ class Trainer:
         self.step_offset = 0  # not 0 if epochs before were of other data, and had other steps
         self.best = -math.inf
         self.validation_due = False  # an epoch is complete and saved, but not yet validated
-        # Of the epoch that was counted last, over all ranks: records that were not used, and
-        # captions that were cut before tokenizing.
+        # Records that were not used, and captions that were cut before tokenizing, over all ranks,
+        # of the epoch that was counted last.
         self.skipped, self.shortened = SkipReport(), 0
         self.counted_before = (SkipReport(), 0)  # in the epoch, before this process continued it
         self.counted = (SkipReport(), 0)  # in the epoch's steps of this process, on this rank
