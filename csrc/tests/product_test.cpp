@@ -270,6 +270,31 @@ void test_round_tile(const Bf16Kernels& kernels, int64_t rows, int64_t cols) {
   }
 }
 
+// The words of rounded rows are those of pair_rows.
+void test_round_rows(const Bf16Kernels& kernels, int64_t rows, int64_t cols) {
+  const int64_t panel_cols = kernels.product.panel_cols, depth = (rows + 1) / 2;
+  const int64_t words = depth * ((cols + panel_cols - 1) / panel_cols * panel_cols);
+  std::mt19937 random(static_cast<unsigned>(rows * 100 + cols));
+  std::uniform_real_distribution<float> number(-1, 1);
+  std::vector<float> values(rows * cols);
+  for (float& x : values) x = number(random);
+  values[0] = 1.00390625f;  // a tie
+  std::vector<Bf16> rounded;
+  for (const float x : values) {
+    const float nearest = nearest_bf16(x);
+    uint32_t bits;
+    std::memcpy(&bits, &nearest, sizeof(bits));
+    rounded.push_back(static_cast<Bf16>(bits >> 16));
+  }
+  std::vector<Bf16Pair> expected(words), found(words, ~Bf16Pair{0});
+  pair_rows(rounded.data(), rows, cols, panel_cols, depth * panel_cols, expected.data());
+  kernels.round_rows(values.data(), rows, cols, panel_cols, depth * panel_cols, found.data());
+  for (int64_t word = 0; word < words; ++word) {
+    check_close(found[word], expected[word], 0,
+                "round_rows [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
+  }
+}
+
 }  // namespace
 
 }  // namespace cyclip::test
@@ -287,7 +312,9 @@ int main() {
   for (const int64_t rows : {1, 2, 5}) {
     for (const int64_t cols : {1, 16, 33, 64}) {
       test::test_pairs(rows, cols);
-      if (cpu::bf16_kernels()) test::test_round_tile(*cpu::bf16_kernels(), rows, cols);
+      if (cpu::bf16_kernels() == nullptr) continue;
+      test::test_round_tile(*cpu::bf16_kernels(), rows, cols);
+      test::test_round_rows(*cpu::bf16_kernels(), rows, cols);
     }
   }
   if (cpu::bf16_kernels()) test::test_all(&cpu::bf16_kernels()->product, "bfloat16");

@@ -65,7 +65,9 @@ void test_rows(int64_t rows, int64_t d, double tolerance, double rounding) {
   row_kernels<X>().norms(image.data(), rows, d, image_norms.data());
   row_kernels<X>().norms(text.data(), rows, d, text_norms.data());
   std::vector<T> projected = plus;
-  row_kernels<X>().subtract_projection(image.data(), image_norms.data(), rows, d, projected.data());
+  row_kernels<X>().subtract_projection(image.data(), image_norms.data(), rows, d, projected.data(), projected.data());
+  std::vector<X> rounded(rows * d);
+  row_kernels<X>().subtract_projection_rounded(image.data(), image_norms.data(), rows, d, plus.data(), rounded.data());
   const TowerRows<X> towers = {image.data(), text.data(), image_norms.data(), text_norms.data(), rows, d};
   std::vector<T> sum(rows * d), difference(rows * d);
   std::vector<double> along(rows * kAlong), scratch(2 * d);
@@ -92,6 +94,8 @@ void test_rows(int64_t rows, int64_t d, double tolerance, double rounding) {
       const double x_k = widened(x[k]), y_k = widened(y[k]);
       check_close(projected[at], plus[at] - along_x * x_k, tolerance,
                   "projection of " + what + std::to_string(at));
+      check_close(widened(rounded[at]), plus[at] - along_x * x_k, rounding,
+                  "rounded projection of " + what + std::to_string(at));
       check_close(sum[at], x_k / norm + y_k / other, tolerance, "P of " + what + std::to_string(at));
       check_close(difference[at], x_k / norm - y_k / other, tolerance, "M of " + what + std::to_string(at));
       check_close(widened(image_grad[at]), (of_image[k] - image_along * x_k) / norm, rounding,

@@ -22,9 +22,14 @@ struct RowKernels {
   // underflow.
   void (*norms)(const X* x, int64_t rows, int64_t d, double* norms);
 
-  // gradient_i -= <gradient_i, x^_i> x^_i: the loss does not change along x_i. If |x_i| <= eps, the
-  // norm is the constant eps, and the gradient does not change.
-  void (*subtract_projection)(const X* x, const double* norms, int64_t rows, int64_t d, ComputeType<X>* gradient);
+  // out_i = gradient_i - <gradient_i, x^_i> x^_i: the loss does not change along x_i. If |x_i| <= eps,
+  // the norm is the constant eps, and out_i is gradient_i. `out` may be `gradient`.
+  void (*subtract_projection)(const X* x, const double* norms, int64_t rows, int64_t d,
+                              const ComputeType<X>* gradient, ComputeType<X>* out);
+
+  // The same, rounded to ComputeType<X> and then to the type of the features.
+  void (*subtract_projection_rounded)(const X* x, const double* norms, int64_t rows, int64_t d,
+                                      const ComputeType<X>* gradient, X* out);
 };
 
 // Returns the best table that this processor can run.

@@ -57,16 +57,14 @@ void row_norms(const X* x, int64_t rows, int64_t d, double* norms) {
   });
 }
 
-template <typename X, typename T>
-void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, T* gradient) {
+template <typename X, typename T, typename Out>
+void subtract_projection(const X* x, const double* norms, int64_t rows, int64_t d, const T* gradient, Out* out) {
   for_each_dot(x, gradient, rows, d, [&](int64_t row, double sum) {
-    if (norms[row] <= kEps) return;
-    const double along = sum / (norms[row] * norms[row]);
-    const X* x_row = x + row * d;
-    T* out = gradient + row * d;
+    const double along = norms[row] <= kEps ? 0 : sum / (norms[row] * norms[row]);
+    const int64_t begin = row * d;
     for_each_wide(d, [&](int64_t k, auto zero) {
       using V = decltype(zero);
-      store_narrow(out + k, load_wide<V>(out + k) - along * load_wide<V>(x_row + k));
+      store_narrow(out + begin + k, load_wide<V>(gradient + begin + k) - along * load_wide<V>(x + begin + k));
     });
   });
 }

@@ -36,39 +36,26 @@ void write_products(const Factors<T>& factors, T* w) {
   });
 }
 
-// The products of dL/dW with M and of its transpose with P, all three rounded to bfloat16: the same
-// as those of H with the texts and of its transpose with the images.
-struct RoundedProducts {
-  Bf16Products factors;
-  Bf16Products::Panel panel;
-
-  RoundedProducts(const Matrix<const float>& grad_w, const Factors<float>& exact)
-      : factors(rounded(exact.plus()), rounded(exact.minus()), /*needs_dots=*/false),
-        panel(factors, round_up(grad_w.rows, kRows), round_up(grad_w.cols, kTileColumns) + 32, kRows,
-              kTileColumns) {
-    const int64_t n = grad_w.rows, across = ceil_div(n, kTileColumns);
-    for_each_task(ceil_div(n, kRows) * across, [&](int64_t task) {
-      const int64_t row = task / across * kRows, col = task % across * kTileColumns;
-      const int64_t rows = std::min(kRows, n - row), cols = std::min(kTileColumns, n - col);
-      panel.write_tile(row, col, rows, cols, [&](float* tile, int64_t pitch) {
-        for (int64_t i = 0; i < rows; ++i) {
-          // Zeros beyond the last column, because the odd one of a pair is multiplied as well.
-          std::fill_n(std::copy_n(grad_w.data + (row + i) * n + col, cols, tile + i * pitch), pitch - cols, 0.0f);
-        }
-      });
+// dL/dW for its products with M and of its transpose with P, all three rounded to bfloat16: the same
+// products as those of H with the texts and of its transpose with the images.
+Bf16Panel rounded_panel(const Matrix<const float>& grad_w, const Factors<float>& factors) {
+  constexpr int64_t tile_rows = 64;
+  const int64_t n = grad_w.rows, across = ceil_div(n, kTileColumns);
+  Bf16Panel panel(PairedRows(factors.plus_data.data(), n, factors.d),
+                  PairedRows(factors.minus_data.data(), n, factors.d), round_up(n, tile_rows),
+                  round_up(n, kTileColumns) + 32, tile_rows, kTileColumns);
+  for_each_task(ceil_div(n, tile_rows) * across, [&](int64_t task) {
+    const int64_t row = task / across * tile_rows, col = task % across * kTileColumns;
+    const int64_t rows = std::min(tile_rows, n - row), cols = std::min(kTileColumns, n - col);
+    panel.write_tile(row, col, rows, cols, [&](float* tile, int64_t pitch) {
+      for (int64_t i = 0; i < rows; ++i) {
+        // Zeros beyond the last column, because the odd one of a pair is multiplied as well.
+        std::fill_n(std::copy_n(grad_w.data + (row + i) * n + col, cols, tile + i * pitch), pitch - cols, 0.0f);
+      }
     });
-  }
-
- private:
-  static constexpr int64_t kRows = 64;
-
-  static Tensor rounded(const Matrix<const float>& m) {
-    const Tensor view =
-        torch::stable::from_blob(const_cast<float*>(m.data), {m.rows, m.cols}, {m.cols, 1},
-                                 torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Float);
-    return torch::stable::to(view, ScalarType::BFloat16);
-  }
-};
+  });
+  return panel;
+}
 
 }  // namespace
 
@@ -134,10 +121,10 @@ std::tuple<Tensor, Tensor> cycle_direct_backward(const Tensor& image_features, c
     };
     if constexpr (std::is_same_v<X, Bf16>) {
       if (bf16_kernels()) {
-        const RoundedProducts rounded(grad_w, factors);
+        const Bf16Panel panel = rounded_panel(grad_w, factors);
         finish_with([&](int64_t begin, int64_t end, float* plus, float* minus) {
-          rounded.panel.image_gradient(begin, end, plus);
-          rounded.panel.text_gradient(begin, end, /*first=*/0, n, minus);
+          panel.image_gradient(begin, end, plus);
+          panel.text_gradient(begin, end, /*first=*/0, n, minus);
         });
         return {gradients.image, gradients.text};
       }

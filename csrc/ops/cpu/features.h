@@ -11,7 +11,8 @@
 
 namespace cyclip::cpu {
 
-inline constexpr int64_t kRowBlock = 256;  // rows per task of the row-wise kernels
+// Rows per task of the row-wise kernels, and of a product.
+inline int64_t row_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
 
 // Contiguous features with the inverses of their norms. X is the type in memory: float, to which
 // 16-bit inputs may be widened exactly, double or Bf16. Features are not normalized: the tile
@@ -33,7 +34,7 @@ struct Features {
         d(features.size(1)),
         norms(rows),
         inv_norms(padded(rows)) {
-    for_each_block(rows, kRowBlock, [&](int64_t begin, int64_t end) {
+    for_each_block(rows, row_block(rows), [&](int64_t begin, int64_t end) {
       row_kernels<X>().norms(data + begin * d, end - begin, d, norms.data() + begin);
       for (int64_t i = begin; i < end; ++i) inv_norms[i] = static_cast<T>(1 / norms[i]);
     });
@@ -41,9 +42,18 @@ struct Features {
 
   const X* row(int64_t i) const { return data + i * d; }
 
-  // gradient_i -= <gradient_i, x^_i> x^_i for the rows [begin, end), of which the first is at `gradient`.
-  void subtract_projection(int64_t begin, int64_t end, T* gradient) const {
-    row_kernels<X>().subtract_projection(row(begin), norms.data() + begin, end - begin, d, gradient);
+  // out_i = gradient_i - <gradient_i, x^_i> x^_i for the rows [begin, end), of which the first is at
+  // `gradient` and `out`, which may be the same.
+  template <typename Out>
+  void subtract_projection(int64_t begin, int64_t end, const T* gradient, Out* out) const {
+    const auto kernel = [] {
+      if constexpr (std::is_same_v<Out, T>) {
+        return row_kernels<X>().subtract_projection;
+      } else {
+        return row_kernels<X>().subtract_projection_rounded;
+      }
+    }();
+    kernel(row(begin), norms.data() + begin, end - begin, d, gradient, out);
   }
 
   static Tensor in_memory_type(const Tensor& features) {

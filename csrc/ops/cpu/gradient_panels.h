@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "tiles.h"
@@ -23,11 +24,51 @@ struct WantedGradients {
   bool image, text;
 };
 
-// fill(tile, gradient tile, scalars) computes H for a tile and adds to the scalars' gradients. The
-// outputs, [rows, d] each, are overwritten if they are required.
-template <typename Products, typename T = NumberOf<Products>, typename Fill>
-ScalarGradients feature_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
-                                  WantedGradients wanted, T* image_grad, T* text_grad, const Fill& fill) {
+// The gradients of the features, [rows, d] each, or without rows unless wanted.
+struct PairGradients {
+  Tensor image, text;
+  ScalarGradients scalars;
+};
+
+// The gradient of one tower, of type Out. It is summed in T; if it has several parts, in memory of its
+// own, and otherwise block by block.
+template <typename Out, typename T>
+class GradientRows {
+ public:
+  GradientRows(int64_t rows, int64_t d, bool has_parts)
+      : d_(d),
+        tensor_(torch::stable::empty({rows, d}, kInPlace ? kDtype<T> : ScalarType::BFloat16)),
+        sums_(has_parts && !kInPlace ? rows * d : 0) {}
+
+  // multiply(sums) writes the rows [begin, end) or adds a part to them. The last part is projected.
+  template <typename X, typename Multiply>
+  void write(const Features<X>& features, int64_t begin, int64_t end, bool is_last, const Multiply& multiply) {
+    Out* out = static_cast<Out*>(tensor_.mutable_data_ptr()) + begin * d_;
+    if constexpr (kInPlace) {
+      multiply(out);
+      if (is_last) features.subtract_projection(begin, end, out, out);
+    } else {
+      Buffer<T> block(sums_.size() > 0 ? 0 : (end - begin) * d_);
+      T* sums = sums_.size() > 0 ? sums_.data() + begin * d_ : block.data();
+      multiply(sums);
+      if (is_last) features.subtract_projection(begin, end, sums, out);
+    }
+  }
+
+  const Tensor& tensor() const { return tensor_; }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<Out, T>;
+
+  int64_t d_;
+  Tensor tensor_;
+  Buffer<T> sums_;
+};
+
+// The gradients as numbers of type Out: that of the sums, or Bf16 for bfloat16 features.
+template <typename Out, typename Products, typename T = NumberOf<Products>, typename Fill>
+PairGradients pair_gradients_as(const Products& products, int64_t offset, const KeptDots<T>& kept,
+                                WantedGradients wanted, const Fill& fill) {
   const auto &image = products.image, &text = products.text;
   const int64_t n = image.rows, m = text.rows, d = image.d;
   const int64_t tile_cols = tile_cols_for(m), across = ceil_div(m, tile_cols);
@@ -40,6 +81,8 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
 
   typename Products::Panel panel(products, panel_rows, pitch, tile_rows, tile_cols);
   std::vector<ScalarGradients> tile_scalars(panel_rows / tile_rows * across);
+  GradientRows<Out, T> image_grad(wanted.image ? n : 0, d, /*has_parts=*/false);
+  GradientRows<Out, T> text_grad(wanted.text ? m : 0, d, /*has_parts=*/panel_rows < n);
   ScalarGradients scalars;
 
   for (int64_t panel_begin = 0; panel_begin < n; panel_begin += panel_rows) {
@@ -77,33 +120,28 @@ ScalarGradients feature_gradients(const Products& products, int64_t offset, cons
     for_each_task(image_tasks + text_tasks, [&](int64_t task) {
       if (task < image_tasks) {
         const int64_t begin = task * image_block, end = std::min(rows, begin + image_block);
-        const int64_t row = panel_begin + begin;
-        T* out = image_grad + row * d;
-        panel.image_gradient(begin, end, out);
-        image.subtract_projection(row, row + end - begin, out);
+        image_grad.write(image, panel_begin + begin, panel_begin + end, /*is_last=*/true,
+                         [&](T* sums) { panel.image_gradient(begin, end, sums); });
       } else {
         const int64_t begin = (task - image_tasks) * text_block, end = std::min(m, begin + text_block);
-        T* out = text_grad + begin * d;
-        panel.text_gradient(begin, end, panel_begin, rows, out);
-        if (panel_end == n) text.subtract_projection(begin, end, out);
+        text_grad.write(text, begin, end, /*is_last=*/panel_end == n,
+                        [&](T* sums) { panel.text_gradient(begin, end, panel_begin, rows, sums); });
       }
     });
   }
-  return scalars;
+  return {image_grad.tensor(), text_grad.tensor(), scalars};
 }
 
-// The outputs of a backward operator: gradients in the compute type, returned in the dtype of the inputs.
-template <typename T>
-struct FeatureGradients {
-  Tensor image, text;
-
-  template <typename X>
-  FeatureGradients(const Features<X>& image_features, const Features<X>& text_features, WantedGradients wanted)
-      : image(empty<T>({wanted.image ? image_features.rows : 0, image_features.d})),
-        text(empty<T>({wanted.text ? text_features.rows : 0, text_features.d})) {}
-
-  T* image_data() { return image.template mutable_data_ptr<T>(); }
-  T* text_data() { return text.template mutable_data_ptr<T>(); }
-};
+// fill(tile, gradient tile, scalars) computes H for a tile and adds to the scalars' gradients. Those
+// of the features are returned in `dtype`, that of the operator's inputs.
+template <typename Products, typename T = NumberOf<Products>, typename Fill>
+PairGradients pair_gradients(const Products& products, int64_t offset, const KeptDots<T>& kept,
+                             WantedGradients wanted, ScalarType dtype, const Fill& fill) {
+  if constexpr (std::is_same_v<Products, Bf16Products>) {
+    if (dtype == ScalarType::BFloat16) return pair_gradients_as<Bf16>(products, offset, kept, wanted, fill);
+  }
+  const PairGradients exact = pair_gradients_as<T>(products, offset, kept, wanted, fill);
+  return {torch::stable::to(exact.image, dtype), torch::stable::to(exact.text, dtype), exact.scalars};
+}
 
 }  // namespace cyclip::cpu

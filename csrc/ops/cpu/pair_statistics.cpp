@@ -171,7 +171,6 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
             cols(col_lse_values.data, col_grads.data, m);
         const MaybeLabels<T> labels(given_labels, n, m);
         const WantedGradients wanted = {needs_image_grad, needs_text_grad};
-        FeatureGradients<T> grads(products.image, products.text, wanted);
         const TileKernels<T>& kernels = tile_kernels<T>();
         const Base2Scale<T> base2 = base2_scale<T>(scale);
 
@@ -184,10 +183,9 @@ std::tuple<Tensor, Tensor, Tensor> pair_statistics_backward(
           kernels.softmax_backward({tile, out, base2, scale, weights, scalars, labels.of(tile)});
           add_sparse_gradients(tile, out, sparse);
         };
-        const ScalarGradients scalars =
-            feature_gradients(products, offset, kept, wanted, grads.image_data(), grads.text_data(), fill);
-        return {torch::stable::to(grads.image, image_features.scalar_type()),
-                torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale)};
+        const PairGradients gradients =
+            pair_gradients(products, offset, kept, wanted, image_features.scalar_type(), fill);
+        return {gradients.image, gradients.text, scalar_tensor(gradients.scalars.scale)};
       });
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 
 #include "../../kernels/cpu/bf16.h"
 #include "features.h"
@@ -18,9 +19,6 @@ namespace cyclip::cpu {
 struct TileRange {
   int64_t row_begin, row_end, col_begin, col_end;
 };
-
-// Rows of a product that one task computes.
-inline int64_t row_block(int64_t rows) { return rows >= 1024 ? 256 : rows >= 128 ? 64 : 32; }
 
 template <typename T>
 class ExactProducts {
@@ -95,7 +93,7 @@ class RowWords {
       return;
     }
     padded_.emplace(features.rows * depth_);
-    for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+    for_each_block(features.rows, row_block(features.rows), [&](int64_t begin, int64_t end) {
       pair_columns(features.row(begin), end - begin, features.d, padded_->data() + begin * depth_);
     });
     data_ = padded_->data();
@@ -108,6 +106,99 @@ class RowWords {
   int64_t depth_;
   std::optional<Buffer<Bf16Pair>> padded_;
   const Bf16Pair* data_;
+};
+
+// Rows of a right operand in panels of words, each a pair of rows 2k and 2k + 1.
+class PairedRows {
+ public:
+  explicit PairedRows(const Features<Bf16>& features) : PairedRows(features.rows, features.d) {
+    for_each_pair([&](int64_t begin, int64_t end, Bf16Pair* to) {
+      pair_rows(features.row(begin), end - begin, d_, panel_cols(), stride_, to);
+    });
+  }
+
+  // Rounds the rows to bfloat16.
+  PairedRows(const float* data, int64_t rows, int64_t d) : PairedRows(rows, d) {
+    for_each_pair([&](int64_t begin, int64_t end, Bf16Pair* to) {
+      bf16_kernels()->round_rows(data + begin * d, end - begin, d, panel_cols(), stride_, to);
+    });
+  }
+
+  int64_t depth() const { return depth_; }
+
+  // out = left times the words from `first` on, or out += that product; out is [rows, d].
+  void product(const LeftOperand<Bf16Pair>& left, int64_t first, int64_t rows, int64_t depth, bool accumulate,
+               float* out) const {
+    const ProductKernel<Bf16Pair>& kernel = bf16_kernels()->product;
+    const RightOperand<Bf16Pair> right = {pairs_.data() + first * panel_cols(), panel_cols(), stride_};
+    const int64_t width = round_up(d_, panel_cols()), panels = width / panel_cols();
+    if (width == d_) return run_product(kernel, {left, right, out, d_, rows, depth, panels, accumulate});
+    Buffer<float> wide(rows * width);  // the last panel is wider than the output
+    run_product(kernel, {left, right, wide.data(), width, rows, depth, panels, false});
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t k = 0; k < d_; ++k) {
+        out[row * d_ + k] = wide[row * width + k] + (accumulate ? out[row * d_ + k] : 0);
+      }
+    }
+  }
+
+ private:
+  PairedRows(int64_t rows, int64_t d)
+      : rows_(rows),
+        d_(d),
+        depth_(ceil_div(rows, 2)),
+        stride_(depth_ * panel_cols()),
+        pairs_(depth_ * round_up(d, panel_cols())) {}
+
+  template <typename Fill>
+  void for_each_pair(const Fill& fill) {
+    for_each_block(rows_, row_block(rows_), [&](int64_t begin, int64_t end) {
+      fill(begin, end, pairs_.data() + begin / 2 * panel_cols());
+    });
+  }
+
+  static int64_t panel_cols() { return bf16_kernels()->product.panel_cols; }
+
+  int64_t rows_, d_, depth_, stride_;
+  Buffer<Bf16Pair> pairs_;
+};
+
+// Some rows of a matrix H, all columns, rounded to bfloat16. H is paired along its rows for one
+// product and along its columns for the other.
+class Bf16Panel {
+ public:
+  Bf16Panel(PairedRows image, PairedRows text, int64_t rows, int64_t pitch, int64_t tile_rows, int64_t tile_cols)
+      : image_(std::move(image)),
+        text_(std::move(text)),
+        pitch_(pitch),
+        tile_rows_(tile_rows),
+        tile_cols_(tile_cols),
+        by_row_(rows * pitch / 2),
+        by_column_(ceil_div(rows, 2) * pitch) {}
+
+  // write(values, pitch) writes the tile at this position.
+  template <typename Write>
+  void write_tile(int64_t row, int64_t col, int64_t rows, int64_t cols, const Write& write) {
+    Buffer<float> tile(tile_rows_ * tile_cols_);
+    write(tile.data(), tile_cols_);
+    bf16_kernels()->round_tile({tile.data(), tile_cols_, rows, cols, by_row_.data() + (row * pitch_ + col) / 2,
+                                pitch_ / 2, by_column_.data() + row / 2 * pitch_ + col, pitch_});
+  }
+
+  // As those of the panel of ExactProducts.
+  void image_gradient(int64_t begin, int64_t end, float* out) const {
+    text_.product({by_row_.data() + begin * pitch_ / 2, pitch_ / 2, 1}, 0, end - begin, text_.depth(), false, out);
+  }
+
+  void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, float* out) const {
+    image_.product({by_column_.data() + begin, 1, pitch_}, first / 2, end - begin, ceil_div(rows, 2), first > 0,
+                   out);
+  }
+
+ private:
+  PairedRows image_, text_;
+  int64_t pitch_, tile_rows_, tile_cols_;
+  Buffer<Bf16Pair> by_row_, by_column_;
 };
 
 class Bf16Products {
@@ -142,76 +233,9 @@ class Bf16Products {
                            false});
   }
 
-  // As above. H is paired along its rows for one product and along its columns for the other.
-  class Panel {
-   public:
+  struct Panel : Bf16Panel {
     Panel(const Bf16Products& products, int64_t rows, int64_t pitch, int64_t tile_rows, int64_t tile_cols)
-        : products_(products),
-          pitch_(pitch),
-          tile_rows_(tile_rows),
-          tile_cols_(tile_cols),
-          width_(round_up(products.image.d, kernel().panel_cols)),
-          by_row_(rows * pitch / 2),
-          by_column_(ceil_div(rows, 2) * pitch),
-          image_panels_(paired(products.image)),
-          text_panels_(paired(products.text)) {}
-
-    template <typename Write>
-    void write_tile(int64_t row, int64_t col, int64_t rows, int64_t cols, const Write& write) {
-      Buffer<float> tile(tile_rows_ * tile_cols_);
-      write(tile.data(), tile_cols_);
-      bf16_kernels()->round_tile({tile.data(), tile_cols_, rows, cols, by_row_.data() + (row * pitch_ + col) / 2,
-                                  pitch_ / 2, by_column_.data() + row / 2 * pitch_ + col, pitch_});
-    }
-
-    void image_gradient(int64_t begin, int64_t end, float* out) const {
-      const int64_t depth = ceil_div(products_.text.rows, 2);
-      product({by_row_.data() + begin * pitch_ / 2, pitch_ / 2, 1}, right(text_panels_, depth, 0), end - begin,
-              depth, false, out);
-    }
-
-    void text_gradient(int64_t begin, int64_t end, int64_t first, int64_t rows, float* out) const {
-      product({by_column_.data() + begin, 1, pitch_},
-              right(image_panels_, ceil_div(products_.image.rows, 2), first / 2), end - begin, ceil_div(rows, 2),
-              first > 0, out);
-    }
-
-   private:
-    // Panels of words, each a pair of rows 2k and 2k + 1.
-    static Buffer<Bf16Pair> paired(const Features<Bf16>& features) {
-      const int64_t depth = ceil_div(features.rows, 2), cols = kernel().panel_cols;
-      Buffer<Bf16Pair> pairs(depth * round_up(features.d, cols));
-      for_each_block(features.rows, kRowBlock, [&](int64_t begin, int64_t end) {
-        pair_rows(features.row(begin), end - begin, features.d, cols, depth * cols,
-                  pairs.data() + begin / 2 * cols);
-      });
-      return pairs;
-    }
-
-    // Panels with `depth` words per column, from word `first` on.
-    static RightOperand<Bf16Pair> right(const Buffer<Bf16Pair>& panels, int64_t depth, int64_t first) {
-      const int64_t cols = kernel().panel_cols;
-      return {panels.data() + first * cols, cols, depth * cols};
-    }
-
-    void product(const LeftOperand<Bf16Pair>& left, const RightOperand<Bf16Pair>& right, int64_t rows,
-                 int64_t depth, bool accumulate, float* out) const {
-      const int64_t d = products_.image.d, panels = width_ / kernel().panel_cols;
-      if (width_ == d) {
-        return run_product(kernel(), {left, right, out, d, rows, depth, panels, accumulate});
-      }
-      Buffer<float> wide(rows * width_);  // the last panel is wider than the output
-      run_product(kernel(), {left, right, wide.data(), width_, rows, depth, panels, false});
-      for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t k = 0; k < d; ++k) {
-          out[row * d + k] = wide[row * width_ + k] + (accumulate ? out[row * d + k] : 0);
-        }
-      }
-    }
-
-    const Bf16Products& products_;
-    int64_t pitch_, tile_rows_, tile_cols_, width_;
-    Buffer<Bf16Pair> by_row_, by_column_, image_panels_, text_panels_;
+        : Bf16Panel(PairedRows(products.image), PairedRows(products.text), rows, pitch, tile_rows, tile_cols) {}
   };
 
  private:

@@ -61,16 +61,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_rows_backward(
         const KeptDots<T> kept(n, m, dots);
         const MaybeLabels<T> labels(given_labels, n, m);
         const WantedGradients wanted = {needs_image_grad, needs_text_grad};
-        FeatureGradients<T> grads(products.image, products.text, wanted);
         const auto fill = [&](const Tile<T>& tile, const GradientTile<T>& out, ScalarGradients* scalars) {
           tile_kernels<T>().sigmoid_backward({tile, out, scale, bias, row_grads.data + tile.row_begin, scalars,
                                               labels.of(tile), same_are_positives});
         };
-        const ScalarGradients scalars =
-            feature_gradients(products, offset, kept, wanted, grads.image_data(), grads.text_data(), fill);
-        return {torch::stable::to(grads.image, image_features.scalar_type()),
-                torch::stable::to(grads.text, text_features.scalar_type()), scalar_tensor(scalars.scale),
-                scalar_tensor(scalars.bias)};
+        const PairGradients gradients =
+            pair_gradients(products, offset, kept, wanted, image_features.scalar_type(), fill);
+        return {gradients.image, gradients.text, scalar_tensor(gradients.scalars.scale),
+                scalar_tensor(gradients.scalars.bias)};
       });
 }
 

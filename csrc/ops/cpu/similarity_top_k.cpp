@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> similarity_top_k(const Tensor& query_features, const 
       tile_kernels<T>().top_k(
           {tile, cosines.data(), lists.capacity, lists.values.data() + list, lists.indices.data() + list});
     });
-    for_each_block(n, kRowBlock, [&](int64_t begin, int64_t end) {
+    for_each_block(n, row_block(n), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) lists.merge(i, k, values_data + i * k, indices_data + i * k);
     });
   });

@@ -17,6 +17,7 @@ namespace cyclip::cpu {
 
 namespace avx512bf16 {
 void round_tile(const RoundTile& args);
+void round_rows(const float* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride, Bf16Pair* pairs);
 }
 
 namespace amx {
@@ -124,7 +125,8 @@ LeftOperand<Bf16Pair> gather(const LeftOperand<Bf16Pair>& left, int64_t rows, in
 #endif
 
 extern const Bf16Kernels kernels;
-const Bf16Kernels kernels = {{kTilePanelCols, tile_product_block<Tiles>, gather}, avx512bf16::round_tile};
+const Bf16Kernels kernels = {
+    {kTilePanelCols, tile_product_block<Tiles>, gather}, avx512bf16::round_tile, avx512bf16::round_rows};
 
 }  // namespace amx
 

@@ -38,8 +38,8 @@ const CycleRowKernels<float> float_cycle_kernels = kCycleTable<float>;
 const CycleRowKernels<double> double_cycle_kernels = kCycleTable<double>;
 const CycleRowKernels<Bf16> bf16_cycle_kernels = kCycleTable<Bf16>;
 
-template <typename X>
-constexpr RowKernels<X> kRowTable = {row_norms<X>, subtract_projection<X, ComputeType<X>>};
+template <typename X, typename T = ComputeType<X>>
+constexpr RowKernels<X> kRowTable = {row_norms<X>, subtract_projection<X, T, T>, subtract_projection<X, T, X>};
 
 extern const RowKernels<float> float_row_kernels;
 extern const RowKernels<double> double_row_kernels;
