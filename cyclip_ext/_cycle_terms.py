@@ -7,10 +7,27 @@ from torch import Tensor
 
 from . import distributed, reference
 from ._dispatch import Options, keep_bytes, use_native, widen, without_autocast
+from ._fused import Cycles
 from ._inputs import Inputs
 from ._sums import inner_product
 from ._torch_compat import holds_for_all_sizes
 from .distributed import Batch, Tensors
+
+
+def cycles_by_pairs(
+    inputs: Inputs, options: Options, in_modal: float, cross_modal: float
+) -> Cycles | None:
+    """Return the weighted terms for a fused loss, or None if Gram matrices are cheaper.
+
+    With additional texts, the loss takes more rows than the terms.
+    """
+    image, text = inputs.image, inputs.text
+    if inputs.negative_text is not None or not _pairs_are_cheaper(
+        image, apart=in_modal != cross_modal
+    ):
+        return None
+    count = _cycle_count(inputs, options)
+    return Cycles(in_modal, cross_modal, count, keep_bytes(options, image, text))
 
 
 def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,15 @@ The terms are neither rounded nor weighted; functional.py and losses.py do that.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import distributed, reference
 from ._blocks import DenseBlock, Labels, PairBlock, PairOperator, unpaired
-from ._dispatch import Directions, Options, pair_operator, use_native, widen, without_autocast
+from ._dispatch import Options, pair_operator, use_native, widen, without_autocast
+from ._fused import Cycles, FusedLoss, of_directions
 from ._inputs import Inputs
 from ._same_label import excess_of_positives, labels_of_block
 from ._sums import mean, ordered_sum
@@ -148,24 +149,29 @@ def _widened(tensors: Tensors, options: Options) -> Tensors:
 
 
 def contrastive(
-    inputs: Inputs, options: Options, *, needs_hardest: bool = False
+    inputs: Inputs,
+    options: Options,
+    *,
+    needs_hardest: bool = False,
+    cycles: Cycles | None = None,
 ) -> tuple[Tensor, PairStatistics]:
     """Return the cross-entropy of the positives and the statistics from which it is computed.
 
     It is that of one direction, or the mean of both. -log softmax of the positive is
-    softplus(lse - z): no cancellation, however small.
+    softplus(lse - z): no cancellation, however small. The sum includes `cycles`, which only
+    `is_fused` permits.
     """
-    if _is_one_node(inputs, options):
+    if is_fused(inputs, options):
         texts, _ = _with_negatives(inputs)
         tensors = inputs.image, texts, inputs.scale
         block = _statistics_operator(inputs, tensors, None, options, needs_hardest)
-        loss, *rows = _Contrastive.apply(block, options.directions, *tensors)
+        loss, *rows = FusedLoss.apply(block, options.directions, cycles, *tensors)
         statistics = PairStatistics(*rows)
     else:
         statistics = pair_statistics(inputs, options, needs_hardest=needs_hardest)
         logit = inputs.scale * statistics.positive
         zero = 0 * logit  # keeps NaN
-        lses = _of_directions(statistics.row_lse, statistics.col_lse, options.directions)
+        lses = of_directions(statistics.row_lse, statistics.col_lse, options.directions)
         first, *others = (_logaddexp(lse - logit, zero) for lse in lses)
         loss = mean(sum(others, first), inputs.batch) / len(lses)
     if inputs.labels is None or options.same_label == "mask":
@@ -174,14 +180,8 @@ def contrastive(
     return loss + excess, statistics
 
 
-def _of_directions(row_lse: Tensor, col_lse: Tensor, directions: Directions) -> Tensors:
-    if directions == "both":
-        return row_lse, col_lse
-    return (row_lse if directions == "image_to_text" else col_lse,)
-
-
-def _is_one_node(inputs: Inputs, options: Options) -> bool:
-    """Return whether one node of the graph can compute the loss: one block of one process.
+def is_fused(inputs: Inputs, options: Options) -> bool:
+    """Return whether one node of the graph computes the loss: for one block of one process.
 
     torch.compile fuses the operations itself.
     """
@@ -191,85 +191,6 @@ def _is_one_node(inputs: Inputs, options: Options) -> bool:
         and use_native("pair_statistics", inputs.image, options)
         and not torch.compiler.is_compiling()
     )
-
-
-class _Contrastive(torch.autograd.Function):
-    """The cross-entropy and the statistics of a block, without the host time of ten nodes.
-
-    The bits are those of the separate operations. The block's own backward pass raises if it is
-    differentiated again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        block: PairOperator,
-        directions: Directions,
-        image: Tensor,
-        texts: Tensor,
-        scale: Tensor,
-    ) -> Tensors:
-        outputs = block((image, texts, scale))
-        row_lse, col_lse, positive, row_hardest, col_hardest = outputs[:5]
-        n = image.shape[0]
-        col_lse, col_hardest = col_lse[:n], col_hardest[:n]
-        logit = scale * positive
-        zero = 0 * logit  # keeps NaN
-        lses = _of_directions(row_lse, col_lse, directions)
-        differences = [lse - logit for lse in lses]
-        ctx.block, ctx.directions = block, directions
-        ctx.save_for_backward(image, texts, scale, *differences, *outputs)
-        ctx.set_materialize_grads(False)
-        first, *others = (torch.logaddexp(difference, zero) for difference in differences)
-        loss = mean(sum(others, first)) / len(lses)
-        return loss, row_lse, col_lse, positive, row_hardest, col_hardest
-
-    @staticmethod
-    def backward(
-        ctx: Any, of_loss: Tensor | None, *of_statistics: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        count = 2 if ctx.directions == "both" else 1
-        saved = ctx.saved_tensors  # unpacked once, as activation checkpointing requires
-        inputs, differences, outputs = saved[:3], saved[3 : 3 + count], saved[3 + count :]
-        _, _, scale = inputs
-        of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest = of_statistics
-        of_scale = None
-        if of_loss is not None:
-            positive = outputs[2]
-            upstream = of_loss / (count * positive.shape[0])
-            of_lses = [upstream / (1 + (-difference).exp()) for difference in differences]
-            first, *others = of_lses
-            of_logit = -sum(others, first)
-            of_scale = ordered_sum(of_logit * positive)
-            of_positive = _plus(of_logit * scale, of_positive)
-            if ctx.directions != "text_to_image":
-                of_row_lse = _plus(of_lses[0], of_row_lse)
-            if ctx.directions != "image_to_text":
-                of_col_lse = _plus(of_lses[-1], of_col_lse)
-        upstreams = of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest
-        grads = tuple(
-            _padded(grad, output) for grad, output in zip(upstreams, outputs[:5], strict=True)
-        )
-        needed = ctx.needs_input_grad[2:]
-        found = ctx.block.backward(inputs, 0, outputs, grads, needed)
-        image_grad, texts_grad, scale_grad = (
-            grad if is_needed else None for grad, is_needed in zip(found, needed, strict=True)
-        )
-        if scale_grad is not None and of_scale is not None:
-            scale_grad = scale_grad + of_scale
-        return None, None, image_grad, texts_grad, scale_grad
-
-
-def _plus(a: Tensor, b: Tensor | None) -> Tensor:
-    return a if b is None else a + b
-
-
-def _padded(grad: Tensor | None, output: Tensor) -> Tensor:
-    """Return the gradient of an output from that of its first entries, or zeros."""
-    if grad is None:
-        return torch.zeros_like(output)
-    missing = output.shape[0] - grad.shape[0]
-    return grad if missing == 0 else torch.cat([grad, grad.new_zeros(missing)])
 
 
 def _logaddexp(lse: Tensor, other: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import _cycle_terms, _pair_terms
 from ._dispatch import PairOptions, Reduction, pair_options
+from ._fused import Cycles
 from ._inputs import Inputs, check_number, prepare
 from ._sums import as_loss, mean
 from .distributed import groups
@@ -234,15 +235,25 @@ class CyCLIPLoss(PairwiseLoss):
         """Return every term of nonzero weight."""
         # First here is last in the backward pass, where the cycle terms need the least memory
         # beside the gradients that are there already.
-        cycle = self._cycle_losses(inputs, apart)
+        fused = None if apart else self._fused_cycles(inputs)
+        cycle = {} if fused else self._cycle_losses(inputs, apart)
         needs_hardest = self.statistics or self.hinge != 0
-        loss, pairs = _pair_terms.contrastive(inputs, self.options, needs_hardest=needs_hardest)
+        loss, pairs = _pair_terms.contrastive(
+            inputs, self.options, needs_hardest=needs_hardest, cycles=fused
+        )
         terms = {"contrastive_loss": loss, **cycle}
         if self.margin:
             terms["margin_loss"] = self.margin * _pair_terms.margin(pairs, inputs)
         if self.hinge:
             terms["hinge_loss"] = self.hinge * _pair_terms.hinge(pairs, self.hinge_margin, inputs)
         return terms, _batch_statistics(pairs, inputs) if self.statistics else {}
+
+    def _fused_cycles(self, inputs: Inputs) -> Cycles | None:
+        if not (self.in_modal or self.cross_modal):
+            return None
+        if not _pair_terms.is_fused(inputs, self.options):
+            return None
+        return _cycle_terms.cycles_by_pairs(inputs, self.options, self.in_modal, self.cross_modal)
 
     def _cycle_losses(self, inputs: Inputs, apart: bool) -> Terms:
         if not (self.in_modal or self.cross_modal):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cyclip_ext import _pair_terms, _sums
+from cyclip_ext._fused import FusedLoss
 from cyclip_ext.distributed import Tensors
 from cyclip_ext.functional import contrastive_loss
 from cyclip_ext.losses import CyCLIPLoss
@@ -77,7 +78,7 @@ def test_scale_gradient_of_a_large_batch_does_not_depend_on_threads() -> None:
         grads = []
         for value in 1.0, 5.0, 14.3, 100.0:  # a single sum can be equal by luck
             scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-            loss, *_ = _pair_terms._Contrastive.apply(Block(), "both", features, features, scale)
+            loss, *_ = FusedLoss.apply(Block(), "both", None, features, features, scale)
             loss.backward()
             grads.append(scale.grad.item())
         runs.append(grads)
@@ -98,17 +99,17 @@ def test_mean_of_a_long_vector_does_not_depend_on_threads() -> None:
 @pytest.mark.parametrize("directions", ["both", "image_to_text", "text_to_image"])
 @pytest.mark.parametrize("negatives", [0, 4])
 @pytest.mark.parametrize("same_label", ["mask", "positive"])
-def test_one_node_has_the_bits_of_separate_operations(
+def test_fused_loss_has_the_bits_of_separate_operations(
     directions: str, negatives: int, same_label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    for is_one_node in True, False:
+    for is_fused in True, False:
         image, text, scale, _ = make_leaves(33, 24, torch.float32)
         further = make_features("random", negatives, 24)[0].float() if negatives else None
         if further is not None:
             further.requires_grad_()
-        if not is_one_node:
-            monkeypatch.setattr(_pair_terms, "_is_one_node", lambda *_: False)
+        if not is_fused:
+            monkeypatch.setattr(_pair_terms, "is_fused", lambda *_: False)
         loss = contrastive_loss(
             image,
             text,
@@ -124,13 +125,13 @@ def test_one_node_has_the_bits_of_separate_operations(
     _assert_same_bits(*runs)
 
 
-def test_one_node_passes_the_gradients_of_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_loss_passes_the_gradients_of_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of three terms may be ordered differently, so their last bits may differ."""
     runs = []
-    for is_one_node in True, False:
+    for is_fused in True, False:
         image, text, scale, _ = make_leaves(33, 24, torch.float64)
-        if not is_one_node:
-            monkeypatch.setattr(_pair_terms, "_is_one_node", lambda *_: False)
+        if not is_fused:
+            monkeypatch.setattr(_pair_terms, "is_fused", lambda *_: False)
         loss = CyCLIPLoss(margin=0.3, hinge=0.7)(image, text, scale)
         runs.append([loss, *torch.autograd.grad(loss, (image, text, scale))])
     torch.testing.assert_close(*runs, rtol=1e-13, atol=1e-16)
