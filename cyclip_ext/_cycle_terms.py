@@ -26,8 +26,8 @@ def cycles_by_pairs(
         image, apart=in_modal != cross_modal
     ):
         return None
-    count = _cycle_count(inputs, options)
-    return Cycles(in_modal, cross_modal, count, keep_bytes(options, image, text))
+    divisor = _divisor(inputs, options)
+    return Cycles(in_modal, cross_modal, divisor, keep_bytes(options, image, text))
 
 
 def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -52,8 +52,8 @@ def cycle_terms(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
         sums = torch.ops.cyclip_ext.cycle_direct(image, text, kept)[:2]
     else:
         sums = cycle_sums_from_grams(*torch.ops.cyclip_ext.cycle_grams(image, text))
-    count = _cycle_count(inputs, options)
-    return sums[0] / count, sums[1] / count
+    divisor = _divisor(inputs, options)
+    return sums[0] / divisor, sums[1] / divisor
 
 
 def cycle_sum(inputs: Inputs, options: Options) -> Tensor:
@@ -66,10 +66,10 @@ def cycle_sum(inputs: Inputs, options: Options) -> Tensor:
     else:
         in_modal, cross_modal = cycle_terms(inputs, options)
         return in_modal + cross_modal
-    return inner_product(plus, minus) / _cycle_count(inputs, options)
+    return inner_product(plus, minus) / _divisor(inputs, options)
 
 
-def _cycle_count(inputs: Inputs, options: Options) -> int:
+def _divisor(inputs: Inputs, options: Options) -> int:
     n = inputs.image.shape[0] if inputs.batch is None else inputs.batch.rows
     return n if options.reduction == "batchmean" else n * n
 

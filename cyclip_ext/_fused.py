@@ -22,22 +22,22 @@ class Cycles(NamedTuple):
 
     in_modal: float  # weight
     cross_modal: float  # weight
-    count: int  # by which the sums over pairs are divided
+    divisor: int  # of the sums over pairs: N, or N^2
     keep_bytes: int
 
     def of(self, in_modal_sum: Tensor, cross_modal_sum: Tensor) -> Tensor:
         """Return the weighted sum of the terms."""
-        in_modal, cross_modal = in_modal_sum / self.count, cross_modal_sum / self.count
         if self.in_modal == self.cross_modal:
-            return self.in_modal * (in_modal + cross_modal)
-        return self.in_modal * in_modal + self.cross_modal * cross_modal
+            return (in_modal_sum + cross_modal_sum) * (self.in_modal / self.divisor)
+        weighted = self.in_modal * in_modal_sum + self.cross_modal * cross_modal_sum
+        return weighted / self.divisor
 
     def gradients(self, of_loss: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of both sums over pairs."""
-        of_in_modal = of_loss * self.in_modal / self.count
+        of_in_modal = of_loss * self.in_modal / self.divisor
         if self.in_modal == self.cross_modal:
             return of_in_modal, of_in_modal
-        return of_in_modal, of_loss * self.cross_modal / self.count
+        return of_in_modal, of_loss * self.cross_modal / self.divisor
 
 
 class FusedLoss(torch.autograd.Function):
@@ -63,7 +63,8 @@ class FusedLoss(torch.autograd.Function):
         outputs = block((image, texts, scale))
         row_lse, col_lse, positive, row_hardest, col_hardest = outputs[:5]
         n = image.shape[0]
-        col_lse, col_hardest = col_lse[:n], col_hardest[:n]
+        if texts.shape[0] > n:
+            col_lse, col_hardest = col_lse[:n], col_hardest[:n]
         logit = scale * positive
         zero = 0 * logit  # keeps NaN
         lses = of_directions(row_lse, col_lse, directions)
@@ -82,8 +83,9 @@ class FusedLoss(torch.autograd.Function):
         ctx: Any, of_loss: Tensor | None, *of_statistics: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         count = 2 if ctx.directions == "both" else 1
-        image, texts, scale, *saved = ctx.saved_tensors  # once, as activation checkpointing requires
-        products = saved.pop(0) if ctx.cycles is not None else None
+        # Unpacked once, as activation checkpointing requires.
+        image, texts, scale, *saved = ctx.saved_tensors
+        products = [saved.pop(0)] if ctx.cycles is not None else []
         differences, outputs = saved[:count], tuple(saved[count:])
         of_row_lse, of_col_lse, of_positive, of_row_hardest, of_col_hardest = of_statistics
         of_scale = None
@@ -109,14 +111,14 @@ class FusedLoss(torch.autograd.Function):
             grad if is_needed else None for grad, is_needed in zip(found, needed, strict=True)
         ]
         if of_loss is not None:
-            further = [None, None, of_scale]
+            further: list[Tensor | None] = [None, None, of_scale]
             if ctx.cycles is not None:
                 further[:2] = torch.ops.cyclip_ext.cycle_direct_backward(
-                    image, texts, products, *ctx.cycles.gradients(of_loss)
+                    image, texts, *products, *ctx.cycles.gradients(of_loss)
                 )
             for gradient, of_input in zip(gradients, further, strict=True):
                 if gradient is not None and of_input is not None:
-                    gradient += of_input
+                    gradient.add_(of_input)
         return None, None, None, *gradients
 
 

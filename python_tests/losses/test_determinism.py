@@ -135,3 +135,35 @@ def test_fused_loss_passes_the_gradients_of_the_statistics(monkeypatch: pytest.M
         loss = CyCLIPLoss(margin=0.3, hinge=0.7)(image, text, scale)
         runs.append([loss, *torch.autograd.grad(loss, (image, text, scale))])
     torch.testing.assert_close(*runs, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("weights", [(0.25, 0.25), (0.4, 0.0), (0.5, 0.1)], ids=str)
+def test_fused_cycles_have_the_gradients_of_separate_operations(
+    weights: tuple[float, float], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused loss is rounded once, not once for each of its terms."""
+    runs = []
+    for is_fused in True, False:
+        image, text, scale, _ = make_leaves(33, 64, dtype)
+        if not is_fused:
+            monkeypatch.setattr(_pair_terms, "is_fused", lambda *_: False)
+        loss = CyCLIPLoss(*weights)(image, text, scale)
+        assert ("FusedLoss" in _names_of_nodes(loss)) == is_fused
+        assert ("cycle_direct" in _names_of_nodes(loss)) != is_fused
+        (3 * loss).backward()
+        runs.append((loss.double(), [image.grad, text.grad, scale.grad]))
+    (fused, fused_grads), (separate, separate_grads) = runs
+    rounding = 1e-15 if dtype == torch.float64 else 2e-7
+    torch.testing.assert_close(fused, separate, rtol=rounding, atol=0)
+    _assert_same_bits(fused_grads, separate_grads)
+
+
+def _names_of_nodes(loss: Tensor) -> str:
+    pending, names = [loss.grad_fn], []
+    while pending:
+        node = pending.pop()
+        if node is not None:
+            names.append(node.name())
+            pending += [following for following, _ in node.next_functions]
+    return " ".join(names)
