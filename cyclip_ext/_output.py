@@ -1,4 +1,4 @@
-"""A closed output of the command lines, as in `cyclip-info | head -1`."""
+"""Output of the command lines: numbers of things, and a reader that is gone (`... | head -1`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
+
+
+def counted(count: int, noun: str) -> str:
+    """Return the number with its noun, whose plural ends in s: "1 row", "3,000 rows"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._files import regular_size
+from .._output import counted
 from .images import IMAGE_SUFFIXES
 
 SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "vertical bar"}
@@ -113,14 +114,15 @@ class Quoting:
         if not self.count:
             return ""
         where = ", ".join(map(str, self.lines)) + (", ..." if self.count > len(self.lines) else "")
+        rows = counted(self.count, "row")
         if self.quoted:
             return (
-                f"{path}: in {self.count:,} row(s) quotes do not enclose a field (lines {where}); "
+                f"{path}: in {rows} quotes do not enclose a field (lines {where}); "
                 "these rows are skipped. If quotes mean nothing in this table, pass "
                 "--csv-quoting none (csv_quoting)"
             )
         return (
-            f"{path}: in {self.count:,} row(s) quotes do not enclose a field (lines {where}), so "
+            f"{path}: in {rows} quotes do not enclose a field (lines {where}), so "
             "the table is read without quoting: every line is a row, quotes are part of the text. "
             "If it is quoted, pass --csv-quoting quoted (csv_quoting); these rows are then skipped"
         )

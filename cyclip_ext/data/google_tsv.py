@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._output import counted
 from .captions import is_text, usable_captions
 from .columns import Columns, cached, file_state
 from .delimited import DelimitedRows, TextFile
@@ -209,12 +210,12 @@ class _Matching:
             )
         if beyond:
             raise ValueError(
-                f"{len(beyond):,} file(s) in {images} have numbers above {last:,}, the last row of "
-                f"{self.file.path} (e.g. {files[beyond[0]][0]}), so the numbers are not those of "
-                "its rows, and captions would go to other images. img2dataset numbers rows only if "
-                "number_sample_per_shard is a power of ten; otherwise let it write the captions "
-                "too and open its output without the table. Name a folder with images (--images) "
-                "that holds the files of this table only"
+                f"{images} contains {counted(len(beyond), 'file')} numbered above {last:,}, the "
+                f"last row of {self.file.path} (e.g. {files[beyond[0]][0]}), so the numbers are "
+                "not those of its rows, and captions would go to other images. img2dataset "
+                "numbers rows only if number_sample_per_shard is a power of ten; otherwise let "
+                "it write the captions too and open its output without the table. Name a folder "
+                "with images (--images) that holds the files of this table only"
             )
         if given is None and not zero:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._files import regular_size
+from .._output import counted
 from .captions import usable_captions
 from .columns import Columns, Strings, StringWriter, cached
 from .dataset import Encoded, FileDataset, digest
@@ -114,7 +115,7 @@ def _by_key(files: Sequence[Path], folder: Path, caption: str) -> TableDataset:
 
 
 def _name(files: Sequence[Path]) -> str:
-    return f"{len(files)} parquet file(s) in {files[0].parent}"
+    return f"{counted(len(files), 'parquet file')} in {files[0].parent}"
 
 
 class ParquetDataset(FileDataset):
@@ -193,7 +194,7 @@ def _rows(
             broken.append(f"{path}: {type(error).__name__}: {error}")
     usual = max(1, round(sum(counts) / max(len(counts), 1)))
     for reason in broken:
-        where = f"{reason}; about {usual:,} row(s) lost (estimated)"
+        where = f"{reason}; about {counted(usual, 'row')} lost (estimated)"
         skipped.add("unreadable parquet", where, usual)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._output import counted
 from .captions import decode_captions
 from .columns import Columns
 from .dataset import Encoded, FileDataset, digest
@@ -71,7 +72,7 @@ class TarDataset(FileDataset):
     ) -> None:
         if not shards:
             raise ValueError("shards must name at least one .tar file, got none")
-        self.name = f"{len(shards)} tar shard(s) in {shards[0].parent}"
+        self.name = f"{counted(len(shards), 'tar shard')} in {shards[0].parent}"
         self.shards = tuple(shards)
         self._one_per_line = one_per_line
         self._states = [content_state(shard) for shard in self.shards]  # before they are indexed

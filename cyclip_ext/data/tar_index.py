@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._files import regular_size
+from .._output import counted
 from .captions import CAPTION_SUFFIXES
 from .columns import Columns, cached
 from .images import IMAGE_SUFFIXES
@@ -133,7 +134,9 @@ def _skipped(parts: Sequence[_Part]) -> SkipReport:
             unread = (part.bytes or usual) - part.read
             size = part.read / part.samples if part.samples else mean
             lost = max(1, round(unread / size)) if size else 1
-            detail = f"{part.shard}: {part.detail}; about {lost:,} sample(s) lost (estimated)"
+            detail = (
+                f"{part.shard}: {part.detail}; about {counted(lost, 'sample')} lost (estimated)"
+            )
             skipped.add(part.reason, detail, lost)
     return skipped
 

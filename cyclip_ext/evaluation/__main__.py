@@ -19,7 +19,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from .._output import quiet_if_output_closes
+from .._output import counted, quiet_if_output_closes
 from ..data import BUILTIN, DatasetSplits, ImageDataset, MissingData, ReadOptions, resolved
 from ..models.trained import TrainedModel, load_pretrained, load_trained, run_folder_of
 from .builtin import MAIN, MEANING, encode_splits, evaluate_splits
@@ -389,9 +389,7 @@ def _facts(trained: TrainedModel) -> dict[str, str]:
     if {"epochs", "seed"} <= run.keys():
         data = trained.settings.get("data", {}).get("train_data", "auto")
         data = "the default data" if data == "auto" else data
-        facts["training"] = (
-            f"{run['epochs']} epoch{'s' * (run['epochs'] > 1)} on {data}, seed {run['seed']}"
-        )
+        facts["training"] = f"{counted(run['epochs'], 'epoch')} on {data}, seed {run['seed']}"
     return facts
 
 

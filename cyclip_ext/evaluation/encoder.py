@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .._output import counted
 from ..data.captions import shorten
 from ..models.trained import TrainedModel
 from .embeddings import NotFiniteError
@@ -107,7 +108,9 @@ class Encoder:
         short = [shorten(text) for text in texts]
         cut = sum(one != other for one, other in zip(short, texts, strict=True))
         if cut:
-            self.notify(f"{cut:,} text(s) cut before tokenizing: too long, or with too long a word")
+            self.notify(
+                f"{counted(cut, 'text')} cut before tokenizing: too long, or with too long a word"
+            )
         rows = []
         with _evaluating(self.model):
             for start in range(0, len(short), TEXT_BATCH):

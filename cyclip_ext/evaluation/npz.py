@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._files import NotRegularFileError, regular_size
+from .._output import counted
 from ..data import SkipReport, Superclasses
 from .embeddings import LEVEL, Embeddings, NotFiniteError
 
@@ -119,8 +120,8 @@ def _value(path: Path, key: str, array: npt.NDArray[Any]) -> Any:
     kinds, dimensions = _ARRAYS.get(key, ("U", 1))  # of levels: texts [C]
     if array.dtype.kind not in kinds or array.ndim != dimensions:
         raise ValueError(
-            f"{path}: {key} must be {_KINDS[kinds]} of {dimensions} dimension(s), got "
-            f"{array.dtype} {[*array.shape]}"
+            f"{path}: {key} must be {_KINDS[kinds]} of "
+            f"{counted(dimensions, 'dimension')}, got {array.dtype} {[*array.shape]}"
         )
     if kinds == "U":
         return tuple(map(str, array.tolist())) if dimensions else str(array)

@@ -13,6 +13,7 @@ import torch
 from .. import libraries
 from .._files import write_atomic
 from .._normalization import MEAN, STD
+from .._output import counted
 from ..data import SkipReport
 from ..models import CreatedModel, create_model
 from ..models.trained import load_weights
@@ -112,7 +113,7 @@ def _announce(trainer: Trainer) -> None:
         f"losses: {backend_line(trainer.device)}"
     )
     ranks.say(
-        f"  {config.run.epochs} epoch{'s' * (config.run.epochs > 1)} of "
+        f"  {counted(config.run.epochs, 'epoch')} of "
         f"{trainer.steps_per_epoch} steps of {trainer.global_batch} pairs{parts}; "
         f"step {trainer.step} of {trainer.total_steps}"
     )

@@ -198,7 +198,7 @@ def test_long_words_are_cut_and_reported_once(model: Towers) -> None:
     captions = [("a" * 64_000,), ("b" * MAX_WORD,), ("c" * 600,)]
     encode(Greys([1, 2, 3], captions=captions), make_encoder(model, notify=shown.append))
     assert model.texts == [MAX_WORD] * 3
-    assert shown == ["2 text(s) cut before tokenizing: too long, or with too long a word"]
+    assert shown == ["2 texts cut before tokenizing: too long, or with too long a word"]
 
 
 def test_prompts_replace_names_and_templates(model: Towers) -> None:
