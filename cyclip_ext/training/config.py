@@ -88,7 +88,7 @@ class LossConfig:
     loss: Literal["cyclip", "clip", "siglip"] = _option("cyclip", "training loss")
     in_modal: float = _option(0.25, "weight of in-modal cycle consistency")
     cross_modal: float = _option(0.25, "weight of cross-modal cycle consistency")
-    margin: float = _option(0.0, "weight of the one-sided margin; 0.1 when used")
+    margin: float = _option(0.0, "weight of the one-sided margin, such as 0.1")
     hinge: float = _option(0.0, "weight of the hinge margin")
     mask_duplicates: bool = _option(
         False, "pairs with the same image or an equal caption are not each other's negatives"

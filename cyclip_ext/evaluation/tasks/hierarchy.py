@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..._files import read_text
+from ..._output import counted
 from ..._plotting import BLUE, VERMILION, shorten
 from ...data import Superclasses
 from ..embeddings import Embeddings
@@ -77,7 +78,9 @@ def read_superclasses(source: str | Path) -> dict[str, str]:
     for place, *cells in read(path):
         name, superclass = (cell.strip() for cell in cells)
         if not name or not superclass:
-            raise ValueError(f"{path}, {place}: class and superclass must not be empty")
+            raise ValueError(
+                f"{path}, {place}: class and superclass must not be empty; name both, or remove it"
+            )
         if _normal(name) in first:
             raise ValueError(
                 f"{path}, {place}: class {name!r} is already in {first[_normal(name)]}; each class "
@@ -102,7 +105,10 @@ def _read_json(path: Path) -> Iterator[tuple[str, str, str]]:
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must be an object, got {type(content).__name__}")
+        raise ValueError(
+            f"{path} must be an object of class -> superclass or superclass -> classes, got "
+            f"{type(content).__name__}"
+        )
     for key, value in content.items():
         place = f"entry {key!r}"
         if isinstance(value, str):
@@ -111,7 +117,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, str, str]]:
             yield from ((place, name, key) for name in value)
         else:
             raise ValueError(
-                f"{path}, {place}: must be the name of a superclass or a list of classes"
+                f"{path}, {place}: must be the name of a superclass or a list of classes, got "
+                f"{value!r}"
             )
     if len({type(value) for value in content.values()}) > 1:
         raise ValueError(
@@ -129,7 +136,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, str, str]]:
         )
     for row in filter(None, rows):
         if len(row) != 2:
-            raise ValueError(f"{path}, line {rows.line_num}: 2 cells expected, got {len(row)}")
+            raise ValueError(
+                f"{path}, line {rows.line_num}: a row is a class and its superclass, got "
+                f"{counted(len(row), 'cell')}; put names with commas in quotes"
+            )
         yield f"line {rows.line_num}", row[0], row[1]
 
 

@@ -67,7 +67,10 @@ def batch_margins(
     margins = [torch.cat(parts) for parts in (to_text, to_image)]
     margins = [values[values.isfinite()] for values in margins]  # -inf: no negative
     if not len(margins[0]):
-        raise ValueError("labels are equal within every batch: no pair has a negative")
+        raise ValueError(
+            "labels are equal within every batch, so no pair has a negative; use larger batches or "
+            "another seed"
+        )
     return Margins(*margins)
 
 

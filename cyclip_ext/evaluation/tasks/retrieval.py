@@ -55,7 +55,7 @@ def retrieve(
     """
     of_images, of_texts = retrieval_ranks(image_features, text_features, image_labels, text_labels)
     if not (of_texts >= 0).any():  # then no image has a text either
-        raise ValueError("no text shares a label with any image: nothing to retrieve")
+        raise ValueError("no text shares a label with any image; check the labels of both")
     return {
         "image_retrieval": Retrieved(of_texts[of_texts >= 0]),
         "text_retrieval": Retrieved(of_images[of_images >= 0]),

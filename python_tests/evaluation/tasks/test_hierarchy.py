@@ -140,7 +140,11 @@ def test_tables_are_utf8_with_or_without_a_byte_order_mark(tmp_path: Path) -> No
     ("name", "content", "message"),
     [
         ("t.csv", "cat,animal\n", "line 1: the header must be class,superclass, got cat,animal"),
-        ("t.csv", "class,superclass\ncat\n", "line 2: 2 cells expected, got 1"),
+        (
+            "t.csv",
+            "class,superclass\ncat\n",
+            "line 2: a row is a class and its superclass, got 1 cell",
+        ),
         (
             "t.csv",
             "class,superclass\ncat,a\ndog,a\ncat,b\n",
@@ -151,7 +155,7 @@ def test_tables_are_utf8_with_or_without_a_byte_order_mark(tmp_path: Path) -> No
         ("t.json", '{"a": ["x"], "b": ["x"]}', "'b': class 'x' is already in entry 'a'"),
         ("t.json", '{"a": ["x"], "y": "b"}', "mixes"),
         ("t.json", '{"a": 3}', "entry 'a': must be"),
-        ("t.json", "[]", "must be an object, got list"),
+        ("t.json", "[]", "must be an object of class -> superclass .*, got list"),
         ("t.json", "{", "is not a JSON file"),
         ("t.txt", "", ".json or .csv file or one of cifar100"),
     ],

@@ -55,7 +55,7 @@ def test_ties_count_against_the_model() -> None:
 
 
 def test_texts_of_other_labels_are_rejected() -> None:
-    with pytest.raises(ValueError, match="nothing to retrieve"):
+    with pytest.raises(ValueError, match="no text shares a label"):
         retrieve(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2) + 2)
 
 
