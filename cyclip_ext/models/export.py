@@ -59,6 +59,7 @@ def export_run(path: Path, folder: Path, format: ExportFormat) -> list[Path]:
         ValueError: If the format is unknown, if it is "open_clip" and the model is one of this
             package's own, and as `load_trained`.
         FileNotFoundError: If there is no checkpoint.
+        OSError: If `folder` cannot be written.
         ImportError: If a package of the extra "export" is missing.
     """
     if format not in FORMATS:
@@ -73,7 +74,12 @@ def export_run(path: Path, folder: Path, format: ExportFormat) -> list[Path]:
         )
     created.model.eval()
     made = folder / f".export.{os.getpid()}.tmp"
-    made.mkdir(parents=True)
+    try:
+        made.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(
+            f"the export cannot be written into {folder}: {error.strerror}; choose another folder"
+        ) from None
     try:
         _WRITERS[format](created, made)
         return [file.replace(folder / file.name) for file in sorted(made.iterdir())]

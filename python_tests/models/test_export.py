@@ -166,3 +166,16 @@ def test_impossible_exports_write_nothing(
     with pytest.raises((ValueError, ImportError, FileNotFoundError), match=message):
         export_run(run, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))  # not used
+    run, output = write_run(tmp_path / "run", "mini"), tmp_path / "file"
+    output.write_text("mine")
+    words = ["export", str(run), "--format", "safetensors", "--output", str(output)]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert f"cannot be written into {output}: Not a directory; choose another folder" in error
+    assert output.read_text() == "mine"
