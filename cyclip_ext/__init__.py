@@ -5,8 +5,10 @@
 | module | contents |
 | --- | --- |
 | `losses`, `functional` | the public losses, as modules and as functions |
+| `matryoshka` | a loss over prefixes of the features |
 | `_inputs`, `_dispatch` | their arguments and options; which implementation runs |
 | `_pair_terms`, `_cycle_terms` | their terms, over all pairs and from Gram matrices |
+| `_fused` | contrastive loss and cycle terms as one node of the graph |
 | `_same_label`, `_blocks`, `_sums` | equal labels; blocks of the similarity matrix; means |
 | `reference` | the same losses as dense formulas: the specification |
 | `ops` | the native operators: shapes, derivatives, FLOPs |
@@ -15,7 +17,7 @@
 | `grad_cache` | exact gradients of a large batch in the memory of a small one |
 | `info` | `python -m cyclip_ext.info`: a report on the installation |
 | `_torch_compat`, `_optional` | all uses of undocumented names of torch; optional imports |
-| `_files`, `_output`, `_plotting` | atomic writes; closed outputs of the programs; plots |
+| `_files`, `_output`, `_plotting` | atomic writes; output of the programs; plots |
 | `data`, `models`, `training` | the pretraining loop |
 | `evaluation` | accuracy and geometry of the embeddings of any model |
 | `integrations` | the losses inside the trainers of other packages |
@@ -33,7 +35,8 @@ from .functional import (
     margin_loss,
     sigmoid_loss,
 )
-from .losses import CLIPLoss, CyCLIPLoss, MatryoshkaLoss, SigLIPLoss
+from .losses import CLIPLoss, CyCLIPLoss, SigLIPLoss
+from .matryoshka import MatryoshkaLoss
 
 __version__ = "0.2.0"
 

@@ -1,4 +1,4 @@
-"""Output of the command lines: numbers of things, and a reader that is gone (`... | head -1`)."""
+"""Output of the command lines: numbers with their nouns, and a reader that is gone."""
 
 from __future__ import annotations
 
