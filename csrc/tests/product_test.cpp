@@ -212,6 +212,24 @@ void test_all_registers() {
 }
 #endif
 
+// Columns whose words are contiguous, and rows whose words are; a panel with fewer columns than it holds.
+template <typename Word>
+void test_fill_panel(int64_t depth, int64_t cols, bool contiguous) {
+  const int64_t panel_cols = 24, col_stride = contiguous ? depth + 3 : 1, depth_stride = contiguous ? 1 : cols + 3;
+  std::mt19937 random(static_cast<unsigned>(depth * 100 + cols));
+  std::vector<Word> columns((cols - 1) * col_stride + (depth - 1) * depth_stride + 1),
+      panel(depth * panel_cols, 1);
+  fill(&columns, &random);
+  fill_panel(columns.data(), col_stride, depth_stride, depth, cols, panel_cols, panel.data());
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t col = 0; col < panel_cols; ++col) {
+      const Word expected = col < cols ? columns[col * col_stride + k * depth_stride] : 0;
+      check_close(panel[k * panel_cols + col], expected, 0,
+                  "panel of [" + std::to_string(depth) + ", " + std::to_string(cols) + "]");
+    }
+  }
+}
+
 // In both orders of pairing. Odd rows and columns are padded with zeros, and so is the last panel.
 void test_pairs(int64_t rows, int64_t cols) {
   const std::string name = "pairs [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
@@ -315,6 +333,15 @@ int main() {
       if (cpu::bf16_kernels() == nullptr) continue;
       test::test_round_tile(*cpu::bf16_kernels(), rows, cols);
       test::test_round_rows(*cpu::bf16_kernels(), rows, cols);
+    }
+  }
+  for (const int64_t depth : {1, 15, 16, 33}) {
+    for (const int64_t cols : {1, 3, 4, 22, 24}) {
+      for (const bool contiguous : {false, true}) {
+        test::test_fill_panel<float>(depth, cols, contiguous);
+        test::test_fill_panel<double>(depth, cols, contiguous);
+        test::test_fill_panel<cpu::Bf16Pair>(depth, cols, contiguous);
+      }
     }
   }
   if (cpu::bf16_kernels()) test::test_all(&cpu::bf16_kernels()->product, "bfloat16");

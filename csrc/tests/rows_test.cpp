@@ -65,9 +65,11 @@ void test_rows(int64_t rows, int64_t d, double tolerance, double rounding) {
   row_kernels<X>().norms(image.data(), rows, d, image_norms.data());
   row_kernels<X>().norms(text.data(), rows, d, text_norms.data());
   std::vector<T> projected = plus;
-  row_kernels<X>().subtract_projection(image.data(), image_norms.data(), rows, d, projected.data(), projected.data());
+  row_kernels<X>().subtract_projection(image.data(), image_norms.data(), rows, d, projected.data(),
+                                       projected.data());
   std::vector<X> rounded(rows * d);
-  row_kernels<X>().subtract_projection_rounded(image.data(), image_norms.data(), rows, d, plus.data(), rounded.data());
+  row_kernels<X>().subtract_projection_rounded(image.data(), image_norms.data(), rows, d, plus.data(),
+                                               rounded.data());
   const TowerRows<X> towers = {image.data(), text.data(), image_norms.data(), text_norms.data(), rows, d};
   std::vector<T> sum(rows * d), difference(rows * d);
   std::vector<double> along(rows * kAlong), scratch(2 * d);

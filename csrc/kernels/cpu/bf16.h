@@ -31,7 +31,7 @@ struct RoundTile {
 struct Bf16Kernels {
   ProductKernel<Bf16Pair> product;
   void (*round_tile)(const RoundTile&);
-  // As pair_rows, but rounds rows of float to bfloat16.
+  // As pair_rows, but rounds rows of float to bfloat16. Subnormal numbers become zero, as in products.
   void (*round_rows)(const float* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride,
                      Bf16Pair* pairs);
 };

@@ -78,6 +78,12 @@ inline constexpr int64_t kProductWorkspace = (kDepthBlock / sizeof(Word)) * (kRo
 template <typename Word>
 LeftOperand<Word> gather_by_depth(const LeftOperand<Word>& left, int64_t rows, int64_t depth, Word* workspace);
 
+// Writes a panel of a right operand, [depth, panel_cols]: word k of column c is
+// columns[c * col_stride + k * depth_stride]. Columns from `cols` on are zero.
+template <typename Word>
+void fill_panel(const Word* columns, int64_t col_stride, int64_t depth_stride, int64_t depth, int64_t cols,
+                int64_t panel_cols, Word* panel);
+
 // Computes a product of any size. `workspace` may be null if left.depth_stride is 1.
 template <typename Word>
 void blocked_product(const ProductKernel<Word>& kernel, const Product<Word>& product, Word* workspace);

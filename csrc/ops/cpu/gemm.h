@@ -47,24 +47,11 @@ void library_product(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<
 template <typename Word>
 class Panels {
  public:
-  // fill(column, depth begin, depth end, to, stride) writes the words of one column, `stride` apart.
-  template <typename Fill>
-  Panels(const ProductKernel<Word>& kernel, int64_t depth, int64_t cols, const Fill& fill)
-      : cols_(kernel.panel_cols), depth_(depth), words_(round_up(cols, cols_) * depth) {
-    for_each_task(ceil_div(cols, cols_), [&](int64_t panel) {
-      Word* words = words_.data() + panel * depth * cols_;
-      constexpr int64_t block = 16;  // words of one cache line of the source
-      for (int64_t k = 0; k < depth; k += block) {
-        for (int64_t col = 0; col < cols_; ++col) {
-          const int64_t end = std::min(k + block, depth), global = panel * cols_ + col;
-          Word* to = words + k * cols_ + col;
-          if (global < cols) {
-            fill(global, k, end, to, cols_);
-          } else {
-            for (int64_t i = k; i < end; ++i, to += cols_) *to = 0;
-          }
-        }
-      }
+  Panels(const ProductKernel<Word>& kernel, const Matrix<const Word>& b)
+      : cols_(kernel.panel_cols), depth_(b.rows), words_(round_up(b.cols, cols_) * depth_) {
+    for_each_block(b.cols, cols_, [&](int64_t begin, int64_t end) {
+      fill_panel(b.data + begin * b.col_stride, b.col_stride, b.row_stride, depth_, end - begin, cols_,
+                 words_.data() + begin * depth_);
     });
   }
 
@@ -76,14 +63,6 @@ class Panels {
   int64_t cols_, depth_;
   Buffer<Word> words_;
 };
-
-template <typename T>
-Panels<T> panels_of(const ProductKernel<T>& kernel, const Matrix<const T>& b) {
-  return Panels<T>(kernel, b.rows, b.cols, [&](int64_t col, int64_t begin, int64_t end, T* to, int64_t stride) {
-    const T* from = b.data + col * b.col_stride;
-    for (int64_t k = begin; k < end; ++k, to += stride) *to = from[k * b.row_stride];
-  });
-}
 
 template <typename Word>
 void run_product(const ProductKernel<Word>& kernel, const Product<Word>& product) {
@@ -104,13 +83,13 @@ void gemm(const Matrix<T>& c, const Matrix<const T>& a, const Matrix<const T>& b
     run_product<T>(*kernel,
                    {left, {b.data, b.row_stride, width}, c.data, c.row_stride, a.rows, a.cols, whole, accumulate});
   } else if (whole > 0) {
-    const Panels<T> panels = panels_of(*kernel, b.col_block(0, whole * width));
+    const Panels<T> panels(*kernel, b.col_block(0, whole * width));
     run_product<T>(*kernel, {left, panels.from(0), c.data, c.row_stride, a.rows, a.cols, whole, accumulate});
   }
   if (whole * width == c.cols) return;
   // The last columns form a panel of their own.
   const int64_t first = whole * width, cols = c.cols - first;
-  const Panels<T> panels = panels_of(*kernel, b.col_block(first, c.cols));
+  const Panels<T> panels(*kernel, b.col_block(first, c.cols));
   Buffer<T> out(a.rows * width);
   run_product<T>(*kernel, {left, panels.from(0), out.data(), width, a.rows, a.cols, 1, false});
   for (int64_t row = 0; row < c.rows; ++row) {

@@ -30,8 +30,8 @@ struct PairGradients {
   ScalarGradients scalars;
 };
 
-// The gradient of one tower, of type Out. It is summed in T; if it has several parts, in memory of its
-// own, and otherwise block by block.
+// The gradient of one tower, of type Out. Its sums are of type T. If the types differ, the sums of all
+// rows have memory of their own if they have several parts, and otherwise those of a block at a time.
 template <typename Out, typename T>
 class GradientRows {
  public:

@@ -27,7 +27,7 @@ class ExactProducts {
 
   ExactProducts(const Tensor& image_features, const Tensor& text_features, bool needs_dots)
       : image(image_features), text(text_features) {
-    if (kernel_ && needs_dots) panels_.emplace(panels_of(*kernel_, text.block(0, text.rows).transposed()));
+    if (kernel_ && needs_dots) panels_.emplace(*kernel_, text.block(0, text.rows).transposed());
   }
 
   const Features<T> image, text;
@@ -87,7 +87,7 @@ class ExactProducts {
 // The words of features along their rows. For an even width these are the features themselves.
 class RowWords {
  public:
-  explicit RowWords(const Features<Bf16>& features) : depth_(ceil_div(features.d, 2)) {
+  explicit RowWords(const Features<Bf16>& features) : rows_(features.rows), depth_(ceil_div(features.d, 2)) {
     if (features.d % 2 == 0) {
       data_ = reinterpret_cast<const Bf16Pair*>(features.data);
       return;
@@ -101,9 +101,10 @@ class RowWords {
 
   int64_t depth() const { return depth_; }
   const Bf16Pair* row(int64_t i) const { return data_ + i * depth_; }
+  Matrix<const Bf16Pair> matrix() const { return {data_, rows_, depth_, depth_}; }
 
  private:
-  int64_t depth_;
+  int64_t rows_, depth_;
   std::optional<Buffer<Bf16Pair>> padded_;
   const Bf16Pair* data_;
 };
@@ -211,11 +212,7 @@ class Bf16Products {
     if (!needs_dots) return;
     image_words_.emplace(image);
     const RowWords text_words(text);
-    text_panels_.emplace(kernel(), text_words.depth(), text.rows,
-                         [&](int64_t col, int64_t begin, int64_t end, Bf16Pair* to, int64_t stride) {
-                           const Bf16Pair* from = text_words.row(col);
-                           for (int64_t k = begin; k < end; ++k, to += stride) *to = from[k];
-                         });
+    text_panels_.emplace(kernel(), text_words.matrix().transposed());
   }
 
   const Features<Bf16> image, text;

@@ -17,8 +17,9 @@ namespace cyclip::cpu {
 
 namespace avx512bf16 {
 void round_tile(const RoundTile& args);
-void round_rows(const float* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride, Bf16Pair* pairs);
-}
+void round_rows(const float* x, int64_t rows, int64_t d, int64_t panel_cols, int64_t panel_stride,
+                Bf16Pair* pairs);
+}  // namespace avx512bf16
 
 namespace amx {
 
