@@ -43,7 +43,8 @@ class Cycles(NamedTuple):
 class FusedLoss(torch.autograd.Function):
     """Contrastive loss and statistics of a block, with its cycle terms unless they are None.
 
-    The gradients have the bits of the separate operations. The backward passes of the operators
+    The gradients have the bits of the separate operations, but what is computed for the contrastive
+    loss stays in memory while those of the cycle terms are. The backward passes of the operators
     raise if they are differentiated again.
     """
 
@@ -112,7 +113,7 @@ class FusedLoss(torch.autograd.Function):
         ]
         if of_loss is not None:
             further: list[Tensor | None] = [None, None, of_scale]
-            if ctx.cycles is not None:
+            if ctx.cycles is not None and any(needed[:2]):
                 further[:2] = torch.ops.cyclip_ext.cycle_direct_backward(
                     image, texts, *products, *ctx.cycles.gradients(of_loss)
                 )

@@ -168,6 +168,7 @@ def contrastive(
         loss, *rows = FusedLoss.apply(block, options.directions, cycles, *tensors)
         statistics = PairStatistics(*rows)
     else:
+        assert cycles is None
         statistics = pair_statistics(inputs, options, needs_hardest=needs_hardest)
         logit = inputs.scale * statistics.positive
         zero = 0 * logit  # keeps NaN

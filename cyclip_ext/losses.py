@@ -232,8 +232,8 @@ class CyCLIPLoss(PairwiseLoss):
 
     def terms(self, inputs: Inputs, *, apart: bool) -> tuple[Terms, Terms]:
         """Return every term of nonzero weight."""
-        # First here is last in the backward pass, where the cycle terms need the least memory
-        # beside the gradients that are there already.
+        # Unless they are fused, the cycle terms are first here and last in the backward pass, where
+        # they need the least memory beside the gradients that are there already.
         fused = None if apart else self._fused_cycles(inputs)
         cycle = {} if fused else self._cycle_losses(inputs, apart)
         needs_hardest = self.statistics or self.hinge != 0

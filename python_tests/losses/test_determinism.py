@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cyclip_ext import _pair_terms, _sums
 from cyclip_ext._fused import FusedLoss
@@ -157,6 +158,24 @@ def test_fused_cycles_have_the_gradients_of_separate_operations(
     rounding = 1e-15 if dtype == torch.float64 else 2e-7
     torch.testing.assert_close(fused, separate, rtol=rounding, atol=0)
     _assert_same_bits(fused_grads, separate_grads)
+
+
+def test_fused_cycles_are_not_differentiated_for_the_scale_alone() -> None:
+    image, text, scale, _ = make_leaves(33, 64)
+    loss = CyCLIPLoss()(image.detach(), text.detach(), scale)
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert counter.get_flop_counts()["Global"].keys() == {
+        torch.ops.cyclip_ext.pair_statistics_backward
+    }
+
+
+def test_cycles_of_large_batches_are_not_fused() -> None:
+    """They would keep the dot products in memory during the backward pass of the cycle terms."""
+    for n, is_fused in (1024, True), (1025, False):
+        image, text, scale, _ = make_leaves(n, 1280)
+        loss = CyCLIPLoss()(image, text, scale)
+        assert ("cycle_direct" in _names_of_nodes(loss)) != is_fused
 
 
 def _names_of_nodes(loss: Tensor) -> str:
